@@ -1,0 +1,9 @@
+#!/usr/bin/env python3
+"""Evaluate a checkpoint: `python evaluate.py -c configs/evaluate/digits.yaml --checkpoint runs/digits_aloe/last.ckpt`."""
+
+import sys
+
+from robust_ood.cli import evaluate
+
+if __name__ == "__main__":
+    sys.exit(evaluate())

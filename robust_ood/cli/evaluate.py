@@ -1,0 +1,76 @@
+"""`evaluate.py`: a saved checkpoint, its detectors, attacks through them, and OOD sets, to a table and result files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ActionConfigFile, ArgumentParser
+from rich.console import Console
+from torch import nn
+
+from robust_ood.cli.output import writable_folder
+from robust_ood.cli.types import register_types
+from robust_ood.data import OODData
+
+
+def parser() -> ArgumentParser:
+    """Return the parser of the evaluate command."""
+    register_types()
+    parser = ArgumentParser(prog="evaluate.py", description="Evaluate a saved network.", exit_on_error=False)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; several compose")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint of a training run, or a state dict")
+    parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results.json and results.csv")
+    parser.add_argument(
+        "--name", type=str | None, default=None, help="model name in the rows (default: checkpoint's folder)"
+    )
+    parser.add_argument(
+        "--detectors", type=list[str | dict[str, Any]], default=["msp"], help="names, or name and settings"
+    )
+    parser.add_argument(
+        "--attacks", type=list[str | dict[str, Any]], default=["pgd"], help="names, or name and settings"
+    )
+    parser.add_argument("--limit", type=int | None, default=None, help="use only the first so many images of each set")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_subclass_arguments(nn.Module, "net", required=False, help="network (default: the checkpoint's own)")
+    parser.add_class_arguments(OODData, "data")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Evaluate a checkpoint and return the exit code."""
+    commands = parser()
+    config = commands.parse_args(list(arguments))
+    built = commands.instantiate_classes(config)
+
+    from robust_ood import attacks, detectors
+    from robust_ood.evaluation import evaluate, print_results
+    from robust_ood.evaluation.checks import check_limit, choose_device
+    from robust_ood.models import load_network
+
+    check_limit(built.limit)
+    device = choose_device(built.device)
+    net = load_network(built.checkpoint, built.get("net"))
+    data = built.data
+    chosen = detectors.build_all(built.detectors, net)
+    against = attacks.build_all(built.attacks)
+    data.setup("test")
+    data.ood_sets()
+    folder = writable_folder(built.output)
+    console = Console()
+    with console.status("evaluating") as status:
+        results = evaluate(
+            net,
+            detectors=chosen,
+            attacks=against,
+            data=data,
+            model=built.name or built.checkpoint.resolve().parent.name,
+            limit=built.limit,
+            device=device,
+            progress=lambda step: status.update(step),
+        )
+    results.write(folder)
+    print_results(results, console)
+    console.print(f"wrote {folder / 'results.json'} and {folder / 'results.csv'}")
+    return 0

@@ -1,0 +1,12 @@
+"""How configs write our own types."""
+
+from __future__ import annotations
+
+from jsonargparse.typing import register_type
+
+from robust_ood.regions import Fraction
+
+
+def register_types() -> None:
+    """Let configs write a radius or a step size as `8/255`."""
+    register_type(Fraction, serializer=float, deserializer=Fraction, fail_already_registered=False)

@@ -1,0 +1,37 @@
+"""Scores of the logits: their maximum and their free energy."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from robust_ood import losses
+from robust_ood.detectors.contract import OutputsDetector
+from robust_ood.errors import UserError
+from robust_ood.models import Outputs
+
+
+class MaxLogit(OutputsDetector):
+    """The largest logit, unbounded. Source: Hendrycks et al. 2022 (MLS)."""
+
+    def score(self, out: Outputs) -> Tensor:
+        """Return the largest entry of each row of logits."""
+        return losses.wide(out.logits).amax(1)
+
+
+class Energy(OutputsDetector):
+    """Minus the free energy, `T logsumexp(z / T)`, unbounded. Source: Liu et al. 2020, Eq. 4 (EBO in OpenOOD).
+
+    Args:
+        net: classifier, images to logits.
+        temperature: T, > 0.
+    """
+
+    def __init__(self, net: nn.Module, temperature: float = 1.0) -> None:
+        super().__init__(net)
+        if not temperature > 0:
+            raise UserError(f"temperature: {temperature} is not > 0")
+        self.temperature = temperature
+
+    def score(self, out: Outputs) -> Tensor:
+        """Return the negative free energy of each row of logits."""
+        return self.temperature * (losses.wide(out.logits) / self.temperature).logsumexp(1)

@@ -1,0 +1,168 @@
+"""Detectors that move the image before they score it: ODIN, input noise for any score, and PRO.
+
+Each moves the image by a call of the engine, whose result carries no gradient. Attackers get a surrogate that treats
+the movement as a constant (straight-through): its value is the score at the very point where the detector reads it.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from robust_ood.detectors.contract import Detector, Wrapper
+from robust_ood.detectors.softmax import MSP
+from robust_ood.errors import UserError
+from robust_ood.models import Normalize
+from robust_ood.modes import ordinary
+from robust_ood.perturb import minimize
+from robust_ood.regions import Unbounded
+
+
+class Moved(Wrapper):
+    """A detector that scores an image near the given one, which `move` finds."""
+
+    @abstractmethod
+    def move(self, images: Tensor) -> Tensor:
+        """Return the images that are scored instead, `(N, C, H, W)`, detached."""
+
+    def surrogate(self, images: Tensor) -> Tensor:
+        """Return the wrapped detector's surrogate at the moved images, with the movement held constant."""
+        return self.detector.surrogate(self._straight_through(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the wrapped detector's scores `(N,)` at the moved images."""
+        scores: Tensor = self.detector(self._straight_through(images))
+        return scores
+
+    def _straight_through(self, images: Tensor) -> Tensor:
+        return images + (self.move(images) - ordinary(images))
+
+
+@dataclass(frozen=True)
+class _PositiveAtZero(Unbounded):
+    """Sign steps that count sign(0) as +1, as the public ODIN code does."""
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        return torch.where(gradient >= 0, 1.0, -1.0).to(gradient.dtype)
+
+
+class InputNoise(Moved):
+    """Any score after one sign step that raises it: `score(x + magnitude sign(grad score(x)))`.
+
+    Source: Liang et al. 2018 for MSP (ODIN), Lee et al. 2018 for Mahalanobis (ALOE appendix, between Eq. 8 and 9).
+
+    Args:
+        detector: the score to raise, then to read.
+        magnitude: size of the step in pixel fractions, >= 0.
+        clip: whether the moved image is clipped to [0, 1]; the public codes do not clip.
+        zero_is_positive: count sign(0) of the gradient of minus the score as +1, as the public ODIN code does.
+    """
+
+    def __init__(
+        self, detector: Detector, magnitude: float, *, clip: bool = False, zero_is_positive: bool = False
+    ) -> None:
+        super().__init__(detector)
+        if magnitude < 0:
+            raise UserError(f"magnitude: {magnitude} is negative")
+        self.magnitude = magnitude
+        self.region = (_PositiveAtZero if zero_is_positive else Unbounded)(clip=clip)
+
+    def move(self, images: Tensor) -> Tensor:
+        """Return the images after the step."""
+        if self.magnitude == 0:
+            return ordinary(images)
+        moved = minimize(
+            lambda x: -self.detector.surrogate(x), images, self.region, steps=1, step_size=self.magnitude, keep="last"
+        )
+        return moved.images
+
+
+class ODIN(InputNoise):
+    """The tempered MSP after a small step that raises it.
+
+    Source: Liang et al. 2018; ALOE Eq. 6 and 7. The step follows the sign of the gradient of log S, which is the sign of
+    the gradient of the log-odds.
+
+    Args:
+        net: classifier, images to logits.
+        temperature: T, > 0; 1000 in the papers.
+        magnitude: eta in pixel fractions: 0.0014 for CIFAR-10, 0.0028 for CIFAR-100, 0.0004 for GTSRB (ALOE's code).
+        clip: whether the moved image is clipped to [0, 1]; the public code does not clip.
+        reference: count sign(0) as +1, as the public code does.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        temperature: float = 1000.0,
+        magnitude: float = 0.0014,
+        *,
+        clip: bool = False,
+        reference: bool = False,
+    ) -> None:
+        super().__init__(MSP(net, temperature), magnitude, clip=clip, zero_is_positive=reference)
+
+
+class PRO(Moved):
+    """The smallest score met on a short descent from the image: perturbation-rectified OOD detection.
+
+    Source: PRO Alg. 1, Eq. 4-6: K steps `x <- x - step_size sign(grad g(x))`, no random start, no projection, and the
+    minimum over all K + 1 values, the image's own included.
+
+    Args:
+        detector: the score g.
+        steps: K, >= 1.
+        step_size: size of a step; the perturbation is at most K times as large.
+        clip: whether iterates are clipped to [0, 1]; the public code does not clip.
+        units: "pixels" for steps in pixel fractions; "normalised" for steps in the network's normalised inputs, as the
+            paper's OpenOOD experiments use (a step of `step_size` times the channel's standard deviation).
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        steps: int = 3,
+        step_size: float = 1e-3,
+        *,
+        clip: bool = False,
+        units: Literal["pixels", "normalised"] = "pixels",
+    ) -> None:
+        super().__init__(detector)
+        if steps < 1:
+            raise UserError(f"steps: {steps} is not a number of gradient steps >= 1")
+        if not step_size > 0:
+            raise UserError(f"step_size: {step_size} is not > 0")
+        if units not in ("pixels", "normalised"):
+            raise UserError(f"units: {units!r} is neither 'pixels' nor 'normalised'")
+        self.steps, self.region = steps, Unbounded(clip=clip)
+        scale = _pixel_scale(detector) if units == "normalised" else torch.ones(1, 1, 1, 1)
+        self.register_buffer("step_size", step_size * scale, persistent=False)
+
+    def move(self, images: Tensor) -> Tensor:
+        """Return each image's lowest-scoring iterate."""
+        return self._descend(images)[0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the lowest scores `(N,)` over the K + 1 iterates."""
+        return self._descend(images)[1].float()
+
+    def _descend(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        found = minimize(
+            self.detector, images, self.region, steps=self.steps, step_size=self.get_buffer("step_size"), keep="best"
+        )
+        assert found.values is not None  # "best" always evaluates
+        return found.images, found.values
+
+
+def _pixel_scale(detector: Detector) -> Tensor:
+    """Return the standard deviation `(1, C, 1, 1)` of the one normalisation layer inside a detector."""
+    scales = [part.std for part in detector.modules() if isinstance(part, Normalize)]
+    if not scales or any(not torch.equal(scale, scales[0]) for scale in scales):
+        raise UserError(
+            "units: 'normalised' needs one Normalize layer in the network; wrap it with robust_ood.models.wrap"
+        )
+    return scales[0].detach().clone().view(1, -1, 1, 1)

@@ -1,0 +1,71 @@
+"""Scores of whole sets: clean ones with shared forward passes, attacked ones through each detector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from robust_ood.attacks import LabelAttack, ScoreAttack, lower_score, misclassify, raise_score
+from robust_ood.attacks.objectives import Direction
+from robust_ood.data import Batch, to_float
+from robust_ood.detectors import Detector, OutputsDetector
+from robust_ood.models import outputs
+from robust_ood.modes import evaluating
+
+
+def clean_scores(detectors: Mapping[str, Detector], loader: Iterable[Batch], device: torch.device) -> dict[str, Tensor]:
+    """Return each detector's scores `(N,)` of all images; detectors of one network that read its outputs share a pass."""
+    sharing = _by_network(detectors)
+    alone = {name: d for name, d in detectors.items() if not isinstance(d, OutputsDetector)}
+    columns: dict[str, list[Tensor]] = {name: [] for name in detectors}
+    with evaluating(*detectors.values()), torch.no_grad():
+        for batch in loader:
+            images = on_device(batch, device)
+            for net, readers in sharing:
+                layers = tuple(sorted({layer for reader in readers.values() for layer in reader.layers}))
+                out = outputs(net, images, layers)
+                for name, reader in readers.items():
+                    columns[name].append(reader.score(out).cpu())
+            for name, detector in alone.items():
+                columns[name].append(detector(images).cpu())
+    return {name: torch.cat(column) for name, column in columns.items()}
+
+
+def attacked_scores(
+    detector: Detector, loader: Iterable[Batch], attack: ScoreAttack, direction: Direction, device: torch.device
+) -> Tensor:
+    """Return the detector's true scores `(N,)` of all images after an attack through it."""
+    perturb = lower_score if direction == 1 else raise_score
+    parts = []
+    for batch in loader:
+        perturbed = perturb(detector, on_device(batch, device), attack, indices=batch.indices)
+        with evaluating(detector), torch.no_grad():
+            parts.append(detector(perturbed).cpu())
+    return torch.cat(parts)
+
+
+def correct(net: nn.Module, loader: Iterable[Batch], attack: LabelAttack | None, device: torch.device) -> Tensor:
+    """Return whether each image, attacked where an attack is given, is classified correctly, bool `(N,)`."""
+    parts = []
+    for batch in loader:
+        images, labels = on_device(batch, device), batch.labels.to(device)
+        if attack is not None:
+            images = misclassify(net, images, labels, attack, indices=batch.indices)
+        with evaluating(net), torch.no_grad():
+            parts.append((net(images).argmax(1) == labels).cpu())
+    return torch.cat(parts)
+
+
+def on_device(batch: Batch, device: torch.device) -> Tensor:
+    """Return the batch's images as floats in [0, 1], in channels-last memory, on the device."""
+    return to_float(batch.images.to(device)).contiguous(memory_format=torch.channels_last)
+
+
+def _by_network(detectors: Mapping[str, Detector]) -> list[tuple[nn.Module, dict[str, OutputsDetector]]]:
+    groups: dict[int, tuple[nn.Module, dict[str, OutputsDetector]]] = {}
+    for name, detector in detectors.items():
+        if isinstance(detector, OutputsDetector):
+            groups.setdefault(id(detector.net), (detector.net, {}))[1][name] = detector
+    return list(groups.values())

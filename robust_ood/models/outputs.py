@@ -1,0 +1,72 @@
+"""One forward pass of any classifier, and everything a detector may want of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from robust_ood.errors import UserError, unknown_name
+
+
+class Outputs(NamedTuple):
+    """What one forward pass gave.
+
+    logits: `(N, K)`. features: the head's input `(N, D)`. head: the linear layer between them. maps: feature maps by
+    layer name, `(N, C, H, W)`.
+    """
+
+    logits: Tensor
+    features: Tensor
+    head: nn.Linear
+    maps: dict[str, Tensor]
+
+
+def find_head(net: nn.Module) -> nn.Linear:
+    """Return the network's linear head: its attribute `head`, or else its last linear layer."""
+    head = getattr(net, "head", None)
+    if isinstance(head, nn.Linear):
+        return head
+    found = [part for part in net.modules() if isinstance(part, nn.Linear)]
+    if not found:
+        raise UserError(f"head: {type(net).__name__} has no linear layer; name its head with robust_ood.models.wrap")
+    return found[-1]
+
+
+def outputs(net: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> Outputs:
+    """Return logits, penultimate features, head and chosen feature maps of one forward pass, all differentiable."""
+    head = find_head(net)
+    seen: dict[str, Tensor] = {}
+    maps: dict[str, Tensor] = {}
+
+    def keep_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen["features"] = inputs[0]
+
+    def keep_output(name: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+            maps[name] = output
+
+        return hook
+
+    hooks = [head.register_forward_pre_hook(keep_input)]
+    try:
+        for name in layers:
+            hooks.append(_submodule(net, name).register_forward_hook(keep_output(name)))
+        logits = net(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Outputs(logits, seen["features"], head, maps)
+
+
+def _submodule(net: nn.Module, name: str) -> nn.Module:
+    try:
+        return net.get_submodule(name)
+    except AttributeError as error:
+        raise unknown_name("layers", name, [n for n, _ in net.named_modules() if n]) from error
+
+
+def count_classes(net: nn.Module, image_shape: tuple[int, int]) -> int:
+    """Return how many logits a network gives."""
+    return find_head(net).out_features

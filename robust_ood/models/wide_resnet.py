@@ -1,0 +1,93 @@
+"""Wide residual networks (Zagoruyko and Komodakis 2016)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robust_ood.errors import UserError
+from robust_ood.models.normalize import CIFAR_MEAN, CIFAR_STD, Normalize
+
+
+class _Block(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.dropout = dropout
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu(self.bn1(x), inplace=True)
+        # A block that changes the width takes its shortcut after the activation, as in the authors' code.
+        kept = x if self.shortcut is None else self.shortcut(active)
+        out = F.relu(self.bn2(self.conv1(active)), inplace=True)
+        if self.dropout:
+            out = F.dropout(out, self.dropout, self.training)
+        return kept + self.conv2(out)
+
+
+class WideResNet(nn.Module):
+    """A wide residual network, images `(N, 3, H, W)` in [0, 1] to logits `(N, num_classes)`.
+
+    Args:
+        depth: 6n + 4 for n blocks in each of the three groups; 28, 34 and 40 in the papers.
+        width: widening factor.
+        num_classes: K.
+        dropout: probability between a block's convolutions.
+        mean, std: the normalisation that is the first layer.
+    """
+
+    feature_layers = ("group1", "group2", "group3")
+
+    def __init__(
+        self,
+        depth: int = 40,
+        width: int = 2,
+        num_classes: int = 10,
+        dropout: float = 0.0,
+        mean: Sequence[float] = CIFAR_MEAN,
+        std: Sequence[float] = CIFAR_STD,
+    ) -> None:
+        super().__init__()
+        if depth < 10 or (depth - 4) % 6:
+            raise UserError(f"depth: {depth} is not 6n + 4 for a number n >= 1 of blocks a group")
+        self.settings = {
+            "depth": depth,
+            "width": width,
+            "num_classes": num_classes,
+            "dropout": dropout,
+            "mean": list(mean),
+            "std": list(std),
+        }
+        blocks, widths = (depth - 4) // 6, (16, 16 * width, 32 * width, 64 * width)
+        self.normalize = Normalize(mean, std)
+        self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
+        for number in (1, 2, 3):
+            inputs, outputs = widths[number - 1], widths[number]
+            first = _Block(inputs, outputs, 1 if number == 1 else 2, dropout)
+            rest = (_Block(outputs, outputs, 1, dropout) for _ in range(blocks - 1))
+            self.add_module(f"group{number}", nn.Sequential(first, *rest))
+        self.bn = nn.BatchNorm2d(widths[3])
+        self.head = nn.Linear(widths[3], num_classes)
+        initialize(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits."""
+        maps = self.group3(self.group2(self.group1(self.conv1(self.normalize(images)))))
+        maps = F.relu(self.bn(maps), inplace=True)
+        logits: Tensor = self.head(maps.mean((2, 3)))
+        return logits
+
+
+def initialize(net: nn.Module) -> None:
+    """Draw convolutions from He et al.'s normal distribution and set the biases of linear layers to zero."""
+    for part in net.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(part, nn.Linear):
+            nn.init.zeros_(part.bias)

@@ -1,0 +1,169 @@
+"""The engine: the only loop in the package that takes gradient steps on images.
+
+Attacks on detectors and classifiers, adversarial training, ODIN, PRO and the safe-spot search are all calls of
+`minimize`. It knows no labels, no networks and no detectors: an objective is any callable from images to one value
+per image, and the engine makes that value small. Whoever wants it large negates it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from robust_ood.errors import UserError
+from robust_ood.modes import differentiating, ordinary
+from robust_ood.regions import Region
+from robust_ood.rules import Rule, Steepest
+
+Objective = Callable[[Tensor], Tensor]
+"""Images `(N, C, H, W)` to one value per image `(N,)`, images independent of each other."""
+
+
+class Trace(NamedTuple):
+    """What happened at the start and after each step: values and sizes of the perturbation, each `(steps + 1, N)`."""
+
+    values: Tensor
+    linf: Tensor
+    l2: Tensor
+
+
+class Minimum(NamedTuple):
+    """Where the engine ended.
+
+    images: `(N, C, H, W)`, detached. values: the kept images' values `(N,)` by the judge (by the objective where there
+    is none), or None with `keep="last"`, which does not spend a forward pass on them. trace: None unless asked for.
+    """
+
+    images: Tensor
+    values: Tensor | None
+    trace: Trace | None
+
+
+def minimize(
+    objective: Objective,
+    images: Tensor,
+    region: Region,
+    *,
+    steps: int,
+    step_size: float | Tensor,
+    rule: Rule | None = None,
+    start: Tensor | None = None,
+    keep: Literal["best", "last"] = "best",
+    judge: Objective | None = None,
+    trace: bool = False,
+) -> Minimum:
+    """Search, for each image, the point of its region where the objective is smallest.
+
+    Args:
+        objective: callable to minimise, `(N, C, H, W)` in [0, 1] to `(N,)`; differentiable.
+        images: clean images `(N, C, H, W)`, the region's centres.
+        region: the allowed set, `Linf(8/255)`, `L2(0.5)` or `Unbounded()`.
+        steps: number of gradient steps, >= 1.
+        step_size: size of a step in the region's norm, in pixel fractions; a tensor must broadcast over the images.
+        rule: how a gradient becomes a step, `Steepest()` by default.
+        start: first iterate, projected into the region; the clean images by default.
+        keep: `"best"` returns each image's best iterate out of the steps + 1 seen, start included; `"last"` the final
+            one, and saves one forward pass.
+        judge: what `"best"` is measured by where that is not the objective itself (the true score, while the
+            objective is its differentiable stand-in); evaluated without gradient at every iterate.
+        trace: also record values and perturbation sizes at every iterate.
+
+    Returns:
+        a `Minimum`: images, values, trace.
+
+    Raises:
+        UserError: no steps, an objective that does not give one value per image, or one without gradient.
+
+    Nothing is left behind: parameter gradients and flags are untouched, no random number is drawn, and it works under
+    `no_grad`, `inference_mode` and autocast. Under float16 autocast the objective is scaled, image by image, before
+    differentiation, because small input gradients would underflow to steps of size zero.
+    """
+    if steps < 1:
+        raise UserError(f"steps: {steps} is not a number of gradient steps >= 1")
+    with differentiating():
+        center = ordinary(images)
+        current = center.clone() if start is None else region.project(ordinary(start), center)
+        advance = (rule or Steepest()).begin(region, center, steps, step_size)
+        differentiate = _Differentiator(objective, center)
+        recorder = _Recorder(center, judge, best=keep == "best", trace=trace)
+        for _ in range(steps):
+            values, gradient = differentiate(current)
+            recorder.see(current, values)
+            current = advance(current, gradient, values)
+        if recorder.wants_last:
+            with torch.no_grad():
+                recorder.see(current, objective(current))
+        return recorder.result(current)
+
+
+class _Differentiator:
+    """Values and input gradients of an objective, with dynamic scaling where half precision needs it."""
+
+    def __init__(self, objective: Objective, like: Tensor) -> None:
+        self.objective = objective
+        kind = like.device.type
+        half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+        self.scale = like.new_full((len(like),), 2.0**10) if half else None  # (N,)
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = images.detach().requires_grad_()
+        values = self.objective(leaf)
+        if values.shape != images.shape[:1]:
+            raise UserError(
+                f"objective: gave shape {tuple(values.shape)} for {len(images)} images, one value each wanted"
+            )
+        if not values.requires_grad:
+            raise UserError(
+                "objective: its values carry no gradient, so it cannot be attacked by gradients; "
+                "give the detector a differentiable surrogate"
+            )
+        total = values if self.scale is None else values * self.scale
+        # Of the images alone: parameters' gradients are neither computed nor touched.
+        (gradient,) = torch.autograd.grad(total.sum(), leaf, allow_unused=True)
+        if gradient is None:
+            raise UserError(
+                "objective: its values do not depend on the images, so it cannot be attacked by gradients; "
+                "give the detector a differentiable surrogate"
+            )
+        return values.detach(), self._unscale(gradient)
+
+    def _unscale(self, gradient: Tensor) -> Tensor:
+        # A non-finite entry would turn its pixel into NaN for good; zero leaves the pixel where it is for this step.
+        finite = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        if self.scale is None:
+            return finite
+        used = self.scale
+        overflowed = ~gradient.isfinite().flatten(1).all(1)  # (N,), stays on the device
+        self.scale = torch.where(overflowed, used / 16, (used * 2).clamp_max(2.0**16))
+        return finite / used.view(-1, 1, 1, 1)
+
+
+class _Recorder:
+    """What the engine keeps of the iterates it sees."""
+
+    def __init__(self, center: Tensor, judge: Objective | None, *, best: bool, trace: bool) -> None:
+        self.center, self.judge = center, judge
+        self.best, self.traced = best, trace
+        self.images, self.values = center, center.new_full((len(center),), torch.inf)
+        self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.wants_last = best or trace
+
+    def see(self, images: Tensor, values: Tensor) -> None:
+        if self.best:
+            judged = values
+            if self.judge is not None:
+                with torch.no_grad():
+                    judged = self.judge(images)
+            better = judged < self.values  # NaN is never better
+            self.values = torch.where(better, judged.to(self.values.dtype), self.values)
+            self.images = torch.where(better.view(-1, 1, 1, 1), images, self.images)
+        if self.traced:
+            flat = (images - self.center).flatten(1)
+            self.rows.append((values, flat.abs().amax(1), torch.linalg.vector_norm(flat, dim=1)))
+
+    def result(self, last: Tensor) -> Minimum:
+        trace = Trace(*(torch.stack(column) for column in zip(*self.rows, strict=True))) if self.traced else None
+        return Minimum(self.images, self.values, trace) if self.best else Minimum(last, None, trace)

@@ -1,0 +1,40 @@
+"""Stateless randomness: every draw is a pure function of what it is for.
+
+Nothing in the package keeps a random state from one step to the next. A run that is resumed anywhere therefore draws
+what the run never stopped would have drawn, and an evaluation does not depend on how its images were batched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+
+Key = int | str
+
+
+def derive_seed(seed: int, *keys: Key) -> int:
+    """Return a 63-bit seed that is a pure function of `seed` and `keys`; different keys give unrelated seeds.
+
+    Keys are hashed with their type and separated, so `("a", 1)`, `("a1",)` and `("a", "1")` differ. The hash is
+    BLAKE2, which is the same on every machine and Python version (Python's own `hash` is not).
+    """
+    text = repr((int(seed), *keys)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def generator(seed: int, *keys: Key, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a fresh random generator for one purpose.
+
+    Args:
+        seed: the run's or the evaluation's seed.
+        keys: what the draw is for: a purpose in words, then epoch, step, rank or sample index.
+        device: where the draws are made. Devices of different kinds draw different numbers.
+    """
+    return torch.Generator(device=device).manual_seed(derive_seed(seed, *keys))
+
+
+def generators(seed: int, *keys: Key, indices: Iterable[int]) -> list[torch.Generator]:
+    """Return one CPU generator for each sample index: an image's draws then do not depend on its batch or device."""
+    return [generator(seed, *keys, int(index)) for index in indices]

@@ -1,0 +1,183 @@
+"""Where an attack may go: the set of allowed images around each clean image.
+
+A region answers three questions about its geometry - how to come back into it (`project`), how to draw a point of it
+(`sample`) and which unit step climbs a linear function fastest (`steepest`) - and measures perturbations (`norm`).
+Every region is intersected with the range of valid pixels, `[0, 1]`, unless `clip=False`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robust_ood.errors import UserError
+
+
+class Fraction(float):
+    """A finite number that may be written as a fraction, as in `Fraction("8/255")`: what configs give as a radius.
+
+    Raises: `UserError` for anything else, naming `field`.
+    """
+
+    def __new__(cls, value: float | str, field: str = "radius") -> Fraction:
+        """Read a number, or a string that holds one or a quotient of two."""
+        try:
+            numerator, _, denominator = str(value).partition("/")
+            number = float(numerator) / float(denominator) if denominator else float(numerator)
+        except (ValueError, ZeroDivisionError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise UserError(f"{field}: {value!r} is not a finite number or a fraction such as 8/255")
+        return super().__new__(cls, number)
+
+
+def _per_image(norms: Tensor, images: Tensor) -> Tensor:
+    """Reshape `(N,)` so that it broadcasts over `(N, C, H, W)`."""
+    return norms.view(-1, *[1] * (images.dim() - 1))
+
+
+Generators = torch.Generator | Sequence[torch.Generator]
+
+
+def _draw(shape: tuple[int, ...], generators: Generators, like: Tensor, *, normal: bool) -> Tensor:
+    """Draw `(N, *shape)` noise for the N images `like`: from one generator for all, or from one for each image."""
+    draw = torch.randn if normal else torch.rand
+    if isinstance(generators, torch.Generator):
+        noise = draw((len(like), *shape), generator=generators, device=generators.device)
+    else:
+        noise = torch.stack([draw(shape, generator=g, device=g.device) for g in generators])
+    return noise.to(device=like.device, dtype=like.dtype)
+
+
+@dataclass(frozen=True)
+class Region(ABC):
+    """A set around each image of a batch. Images and perturbations are `(N, C, H, W)` in pixel fractions."""
+
+    radius: float | Fraction = math.inf
+    clip: bool = True
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "radius", float(Fraction(self.radius, f"{self.name} radius")))
+        if self.radius < 0:
+            raise UserError(f"{self.name} radius: {self.radius} is negative; a radius is >= 0 in pixel fractions")
+
+    def project(self, images: Tensor, center: Tensor) -> Tensor:
+        """Return the nearest allowed images around `center` (for L2 with `clip`, a point of both sets, in one pass).
+
+        Clipping after the ball keeps the ball: `center` is a valid image, so no coordinate moves away from it.
+        """
+        inside = self._onto_ball(images, center)
+        return inside.clamp_(0, 1) if self.clip else inside
+
+    @abstractmethod
+    def _onto_ball(self, images: Tensor, center: Tensor) -> Tensor:
+        """Return new tensors within the radius of `center`."""
+
+    @abstractmethod
+    def sample(self, center: Tensor, generators: Generators) -> Tensor:
+        """Draw one allowed image around each of `center`, uniformly from the ball, then clipped."""
+
+    @abstractmethod
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """Return the step of unit size along which a linear function with this gradient grows fastest."""
+
+    @abstractmethod
+    def norm(self, perturbation: Tensor) -> Tensor:
+        """Return the size of each perturbation, `(N,)`, in this region's norm."""
+
+
+@dataclass(frozen=True)
+class Linf(Region):
+    """All images whose pixels differ by at most `radius`; written `Linf(8/255)` or `Linf("8/255")`."""
+
+    radius: float | Fraction
+    clip: bool = True
+    name: ClassVar[str] = "Linf"
+
+    def _onto_ball(self, images: Tensor, center: Tensor) -> Tensor:
+        return torch.clamp(images, min=center - self.radius, max=center + self.radius)
+
+    def sample(self, center: Tensor, generators: Generators) -> Tensor:
+        """Draw uniformly from the cube around each image, then clip."""
+        noise = _draw(tuple(center.shape[1:]), generators, center, normal=False).mul_(2).sub_(1)
+        return self.project(center + self.radius * noise, center)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """Return the sign of the gradient."""
+        return gradient.sign()
+
+    def norm(self, perturbation: Tensor) -> Tensor:
+        """Return the largest absolute pixel difference of each image, `(N,)`."""
+        return perturbation.flatten(1).abs().amax(1)
+
+
+@dataclass(frozen=True)
+class L2(Region):
+    """All images at a Euclidean distance of at most `radius`, over all channels and pixels together."""
+
+    radius: float | Fraction
+    clip: bool = True
+    name: ClassVar[str] = "L2"
+
+    def _onto_ball(self, images: Tensor, center: Tensor) -> Tensor:
+        perturbation = images - center
+        length = _per_image(self.norm(perturbation), images)
+        shrink = (self.radius / length.clamp_min(torch.finfo(images.dtype).tiny)).clamp_max(1)
+        return center + perturbation * shrink
+
+    def sample(self, center: Tensor, generators: Generators) -> Tensor:
+        """Draw uniformly from the ball around each image, then clip.
+
+        The first D coordinates of a uniform point on the sphere in D + 2 dimensions are uniform in the D-ball.
+        """
+        dimensions = center[0].numel()
+        sphere = _draw((dimensions + 2,), generators, center, normal=True)  # (N, D + 2)
+        ball = sphere[:, :dimensions] / torch.linalg.vector_norm(sphere, dim=1, keepdim=True)
+        return self.project(center + self.radius * ball.view_as(center), center)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """Return the gradient divided by its length (zero where the gradient is zero)."""
+        # Dividing by the largest entry first keeps the squares of tiny gradients above the smallest float.
+        peak = _per_image(gradient.flatten(1).abs().amax(1), gradient)
+        scaled = gradient / peak.clamp_min(torch.finfo(gradient.dtype).tiny)
+        return scaled / _per_image(self.norm(scaled), scaled).clamp_min(1e-12)
+
+    def norm(self, perturbation: Tensor) -> Tensor:
+        """Return the Euclidean length of each perturbation, `(N,)`."""
+        return torch.linalg.vector_norm(perturbation.flatten(1), dim=1)
+
+
+@dataclass(frozen=True)
+class Unbounded(Region):
+    """No limit on the perturbation; `clip=False` also allows pixels outside `[0, 1]`, as ODIN and PRO use it.
+
+    Steps are sign steps and sizes are largest pixel differences, as for `Linf`.
+    """
+
+    radius: float = math.inf
+    clip: bool = True
+    name: ClassVar[str] = "Unbounded"
+
+    def __post_init__(self) -> None:
+        if self.radius != math.inf:
+            raise UserError(f"Unbounded radius: {self.radius!r} given, but this region has none; use Linf or L2")
+
+    def _onto_ball(self, images: Tensor, center: Tensor) -> Tensor:
+        return images.clone()
+
+    def sample(self, center: Tensor, generators: Generators) -> Tensor:
+        """Refuse: an unbounded set has no uniform distribution."""
+        raise UserError("random_start: an Unbounded region cannot be sampled; use Linf or L2, or random_start=False")
+
+    steepest = Linf.steepest
+    norm = Linf.norm
+
+
+NORMS: dict[str, type[Linf | L2]] = {region.name: region for region in (Linf, L2)}

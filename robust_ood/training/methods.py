@@ -1,0 +1,85 @@
+"""The methods of the papers, each a special case of the one objective in `Method`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from robust_ood.attacks import PGD
+from robust_ood.training.method import Method
+from robust_ood.training.optimization import SGD
+
+
+class Standard(Method):
+    """Ordinary training: `min mean CE(F(x), y)`. See `Method` for the arguments."""
+
+    def __init__(self, net: nn.Module, optimization: SGD | None = None, seed: int = 0) -> None:
+        super().__init__(net, optimization=optimization, seed=seed)
+
+
+class OE(Method):
+    """Outlier exposure: `min mean CE(F(x), y) + lambda mean CE(F(x_out), uniform)`.
+
+    Source: Hendrycks et al. 2019; lambda = 0.5 as there. See `Method` for the arguments.
+    """
+
+    def __init__(
+        self, net: nn.Module, outlier_weight: float = 0.5, optimization: SGD | None = None, seed: int = 0
+    ) -> None:
+        super().__init__(net, outlier_weight=outlier_weight, optimization=optimization, seed=seed)
+
+
+class ADV(Method):
+    """Adversarial training: `min mean max CE(F(x + delta), y)`.
+
+    Source: Madry et al. 2018; ALOE paper, "Possible Variants". See `Method` for the arguments.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        inlier_attack: PGD,
+        attack_mode: Literal["eval", "train"] = "eval",
+        optimization: SGD | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(net, inlier_attack, attack_mode=attack_mode, optimization=optimization, seed=seed)
+
+
+class AOE(Method):
+    """Adversarial training with clean outliers: `min mean max CE(F(x + delta), y) + lambda mean CE(F(x_out), uniform)`.
+
+    Source: ALOE paper, "Possible Variants". See `Method` for the arguments.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        inlier_attack: PGD,
+        outlier_weight: float = 0.5,
+        attack_mode: Literal["eval", "train"] = "eval",
+        optimization: SGD | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(net, inlier_attack, None, outlier_weight, attack_mode, optimization, seed)
+
+
+class ALOE(Method):
+    """Adversarial learning with inlier and outlier exposure.
+
+    `min mean max CE(F(x + delta), y) + lambda mean max CE(F(x_out + delta), uniform)`. Source: ALOE Eq. 4. See `Method`
+    for the arguments.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        inlier_attack: PGD,
+        outlier_attack: PGD,
+        outlier_weight: float = 0.5,
+        attack_mode: Literal["eval", "train"] = "eval",
+        optimization: SGD | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(net, inlier_attack, outlier_attack, outlier_weight, attack_mode, optimization, seed)
