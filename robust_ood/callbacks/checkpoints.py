@@ -14,18 +14,19 @@ from robust_ood.errors import UserError
 class Checkpoints(Callback):
     """Writes `last.ckpt` every so many steps and at the end, and `best.ckpt` when the monitored number improves.
 
+    Both go into the trainer's root folder; a `fast_dev_run` writes nothing.
+
     A file is written beside its place and then renamed onto it, so a stop at any moment leaves a whole checkpoint.
 
     Args:
-        folder: where the files go.
         every_n_steps: optimiser steps between two writes of `last.ckpt`, >= 1.
         monitor: the logged number that `best.ckpt` has the highest value of; None writes no `best.ckpt`.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int = 500, monitor: str | None = None) -> None:
+    def __init__(self, every_n_steps: int = 500, monitor: str | None = None) -> None:
         if every_n_steps < 1:
             raise UserError(f"checkpoints.every_n_steps: {every_n_steps} is not a number of steps >= 1")
-        self.folder, self.every_n_steps, self.monitor = Path(folder), every_n_steps, monitor
+        self.every_n_steps, self.monitor = every_n_steps, monitor
         self.best: float | None = None
         self._saved_step = -1
 
@@ -60,7 +61,10 @@ class Checkpoints(Callback):
         self.best = state_dict["best"]
 
     def _save(self, trainer: Trainer, name: str) -> None:
-        final, partial = self.folder / name, self.folder / f".{name}.partial"
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning's debugging connector
+            return
+        folder = Path(trainer.default_root_dir)
+        final, partial = folder / name, folder / f".{name}.partial"
         trainer.save_checkpoint(partial)
         if trainer.is_global_zero:
             os.replace(partial, final)

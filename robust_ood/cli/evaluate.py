@@ -10,6 +10,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from rich.console import Console
 from torch import nn
 
+from robust_ood.cli.configs import with_includes
 from robust_ood.cli.output import writable_folder
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
@@ -20,6 +21,7 @@ def parser() -> ArgumentParser:
     register_types()
     parser = ArgumentParser(prog="evaluate.py", description="Evaluate a saved network.", exit_on_error=False)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; several compose")
+    parser.add_argument("--include", type=list[str], default=[], help="config files that this one builds on")
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint of a training run, or a state dict")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results.json and results.csv")
     parser.add_argument(
@@ -41,7 +43,7 @@ def parser() -> ArgumentParser:
 def run(arguments: Sequence[str]) -> int:
     """Evaluate a checkpoint and return the exit code."""
     commands = parser()
-    config = commands.parse_args(list(arguments))
+    config = commands.parse_args(with_includes(arguments))
     built = commands.instantiate_classes(config)
 
     from robust_ood import attacks, detectors

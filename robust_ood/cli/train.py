@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
 from robust_ood.callbacks import Checkpoints
+from robust_ood.cli.configs import with_includes
 from robust_ood.cli.output import writable_folder
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
@@ -27,11 +28,12 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add our arguments and links."""
+        parser.add_argument("--include", type=list[str], default=[], help="config files that this one builds on")
         parser.add_argument("--experiment", type=str, default="experiment", help="name of the run")
         parser.add_argument("--output", type=Path | None, default=None, help="run folder (default: runs/EXPERIMENT)")
-        parser.add_subclass_arguments(nn.Module, "net", required=True, help="classifier, images in [0, 1] to logits")
-        parser.add_class_arguments(Checkpoints, "checkpoints", skip={"folder"})
-        parser.link_arguments("net", "model.init_args.net", apply_on="instantiate")
+        parser.add_subclass_arguments(nn.Module, "net", required=True, instantiate=False, help="classifier, images in [0, 1] to logits")
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        parser.link_arguments("net", "model.init_args.net")
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("seed_everything", "data.seed")
 
@@ -40,6 +42,10 @@ class TrainingCLI(LightningCLI):
         """Offer training, validation and test."""
         skip = {"model", "dataloaders", "datamodule", "train_dataloaders", "val_dataloaders", "weights_only"}
         return {"fit": skip, "validate": skip, "test": skip}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the given arguments, without Lightning's warning that the process has arguments of its own."""
+        self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
         """Skip Lightning's reading of hyper-parameters: ours are the config's, and a bad file gets our own message."""
@@ -59,16 +65,11 @@ class TrainingCLI(LightningCLI):
         """Build the trainer with the run folder's loggers and checkpoints."""
         config = self._get(self.config_init, "trainer")
         folder = Path(self._get(self.config_init, "output"))
-        callbacks: list[Callback] = []
-        if self.subcommand == "fit" and not config["fast_dev_run"]:
-            callbacks.append(Checkpoints(folder, **vars(self._get(self.config, "checkpoints"))))
-            kwargs["logger"] = [
-                TensorBoardLogger(str(folder), name="", version=""),
-                CSVLogger(str(folder), name="", version=""),
-            ]
-        else:
-            kwargs["logger"] = False
-        return self._instantiate_trainer({**config, **kwargs, "default_root_dir": str(folder)}, callbacks)
+        logging_wanted = self.subcommand == "fit" and not config["fast_dev_run"]
+        loggers = [TensorBoardLogger(str(folder), name="", version=""), CSVLogger(str(folder), name="", version="")]
+        return super().instantiate_trainer(
+            default_root_dir=str(folder), logger=loggers if logging_wanted else False, **kwargs
+        )
 
     def before_fit(self) -> None:
         """Keep the resolved configuration beside what it produces."""
@@ -111,6 +112,6 @@ def run(arguments: Sequence[str]) -> int:
             "exit_on_error": False,
             **{name: {"exit_on_error": False} for name in ("fit", "validate", "test")},
         },
-        args=list(arguments),
+        args=with_includes(arguments),
     )
     return 0

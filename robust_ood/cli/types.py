@@ -8,5 +8,11 @@ from robust_ood.regions import Fraction
 
 
 def register_types() -> None:
-    """Let configs write a radius or a step size as `8/255`."""
-    register_type(Fraction, serializer=float, deserializer=Fraction, fail_already_registered=False)
+    """Let configs write a radius or a step size as `8/255`; what they hold from then on is the plain number."""
+    register_type(
+        Fraction,
+        serializer=float,
+        deserializer=lambda value: float(Fraction(value)),
+        type_check=lambda value, _: isinstance(value, float),
+        fail_already_registered=False,
+    )

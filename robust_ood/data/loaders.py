@@ -79,12 +79,12 @@ class TrainingLoader:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        start, self.position = self.position, 0
+        # Whoever iterates may stop after the last batch without asking for more: that, too, ends the epoch.
+        start = self.position % len(self)
         order = torch.randperm(len(self.inliers), generator=generator(self.seed, "inlier order", self.epoch))
         for step in range(start, len(self)):
             self.position = step + 1
             yield self._batch(order, step)
-        self.position = 0
 
     def _batch(self, order: Tensor, step: int) -> Batch:
         first = (step * self.world + self.rank) * self.batch_size
@@ -123,7 +123,7 @@ class TrainingLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue the current epoch after that many batches."""
-        self.position = state["position"] % len(self)
+        self.position = state["position"]
 
 
 class EvaluationLoader:

@@ -1,0 +1,59 @@
+"""Configs that build on others: `include: [../data/digits.yaml, ...]` at the top of a YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from robust_ood.errors import UserError
+
+
+def with_includes(arguments: Sequence[str]) -> list[str]:
+    """Return command-line arguments in which each `-c FILE` is preceded by the files that FILE includes.
+
+    Included names are relative to the including file. Later files override earlier ones, and a file overrides what it
+    includes.
+
+    Raises:
+        UserError: a missing or unreadable file, or files that include each other.
+    """
+    expanded: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if flag not in ("-c", "--config"):
+            expanded.append(argument)
+            continue
+        name = value if equals else next(rest, None)
+        if name is None:
+            raise UserError(f"{flag}: a YAML file is wanted after it")
+        for path in _chain(Path(name), ()):
+            expanded += ["-c", str(path)]
+    return expanded
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the content of a YAML config file."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"config: cannot read {path} ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config: {path} is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"config: {path} holds no mapping of settings")
+    return content
+
+
+def _chain(path: Path, seen: tuple[Path, ...]) -> list[Path]:
+    """Return the included files, each before the one that includes it, and the file itself."""
+    if path.resolve() in seen:
+        raise UserError(f"include: {path} includes itself, by way of {', '.join(p.name for p in seen)}")
+    included = read_config(path).get("include") or []
+    if not isinstance(included, list) or not all(isinstance(name, str) for name in included):
+        raise UserError(f"include: {path} wants a list of file names, not {included!r}")
+    seen = (*seen, path.resolve())
+    return [p for name in included for p in _chain(path.parent / name, seen)] + [path]
