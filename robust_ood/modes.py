@@ -41,5 +41,9 @@ def differentiating() -> Iterator[None]:
 
 
 def ordinary(tensor: Tensor) -> Tensor:
-    """Return the tensor, detached, in a form that autograd accepts: one made under `inference_mode` is copied."""
-    return tensor.detach().clone() if tensor.is_inference() else tensor.detach()
+    """Return the tensor, detached, in a form that autograd accepts: one made under `inference_mode` is copied.
+
+    The copy is made outside that mode: inside, it would be an inference tensor again.
+    """
+    with torch.inference_mode(False):
+        return tensor.detach().clone() if tensor.is_inference() else tensor.detach()

@@ -75,14 +75,17 @@ def minimize(
         a `Minimum`: images, values, trace.
 
     Raises:
-        UserError: no steps, an objective that does not give one value per image, or one without gradient.
+        UserError: no steps, an unknown `keep`, an objective that does not give one value per image, or one without
+            gradient.
 
     Nothing is left behind: parameter gradients and flags are untouched, no random number is drawn, and it works under
     `no_grad`, `inference_mode` and autocast. Under float16 autocast the objective is scaled, image by image, before
     differentiation, because small input gradients would underflow to steps of size zero.
     """
-    if steps < 1:
-        raise UserError(f"steps: {steps} is not a number of gradient steps >= 1")
+    if not isinstance(steps, int) or steps < 1:
+        raise UserError(f"steps: {steps!r} is not a number of gradient steps >= 1")
+    if keep not in ("best", "last"):
+        raise UserError(f"keep: {keep!r} is neither 'best' nor 'last'")
     with differentiating():
         center = ordinary(images)
         current = center.clone() if start is None else region.project(ordinary(start), center)
@@ -107,6 +110,8 @@ class _Differentiator:
         kind = like.device.type
         half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
         self.scale = like.new_full((len(like),), 2.0**10) if half else None  # (N,)
+        # The scale doubles after each step up to here: a value's own gradient of 2^16 would overflow float16.
+        self.limit = like.new_full((len(like),), 2.0**15)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         leaf = images.detach().requires_grad_()
@@ -137,7 +142,10 @@ class _Differentiator:
             return finite
         used = self.scale
         overflowed = ~gradient.isfinite().flatten(1).all(1)  # (N,), stays on the device
-        self.scale = torch.where(overflowed, used / 16, (used * 2).clamp_max(2.0**16))
+        # A scale that overflowed once is not tried again, because each overflow costs a step. Nor may the scale reach
+        # zero where an objective's gradient is never finite: 0 / 0 would turn every pixel into NaN.
+        self.limit = torch.where(overflowed, used / 2, self.limit).clamp_min(2.0**-15)
+        self.scale = torch.minimum(torch.where(overflowed, used / 16, used * 2).clamp_min(2.0**-15), self.limit)
         return finite / used.view(-1, 1, 1, 1)
 
 
@@ -158,7 +166,7 @@ class _Recorder:
                 with torch.no_grad():
                     judged = self.judge(images)
             better = judged < self.values  # NaN is never better
-            self.values = torch.where(better, judged.to(self.values.dtype), self.values)
+            self.values = torch.where(better, judged, self.values.to(judged.dtype))  # never rounded
             self.images = torch.where(better.view(-1, 1, 1, 1), images, self.images)
         if self.traced:
             flat = (images - self.center).flatten(1)

@@ -50,6 +50,8 @@ def _draw(shape: tuple[int, ...], generators: Generators, like: Tensor, *, norma
     draw = torch.randn if normal else torch.rand
     if isinstance(generators, torch.Generator):
         noise = draw((len(like), *shape), generator=generators, device=generators.device)
+    elif not generators:  # no images
+        noise = like.new_empty((0, *shape))
     else:
         noise = torch.stack([draw(shape, generator=g, device=g.device) for g in generators])
     return noise.to(device=like.device, dtype=like.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from robust_ood import losses
 from robust_ood.attacks.objectives import Direction
 from robust_ood.detectors import Detector
+from robust_ood.errors import UserError
 from robust_ood.modes import evaluating, ordinary
 from robust_ood.perturb import Objective
 
@@ -90,7 +91,11 @@ def _attack_score(
 
 
 def _indices(images: Tensor, indices: Tensor | None) -> Tensor:
-    return torch.arange(len(images)) if indices is None else indices
+    if indices is None:
+        return torch.arange(len(images))
+    if indices.shape != images.shape[:1]:
+        raise UserError(f"indices: shape {tuple(indices.shape)} for {len(images)} images, one index each wanted")
+    return indices
 
 
 def worst(value: Objective, images: Tensor, candidates: Iterator[Tensor]) -> Tensor:

@@ -48,8 +48,9 @@ class PGD:
 
     def __post_init__(self) -> None:
         for field in ("steps", "restarts"):
-            if getattr(self, field) < 1:
-                raise UserError(f"{field}: {getattr(self, field)} is not a whole number >= 1")
+            count = getattr(self, field)
+            if not isinstance(count, int) or count < 1:
+                raise UserError(f"{field}: {count!r} is not a whole number >= 1")
         if self.objective not in SCORE_OBJECTIVES:
             raise unknown_name("objective", self.objective, SCORE_OBJECTIVES)
         if self.step_size is not None:

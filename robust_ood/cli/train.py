@@ -31,7 +31,9 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--include", type=list[str], default=[], help="config files that this one builds on")
         parser.add_argument("--experiment", type=str, default="experiment", help="name of the run")
         parser.add_argument("--output", type=Path | None, default=None, help="run folder (default: runs/EXPERIMENT)")
-        parser.add_subclass_arguments(nn.Module, "net", required=True, instantiate=False, help="classifier, images in [0, 1] to logits")
+        parser.add_subclass_arguments(
+            nn.Module, "net", required=True, instantiate=False, help="classifier, images in [0, 1] to logits"
+        )
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.link_arguments("net", "model.init_args.net")
         parser.link_arguments("seed_everything", "model.init_args.seed")

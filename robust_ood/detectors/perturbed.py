@@ -19,7 +19,7 @@ from robust_ood.errors import UserError
 from robust_ood.models import Normalize
 from robust_ood.modes import ordinary
 from robust_ood.perturb import minimize
-from robust_ood.regions import Unbounded
+from robust_ood.regions import Fraction, Unbounded
 
 
 class Moved(Wrapper):
@@ -66,9 +66,9 @@ class InputNoise(Moved):
         self, detector: Detector, magnitude: float, *, clip: bool = False, zero_is_positive: bool = False
     ) -> None:
         super().__init__(detector)
-        if magnitude < 0:
+        self.magnitude = float(Fraction(magnitude, "magnitude"))
+        if self.magnitude < 0:
             raise UserError(f"magnitude: {magnitude} is negative")
-        self.magnitude = magnitude
         self.region = (_PositiveAtZero if zero_is_positive else Unbounded)(clip=clip)
 
     def move(self, images: Tensor) -> Tensor:
@@ -132,8 +132,9 @@ class PRO(Moved):
         units: Literal["pixels", "normalised"] = "pixels",
     ) -> None:
         super().__init__(detector)
-        if steps < 1:
-            raise UserError(f"steps: {steps} is not a number of gradient steps >= 1")
+        if not isinstance(steps, int) or steps < 1:
+            raise UserError(f"steps: {steps!r} is not a number of gradient steps >= 1")
+        step_size = float(Fraction(step_size, "step_size"))
         if not step_size > 0:
             raise UserError(f"step_size: {step_size} is not > 0")
         if units not in ("pixels", "normalised"):

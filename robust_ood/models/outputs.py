@@ -52,7 +52,7 @@ def outputs(net: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> Outpu
     hooks = [head.register_forward_pre_hook(keep_input)]
     try:
         for name in layers:
-            hooks.append(_submodule(net, name).register_forward_hook(keep_output(name)))
+            hooks.append(submodule(net, name).register_forward_hook(keep_output(name)))
         logits = net(images)
     finally:
         for hook in hooks:
@@ -60,9 +60,10 @@ def outputs(net: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> Outpu
     return Outputs(logits, seen["features"], head, maps)
 
 
-def _submodule(net: nn.Module, name: str) -> nn.Module:
+def submodule(net: nn.Module, name: str) -> nn.Module:
+    """Return the submodule of that dotted name, or raise `UserError` with the nearest known one."""
     try:
-        return net.get_submodule(name)
+        return net.getsubmodule(name)
     except AttributeError as error:
         raise unknown_name("layers", name, [n for n, _ in net.named_modules() if n]) from error
 

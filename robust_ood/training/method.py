@@ -15,6 +15,7 @@ from robust_ood import losses
 from robust_ood.attacks import PGD
 from robust_ood.data import Batch
 from robust_ood.errors import UserError
+from robust_ood.models import describe
 from robust_ood.modes import mode
 from robust_ood.perturb import Objective, minimize
 from robust_ood.randomness import generator
@@ -137,13 +138,20 @@ class Method(LightningModule):
         """Return the optimiser and its per-step schedule."""
         return self.optimization.configure(self.net, int(self.trainer.estimated_stepping_batches))
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the checkpoint say what made it: an evaluation can then build the network without a config."""
+        checkpoint["method"] = type(self).__name__
+        description = describe(self.net)
+        if description is not None:
+            checkpoint["network"] = description
+
     def _evaluate(self, batch: Batch, stage: str) -> None:
         logits = self.net(batch.images.contiguous(memory_format=torch.channels_last))
         loss = losses.cross_entropy(logits, batch.labels).mean()
         accuracy = (logits.argmax(1) == batch.labels).float().mean()
-        sizes = {"batch_size": len(batch.images), "sync_dist": True}
-        self.log(f"{stage}/loss", loss, **sizes)
-        self.log(f"{stage}/accuracy", accuracy, prog_bar=True, **sizes)
+        size = len(batch.images)
+        self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True)
+        self.log(f"{stage}/accuracy", accuracy, batch_size=size, sync_dist=True, prog_bar=True)
 
     def _attack(self, attack: PGD, goal: Objective, images: Tensor, batch: Batch, which: str) -> Tensor:
         start = None

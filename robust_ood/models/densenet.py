@@ -1,0 +1,112 @@
+"""DenseNet-BC (Huang et al. 2017), as the ALOE and ODIN papers use it for 32 x 32 images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robust_ood.errors import UserError
+from robust_ood.models.normalize import CIFAR_MEAN, CIFAR_STD, Normalize
+from robust_ood.models.wide_resnet import initialize
+
+
+class _Layer(nn.Module):
+    """Add `growth` channels to the input, through a bottleneck of `4 growth` where asked."""
+
+    def __init__(self, inputs: int, growth: int, bottleneck: bool, dropout: float) -> None:
+        super().__init__()
+        middle = 4 * growth if bottleneck else inputs
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, middle, 1, bias=False) if bottleneck else nn.Identity()
+        self.bn2 = nn.BatchNorm2d(middle) if bottleneck else nn.Identity()
+        self.conv2 = nn.Conv2d(middle, growth, 3, 1, 1, bias=False)
+        self.bottleneck, self.dropout = bottleneck, dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(x), inplace=True)
+        if self.bottleneck:
+            out = self._dropped(self.conv1(out))
+            out = F.relu(self.bn2(out), inplace=True)
+        return torch.cat([x, self._dropped(self.conv2(out))], 1)
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+class _Transition(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(inputs)
+        self.conv = nn.Conv2d(inputs, outputs, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(self.conv(F.relu(self.bn(x), inplace=True)), 2)
+
+
+class DenseNet(nn.Module):
+    """A densely connected network, images `(N, 3, H, W)` in [0, 1] to logits `(N, num_classes)`.
+
+    Args:
+        depth: 6n + 4 with bottlenecks (3n + 4 without) for n layers in each of the three blocks; 100 in the papers.
+        growth: channels that each layer adds; 12 in the papers.
+        reduction: share of channels that a transition keeps; 0.5 in the papers.
+        bottleneck: 1 x 1 convolutions before the 3 x 3 ones (the B of BC).
+        dropout: probability after each convolution; 0 in the papers.
+        num_classes: K.
+        mean, std: the normalisation that is the first layer.
+    """
+
+    feature_layers = ("conv1", "transition1", "transition2", "relu")
+
+    def __init__(
+        self,
+        depth: int = 100,
+        growth: int = 12,
+        reduction: float = 0.5,
+        bottleneck: bool = True,
+        dropout: float = 0.0,
+        num_classes: int = 10,
+        mean: Sequence[float] = CIFAR_MEAN,
+        std: Sequence[float] = CIFAR_STD,
+    ) -> None:
+        super().__init__()
+        step = 6 if bottleneck else 3
+        if depth < step + 4 or (depth - 4) % step:
+            raise UserError(f"depth: {depth} is not {step}n + 4 for a number n >= 1 of layers a block")
+        if not 0 < reduction <= 1:
+            raise UserError(f"reduction: {reduction} is not in (0, 1]")
+        self.settings = {
+            "depth": depth,
+            "growth": growth,
+            "reduction": reduction,
+            "bottleneck": bottleneck,
+            "dropout": dropout,
+            "num_classes": num_classes,
+            "mean": list(mean),
+            "std": list(std),
+        }
+        layers, channels = (depth - 4) // step, 2 * growth
+        self.normalize = Normalize(mean, std)
+        self.conv1 = nn.Conv2d(3, channels, 3, 1, 1, bias=False)
+        for number in (1, 2, 3):
+            block = [_Layer(channels + i * growth, growth, bottleneck, dropout) for i in range(layers)]
+            self.add_module(f"block{number}", nn.Sequential(*block))
+            channels += layers * growth
+            if number < 3:
+                kept = int(channels * reduction)
+                self.add_module(f"transition{number}", _Transition(channels, kept))
+                channels = kept
+        self.bn = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.head = nn.Linear(channels, num_classes)
+        initialize(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits."""
+        maps = self.transition1(self.block1(self.conv1(self.normalize(images))))
+        maps = self.block3(self.transition2(self.block2(maps)))
+        logits: Tensor = self.head(self.relu(self.bn(maps)).mean((2, 3)))
+        return logits

@@ -1,0 +1,60 @@
+"""What a checkpoint says about its network, so that the network can be built again without a config."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from robust_ood.errors import UserError
+from robust_ood.models.checkpoints import load_weights, read_checkpoint
+from robust_ood.models.densenet import DenseNet
+from robust_ood.models.resnet import ResNet18, ThinResNet
+from robust_ood.models.wide_resnet import WideResNet
+
+BUILDABLE: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (DenseNet, ResNet18, ThinResNet, WideResNet)}
+"""Networks that a checkpoint may name. A fixed list: a file must not choose what code runs."""
+
+
+def describe(net: nn.Module) -> dict[str, Any] | None:
+    """Return a network's class name and constructor settings as plain values; None for networks of others."""
+    if type(net) not in BUILDABLE.values():
+        return None
+    return {"name": type(net).__name__, "settings": dict(net.settings)}  # type: ignore[call-overload]
+
+
+def rebuild(description: Mapping[str, Any]) -> nn.Module:
+    """Return a network like the described one, with new weights.
+
+    Raises: `UserError` for a description that names no network of ours or settings that it does not have.
+    """
+    name, settings = description.get("name"), description.get("settings", {})
+    if name not in BUILDABLE:
+        raise UserError(f"checkpoint: describes a network {name!r}; known: {', '.join(BUILDABLE)}")
+    kind = BUILDABLE[name]
+    unknown = set(settings) - set(inspect.signature(kind).parameters)
+    if unknown:
+        raise UserError(f"checkpoint: {name} has no settings {', '.join(sorted(unknown))}")
+    return kind(**settings)
+
+
+def load_network(path: Path, net: nn.Module | None = None) -> nn.Module:
+    """Return the network of a checkpoint, in eval mode, on the CPU.
+
+    Args:
+        path: a training run's checkpoint, or any state dict that `load_weights` reads.
+        net: the network to load into; by default the one that the checkpoint describes.
+
+    Raises:
+        UserError: an unreadable file, a checkpoint that describes no network while none is given, or one of another
+            network.
+    """
+    content = read_checkpoint(path)
+    if net is None:
+        if "network" not in content:
+            raise UserError(f"net: {path} does not say which network it holds; name it in the config")
+        net = rebuild(content["network"])
+    return load_weights(net, content).eval()

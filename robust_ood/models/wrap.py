@@ -1,0 +1,67 @@
+"""Any classifier, with normalisation in front and its parts named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from robust_ood.errors import UserError
+from robust_ood.models.normalize import Normalize
+from robust_ood.models.outputs import find_head, submodule
+
+
+class Wrapped(nn.Module):
+    """Somebody's classifier behind our contract: images in [0, 1] to logits.
+
+    Args:
+        module: the classifier.
+        mean, std: normalisation of its inputs, one value a channel in pixel fractions; None where the module wants pixels
+            or normalises itself.
+        head: name of its last linear layer; found by itself where there is one that is last.
+        layers: names of the submodules that are its conventional feature maps.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        head: str | None = None,
+        layers: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        if (mean is None) != (std is None):
+            raise UserError("mean and std: one is given without the other")
+        self.normalize = nn.Identity() if mean is None or std is None else Normalize(mean, std)
+        self.module = module
+        for name in layers:
+            submodule(module, name)
+        named = find_head(module) if head is None else submodule(module, head)
+        if not isinstance(named, nn.Linear):
+            raise UserError(f"head: {head} is a {type(named).__name__}, not a linear layer")
+        self.head_name = next(name for name, part in module.named_modules() if part is named)
+        self.feature_layers = tuple(f"module.{name}" for name in layers)
+
+    @property
+    def head(self) -> nn.Linear:
+        """The last linear layer."""
+        head = self.module.get_submodule(self.head_name)
+        assert isinstance(head, nn.Linear)
+        return head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits."""
+        logits: Tensor = self.module(self.normalize(images))
+        return logits
+
+
+def wrap(
+    module: nn.Module,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    head: str | None = None,
+    layers: Sequence[str] = (),
+) -> Wrapped:
+    """Return `Wrapped(...)`; see there."""
+    return Wrapped(module, mean, std, head, layers)
