@@ -28,8 +28,8 @@ class Fraction(float):
     def __new__(cls, value: float | str, field: str = "radius") -> Fraction:
         """Read a number, or a string that holds one or a quotient of two."""
         try:
-            numerator, _, denominator = str(value).partition("/")
-            number = float(numerator) / float(denominator) if denominator else float(numerator)
+            numerator, slash, denominator = str(value).partition("/")
+            number = float(numerator) / float(denominator) if slash else float(numerator)
         except (ValueError, ZeroDivisionError):
             number = math.nan
         if not math.isfinite(number):
@@ -139,7 +139,7 @@ class L2(Region):
 
         The first D coordinates of a uniform point on the sphere in D + 2 dimensions are uniform in the D-ball.
         """
-        dimensions = center[0].numel()
+        dimensions = math.prod(center.shape[1:])
         sphere = _draw((dimensions + 2,), generators, center, normal=True)  # (N, D + 2)
         ball = sphere[:, :dimensions] / torch.linalg.vector_norm(sphere, dim=1, keepdim=True)
         return self.project(center + self.radius * ball.view_as(center), center)

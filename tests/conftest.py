@@ -52,7 +52,9 @@ def make_images():
 
     def make(count: int = 6, seed: int = 0, size: int = 6, dtype: torch.dtype = torch.float64) -> Tensor:
         draws = torch.Generator().manual_seed(seed)
-        return (torch.rand(count, 3, size, size, generator=draws, dtype=torch.float64) * 1.4 - 0.2).clamp(0, 1).to(dtype)
+        return (
+            (torch.rand(count, 3, size, size, generator=draws, dtype=torch.float64) * 1.4 - 0.2).clamp(0, 1).to(dtype)
+        )
 
     return make
 

@@ -15,6 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from robust_ood.errors import UserError
+
 SCHEMA = 1
 METRICS = (
     "auroc",
@@ -93,6 +95,26 @@ class Results:
         self.classification += other.classification
         self.warnings += other.warnings
         self.environment = self.environment or other.environment
+
+    @classmethod
+    def read(cls, folder: Path) -> Results:
+        """Read the `results.json` of a folder.
+
+        Raises: `UserError` where it is missing, damaged or of another schema.
+        """
+        path = folder / "results.json"
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"results: {path} is missing or damaged ({' '.join(str(error).split())})") from error
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+            raise UserError(f"results: {path} is not of schema {SCHEMA}")
+        return cls(
+            [Row(**row) for row in content["rows"]],
+            [Accuracy(**row) for row in content["classification"]],
+            content["warnings"],
+            content["environment"],
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content of `results.json`."""

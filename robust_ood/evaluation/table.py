@@ -1,59 +1,82 @@
-"""The terminal table: what survived, at a glance."""
+"""The terminal tables: what survived, at a glance, in 80 columns."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import groupby
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from robust_ood.evaluation.results import Results, Row
 
-_ATTACKED = ("none", "in", "out", "both")
-_TITLES = {"none": "clean", "in": "inliers", "out": "outliers", "both": "both"}
+_ATTACKED = {"none": "clean", "in": "inliers", "out": "outliers", "both": "both"}
 
 
 def print_results(results: Results, console: Console | None = None) -> None:
-    """Print AUROC and FPR95, clean and attacked, for each model, detector, attack and OOD set, then the accuracies."""
+    """Print AUROC and FPR95, clean and attacked, for each attack, model, detector and OOD set, then the accuracies."""
     console = console or Console()
-    console.print(_detection(results.rows))
+    attacked = [row for row in results.rows if row.attacked != "none"]
+    clean = {_subject(row): row for row in results.rows if row.attacked == "none"}
+    if not attacked:
+        console.print(_detection("no attack", {subject: {"none": row} for subject, row in clean.items()}))
+    for attack, rows in groupby(sorted(attacked, key=lambda row: row.attack), key=lambda row: row.attack):
+        cells: dict[tuple[str, ...], dict[str, Row]] = {}
+        for row in rows:
+            cells.setdefault(_subject(row), {"none": clean[_subject(row)]})[row.attacked] = row
+        first = next(iter(cells.values()))["in"]
+        title = f"attack {attack}: {first.norm} {first.radius:.4f}, {first.steps} steps, {first.restarts} restarts"
+        console.print(_detection(title, cells))
+    console.print(
+        "AUROC/FPR95 with clean images, attacked inliers, attacked outliers, and both attacked.\n"
+        "FPR95 is the share of OOD accepted when 95 % of ID is accepted.",
+        highlight=False,
+    )
     console.print(_accuracy(results))
     for warning in results.warnings:
         console.print(f"[yellow]warning:[/yellow] {warning}")
 
 
-def _detection(rows: Sequence[Row]) -> Table:
-    table = Table(title="AUROC / FPR95: share of OOD accepted when 95 % of ID is accepted", title_justify="left")
-    for name in ("model", "detector", "OOD", "attack"):
-        table.add_column(name)
-    for attacked in _ATTACKED:
-        table.add_column(_TITLES[attacked], justify="right")
-    clean = {(r.model, r.detector, r.ood, r.group): r for r in rows if r.attacked == "none"}
-    lines: dict[tuple[str, str, str, str, str], dict[str, Row]] = {}
-    for row in rows:
-        if row.attacked != "none":
-            lines.setdefault((row.model, row.detector, row.ood, row.group, row.attack), {})[row.attacked] = row
-    if not lines:
-        lines = {(*key, "none"): {} for key in clean}
-    previous = None
-    for (model, detector, ood, group, attack), cells in lines.items():
-        cells = {"none": clean[model, detector, ood, group], **cells}
-        if previous not in (None, (model, detector)):
+def _subject(row: Row) -> tuple[str, ...]:
+    return (row.model, row.detector, row.ood, row.group)
+
+
+def _detection(title: str, lines: dict[tuple[str, ...], dict[str, Row]]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("model", "detector", "OOD set"):
+        table.add_column(name, overflow="fold")
+    for name in _ATTACKED.values():
+        table.add_column(name, justify="right", no_wrap=True)
+    previous: tuple[str, ...] = ("", "")
+    for (model, detector, ood, group), cells in lines.items():
+        if previous[0] not in ("", model):
             table.add_section()
+        shown = (model if model != previous[0] else "", detector if (model, detector) != previous else "")
+        name = f"mean of {group}" if ood == group else ood
+        table.add_row(*shown, name, *(_cell(cells.get(attacked)) for attacked in _ATTACKED))
         previous = (model, detector)
-        name = f"{group} (mean)" if ood == group else f"{ood} ({group})"
-        table.add_row(model, detector, name, attack, *(_cell(cells.get(attacked)) for attacked in _ATTACKED))
     return table
 
 
 def _cell(row: Row | None) -> str:
-    return f"{row.auroc:.3f} / {row.fpr95:.3f}" if row else ""
+    return f"{_rate(row.auroc)}/{_rate(row.fpr95)}" if row else ""
+
+
+def _rate(value: float) -> str:
+    """Return three decimals without the leading zero: `.987`, and `1.00` for one."""
+    text = f"{value:.3f}"
+    return text[1:] if text.startswith("0") else text[:4]
 
 
 def _accuracy(results: Results) -> Table:
-    table = Table(title="classification accuracy", title_justify="left")
-    for name in ("model", "attack", "accuracy"):
-        table.add_column(name, justify="right" if name == "accuracy" else "left")
-    for row in results.classification:
-        table.add_row(row.model, row.attack, f"{row.accuracy:.3f}")
+    table = Table(
+        title="classification accuracy", title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
+    )
+    attacks = list(dict.fromkeys(row.attack for row in results.classification))
+    table.add_column("model")
+    for attack in attacks:
+        table.add_column("clean" if attack == "none" else attack, justify="right")
+    for model in dict.fromkeys(row.model for row in results.classification):
+        cells = {row.attack: _rate(row.accuracy) for row in results.classification if row.model == model}
+        table.add_row(model, *(cells.get(attack, "") for attack in attacks))
     return table

@@ -63,7 +63,7 @@ def outputs(net: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> Outpu
 def submodule(net: nn.Module, name: str) -> nn.Module:
     """Return the submodule of that dotted name, or raise `UserError` with the nearest known one."""
     try:
-        return net.getsubmodule(name)
+        return net.get_submodule(name)
     except AttributeError as error:
         raise unknown_name("layers", name, [n for n, _ in net.named_modules() if n]) from error
 

@@ -36,7 +36,9 @@ def clean(count, seed):
 def waves(seed):
     """A smooth objective with many local minima."""
     slopes, phases, weights = (draw(1, seed + k, torch.randn) for k in range(3))
-    return lambda images: ((8 * slopes.to(images) * images + phases.to(images)).sin() * weights.to(images)).flatten(1).sum(1)
+    return lambda images: (
+        ((8 * slopes.to(images) * images + phases.to(images)).sin() * weights.to(images)).flatten(1).sum(1)
+    )
 
 
 def broken_root(images):
@@ -54,7 +56,9 @@ OBJECTIVES = {
 }
 RULES = [None, Steepest(momentum=0.75), Optimizer(torch.optim.Adam), Optimizer(torch.optim.SGD, {"momentum": 0.9})]
 radii = st.one_of(st.sampled_from([0.0, 8 / 255, 1.0]), st.floats(0, 3))
-bounded = st.builds(lambda kind, radius, clip: kind(radius, clip=clip), st.sampled_from([Linf, L2]), radii, st.booleans())
+bounded = st.builds(
+    lambda kind, radius, clip: kind(radius, clip=clip), st.sampled_from([Linf, L2]), radii, st.booleans()
+)
 regions = st.one_of(bounded, st.builds(Unbounded, clip=st.booleans()))
 runs = st.fixed_dictionaries(
     {"steps": st.integers(1, 4), "step_size": st.floats(0, 2), "rule": st.sampled_from(RULES)},
@@ -80,7 +84,14 @@ def assert_inside(images, center, region):
 
 
 @settings(max_examples=150)
-@given(regions, runs, st.sampled_from(sorted(OBJECTIVES)), st.booleans(), st.sampled_from(["best", "last"]), st.integers(0, 99))
+@given(
+    regions,
+    runs,
+    st.sampled_from(sorted(OBJECTIVES)),
+    st.booleans(),
+    st.sampled_from(["best", "last"]),
+    st.integers(0, 99),
+)
 def test_result_is_inside_the_ball_and_the_pixel_range(region, run, name, random, keep, seed):
     images = clean(3, seed).float()
     start = start_of(region, images, seed) if random else None
@@ -92,7 +103,9 @@ def test_result_is_inside_the_ball_and_the_pixel_range(region, run, name, random
 def test_a_start_outside_is_brought_inside():
     images, region = clean(3, 0), L2(0.5)
     found = minimize(waves(0), images, region, steps=1, step_size=0.0, start=images + 2, keep="last")
-    torch.testing.assert_close(region.norm(found.images - images), region.norm(region.project(images + 2, images) - images))
+    torch.testing.assert_close(
+        region.norm(found.images - images), region.norm(region.project(images + 2, images) - images)
+    )
     assert_inside(found.images, images, region)
 
 
@@ -115,7 +128,6 @@ def test_best_is_never_worse_than_the_start_nor_than_the_last(region, run, rando
 @given(regions, runs, st.integers(0, 99), st.integers(1, 5), st.permutations(range(6)))
 def test_an_image_does_not_depend_on_its_batch(region, run, seed, cut, order):
     images, objective = clean(6, seed), waves(seed)
-    images[2] = torch.nan_to_num(images[2])
     start = start_of(region, images, seed)
     whole = minimize(objective, images, region, start=start, trace=True, **run)
     order = torch.tensor(order)
@@ -303,13 +315,12 @@ def test_bfloat16_autocast_inside_inference_mode(make_net, make_images):
 
 @pytest.fixture
 def half_line():
-    """A linear function computed in float16 under autocast: `(function, its float32 gradient)`."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        first, second = nn.Linear(SIZE, 5, bias=False), nn.Linear(5, 1, bias=False)
-    gradient = (second.weight @ first.weight).detach().view(1, *SHAPE)
-    assert gradient.abs().min() > 1e-3
-    return lambda x: second(first(x.flatten(1)))[:, 0], gradient
+    """A linear function computed in float16 under autocast: `(function, its gradient)`, entries in 0.5..1."""
+    layer = nn.Linear(SIZE, 1, bias=False)
+    signs = draw(1, 1, torch.randn).sign()
+    weights = (signs * (0.5 + 0.5 * draw(1, 2))).float()
+    layer.weight.data = weights.view(1, SIZE)
+    return lambda x: layer(x.flatten(1))[:, 0], weights
 
 
 def test_float16_gradients_do_not_underflow_to_steps_of_zero(half_line):
@@ -318,12 +329,10 @@ def test_float16_gradients_do_not_underflow_to_steps_of_zero(half_line):
     with torch.autocast("cpu", torch.float16):
         leaf = images.clone().requires_grad_()
         assert line(leaf).dtype == torch.float16
-        (unscaled,) = torch.autograd.grad((line(leaf).float() * 1e-9).sum(), leaf)
+        (unscaled,) = torch.autograd.grad((line(leaf).float() * 1e-8).sum(), leaf)
         assert unscaled.count_nonzero() == 0  # what would happen without scaling
         for region in (Linf(0.1), L2(0.1)):
-            found = minimize(
-                lambda x: line(x).float() * 1e-9, images, region, steps=1, step_size=0.1, keep="last"
-            )
+            found = minimize(lambda x: line(x).float() * 1e-8, images, region, steps=1, step_size=0.1, keep="last")
             expected = images - 0.1 * region.steepest(weights)
             torch.testing.assert_close(found.images, expected, rtol=0, atol=1e-3)
 
@@ -342,7 +351,7 @@ def test_tiny_float16_weights_still_give_sign_steps():
 def test_float16_overflow_recovers_image_by_image_and_is_not_repeated(half_line):
     line, _ = half_line
     images = clean(2, 0).float()
-    factors = torch.tensor([1e4, 1e-9])  # one image's gradient overflows where the other's underflows
+    factors = torch.tensor([1e4, 1e-8])  # one image's gradient overflows where the other's underflows
     with torch.autocast("cpu", torch.float16):
         found = minimize(
             lambda x: line(x).float() * factors[: len(x)],
@@ -364,7 +373,12 @@ def test_float16_gradients_that_are_never_finite_leave_finite_images(half_line):
     images = clean(2, 0).float()
     with torch.autocast("cpu", torch.float16):
         found = minimize(
-            lambda x: line(x).float() + (x[:, 0, 0, 0] * 0).sqrt(), images, L2(0.5), steps=60, step_size=0.1, keep="last"
+            lambda x: line(x).float() + (x[:, 0, 0, 0] * 0).sqrt(),
+            images,
+            L2(0.5),
+            steps=60,
+            step_size=0.1,
+            keep="last",
         )
     assert_inside(found.images, images, L2(0.5))
 
@@ -389,9 +403,9 @@ def test_the_judge_chooses_among_the_iterates():
         return (x.mean((1, 2, 3)) - wanted).abs()
 
     found = minimize(lambda x: x.flatten(1).sum(1), images, Linf(0.1), steps=8, step_size=0.01, judge=judge)
-    torch.testing.assert_close(found.images[:, 0, 0, 0], torch.tensor([0.44, 0.48], dtype=torch.float64).round(decimals=2), atol=5.1e-3, rtol=0)
-    torch.testing.assert_close(found.values, (found.images.mean((1, 2, 3)) - wanted).abs())
-    assert found.values[0] < 1e-9
+    nearest = torch.tensor([0.0, 0.005], dtype=torch.float64)  # iterates lie on a grid of 0.01
+    torch.testing.assert_close(found.values, nearest, rtol=0, atol=1e-9)
+    torch.testing.assert_close((found.images.mean((1, 2, 3)) - wanted).abs(), nearest, rtol=0, atol=1e-9)
     assert graded == [False] * 9  # start and 8 steps, never with gradient
 
 
@@ -452,7 +466,9 @@ def test_optimizer_rule_equals_torch_optim_on_the_same_problem(kind, options):
     free = minimize(
         objective, images, Unbounded(clip=False), steps=12, step_size=0.03, rule=Optimizer(kind, options), keep="last"
     )
-    boxed = minimize(objective, images, Linf(0.07), steps=12, step_size=0.03, rule=Optimizer(kind, options), keep="last")
+    boxed = minimize(
+        objective, images, Linf(0.07), steps=12, step_size=0.03, rule=Optimizer(kind, options), keep="last"
+    )
     for box, found in ((False, free), (True, boxed)):
         variable = images.clone().requires_grad_()
         optimizer = kind([variable], lr=0.03, **options)
@@ -525,7 +541,9 @@ def test_quadratic_optimum(seed):
     expected = target.clamp(images - 0.2, images + 0.2).clamp(0, 1)  # separable: pixel by pixel
     assert (box.images - expected).abs().max() < 0.0051
 
-    ball = minimize(lambda x: (x - target).square().flatten(1).sum(1), images, L2(0.5, clip=False), steps=80, step_size=0.02)
+    ball = minimize(
+        lambda x: (x - target).square().flatten(1).sum(1), images, L2(0.5, clip=False), steps=80, step_size=0.02
+    )
     away = target - images
     nearest = images + away * (0.5 / away.flatten(1).norm(dim=1)).clamp(max=1).view(-1, 1, 1, 1)
     assert (ball.images - nearest).flatten(1).norm(dim=1).max() < 0.03
