@@ -153,7 +153,8 @@ class L2(Region):
 
     def norm(self, perturbation: Tensor) -> Tensor:
         """Return the Euclidean length of each perturbation, `(N,)`."""
-        return torch.linalg.vector_norm(perturbation.flatten(1), dim=1)
+        length: Tensor = torch.linalg.vector_norm(perturbation.flatten(1), dim=1)
+        return length
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood.attacks import PGD
+from robust_ood.attacks.objectives import Direction
 from robust_ood.data import EvaluationLoader, ImageSet, OODData
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
@@ -18,6 +19,7 @@ from robust_ood.evaluation.results import METRICS, Accuracy, Results, Row, descr
 from robust_ood.evaluation.scores import attacked_scores, clean_scores, correct
 from robust_ood.metrics import ood_metrics
 
+Attack = PGD  # what rows can describe
 Progress = Callable[[str], None]
 
 
@@ -32,7 +34,7 @@ def evaluate(
     net: nn.Module,
     *,
     detectors: Mapping[str, Detector],
-    attacks: Mapping[str, PGD],
+    attacks: Mapping[str, Attack],
     data: OODData,
     model: str = "model",
     limit: int | None = None,
@@ -73,14 +75,14 @@ class _Grid:
         if not self.ood:
             raise UserError("data: neither near nor far names an OOD set to evaluate on")
 
-    def rows(self, detectors: Mapping[str, Detector], attacks: Mapping[str, PGD]) -> list[Row]:
+    def rows(self, detectors: Mapping[str, Detector], attacks: Mapping[str, Attack]) -> list[Row]:
         if not detectors:
             raise UserError("detectors: none given")
         clean = {images.name: self._clean(detectors, images) for images in self._sets()}
         rows = []
         for name, detector in detectors.items():
             own = {images: cells[name] for images, cells in clean.items()}
-            rows += self._with_means(self._compare(name, "none", {}, "none", own, own, own))
+            rows += self._with_means(self._compare(name, "none", describe_attack(None), "none", own, own, own))
             for label, attack in attacks.items():
                 hit = {images.name: self._attacked(name, detector, images, label, attack) for images in self._sets()}
                 settings = describe_attack(attack)
@@ -88,13 +90,14 @@ class _Grid:
                     rows += self._with_means(self._compare(name, label, settings, attacked, own, id_cells, ood_cells))
         return rows
 
-    def classification(self, net: nn.Module, attacks: Mapping[str, PGD]) -> list[Accuracy]:
+    def classification(self, net: nn.Module, attacks: Mapping[str, Attack]) -> list[Accuracy]:
         table = []
-        for label, attack in {"none": None, **attacks}.items():
+        every: dict[str, Attack | None] = {"none": None, **attacks}
+        for label, attack in every.items():
             self.progress(f"{self.model}: accuracy, attack {label}")
             begin = time.perf_counter()
             right = correct(net, self._loader(self.inliers), attack, self.device)
-            settings = {"norm": "none", "radius": 0.0, "steps": 0, "restarts": 0} | describe_attack(attack)
+            settings = describe_attack(attack)
             table.append(
                 Accuracy(
                     model=self.model,
@@ -121,10 +124,10 @@ class _Grid:
         seconds = (time.perf_counter() - begin) / len(detectors)
         return {name: Cell(column, seconds) for name, column in scores.items()}
 
-    def _attacked(self, name: str, detector: Detector, images: ImageSet, label: str, attack: PGD) -> Cell:
+    def _attacked(self, name: str, detector: Detector, images: ImageSet, label: str, attack: Attack) -> Cell:
         self.progress(f"{self.model}: {name} under {label} on {images.name}")
         begin = time.perf_counter()
-        direction = 1 if images is self.inliers else -1
+        direction: Direction = 1 if images is self.inliers else -1
         scores = attacked_scores(detector, self._loader(images), attack, direction, self.device)
         return Cell(scores, time.perf_counter() - begin)
 
@@ -143,7 +146,7 @@ class _Grid:
         inliers = id_cells[self.inliers.name]
         for group, images in self.ood:
             outliers = ood_cells[images.name]
-            numbers = ood_metrics(inliers.scores, outliers.scores, clean[self.inliers.name].scores)
+            numbers: dict[str, Any] = ood_metrics(inliers.scores, outliers.scores, clean[self.inliers.name].scores)
             rows.append(
                 Row(
                     model=self.model,
@@ -156,7 +159,7 @@ class _Grid:
                     n_id=len(inliers.scores),
                     n_ood=len(outliers.scores),
                     seconds=inliers.seconds + outliers.seconds,
-                    **({"norm": "none", "radius": 0.0, "steps": 0, "restarts": 0} | settings),
+                    **settings,
                     **numbers,
                 )
             )
@@ -175,10 +178,10 @@ class _Grid:
         return rows + means
 
 
-def describe_attack(attack: PGD | None) -> dict[str, Any]:
+def describe_attack(attack: Attack | None) -> dict[str, Any]:
     """Return what a row says of an attack: norm, radius, steps, restarts."""
     if attack is None:
-        return {}
+        return {"norm": "none", "radius": 0.0, "steps": 0, "restarts": 0}
     return {
         "norm": attack.region.name,
         "radius": attack.region.radius,

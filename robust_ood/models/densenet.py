@@ -106,7 +106,8 @@ class DenseNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits."""
-        maps = self.transition1(self.block1(self.conv1(self.normalize(images))))
-        maps = self.block3(self.transition2(self.block2(maps)))
+        maps = self.conv1(self.normalize(images))
+        for name in ("block1", "transition1", "block2", "transition2", "block3"):
+            maps = self.get_submodule(name)(maps)
         logits: Tensor = self.head(self.relu(self.bn(maps)).mean((2, 3)))
         return logits

@@ -23,7 +23,8 @@ def describe(net: nn.Module) -> dict[str, Any] | None:
     """Return a network's class name and constructor settings as plain values; None for networks of others."""
     if type(net) not in BUILDABLE.values():
         return None
-    return {"name": type(net).__name__, "settings": dict(net.settings)}  # type: ignore[call-overload]
+    settings: Any = net.settings
+    return {"name": type(net).__name__, "settings": dict(settings)}
 
 
 def rebuild(description: Mapping[str, Any]) -> nn.Module:

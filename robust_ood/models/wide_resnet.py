@@ -28,7 +28,8 @@ class _Block(nn.Module):
         out = F.relu(self.bn2(self.conv1(active)), inplace=True)
         if self.dropout:
             out = F.dropout(out, self.dropout, self.training)
-        return kept + self.conv2(out)
+        added: Tensor = kept + self.conv2(out)
+        return added
 
 
 class WideResNet(nn.Module):
@@ -78,7 +79,9 @@ class WideResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits."""
-        maps = self.group3(self.group2(self.group1(self.conv1(self.normalize(images)))))
+        maps = self.conv1(self.normalize(images))
+        for name in self.feature_layers:
+            maps = self.get_submodule(name)(maps)
         maps = F.relu(self.bn(maps), inplace=True)
         logits: Tensor = self.head(maps.mean((2, 3)))
         return logits

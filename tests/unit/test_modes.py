@@ -34,7 +34,7 @@ def test_every_submodules_own_flag_comes_back(training):
 def test_flags_come_back_after_an_error():
     net = mixed()
     before = flags(net)
-    with pytest.raises(RuntimeError, match="size mismatch|shapes cannot"), evaluating(net):
+    with pytest.raises(RuntimeError, match=r"size mismatch|shapes cannot"), evaluating(net):
         net(torch.ones(2, 3))
     assert flags(net) == before
 
