@@ -19,13 +19,17 @@ from robust_ood.perturb import Objective
 Direction = Literal[1, -1]
 
 
-def own_score(detector: Detector, direction: Direction) -> Objective:
-    """Return the detector's surrogate, signed: the adaptive, white-box objective."""
-    return lambda images: direction * detector.surrogate(images)
+def own_score(detector: Detector, direction: Direction) -> list[Objective]:
+    """Return the detector's surrogates, signed: the adaptive, white-box objectives."""
+
+    def signed(surrogate: Objective) -> Objective:
+        return lambda images: direction * surrogate(images)
+
+    return [signed(surrogate) for surrogate in detector.surrogates]
 
 
-def softmax(detector: Detector, direction: Direction) -> Objective:
-    """Return the ALOE paper's softmax objectives (Alg. 1) of the detector's classifiers.
+def softmax(detector: Detector, direction: Direction) -> list[Objective]:
+    """Return the ALOE paper's softmax objective (Alg. 1) of the detector's classifiers.
 
     Inliers: the cross-entropy from the uniform distribution to the softmax. Outliers: the entropy of the softmax. Both on
     untempered logits; the sum over the networks of an ensemble.
@@ -38,7 +42,7 @@ def softmax(detector: Detector, direction: Direction) -> Objective:
     def objective(images: Tensor) -> Tensor:
         return torch.stack([loss(net(images)) for net in networks]).sum(0)
 
-    return objective
+    return [objective]
 
 
 SCORE_OBJECTIVES = {"score": own_score, "softmax": softmax}

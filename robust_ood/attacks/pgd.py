@@ -83,11 +83,14 @@ class PGD:
 
     def on_score(self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor) -> Iterator[Tensor]:
         """Yield candidate images `(N, C, H, W)` that make `direction * score` small."""
-        objective = SCORE_OBJECTIVES[self.objective](detector, direction)
+        first, *others = SCORE_OBJECTIVES[self.objective](detector, direction)
         own = self.objective == "score" and detector.exact_surrogate
         judge = None if own else lambda x: direction * detector(x)
-        for found in self.search(objective, images, self._draws(indices), judge):
+        for found in self.search(first, images, self._draws(indices), judge):
             yield found.images
+        for other in others:  # best by their own values: judging every iterate would cost more than the search
+            for found in self.search(other, images, self._draws(indices)):
+                yield found.images
 
     def on_label(self, net: nn.Module, images: Tensor, labels: Tensor, loss: str, indices: Tensor) -> Iterator[Tensor]:
         """Yield candidate images `(N, C, H, W)` that make the classifier err."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,6 +31,11 @@ class Detector(nn.Module, ABC):
     def exact_surrogate(self) -> bool:
         """Whether the surrogate orders images exactly as the score does, so that no attack needs to compare both."""
         return type(self).surrogate is Detector.surrogate
+
+    @property
+    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """All stand-ins that an attack should follow: `surrogate`, then others that may lead further on some images."""
+        return (self.surrogate,)
 
     def fit(self, loader: Iterable[Any]) -> Detector:
         """Learn from in-distribution batches what the score needs; nothing unless a detector says otherwise."""

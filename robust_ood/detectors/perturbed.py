@@ -7,6 +7,7 @@ the movement as a constant (straight-through): its value is the score at the ver
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +33,15 @@ class Moved(Wrapper):
     def surrogate(self, images: Tensor) -> Tensor:
         """Return the wrapped detector's surrogate at the moved images, with the movement held constant."""
         return self.detector.surrogate(self._straight_through(images))
+
+    @property
+    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """Its own stand-in, then the wrapped detector's at the unmoved image.
+
+        Where the movement crosses a class boundary, the own gradient raises now one class and now the other, and an
+        attack that follows it alone can end weaker than one transferred from the wrapped detector.
+        """
+        return (self.surrogate, *self.detector.surrogates)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the wrapped detector's scores `(N,)` at the moved images."""
