@@ -134,9 +134,9 @@ def test_pro_equals_its_formula(problem, name, clip, steps, step_size):
     pro = build(name, net, steps=steps, step_size=step_size, clip=clip).double()
     values, points = naive_pro(written_out(name, net), images, steps, step_size, clip)
     lowest = values.min(1)
-    # `PRO` answers in float32, as detectors do; the point it found is exact.
+    # `PRO` answers in float32, as detectors do, and its step size is a float32 buffer.
     torch.testing.assert_close(pro(images).double(), lowest.values, rtol=0, atol=1e-6)
-    torch.testing.assert_close(pro.move(images), points[torch.arange(8), lowest.indices], rtol=0, atol=1e-9)
+    torch.testing.assert_close(pro.move(images), points[torch.arange(8), lowest.indices], rtol=0, atol=1e-7)
 
 
 def test_the_minimum_is_over_all_values_and_not_the_last(problem):
@@ -249,11 +249,11 @@ def test_an_attack_through_the_detector_is_at_least_as_strong_as_a_transferred_o
         through = detector(attack(detector, images, pgd))
         transferred = detector(attack(MSP(net), images, pgd))
         published = detector(attack(detector, images, softmax))  # the ALOE paper's, judged by the detector
-    gain = sign * (clean - through).mean()
-    assert gain > 0
-    assert gain >= sign * (clean - transferred).mean()
-    assert gain >= 0.98 * sign * (clean - published).mean()
-    assert (sign * (clean - through) >= 0).all()
+    gain = sign * (clean - through)
+    assert (gain >= 0).all()
+    assert gain.mean() > 0.05 * clean.std()
+    assert (gain >= sign * (clean - transferred) - 1e-6).all()  # image by image
+    assert gain.mean() >= 0.98 * sign * (clean - published).mean()
 
 
 @pytest.mark.parametrize(

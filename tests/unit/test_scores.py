@@ -49,13 +49,14 @@ def by_hand(kind, row, temperature=1.0, gamma=0.1, top=100):
     if kind is Energy:
         T = Decimal(temperature)
         return T * sum((Decimal(value) / T).exp() for value in row).ln()
-    largest = sorted(p, reverse=True)[:top]
-    return -sum((value * (1 - value)) ** Decimal(gamma) for value in largest)
+    rest = [sum(p[:k]) + sum(p[k + 1 :]) for k in range(len(p))]  # 1 - p without cancellation
+    largest = sorted(zip(p, rest, strict=True), reverse=True)[:top]
+    return -sum((value * other) ** Decimal(gamma) for value, other in largest)
 
 
 CASES = [
     (MSP, {}),
-    (MSP, {"temperature": 0.1}),
+    (MSP, {"temperature": 0.125}),
     (MSP, {"temperature": 1000.0}),
     (Entropy, {}),
     (MaxLogit, {}),
