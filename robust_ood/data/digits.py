@@ -51,13 +51,15 @@ def _held_out() -> ImageSet:
     return ImageSet("digits-8-9", images[labels >= 8])
 
 
-def photograph_patches(photograph: str, count: int, name: str) -> ImageSet:
+def photograph_patches(photograph: str, count: int, name: str, varied: bool = False) -> ImageSet:
     """Return `count` square patches of a sample photograph, 24 to 128 pixels wide, resized to 32 x 32.
 
     Args:
         photograph: "china" or "flower".
         count: number of patches; their places are the same in every run.
         name: name of the set.
+        varied: also permute colours, invert and mirror at random, so that one photograph's patches stand for more
+            pictures than it has.
     """
     from sklearn.datasets import load_sample_image
 
@@ -70,6 +72,14 @@ def photograph_patches(photograph: str, count: int, name: str) -> ImageSet:
         crop = photo[None, :, top : top + width, left : left + width]
         small = F.interpolate(crop, size=(SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
         patch.copy_(small[0].round().clamp(0, 255).permute(1, 2, 0))
+    if varied:
+        source = generator(_SEED, "variations", photograph)
+        for patch in patches:
+            colours = torch.randperm(3, generator=source)
+            invert, mirror, turn = torch.randint(0, 2, (3,), generator=source).bool()
+            seen = patch[..., colours].flip(0) if mirror else patch[..., colours]
+            seen = seen.transpose(0, 1) if turn else seen
+            patch.copy_(255 - seen if invert else seen)
     return ImageSet(name, patches.numpy())
 
 
@@ -77,6 +87,6 @@ DIGIT_SETS: dict[str, Callable[[], ImageSet]] = {
     **{f"digits/{part}": partial(digits, part) for part in _PARTS},
     **{f"digits-0-7/{part}": partial(digits, part, range(8), "digits-0-7") for part in _PARTS},
     "digits-0-7/held-out": _held_out,
-    "photographs/outliers": partial(photograph_patches, "china", 4000, "china-patches"),
+    "photographs/outliers": partial(photograph_patches, "china", 4000, "china-patches", varied=True),
     "photographs/test": partial(photograph_patches, "flower", 1000, "flower-patches"),
 }

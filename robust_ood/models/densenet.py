@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robust_ood.errors import UserError
 from robust_ood.models.normalize import CIFAR_MEAN, CIFAR_STD, Normalize
-from robust_ood.models.wide_resnet import initialize
+from robust_ood.models.wide_resnet import check_settings, initialize
 
 
 class _Layer(nn.Module):
@@ -37,17 +37,25 @@ class _Layer(nn.Module):
 
 
 class _Transition(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, dropout: float) -> None:
         super().__init__()
         self.bn = nn.BatchNorm2d(inputs)
         self.conv = nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(self.conv(F.relu(self.bn(x), inplace=True)), 2)
+        out = self.conv(F.relu(self.bn(x), inplace=True))
+        if self.dropout:
+            out = F.dropout(out, self.dropout, self.training)
+        return F.avg_pool2d(out, 2)
 
 
 class DenseNet(nn.Module):
     """A densely connected network, images `(N, 3, H, W)` in [0, 1] to logits `(N, num_classes)`.
+
+    Source: Huang et al. 2017, DenseNet-BC; layer for layer the network of the ALOE and ODIN code. One deviation: the
+    convolutions start from He et al.'s distribution, as in the paper, where ALOE's code takes the standard deviation
+    `sqrt(2 / layers in a block)`.
 
     Args:
         depth: 6n + 4 with bottlenecks (3n + 4 without) for n layers in each of the three blocks; 100 in the papers.
@@ -76,6 +84,7 @@ class DenseNet(nn.Module):
         step = 6 if bottleneck else 3
         if depth < step + 4 or (depth - 4) % step:
             raise UserError(f"depth: {depth} is not {step}n + 4 for a number n >= 1 of layers a block")
+        check_settings(num_classes, dropout, growth=growth)
         if not 0 < reduction <= 1:
             raise UserError(f"reduction: {reduction} is not in (0, 1]")
         self.settings = {
@@ -97,7 +106,9 @@ class DenseNet(nn.Module):
             channels += layers * growth
             if number < 3:
                 kept = int(channels * reduction)
-                self.add_module(f"transition{number}", _Transition(channels, kept))
+                if kept < 1:
+                    raise UserError(f"reduction: {reduction} leaves none of the {channels} channels of block {number}")
+                self.add_module(f"transition{number}", _Transition(channels, kept, dropout))
                 channels = kept
         self.bn = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)

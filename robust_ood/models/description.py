@@ -32,14 +32,21 @@ def rebuild(description: Mapping[str, Any]) -> nn.Module:
 
     Raises: `UserError` for a description that names no network of ours or settings that it does not have.
     """
+    if not isinstance(description, Mapping) or not isinstance(description.get("settings", {}), Mapping):
+        raise UserError("checkpoint: its description of the network is malformed")
     name, settings = description.get("name"), description.get("settings", {})
-    if name not in BUILDABLE:
+    if not isinstance(name, str) or name not in BUILDABLE:
         raise UserError(f"checkpoint: describes a network {name!r}; known: {', '.join(BUILDABLE)}")
     kind = BUILDABLE[name]
     unknown = set(settings) - set(inspect.signature(kind).parameters)
     if unknown:
-        raise UserError(f"checkpoint: {name} has no settings {', '.join(sorted(unknown))}")
-    return kind(**settings)
+        raise UserError(f"checkpoint: {name} has no settings {', '.join(sorted(map(str, unknown)))}")
+    try:
+        return kind(**settings)
+    except UserError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"checkpoint: {name} cannot be built with {dict(settings)}") from error
 
 
 def load_network(path: Path, net: nn.Module | None = None) -> nn.Module:

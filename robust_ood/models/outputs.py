@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from robust_ood.errors import UserError, unknown_name
 
@@ -35,8 +36,22 @@ def find_head(net: nn.Module) -> nn.Linear:
 
 
 def outputs(net: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> Outputs:
-    """Return logits, penultimate features, head and chosen feature maps of one forward pass, all differentiable."""
+    """Return logits, penultimate features, head and chosen feature maps of one forward pass, all differentiable.
+
+    A module that is called several times in the pass gives the map of its last call. What `torch.compile` returned
+    runs uncompiled here, because compiled code calls no hooks.
+
+    Args:
+        net: any classifier, `(N, C, H, W)` to `(N, K)`.
+        images: `(N, C, H, W)`.
+        layers: dotted names of submodules whose outputs are wanted.
+
+    Raises:
+        UserError: an unknown layer, no linear layer, or a head that the forward pass does not end with.
+    """
+    net = getattr(net, "_orig_mod", net)
     head = find_head(net)
+    parts = {name: submodule(net, name) for name in layers}
     seen: dict[str, Tensor] = {}
     maps: dict[str, Tensor] = {}
 
@@ -44,28 +59,44 @@ def outputs(net: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> Outpu
         seen["features"] = inputs[0]
 
     def keep_output(name: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-            maps[name] = output
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            if not isinstance(output, Tensor):
+                raise UserError(f"layers: {name} gives a {type(output).__name__}, not one tensor")
+            maps[name] = output.clone()  # an in-place ReLU may follow
 
         return hook
 
-    hooks = [head.register_forward_pre_hook(keep_input)]
+    hooks: list[RemovableHandle] = []
     try:
-        for name in layers:
-            hooks.append(submodule(net, name).register_forward_hook(keep_output(name)))
+        hooks.append(head.register_forward_pre_hook(keep_input))
+        hooks.extend(part.register_forward_hook(keep_output(name)) for name, part in parts.items())
         logits = net(images)
     finally:
         for hook in hooks:
             hook.remove()
+    _check_head(net, head, seen.get("features"), logits)
     return Outputs(logits, seen["features"], head, maps)
 
 
-def submodule(net: nn.Module, name: str) -> nn.Module:
+def _check_head(net: nn.Module, head: nn.Linear, features: Tensor | None, logits: Any) -> None:
+    """Raise `UserError` unless the head was called with `(N, D)` features and is as wide as the logits `(N, K)`."""
+    kind, advice = type(net).__name__, "name the right one with robust_ood.models.wrap(module, head=...)"
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise UserError(f"net: {kind} gives {found}; accepted: logits (N, K)")
+    if features is None:
+        raise UserError(f"head: {kind} never called {head} (unused, or compiled in place by `.compile()`); {advice}")
+    if features.ndim != 2 or head.out_features != logits.shape[1]:
+        given = f"features of shape {tuple(features.shape)} but gives {logits.shape[1]} logits"
+        raise UserError(f"head: {kind} calls {head} on {given}; {advice}")
+
+
+def submodule(net: nn.Module, name: str, field: str = "layers") -> nn.Module:
     """Return the submodule of that dotted name, or raise `UserError` with the nearest known one."""
     try:
         return net.get_submodule(name)
     except AttributeError as error:
-        raise unknown_name("layers", name, [n for n, _ in net.named_modules() if n]) from error
+        raise unknown_name(field, name, [n for n, _ in net.named_modules() if n]) from error
 
 
 def count_classes(net: nn.Module, image_shape: tuple[int, int]) -> int:

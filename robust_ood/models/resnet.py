@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robust_ood.errors import UserError
 from robust_ood.models.normalize import CIFAR_MEAN, CIFAR_STD, Normalize
-from robust_ood.models.wide_resnet import initialize
+from robust_ood.models.wide_resnet import check_settings, initialize
 
 
 class _SubsampleAndPad(nn.Module):
@@ -56,6 +56,7 @@ class _ResNet(nn.Module):
         std: Sequence[float],
     ) -> None:
         super().__init__()
+        check_settings(num_classes)
         make_shortcut = shortcut or _project
         self.normalize = Normalize(mean, std)
         self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)

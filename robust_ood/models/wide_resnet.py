@@ -55,6 +55,7 @@ class WideResNet(nn.Module):
         std: Sequence[float] = CIFAR_STD,
     ) -> None:
         super().__init__()
+        check_settings(num_classes, dropout, width=width)
         if depth < 10 or (depth - 4) % 6:
             raise UserError(f"depth: {depth} is not 6n + 4 for a number n >= 1 of blocks a group")
         self.settings = {
@@ -85,6 +86,15 @@ class WideResNet(nn.Module):
         maps = F.relu(self.bn(maps), inplace=True)
         logits: Tensor = self.head(maps.mean((2, 3)))
         return logits
+
+
+def check_settings(num_classes: int, dropout: float = 0.0, **sizes: int) -> None:
+    """Raise `UserError` for a network without classes or channels, or a dropout that is no probability below 1."""
+    for field, value in {"num_classes": num_classes, **sizes}.items():
+        if value < 1:
+            raise UserError(f"{field}: {value} is not at least 1")
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout: {dropout} is not in [0, 1)")
 
 
 def initialize(net: nn.Module) -> None:

@@ -16,8 +16,8 @@ class Wrapped(nn.Module):
 
     Args:
         module: the classifier.
-        mean, std: normalisation of its inputs, one value a channel in pixel fractions; None where the module wants pixels
-            or normalises itself.
+        mean, std: normalisation of its inputs, one value a channel in pixel fractions; None where the module wants
+            pixels or normalises itself.
         head: name of its last linear layer; found by itself where there is one that is last.
         layers: names of the submodules that are its conventional feature maps.
     """
@@ -31,13 +31,15 @@ class Wrapped(nn.Module):
         layers: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        if not isinstance(module, nn.Module):
+            raise UserError(f"module: a {type(module).__name__}; accepted: a torch.nn.Module")
         if (mean is None) != (std is None):
             raise UserError("mean and std: one is given without the other")
         self.normalize = nn.Identity() if mean is None or std is None else Normalize(mean, std)
         self.module = module
         for name in layers:
             submodule(module, name)
-        named = find_head(module) if head is None else submodule(module, head)
+        named = find_head(module) if head is None else submodule(module, head, "head")
         if not isinstance(named, nn.Linear):
             raise UserError(f"head: {head} is a {type(named).__name__}, not a linear layer")
         self.head_name = next(name for name, part in module.named_modules() if part is named)

@@ -337,6 +337,22 @@ def test_float16_gradients_do_not_underflow_to_steps_of_zero(half_line):
             torch.testing.assert_close(found.images, expected, rtol=0, atol=1e-3)
 
 
+def test_float16_scaling_is_undone_before_the_step(half_line):
+    line, weights = half_line
+    images = clean(3, 0).float()
+    with torch.autocast("cpu", torch.float16):
+        found = minimize(
+            lambda x: line(x).float(),
+            images,
+            Unbounded(clip=False),
+            steps=4,
+            step_size=0.01,
+            rule=Optimizer(torch.optim.SGD),
+            keep="last",
+        )
+    torch.testing.assert_close(found.images, images - 0.04 * weights, rtol=0, atol=1e-4)
+
+
 def test_tiny_float16_weights_still_give_sign_steps():
     layer = nn.Linear(SIZE, 1, bias=False)
     nn.init.constant_(layer.weight, 1e-6)
@@ -407,6 +423,12 @@ def test_the_judge_chooses_among_the_iterates():
     torch.testing.assert_close(found.values, nearest, rtol=0, atol=1e-9)
     torch.testing.assert_close((found.images.mean((1, 2, 3)) - wanted).abs(), nearest, rtol=0, atol=1e-9)
     assert graded == [False] * 9  # start and 8 steps, never with gradient
+
+
+def test_among_equals_the_first_is_kept():
+    images = clean(3, 0)
+    found = minimize(waves(0), images, Linf(0.1), steps=3, step_size=0.05, judge=lambda x: x.new_zeros(len(x)))
+    assert torch.equal(found.images, images)
 
 
 def test_trace_rows_equal_hand_computation():
