@@ -1,6 +1,6 @@
 """Real images that need no download: scikit-learn's handwritten digits and its two sample photographs.
 
-Digits are in-distribution. Patches of one photograph (a palace under a sky) are auxiliary outliers; patches of the other
+Digits are in-distribution. Patches of one photograph (a palace, sky) are auxiliary outliers; patches of the other
 (a flower) are a far OOD test set, so that no method is tested on the picture it was trained to reject. Held-out digit
 classes are the near OOD test set of the `digits-0-7` variant.
 """

@@ -37,7 +37,7 @@ class TrainingLoader:
     """Shuffled batches of inliers, each with a batch of auxiliary outliers.
 
     Inliers are shuffled anew each epoch and an incomplete last batch is left out. Outliers are one endless stream of
-    shuffled passes, so all of them are used equally often however the two sets' sizes compare. Ranks get disjoint shards
+    shuffled passes, so all are used equally often however the two sets' sizes compare. Ranks get disjoint shards
     of both.
 
     Args:
@@ -147,7 +147,8 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         nothing = torch.empty((0, 3, *self.images.image_shape), dtype=torch.uint8)
-        for step, indices in enumerate(self.indices.split(self.batch_size)):
+        for step in range(len(self)):
+            indices = self.indices[step * self.batch_size : (step + 1) * self.batch_size]
             read = self.images.read(indices), self.images.read_labels(indices)
             yield Batch(*read, nothing, indices, 0, step)
 

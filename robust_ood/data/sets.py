@@ -33,9 +33,10 @@ class ImageSet:
         if images.dtype != np.uint8:
             raise UserError(f"{self.name}: images have dtype {images.dtype}; uint8 in 0..255 is wanted")
         if images.ndim != 4 or images.shape[3] != 3:
-            raise UserError(f"{self.name}: images have shape {images.shape}; (N, height, width, 3) is wanted")
-        if len(images) == 0:
-            raise UserError(f"{self.name}: holds no images")
+            hint = "; put the channels last" if images.ndim == 4 and images.shape[1] == 3 else ""
+            raise UserError(f"{self.name}: images have shape {images.shape}; (N, height, width, 3) is wanted{hint}")
+        if 0 in images.shape:
+            raise UserError(f"{self.name}: holds no images (shape {images.shape})")
         if labels is None:
             return
         if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
