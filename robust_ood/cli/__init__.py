@@ -40,9 +40,16 @@ def evaluate(arguments: Arguments = None) -> int:
     return _guarded("robust_ood.cli.evaluate", arguments)
 
 
+def data(arguments: Arguments = None) -> int:
+    """List, download, verify, preview and compare data sets: see `robust-ood data --help`. Returns the exit code."""
+
+    return _guarded("robust_ood.cli.data", arguments)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train, validate or test a network (fit, validate, test)"),
     "evaluate": (evaluate, "score a saved network's detectors, clean and under attack"),
+    "data": (data, "list, download, verify, preview and compare data sets"),
 }
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from robust_ood.data.augment import crop_and_flip
-from robust_ood.data.catalogue import load_set
-from robust_ood.data.loaders import Batch, EvaluationLoader, TrainingLoader, to_float
+from robust_ood.data.loaders import EvaluationLoader, TrainingLoader, to_float
+from robust_ood.data.named import MEMORY_LIMIT, load_set, origin
+from robust_ood.data.reading import Batch, Reading
 from robust_ood.data.sets import ImageSet
+from robust_ood.data.spec import SetSpec
 from robust_ood.errors import UserError
 from robust_ood.randomness import generator
 
 Group = Literal["near", "far"]
+Spec = str | SetSpec
 
 
 class OODData(LightningDataModule):
@@ -29,44 +33,60 @@ class OODData(LightningDataModule):
         near: OOD test sets that resemble the in-distribution.
         far: OOD test sets that do not.
         validation_ood: OOD images for validation while training and for choosing hyper-parameters; never a test set.
-        root: folder of the array files.
+        root: folder of the data.
+        size: side of the images in pixels, for sets that state none of their own; None takes each as it is.
         num_classes: K; labels must be in 0..K-1.
         batch_size: inliers per training batch and process.
         outlier_batch_size: outliers per training batch and process.
         evaluation_batch_size: images per batch where no parameter gradient is needed.
         augmentation: "crop_and_flip" or "none", for inliers and outliers alike.
+        workers: processes that read images that are not in memory; sets in memory are read faster without.
+        memory_limit: bytes up to which a set of files is read into memory once.
+        on_device: keep the training sets in the GPU's memory where both take less than a quarter of what is free.
+        allow_overlap: let a set be both auxiliary outliers, or validation OOD, and OOD test.
         seed: seed of order and augmentation; the run's `seed_everything` where the command sets it.
     """
 
     def __init__(
         self,
-        train: str | None = None,
-        validation: str | None = None,
-        test: str | None = None,
-        outliers: str | None = None,
-        near: list[str] | None = None,
-        far: list[str] | None = None,
-        validation_ood: list[str] | None = None,
+        train: Spec | None = None,
+        validation: Spec | None = None,
+        test: Spec | None = None,
+        outliers: Spec | None = None,
+        near: list[Spec] | None = None,
+        far: list[Spec] | None = None,
+        validation_ood: list[Spec] | None = None,
         root: Path | str = "data",
+        size: int | None = None,
         num_classes: int = 10,
         batch_size: int = 64,
         outlier_batch_size: int = 128,
         evaluation_batch_size: int = 256,
         augmentation: Literal["crop_and_flip", "none"] = "crop_and_flip",
+        workers: int = 0,
+        memory_limit: int = MEMORY_LIMIT,
+        on_device: bool = True,
+        allow_overlap: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for field, size in (("batch_size", batch_size), ("evaluation_batch_size", evaluation_batch_size)):
-            if size < 1:
-                raise UserError(f"data.{field}: {size} is not a number of images >= 1")
-        if outlier_batch_size < 0:
-            raise UserError(f"data.outlier_batch_size: {outlier_batch_size} is negative")
+        for field, number in (("batch_size", batch_size), ("evaluation_batch_size", evaluation_batch_size)):
+            if number < 1:
+                raise UserError(f"data.{field}: {number} is not a number of images >= 1")
+        for field, number in (("outlier_batch_size", outlier_batch_size), ("workers", workers)):
+            if number < 0:
+                raise UserError(f"data.{field}: {number} is negative")
+        if size is not None and size < 1:
+            raise UserError(f"data.size: {size} is not a number of pixels >= 1")
         self.names = {"train": train, "validation": validation, "test": test, "outliers": outliers}
         self.near, self.far, self.validation_ood = near or [], far or [], validation_ood or []
-        self.root, self.num_classes = Path(root), num_classes
+        self.root, self.size, self.num_classes = Path(root), size, num_classes
         self.batch_size, self.outlier_batch_size = batch_size, outlier_batch_size
         self.evaluation_batch_size, self.augmentation, self.seed = evaluation_batch_size, augmentation, seed
+        self.workers, self.memory_limit, self.on_device = workers, memory_limit, on_device
         self._loaded: dict[str, ImageSet] = {}
+        if not allow_overlap:
+            self._refuse_overlap()
 
     def inliers(self, part: Literal["train", "validation", "test"]) -> ImageSet:
         """Return a labelled part of the in-distribution set, checked against `num_classes`."""
@@ -76,16 +96,20 @@ class OODData(LightningDataModule):
 
     def outliers(self) -> ImageSet | None:
         """Return the auxiliary outliers, or None where the experiment has none."""
-        return self._load("outliers", self.names["outliers"]) if self.names["outliers"] else None
+        if self.names["outliers"] is None:
+            return None
+        return self._like_inliers("outliers", self._load("outliers", self.names["outliers"]))
 
     def ood_sets(self) -> list[tuple[Group, ImageSet]]:
         """Return the OOD test sets with their group, near ones first."""
-        groups: list[tuple[Group, list[str]]] = [("near", self.near), ("far", self.far)]
-        return [(group, self._load(group, spec)) for group, specs in groups for spec in specs]
+        groups: list[tuple[Group, list[Spec]]] = [("near", self.near), ("far", self.far)]
+        return [
+            (group, self._like_inliers(group, self._load(group, spec))) for group, specs in groups for spec in specs
+        ]
 
     def validation_ood_sets(self) -> list[ImageSet]:
         """Return the OOD sets used while training."""
-        return [self._load("validation_ood", spec) for spec in self.validation_ood]
+        return [self._like_inliers("validation_ood", self._load("validation_ood", s)) for s in self.validation_ood]
 
     def setup(self, stage: str) -> None:
         """Read what the stage needs, so that a mistake shows before any work starts."""
@@ -109,15 +133,16 @@ class OODData(LightningDataModule):
             seed=self.seed,
             rank=rank,
             world=world,
+            reading=self._reading(),
         )
 
     def val_dataloader(self) -> EvaluationLoader | list[EvaluationLoader]:
         """Return the validation loader of this process; none where the experiment names no validation images."""
-        return self._evaluation_loader("validation") if self.names["validation"] else []
+        return self.evaluation_loader(self.inliers("validation")) if self.names["validation"] else []
 
     def test_dataloader(self) -> EvaluationLoader:
         """Return the test loader of this process."""
-        return self._evaluation_loader("test")
+        return self.evaluation_loader(self.inliers("test"))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Turn a batch into floats on its device, augmented while training."""
@@ -131,16 +156,65 @@ class OODData(LightningDataModule):
         keys = (purpose, batch.epoch, batch.step, self._place()[0])
         return crop_and_flip(images, generator(self.seed, *keys, device=images.device))
 
-    def _evaluation_loader(self, part: Literal["validation", "test"]) -> EvaluationLoader:
+    def evaluation_loader(self, images: ImageSet, limit: int | None = None) -> EvaluationLoader:
+        """Return the loader of any set of this experiment, for this process."""
         rank, world = self._place()
-        return EvaluationLoader(self.inliers(part), batch_size=self.evaluation_batch_size, rank=rank, world=world)
+        workers = 0 if images.in_memory else self.workers
+        return EvaluationLoader(
+            images,
+            batch_size=self.evaluation_batch_size,
+            limit=limit,
+            rank=rank,
+            world=world,
+            reading=Reading(workers, pin=self._device().type == "cuda"),
+        )
+
+    def _reading(self) -> Reading:
+        """Return how training batches are read: on the device, by workers, or here."""
+        sets = [images for images in (self.inliers("train"), self.outliers()) if images is not None]
+        device, resident = self._device(), all(images.in_memory for images in sets)
+        if resident and self.on_device and device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            if sum(images.images.nbytes for images in sets) < free / 4:  # type: ignore[attr-defined]  # arrays, here
+                return Reading(device=device)
+        return Reading(0 if resident else self.workers, pin=device.type == "cuda")
+
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
-    def _load(self, field: str, spec: str | None) -> ImageSet:
+    def _load(self, field: str, spec: Spec | None) -> ImageSet:
         if spec is None:
             raise UserError(f"data.{field}: not given, and this command needs it")
-        if spec not in self._loaded:
-            self._loaded[spec] = load_set(spec, self.root, field)
-        return self._loaded[spec]
+        key = repr(spec)
+        if key not in self._loaded:
+            self._loaded[key] = load_set(spec, self.root, field, self.size, self.memory_limit)
+        return self._loaded[key]
+
+    def _like_inliers(self, field: str, images: ImageSet) -> ImageSet:
+        """Return a set, refused if its images have another size than the in-distribution's that is loaded."""
+        for part in ("train", "test", "validation"):
+            inliers = self._loaded.get(repr(self.names[part]))
+            if inliers is not None and inliers.image_shape != images.image_shape:
+                (height, width), (wanted_height, wanted_width) = images.image_shape, inliers.image_shape
+                raise UserError(
+                    f"data.{field}: images of {images.name} are {height} x {width}, those of {inliers.name} "
+                    f"{wanted_height} x {wanted_width}; data.size makes them equal"
+                )
+        return images
+
+    def _refuse_overlap(self) -> None:
+        """Refuse a set that a method is both trained or tuned on and tested on."""
+        seen = {origin(spec, self.root): "outliers" for spec in (self.names["outliers"],) if spec is not None}
+        tuned = {str(spec) for spec in self.validation_ood}
+        for group, specs in (("near", self.near), ("far", self.far)):
+            for spec in specs:
+                field = seen.get(origin(spec, self.root), "validation_ood" if str(spec) in tuned else None)
+                if field is not None:
+                    name = spec if isinstance(spec, str) else spec.source
+                    raise UserError(
+                        f"data.{group}: {name} is also in data.{field}, so its test would be no test; "
+                        "take another set, or force it with data.allow_overlap: true"
+                    )

@@ -1,40 +1,76 @@
-"""Synthetic noise images for OOD tests, the same in every run."""
+"""Synthetic images for OOD tests, the same in every run."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from robust_ood.data.sets import ImageSet
 from robust_ood.randomness import generator
 
 
-def _gaussian(shape: tuple[int, ...], g: torch.Generator) -> Tensor:
-    return (0.5 + torch.randn(shape, generator=g)).clamp(0, 1)
+def _gaussian(count: int, size: int, g: torch.Generator) -> Tensor:
+    return (0.5 + torch.randn((count, size, size, 3), generator=g)).clamp(0, 1)
 
 
-def _uniform(shape: tuple[int, ...], g: torch.Generator) -> Tensor:
-    return torch.rand(shape, generator=g)
+def _uniform(count: int, size: int, g: torch.Generator) -> Tensor:
+    return torch.rand((count, size, size, 3), generator=g)
 
 
-def _rademacher(shape: tuple[int, ...], g: torch.Generator) -> Tensor:
-    return torch.randint(0, 2, shape, generator=g).float()
+def _rademacher(count: int, size: int, g: torch.Generator) -> Tensor:
+    return torch.randint(0, 2, (count, size, size, 3), generator=g).float()
 
 
-_DRAWS = {"gaussian": _gaussian, "uniform": _uniform, "rademacher": _rademacher}
+def _blobs(count: int, size: int, g: torch.Generator) -> Tensor:
+    """Blurred coin flips, of which only the bright parts stay: a Gaussian of 1.5 pixels, cut below 0.75."""
+    coins = (torch.rand((count * 3, 1, size, size), generator=g) < 0.7).float()
+    reach = torch.arange(-6, 7.0)
+    bell = torch.exp(-(reach**2) / (2 * 1.5**2))
+    bell = bell / bell.sum()
+    blurred = F.conv2d(F.pad(coins, (6, 6, 6, 6), mode="reflect"), bell.view(1, 1, 1, -1))
+    blurred = F.conv2d(blurred, bell.view(1, 1, -1, 1))
+    return torch.where(blurred < 0.75, 0.0, blurred).view(count, 3, size, size).permute(0, 2, 3, 1)
+
+
+def _spirals(count: int, size: int, g: torch.Generator) -> Tensor:
+    """Archimedean spirals of 1 to 4 arms between two random colours, with random centre, pitch, phase and sense."""
+    draw = torch.rand((count, 5), generator=g)
+    colours = torch.rand((count, 2, 3), generator=g)
+    axis = (torch.arange(size) + 0.5) * 2 / size - 1
+    down = axis[None, :, None] - (draw[:, 0] - 0.5)[:, None, None]
+    right = axis[None, None, :] - (draw[:, 1] - 0.5)[:, None, None]
+    arms = (draw[:, 2] * 4).floor() + 1
+    pitch = 2 * math.pi * (1 + 3 * draw[:, 3]) * (draw[:, 4] - 0.5).sign()
+    angle = torch.atan2(down.expand(count, size, size), right.expand(count, size, size))
+    wave = torch.sin(arms[:, None, None] * angle + pitch[:, None, None] * (down**2 + right**2).sqrt())
+    share = (0.5 + 0.5 * wave)[..., None]  # (N, H, W, 1)
+    return share * colours[:, None, None, 0] + (1 - share) * colours[:, None, None, 1]
+
+
+_DRAWS = {
+    "gaussian": _gaussian,
+    "uniform": _uniform,
+    "rademacher": _rademacher,
+    "blobs": _blobs,
+    "spirals": _spirals,
+}
 
 
 def noise(kind: str, count: int = 1000, size: int = 32, seed: int = 0) -> ImageSet:
-    """Return `count` noise images.
+    """Return `count` synthetic images.
 
     Source: Hendrycks et al. 2019 (OE): "gaussian" is N(0.5, 1) clipped to [0, 1], "uniform" is U(0, 1), "rademacher" is
-    0 or 1 with equal chance, for each channel of each pixel. (OE's code centres them on normalised inputs instead.)
+    0 or 1 with equal chance, for each channel of each pixel (OE's code centres them on normalised inputs instead), and
+    "blobs" is blurred and cut binary noise. "spirals" is ours: smooth structure without objects.
     """
-    images = _DRAWS[kind]((count, size, size, 3), generator(seed, "noise", kind))
-    return ImageSet(f"{kind}-noise", images.mul(255).round().to(torch.uint8).numpy())
+    images = _DRAWS[kind](count, size, generator(seed, "noise", kind))
+    return ImageSet(f"{kind}-noise" if kind in _NOISE else kind, images.mul(255).round().to(torch.uint8).numpy())
 
 
+_NOISE = ("gaussian", "uniform", "rademacher")
 NOISE_SETS: dict[str, Callable[[], ImageSet]] = {f"noise/{kind}": partial(noise, kind) for kind in _DRAWS}
