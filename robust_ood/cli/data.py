@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.table import Table
 
 from robust_ood.data import CATALOGUE, EMBEDDED, GROUPS, ImageSet, load_set
 from robust_ood.data.catalogue import Entry, find_entry
@@ -60,18 +60,16 @@ def run(arguments: Sequence[str]) -> int:
 
 def list_sets(config: Any, console: Console) -> None:
     """Print the catalogue, the embedded sets and the groups."""
-    table = Table("name", "what", "for", "parts (images)", "licence", "download", box=None)
     for entry in CATALOGUE.values():
-        parts = ", ".join(f"{name} {part.count or '?'}" for name, part in entry.parts.items())
+        parts = ", ".join(f"{name} ({part.count or 'most'} images)" for name, part in entry.parts.items())
         how = "by hand" if not entry.links else "checked" if all(link.md5 for link in entry.links) else "no checksum"
-        table.add_row(entry.name, entry.title, ", ".join(entry.roles), parts, entry.licence, how)
-    console.print(table)
+        console.print(f"[bold]{entry.name}[/bold]: {entry.title}, {' and '.join(entry.roles)}; {parts}")
+        console.print(f"    download: {how}; licence: {entry.licence}; {entry.homepage}")
+        if entry.note:
+            console.print(f"    {entry.note}")
     console.print(f"\nembedded, no download: {', '.join(EMBEDDED)}\n")
     for name, groups in GROUPS.items():
-        console.print(f"{name}: near {', '.join(groups.near) or '-'}; far {', '.join(groups.far)}")
-    for entry in CATALOGUE.values():
-        if entry.note:
-            console.print(f"{entry.name}: {entry.note}")
+        console.print(f"OOD for {name}: near {', '.join(groups.near) or 'none'}; far {', '.join(groups.far)}")
 
 
 def download(config: Any, console: Console) -> None:
@@ -187,9 +185,9 @@ def _verify_part(entry: Entry, part: str, config: Any, console: Console) -> None
 
 
 def _unreadable(images: ImageSet) -> list[str]:
-    import torch
-
-    return [which for indices in torch.arange(len(images)).split(256) for which in images.take(indices).unreadable]
+    starts = range(0, len(images), 256)
+    batches = (torch.arange(start, min(start + 256, len(images))) for start in starts)
+    return [which for indices in batches for which in images.take(indices).unreadable]
 
 
 def _size(name: str) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -83,11 +84,12 @@ def _source(spec: SetSpec, root: Path, field: str, fit: Fit | None) -> ImageSet:
         return _from_path(path, spec, root, field, fit)
     if "/" not in source and "." in source and Path(source).suffix not in (*arrays.SUFFIXES, ".txt"):
         return load_dataset(source, spec.arguments, _wanted(fit, source, field), spec.name)
-    if not root.is_dir():
+    if not root.is_dir() and not difflib.get_close_matches(source, [*EMBEDDED, *CATALOGUE], cutoff=0.7):
         raise UserError(f"data.root: no such folder: {root} (wanted for data.{field}: {source})")
     if (root / source).suffix in arrays.SUFFIXES:
         raise UserError(f"data.{field}: no such file: {root / source}")
-    found = [p.stem if p.suffix in arrays.SUFFIXES else p.name for p in root.iterdir() if not p.name.startswith(".")]
+    here = [path for path in root.iterdir() if not path.name.startswith(".")] if root.is_dir() else []
+    found = [path.stem if path.suffix in arrays.SUFFIXES else path.name for path in here]
     raise unknown_name(f"data.{field}", source, {*EMBEDDED, *CATALOGUE, *found})
 
 
@@ -99,12 +101,14 @@ def _existing(path: Path) -> Path | None:
 def _from_path(path: Path, spec: SetSpec, root: Path, field: str, fit: Fit | None) -> ImageSet:
     if path.suffix in arrays.SUFFIXES:
         return arrays.load_arrays(path)
+    if path.suffix != ".txt" and not path.is_dir():
+        raise UserError(
+            f"data.{field}: {path} is no {', '.join(arrays.SUFFIXES)}, image list (.txt) or folder of images"
+        )
     fit = _wanted(fit, spec.source, field)
     if path.is_dir():
         return folders.load_folder(path, fit)
-    if path.suffix == ".txt":
-        return folders.load_list(path, root / spec.base if spec.base else None, fit)
-    raise UserError(f"data.{field}: {path} is no {', '.join(arrays.SUFFIXES)}, image list (.txt) or folder of images")
+    return folders.load_list(path, root / spec.base if spec.base else None, fit)
 
 
 def _wanted(fit: Fit | None, source: str, field: str) -> Fit:
