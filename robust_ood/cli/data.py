@@ -25,10 +25,12 @@ from robust_ood.errors import UserError
 
 def parser() -> ArgumentParser:
     """Return the parser of the data command."""
-    main = ArgumentParser(prog="robust-ood data", description="Data sets: what there is, and is it right?")
+    main = ArgumentParser(
+        prog="robust-ood data", description="Data sets: what there is, and is it right?", exit_on_error=False
+    )
     commands = main.add_subcommands()
     for name, (_, summary) in COMMANDS.items():
-        command = ArgumentParser(description=summary)
+        command = ArgumentParser(description=summary, exit_on_error=False)
         if name in ("download", "verify", "preview"):
             command.add_argument("name", type=str, help="data set, or data set/part")
         if name == "overlap":
@@ -51,9 +53,7 @@ def parser() -> ArgumentParser:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one of the data commands and return the exit code."""
-    main = parser()
-    main.exit_on_error = False
-    config = main.parse_args(list(arguments))
+    config = parser().parse_args(list(arguments))
     COMMANDS[config.subcommand][0](config[config.subcommand], Console(soft_wrap=True))
     return 0
 

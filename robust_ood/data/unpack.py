@@ -80,9 +80,16 @@ def _tar(archive: Path, folder: Path) -> None:
                 shutil.copyfileobj(source, file)
                 if file.tell() != member.size:
                     raise EOFError(f"{member.name} is cut short")
+        # Cut off between two members, an archive looks whole but for the empty block that ends it.
+        assert opened.fileobj is not None
+        opened.fileobj.seek(opened.offset)
+        if len(opened.fileobj.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+            raise EOFError("its end is missing")
 
 
 def _gz(archive: Path, folder: Path) -> None:
+    if archive.stat().st_size == 0:
+        raise EOFError("empty file")
     with gzip.open(archive) as source, (folder / archive.name[: -len(".gz")]).open("wb") as file:
         shutil.copyfileobj(source, file)
 

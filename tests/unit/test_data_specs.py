@@ -149,11 +149,11 @@ def test_a_torch_data_set_that_fails(monkeypatch, tmp_path):
         found = load_set(by_class_path(monkeypatch, Numbered, damaged=(2,)), tmp_path)
     assert numbers(found) == [0, 1, 3, 4, 5]
     assert found.labels.tolist() == [0, 1, 1, 0, 1]
-    with pytest.raises(UserError, match="cannot build somebodys_code.Pets .*colour"):
+    with pytest.raises(UserError, match=r"cannot build somebodys_code\.Pets .*colour"):
         load_set(by_class_path(monkeypatch, Numbered, colour=1), tmp_path)
     with pytest.warns(UserWarning, match="without normalisation"), pytest.raises(UserError, match="cannot be read"):
         load_set(by_class_path(monkeypatch, Numbered, kind="normalised"), tmp_path)
-    with pytest.raises(UserError, match="cannot build somebodys_code.Cats"):
+    with pytest.raises(UserError, match=r"cannot build somebodys_code\.Cats"):
         load_set(SetSpec("somebodys_code.Cats", size=8), tmp_path)
     with pytest.raises(UserError, match="holds no images"):
         load_set(by_class_path(monkeypatch, Numbered, count=0), tmp_path)

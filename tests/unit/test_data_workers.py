@@ -1,0 +1,94 @@
+"""Batches do not depend on who reads them: this process, worker processes, or the device."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from robust_ood.data import EvaluationLoader, ImageSet, Reading, TrainingLoader
+from robust_ood.data.files import Fit, ImageFiles
+from robust_ood.errors import UserError
+
+
+def numbered(count, labels=True):
+    """Images that carry their own index."""
+    images = np.zeros((count, 2, 2, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(count)
+    return ImageSet("numbered", images, np.arange(count) % 10 if labels else None)
+
+
+def epoch(loader, number):
+    loader.set_epoch(number)
+    return list(loader)
+
+
+def same(a, b):
+    return a[4:] == b[4:] and all(torch.equal(x, y) for x, y in zip(a[:4], b[:4], strict=True))
+
+
+@pytest.fixture(scope="module")
+def in_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pets")
+    paths = [folder / f"{index:02}.png" for index in range(40)]
+    for index, path in enumerate(paths):
+        Image.fromarray(np.full((6, 6, 3), index, np.uint8)).save(path)
+    return ImageSet("pets", ImageFiles(paths, Fit(2), "pets"), np.arange(40) % 3)
+
+
+def loader(inliers, outliers, reading=None):
+    return TrainingLoader(inliers, outliers, batch_size=8, outlier_batch_size=6, seed=1, reading=reading)
+
+
+@pytest.mark.parametrize("reading", [Reading(1), Reading(2), Reading(device=torch.device("cpu"))])
+def test_who_reads_does_not_matter(in_files, tmp_path, reading):
+    np.save(tmp_path / "outliers.npy", numbered(23).images)
+    mapped = ImageSet("mapped", np.load(tmp_path / "outliers.npy", mmap_mode="r"))
+    for inliers, outliers in ((in_files, mapped), (numbered(50), numbered(23, labels=False)), (numbered(50), None)):
+        other = loader(inliers, outliers, reading)
+        for number in (0, 3):
+            expected = epoch(loader(inliers, outliers), number)
+            assert all(map(same, epoch(other, number), expected))
+            assert len(expected) == len(other)
+
+
+def test_workers_resume_in_the_middle(in_files):
+    whole = epoch(loader(in_files, in_files), 2)
+    stopped = loader(in_files, in_files, Reading(2))
+    stopped.set_epoch(2)
+    running = iter(stopped)
+    before = [next(running), next(running)]
+    state = stopped.state_dict()  # workers have read further ahead than what was handed out
+    del running
+    resumed = loader(in_files, in_files, Reading(2))
+    resumed.load_state_dict(state)
+    assert all(map(same, [*before, *epoch(resumed, 2)], whole))
+
+
+def test_an_epoch_that_was_cut_short_is_not_continued(in_files):
+    source = loader(in_files, None)
+    source.set_epoch(0)
+    running = iter(source)
+    next(running)
+    assert all(map(same, epoch(source, 1), epoch(loader(in_files, None), 1)))
+    stale = loader(in_files, None)
+    stale.load_state_dict({"epoch": 0, "position": 2})
+    assert all(map(same, epoch(stale, 1), epoch(loader(in_files, None), 1)))
+
+
+def test_evaluation_by_workers(in_files):
+    expected = list(EvaluationLoader(in_files, batch_size=7, limit=30))
+    found = list(EvaluationLoader(in_files, batch_size=7, limit=30, reading=Reading(2)))
+    assert len(found) == 5
+    assert all(map(same, found, expected))
+
+
+def test_workers_leave_the_global_generator_alone(in_files):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    epoch(loader(in_files, None, Reading(1)), 0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_negative_number_of_workers_is_refused():
+    with pytest.raises(UserError, match="workers: -1"):
+        Reading(-1)
