@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -155,6 +156,11 @@ class ASH(Shaped):
         edge, width = kept[:, -1:], features.std(1, keepdim=True).detach() / 4 + 1e-6
         soft = torch.sigmoid((features - edge) / width)
         return _with_features(out, soft * features.sum(1, keepdim=True) / soft.sum(1, keepdim=True))
+
+    @property
+    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """The smooth score, then the log-odds of the predicted class."""
+        return (self.surrogate, self.confidence)
 
     @property
     def exact_surrogate(self) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from robust_ood import losses
 from robust_ood.detectors.fitting import Pass, Rounds, Seen, fit
 from robust_ood.detectors.statistics import Statistic
 from robust_ood.errors import UserError
@@ -173,6 +174,14 @@ class OutputsDetector(Detector):
     def exact_surrogate(self) -> bool:
         """Whether the surrogate orders images exactly as the score does."""
         return type(self).surrogate_score is OutputsDetector.surrogate_score
+
+    def confidence(self, images: Tensor) -> Tensor:
+        """Return the log-odds of the predicted class, `(N,)`.
+
+        A stand-in for scores that follow the softmax but not smoothly enough for their own gradient to lead everywhere.
+        """
+        logits = losses.wide(self.net(images))
+        return losses.log_odds(logits, logits.argmax(1))
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:

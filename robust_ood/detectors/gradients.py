@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robust_ood import losses
 from robust_ood.detectors.contract import OutputsDetector
 from robust_ood.errors import UserError
-from robust_ood.models import Outputs, outputs
+from robust_ood.models import Outputs
 
 _SHARE = 0.05  # of the log-odds in the surrogate; leaves the score in charge wherever it has a gradient
 
@@ -22,8 +22,7 @@ class GradNorm(OutputsDetector):
     product `|f|_1 |p - 1/K|_1 / T`, and no backward pass is needed. The authors' code and OpenOOD sum over classes
     where the paper averages, and so give K times the norm (`reference`).
 
-    The second factor is constant once the softmax saturates in float32; attackers also get the score of the tempered
-    logits and the log-odds of the predicted class, whose gradients survive.
+    The second factor is constant once the softmax saturates in float32; attackers get the log-odds of the predicted class, whose gradients survive.
 
     Args:
         net: classifier with a linear head.
@@ -52,11 +51,7 @@ class GradNorm(OutputsDetector):
     @property
     def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
         """The surrogate, the score itself, then the log-odds of the predicted class."""
-        return (self.surrogate, self, self._log_odds)
-
-    def _log_odds(self, images: Tensor) -> Tensor:
-        logits = losses.wide(outputs(self.net, images).logits) / self.temperature
-        return losses.log_odds(logits, logits.argmax(1))
+        return (self.surrogate, self, self.confidence)
 
     def _features(self, out: Outputs) -> Tensor:
         return losses.wide(out.features).abs().sum(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -87,6 +87,11 @@ class Gram(OutputsDetector):
     def surrogate_score(self, out: Outputs) -> Tensor:
         """Return minus the total deviation, with a slope inside the range."""
         return -(self._deviations(out, _SLOPE) / self.learned("expected").to(out.logits.device)).sum(1)
+
+    @property
+    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """The sloped score, then the log-odds of the predicted class, which chooses the range."""
+        return (self.surrogate, self.confidence)
 
     def _statistics(self, seen: Seen, held_out: bool) -> tuple[Tensor, Tensor]:
         chosen = (fingerprints(seen.images) % 1_000_000 < self.held_out * 1_000_000) == held_out

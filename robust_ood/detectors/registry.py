@@ -37,7 +37,7 @@ class Entry(NamedTuple):
     grid: Grid = MappingProxyType({})
 
 
-def pro(net: nn.Module, score: Spec, steps: int = 3, step_size: float = 1e-3, **settings: Any) -> PRO:
+def pro(net: nn.Module, score: Spec = "msp", steps: int = 3, step_size: float = 1e-3, **settings: Any) -> PRO:
     """Return PRO over a score of a network; `settings` go to PRO where it knows them and to the score otherwise."""
     known = set(inspect.signature(PRO).parameters)
     outer = {key: value for key, value in settings.items() if key in known}
@@ -105,7 +105,9 @@ REGISTRY: dict[str, Entry] = {
         {"temperature": (1, 10, 100, 1000), "magnitude": (0.0004, 0.0014, 0.0028)},
     ),
     "input-noise": Entry(
-        partial(over, wrapper=InputNoise, score="mahalanobis"), "Lee et al. 2018", {"magnitude": MAGNITUDES}
+        partial(over, wrapper=InputNoise, score="mahalanobis", magnitude=0.0014),
+        "Lee et al. 2018",
+        {"magnitude": MAGNITUDES},
     ),
     "pro": Entry(pro, "PRO Alg. 1", _PRO),
     "pro-msp": Entry(partial(pro, score="msp"), "PRO Alg. 1", _PRO),

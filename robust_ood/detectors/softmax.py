@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -73,6 +74,11 @@ class Entropy(OutputsDetector):
         """Return the negative entropy of each row of logits."""
         return -losses.entropy(out.logits)
 
+    @property
+    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """The score, then the log-odds of the predicted class: the entropy's gradient turns between classes."""
+        return (self.surrogate, self.confidence)
+
 
 class GEN(OutputsDetector):
     """Minus the generalised entropy, `-sum of p^gamma (1 - p)^gamma` over the `top` largest probabilities, <= 0.
@@ -132,6 +138,11 @@ class KLMatching(OutputsDetector):
         p = log_p.exp()
         divergences = (p * log_p).sum(1, keepdim=True) - p @ log_typical.T  # (N, classes seen)
         return -divergences.amin(1)
+
+    @property
+    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """The score, then the log-odds of the predicted class: the nearest typical softmax can change at each step."""
+        return (self.surrogate, self.confidence)
 
 
 def _softmax64(logits: Tensor) -> Tensor:
