@@ -11,6 +11,7 @@ from robust_ood.detectors.mahalanobis import LayerNoise, Mahalanobis, RelativeMa
 from robust_ood.detectors.neighbours import KNN
 from robust_ood.detectors.perturbed import ODIN, PRO, InputNoise
 from robust_ood.detectors.registry import REGISTRY, build, build_all
+from robust_ood.detectors.safe_spot import SafeSpot
 from robust_ood.detectors.search import search
 from robust_ood.detectors.softmax import GEN, MSP, Entropy, KLMatching
 from robust_ood.detectors.subspace import Residual, ViM
@@ -43,6 +44,7 @@ __all__ = [
     "RelativeMahalanobis",
     "Residual",
     "Resized",
+    "SafeSpot",
     "Standardize",
     "ViM",
     "Wrapper",

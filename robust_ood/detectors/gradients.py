@@ -22,7 +22,8 @@ class GradNorm(OutputsDetector):
     product `|f|_1 |p - 1/K|_1 / T`, and no backward pass is needed. The authors' code and OpenOOD sum over classes
     where the paper averages, and so give K times the norm (`reference`).
 
-    The second factor is constant once the softmax saturates in float32; attackers get the log-odds of the predicted class, whose gradients survive.
+    The second factor is constant once the softmax saturates in float32; attackers get the log-odds of the predicted
+    class, whose gradients survive.
 
     Args:
         net: classifier with a linear head.

@@ -20,6 +20,7 @@ from robust_ood.detectors.logits import Energy, MaxLogit, OutlierExposureScore
 from robust_ood.detectors.mahalanobis import MAGNITUDES, LayerNoise, Mahalanobis, RelativeMahalanobis
 from robust_ood.detectors.neighbours import KNN
 from robust_ood.detectors.perturbed import ODIN, PRO, InputNoise
+from robust_ood.detectors.safe_spot import SafeSpot
 from robust_ood.detectors.softmax import GEN, MSP, Entropy, KLMatching
 from robust_ood.detectors.subspace import Residual, ViM
 from robust_ood.errors import UserError, unknown_name
@@ -118,6 +119,7 @@ REGISTRY: dict[str, Entry] = {
     ),
     "pro-ent": Entry(partial(pro, score="entropy"), "PRO Alg. 1", {**_PRO, "steps": (1, 3, 5, 7)}),
     "pro-gen": Entry(partial(pro, score="gen"), "PRO Alg. 1", _PRO_GEN),
+    "safe-spot": Entry(SafeSpot, "safe spots paper, Sec. 3.6", {"share": (0.1, 0.3, 0.5, 0.7, 0.9)}),
     "mean": Entry(mean, "Fort Eq. 8"),
     "deep-ensemble": Entry(ensemble, "Lakshminarayanan et al. 2017; OOD-attack paper App. F"),
 }
