@@ -1,24 +1,55 @@
 """Detectors: images to scores, higher = more in-distribution."""
 
+from robust_ood.detectors.activations import ASH, DICE, SCALE, ReAct
+from robust_ood.detectors.compose import DeepEnsemble, Mean, Resized, Standardize
 from robust_ood.detectors.contract import Detector, OutputsDetector, Wrapper
-from robust_ood.detectors.logits import Energy, MaxLogit
+from robust_ood.detectors.fitting import fit
+from robust_ood.detectors.gradients import GradNorm
+from robust_ood.detectors.gram import Gram
+from robust_ood.detectors.logits import Energy, MaxLogit, OutlierExposureScore
+from robust_ood.detectors.mahalanobis import LayerNoise, Mahalanobis, RelativeMahalanobis
+from robust_ood.detectors.neighbours import KNN
 from robust_ood.detectors.perturbed import ODIN, PRO, InputNoise
 from robust_ood.detectors.registry import REGISTRY, build, build_all
-from robust_ood.detectors.softmax import GEN, MSP, Entropy
+from robust_ood.detectors.safe_spot import SafeSpot
+from robust_ood.detectors.search import search
+from robust_ood.detectors.softmax import GEN, MSP, Entropy, KLMatching
+from robust_ood.detectors.subspace import Residual, ViM
 
 __all__ = [
+    "ASH",
+    "DICE",
     "GEN",
+    "KNN",
     "MSP",
     "ODIN",
     "PRO",
     "REGISTRY",
+    "SCALE",
+    "DeepEnsemble",
     "Detector",
     "Energy",
     "Entropy",
+    "GradNorm",
+    "Gram",
     "InputNoise",
+    "KLMatching",
+    "LayerNoise",
+    "Mahalanobis",
     "MaxLogit",
+    "Mean",
+    "OutlierExposureScore",
     "OutputsDetector",
+    "ReAct",
+    "RelativeMahalanobis",
+    "Residual",
+    "Resized",
+    "SafeSpot",
+    "Standardize",
+    "ViM",
     "Wrapper",
     "build",
     "build_all",
+    "fit",
+    "search",
 ]

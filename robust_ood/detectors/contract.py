@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
-from robust_ood.models import Outputs, outputs
+from robust_ood import losses
+from robust_ood.detectors.fitting import Pass, Rounds, Seen, fit
+from robust_ood.detectors.statistics import Statistic
+from robust_ood.errors import UserError
+from robust_ood.models import Outputs, find_head, outputs
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Detector(nn.Module, ABC):
-    """Images to scores: float32, finite, one per image, images independent of each other, higher = more in-distribution.
+    """Images to scores: float32, finite, one per image, images independent of each other, higher = in-distribution.
 
-    A detector that needs in-distribution statistics overrides `fit` and keeps what it learns in buffers. A detector
-    whose score is not, or not usefully, differentiable overrides `surrogate`.
+    A detector that needs in-distribution statistics names its buffers with `declare`, overrides `learn` and reads them
+    with `learned`. A detector whose score is not, or not usefully, differentiable overrides `surrogate`.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.declared: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
@@ -37,9 +49,20 @@ class Detector(nn.Module, ABC):
         """All stand-ins that an attack should follow: `surrogate`, then others that may lead further on some images."""
         return (self.surrogate,)
 
-    def fit(self, loader: Iterable[Any]) -> Detector:
-        """Learn from in-distribution batches what the score needs; nothing unless a detector says otherwise."""
+    def fit(self, loader: Iterable[Any]) -> Self:
+        """Learn from in-distribution batches what the score needs, and return the detector; see `detectors.fit`."""
+        fit([self], loader)
         return self
+
+    def learn(self) -> Rounds:
+        """Yield the passes over in-distribution data that fitting needs, and keep what they give; none by default."""
+        yield from ()
+
+    @property
+    def fitted(self) -> bool:
+        """Whether everything that this detector and those inside it must learn has been learned or loaded."""
+        own = all(self.get_buffer(name).numel() for name in self.declared)
+        return own and all(child.fitted for child in self.children() if isinstance(child, Detector))
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -49,6 +72,71 @@ class Detector(nn.Module, ABC):
             parts = child.networks if isinstance(child, Detector) else ()
             found.update((id(net), net) for net in parts)
         return tuple(found.values())
+
+    def declare(self, *names: str) -> None:
+        """Make empty buffers for what `learn` will keep; `state_dict` saves them, loading gives them their shape."""
+        self.declared += names
+        for name in names:
+            self.register_buffer(name, torch.empty(0))
+
+    def keep(self, **learned: Tensor) -> None:
+        """Store what was learned on the network's device, in float64 for a float64 network and else in float32."""
+        like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        for name, value in learned.items():
+            setattr(self, name, value.detach().clone().to(like.device, dtype if value.is_floating_point() else None))
+
+    def learned(self, name: str) -> Tensor:
+        """Return what was learned under that name, or raise `UserError` where the detector has not been fitted."""
+        value = self.get_buffer(name)
+        if not value.numel():
+            raise UserError(
+                f"{type(self).__name__}: not fitted; call fit(loader) with in-distribution images, or load its state"
+            )
+        return value
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load a state, all of it or nothing.
+
+        Raises: `UserError` for the state of another detector or network; the first differing keys are named.
+        """
+        own, learned = self.state_dict(), self._declared_keys()
+        differing = [key for key in own if key not in state_dict] + [key for key in state_dict if key not in own]
+        differing += [
+            key for key in own.keys() & (state_dict.keys() - learned) if not _alike(own[key], state_dict[key])
+        ]
+        if differing and strict:
+            shown = ", ".join(sorted(differing)[:3]) + (", ..." if len(differing) > 3 else "")
+            over = ", ".join(type(net).__name__ for net in self.networks)
+            raise UserError(
+                f"{type(self).__name__}: the state is of another detector or network than this one over {over}: "
+                f"{len(differing)} of {len(own)} entries differ or are missing ({shown})"
+            )
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _declared_keys(self) -> set[str]:
+        """Return the keys of all learned buffers, whose shapes a state determines."""
+        return {
+            f"{prefix}.{name}".lstrip(".")
+            for prefix, part in self.named_modules()
+            if isinstance(part, Detector)
+            for name in part.declared
+        }
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        for name in self.declared:
+            saved = state_dict.get(prefix + name)
+            if isinstance(saved, Tensor):
+                own = self.get_buffer(name)
+                setattr(self, name, torch.empty(saved.shape, device=own.device, dtype=saved.dtype))
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+def _alike(own: Any, other: Any) -> bool:
+    """Whether a loaded entry can take the place of an own one: a tensor of its shape, or the same setting."""
+    if isinstance(own, Tensor) and isinstance(other, Tensor):
+        return own.shape == other.shape
+    return bool(own == other)
 
 
 class OutputsDetector(Detector):
@@ -87,10 +175,39 @@ class OutputsDetector(Detector):
         """Whether the surrogate orders images exactly as the score does."""
         return type(self).surrogate_score is OutputsDetector.surrogate_score
 
+    def confidence(self, images: Tensor) -> Tensor:
+        """Return the log-odds of the predicted class, `(N,)`.
+
+        A stand-in for scores that follow the softmax but not smoothly enough for their own gradient to lead everywhere.
+        """
+        logits = losses.wide(self.net(images))
+        return losses.log_odds(logits, logits.argmax(1))
+
     @property
     def networks(self) -> tuple[nn.Module, ...]:
         """The one classifier."""
         return (self.net,)
+
+    def get_extra_state(self) -> dict[str, list[str]]:
+        """Return what else a state depends on: the layers that were read."""
+        return {"layers": list(self.layers)}
+
+    def set_extra_state(self, state: dict[str, list[str]]) -> None:
+        """Raise `UserError` where a state was learned from other layers."""
+        if state != self.get_extra_state():
+            raise UserError(
+                f"{type(self).__name__}: the state was learned from the layers {state.get('layers')}, "
+                f"this detector reads {list(self.layers)}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """How many logits the classifier gives."""
+        return find_head(self.net).out_features
+
+    def reading(self, statistic: Statistic, read: Callable[[Seen], tuple[Tensor, ...]]) -> Pass:
+        """Return a pass of the classifier whose outputs `read` turns into what the statistic adds."""
+        return Pass(statistic, read, self.net, self.layers)
 
 
 class Wrapper(Detector):
@@ -109,7 +226,6 @@ class Wrapper(Detector):
         """Whether the wrapped detector's surrogate is exact: a wrapper asks it at the very point it scores."""
         return self.detector.exact_surrogate
 
-    def fit(self, loader: Iterable[Any]) -> Detector:
+    def learn(self) -> Rounds:
         """Fit the wrapped detector."""
-        self.detector.fit(loader)
-        return self
+        return self.detector.learn()

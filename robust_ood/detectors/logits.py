@@ -1,4 +1,4 @@
-"""Scores of the logits: their maximum and their free energy."""
+"""Scores of the logits: their maximum, their free energy, and how far they are from uniform."""
 
 from __future__ import annotations
 
@@ -35,3 +35,16 @@ class Energy(OutputsDetector):
     def score(self, out: Outputs) -> Tensor:
         """Return the negative free energy of each row of logits."""
         return self.temperature * (losses.wide(out.logits) / self.temperature).logsumexp(1)
+
+
+class OutlierExposureScore(OutputsDetector):
+    """The cross-entropy from the uniform distribution to the softmax, `logsumexp(z) - mean(z)`, >= log K.
+
+    Source: Hendrycks et al. 2019 (outlier exposure): the score of their code for networks trained with their loss.
+    Theirs counts OOD as positive and is `mean(z) - logsumexp(z)`, largest where the softmax is uniform; this is its
+    negative.
+    """
+
+    def score(self, out: Outputs) -> Tensor:
+        """Return the cross-entropy to uniform of each row of logits."""
+        return losses.cross_entropy_to_uniform(out.logits)

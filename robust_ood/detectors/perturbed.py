@@ -94,8 +94,8 @@ class InputNoise(Moved):
 class ODIN(InputNoise):
     """The tempered MSP after a small step that raises it.
 
-    Source: Liang et al. 2018; ALOE Eq. 6 and 7. The step follows the sign of the gradient of log S, which is the sign of
-    the gradient of the log-odds.
+    Source: Liang et al. 2018; ALOE Eq. 6 and 7. The step follows the sign of the gradient of log S, which is the sign
+    of the gradient of the log-odds.
 
     Args:
         net: classifier, images to logits.

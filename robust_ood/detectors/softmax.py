@@ -1,13 +1,19 @@
-"""Scores of the softmax distribution: MSP, entropy and generalised entropy."""
+"""Scores of the softmax distribution: MSP, entropy, generalised entropy, and its divergence from typical ones."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.detectors.calibration import CalibrationSlopes, best_temperature
 from robust_ood.detectors.contract import OutputsDetector
+from robust_ood.detectors.fitting import Rounds
+from robust_ood.detectors.statistics import ClassMeans, double
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs
 
@@ -20,16 +26,30 @@ class MSP(OutputsDetector):
 
     Args:
         net: classifier, images to logits.
-        temperature: what the logits are divided by, > 0.
+        temperature: what the logits are divided by, > 0; or "fit", for the one that `fit` finds: the minimum of the
+            negative log-likelihood on labelled images, which the network must not have been trained on (Guo et al.
+            2017; TempScale in OpenOOD).
     """
 
     exact_surrogate = True
 
-    def __init__(self, net: nn.Module, temperature: float = 1.0) -> None:
+    def __init__(self, net: nn.Module, temperature: float | Literal["fit"] = 1.0) -> None:
         super().__init__(net)
-        if not temperature > 0:
-            raise UserError(f"temperature: {temperature} is not > 0")
-        self.register_buffer("temperature", torch.tensor(float(temperature)))
+        self.fits_temperature = temperature == "fit"
+        if temperature == "fit":
+            self.declare("temperature")
+        elif isinstance(temperature, str) or not temperature > 0:
+            raise UserError(f"temperature: {temperature!r} is neither a number > 0 nor 'fit'")
+        else:
+            self.register_buffer("temperature", torch.tensor(float(temperature)))
+
+    def learn(self) -> Rounds:
+        """Find the temperature where it is to be fitted, by two passes over labelled images."""
+        slopes = CalibrationSlopes.coarse()
+        for _ in range(2 if self.fits_temperature else 0):
+            yield [self.reading(slopes, lambda seen: (seen.out.logits, seen.classes(self.num_classes)))]
+            root, slopes = best_temperature(slopes), slopes.refined()
+            self.keep(temperature=torch.tensor(root))
 
     def score(self, out: Outputs) -> Tensor:
         """Return the largest probability of each row of logits."""
@@ -41,7 +61,7 @@ class MSP(OutputsDetector):
         return losses.log_odds(logits, logits.argmax(1))
 
     def _scaled(self, out: Outputs) -> Tensor:
-        return losses.wide(out.logits) / self.get_buffer("temperature")
+        return losses.wide(out.logits) / self.learned("temperature")
 
 
 class Entropy(OutputsDetector):
@@ -53,6 +73,11 @@ class Entropy(OutputsDetector):
     def score(self, out: Outputs) -> Tensor:
         """Return the negative entropy of each row of logits."""
         return -losses.entropy(out.logits)
+
+    @property
+    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """The score, then the log-odds of the predicted class: the entropy's gradient turns between classes."""
+        return (self.surrogate, self.confidence)
 
 
 class GEN(OutputsDetector):
@@ -83,3 +108,42 @@ class GEN(OutputsDetector):
         rest_of_first = log_p.scatter(1, classes[:, :1], -torch.inf).logsumexp(1, keepdim=True)
         rest = torch.cat([rest_of_first, torch.log1p(-top[:, 1:].exp())], dim=1)  # log(1 - p), (N, M)
         return -((top + rest) * self.gamma).exp().sum(1)
+
+
+class KLMatching(OutputsDetector):
+    """Minus the smallest divergence from the softmax to a class's typical softmax, `-min over k of KL(p || d_k)`, <= 0.
+
+    Source: Hendrycks et al. 2022, Sec. 4: d_k is the mean softmax of the images that the network *predicts* as class k,
+    so no labels are read. Classes that it never predicts have no d_k and are left out, as in pytorch-ood.
+
+    Args:
+        net: classifier, images to logits.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net)
+        self.declare("typical")
+
+    def learn(self) -> Rounds:
+        """Average the softmax of each predicted class, by one pass."""
+        means = ClassMeans(self.num_classes)
+        yield [self.reading(means, lambda seen: (_softmax64(seen.out.logits), seen.out.logits.argmax(1)))]
+        seen = means.counts > 0
+        self.keep(typical=means.sums[seen] / means.counts[seen, None])
+
+    def score(self, out: Outputs) -> Tensor:
+        """Return minus the divergence from the nearest typical softmax."""
+        log_p = F.log_softmax(losses.wide(out.logits), dim=1)  # (N, K)
+        log_typical = self.learned("typical").to(log_p).clamp_min(torch.finfo(log_p.dtype).tiny).log()
+        p = log_p.exp()
+        divergences = (p * log_p).sum(1, keepdim=True) - p @ log_typical.T  # (N, classes seen)
+        return -divergences.amin(1)
+
+    @property
+    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """The score, then the log-odds of the predicted class: the nearest typical softmax can change at each step."""
+        return (self.surrogate, self.confidence)
+
+
+def _softmax64(logits: Tensor) -> Tensor:
+    return F.softmax(double(logits), dim=1)

@@ -1,0 +1,48 @@
+"""Which layers of a network a detector reads, and how their feature maps become vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from robust_ood.errors import UserError
+from robust_ood.models import Outputs
+from robust_ood.models.outputs import submodule
+
+PENULTIMATE = "penultimate"
+Layers = str | Sequence[str]
+
+
+def named(net: nn.Module, layers: Layers) -> tuple[str, ...]:
+    """Return the names of the layers to read.
+
+    Args:
+        net: classifier.
+        layers: "penultimate", the name of a submodule, several of either, or "all" for the network's `feature_layers`.
+
+    Raises:
+        UserError: a name that the network does not have (with the nearest one), none, or one given twice.
+    """
+    if layers == "all":
+        names = tuple(getattr(net, "feature_layers", ()))
+        if not names:
+            raise UserError(
+                f"layers: {type(net).__name__} does not name its feature layers; list them, or give them to models.wrap"
+            )
+    else:
+        names = (layers,) if isinstance(layers, str) else tuple(layers)
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"layers: {list(names)} is empty or names a layer twice")
+    for name in names:
+        if name != PENULTIMATE:
+            submodule(net, name)
+    return names
+
+
+def vectors(out: Outputs, layer: str) -> Tensor:
+    """Return a layer's features `(N, D)`: maps `(N, C, ...)` averaged over pixels, tokens `(N, T, D)` over tokens."""
+    features = out.features if layer == PENULTIMATE else out.maps[layer]
+    if features.dim() == 3:
+        return features.mean(1)
+    return features.flatten(2).mean(2) if features.dim() > 3 else features
