@@ -431,8 +431,10 @@ def test_among_equals_the_first_is_kept():
     assert torch.equal(found.images, images)
 
 
-def test_trace_rows_equal_hand_computation():
+@pytest.mark.parametrize("signs", ["both", "one"])
+def test_trace_rows_equal_hand_computation(signs):
     weights, images, region = draw(1, 1, torch.randn), clean(3, 2), Linf(0.05)
+    weights = weights if signs == "both" else weights.abs()
     found = minimize(lambda x: dot(x, weights), images, region, steps=4, step_size=0.02, trace=True, keep="last")
     current, rows = images.clone(), []
     for _ in range(5):

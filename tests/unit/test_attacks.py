@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from robust_ood import L2, Linf, Unbounded, losses
+from robust_ood import L2, Linf, Unbounded, losses, minimize
 from robust_ood.attacks import PGD, build, build_all, fgsm, lower_score, misclassify, raise_score
 from robust_ood.attacks.objectives import softmax
 from robust_ood.detectors import GEN, MSP, ODIN, PRO, Detector, Energy, Entropy, MaxLogit
@@ -349,6 +349,17 @@ def test_default_step_size_reaches_the_boundary():
     assert PGD(Linf(8 / 255), steps=10).step_size == pytest.approx(2 / 255)
     assert PGD(Linf(8 / 255), step_size="2/255").step_size == 2 / 255
     assert fgsm(L2(0.5)).step_size == 0.5
+
+
+@pytest.mark.parametrize("rule", [Steepest(0.9), Optimizer(torch.optim.Adam)], ids=["momentum", "Adam"])
+def test_the_step_rule_is_the_engine_s(net, images, rule):
+    detector, region = Energy(net).double(), L2(0.3)
+    (candidate,) = PGD(region, steps=5, step_size=0.05, random_start=False, rule=rule).on_score(
+        detector, images, 1, torch.arange(8)
+    )
+    expected = minimize(detector, images, region, steps=5, step_size=0.05, rule=rule).images
+    assert torch.equal(candidate, expected)
+    assert not torch.allclose(candidate, minimize(detector, images, region, steps=5, step_size=0.05).images)
 
 
 @pytest.mark.parametrize(
