@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robust_ood.attacks import PGD
+from robust_ood.attacks import Attack, Settings
 from robust_ood.attacks.objectives import Direction
 from robust_ood.data import EvaluationLoader, ImageSet, OODData
 from robust_ood.detectors import Detector
@@ -19,8 +19,8 @@ from robust_ood.evaluation.results import METRICS, Accuracy, Results, Row, descr
 from robust_ood.evaluation.scores import attacked_scores, clean_scores, correct
 from robust_ood.metrics import ood_metrics
 
-Attack = PGD  # what rows can describe
 Progress = Callable[[str], None]
+_NO_ATTACK = Settings(norm="none", radius=0.0, steps=0, restarts=0)
 
 
 class Cell(NamedTuple):
@@ -82,10 +82,10 @@ class _Grid:
         rows = []
         for name, detector in detectors.items():
             own = {images: cells[name] for images, cells in clean.items()}
-            rows += self._with_means(self._compare(name, "none", describe_attack(None), "none", own, own, own))
+            rows += self._with_means(self._compare(name, "none", _NO_ATTACK, "none", own, own, own))
             for label, attack in attacks.items():
                 hit = {images.name: self._attacked(name, detector, images, label, attack) for images in self._sets()}
-                settings = describe_attack(attack)
+                settings = attack.settings()
                 for attacked, id_cells, ood_cells in (("in", hit, own), ("out", own, hit), ("both", hit, hit)):
                     rows += self._with_means(self._compare(name, label, settings, attacked, own, id_cells, ood_cells))
         return rows
@@ -97,7 +97,7 @@ class _Grid:
             self.progress(f"{self.model}: accuracy, attack {label}")
             begin = time.perf_counter()
             right = correct(net, self._loader(self.inliers), attack, self.device)
-            settings = describe_attack(attack)
+            settings = _NO_ATTACK if attack is None else attack.settings()
             table.append(
                 Accuracy(
                     model=self.model,
@@ -135,7 +135,7 @@ class _Grid:
         self,
         detector: str,
         attack: str,
-        settings: dict[str, Any],
+        settings: Settings,
         attacked: str,
         clean: Mapping[str, Cell],
         id_cells: Mapping[str, Cell],
@@ -176,15 +176,3 @@ class _Grid:
                 n_ood, seconds = sum(row.n_ood for row in members), sum(row.seconds for row in members)
                 means.append(replace(members[0], ood=group, n_ood=n_ood, seconds=seconds, **numbers))
         return rows + means
-
-
-def describe_attack(attack: Attack | None) -> dict[str, Any]:
-    """Return what a row says of an attack: norm, radius, steps, restarts."""
-    if attack is None:
-        return {"norm": "none", "radius": 0.0, "steps": 0, "restarts": 0}
-    return {
-        "norm": attack.region.name,
-        "radius": attack.region.radius,
-        "steps": attack.steps,
-        "restarts": attack.restarts,
-    }
