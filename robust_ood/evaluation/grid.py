@@ -15,11 +15,13 @@ from robust_ood.attacks.objectives import Direction
 from robust_ood.data import EvaluationLoader, ImageSet, OODData
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
+from robust_ood.evaluation import sanity
 from robust_ood.evaluation.results import METRICS, Accuracy, Results, Row, describe_environment
-from robust_ood.evaluation.scores import attacked_scores, clean_scores, correct
+from robust_ood.evaluation.scores import attacked_scores, clean_scores, correct, on_device
 from robust_ood.metrics import ood_metrics
 
 Progress = Callable[[str], None]
+_FEW = 16  # images of each side that the sanity checks use
 _NO_ATTACK = Settings(norm="none", radius=0.0, steps=0, restarts=0)
 
 
@@ -63,6 +65,7 @@ def evaluate(
     results = Results(environment=describe_environment({"limit": limit, "device": str(device)}))
     results.classification = grid.classification(net, attacks)
     results.rows = grid.rows(detectors, attacks)
+    results.warnings = grid.warnings(detectors, attacks)
     return results
 
 
@@ -110,6 +113,21 @@ class _Grid:
                 )
             )
         return table
+
+    def warnings(self, detectors: Mapping[str, Detector], attacks: Mapping[str, Attack]) -> list[str]:
+        """Return the alarms of every detector under every attack, each once, from a few images."""
+        inliers, outliers = self._few(self.inliers), self._few(self.ood[0][1])
+        found: dict[str, None] = {}
+        for name, detector in detectors.items():
+            for label, attack in attacks.items():
+                self.progress(f"{self.model}: sanity of {name} under {label}")
+                alarms = sanity.check(detector, inliers, outliers, attack, name=f"{self.model}, {name}", limit=_FEW)
+                found.update(dict.fromkeys(alarms))
+        return list(found)
+
+    def _few(self, images: ImageSet) -> Tensor:
+        (batch, *_) = EvaluationLoader(images, batch_size=_FEW, limit=min(_FEW, self.limit or _FEW))
+        return on_device(batch, self.device)
 
     def _sets(self) -> list[ImageSet]:
         return [self.inliers, *(images for _, images in self.ood)]

@@ -144,12 +144,11 @@ def _uphill(probe: _Probe) -> float:
 
 
 def _of_attacks(probe: _Probe, attack: ScoreAttack) -> Iterator[str]:
-    white = PGD(probe.region, steps=_STEPS, restarts=2)
-    found = probe.attacked(white)
-    wider = probe.attacked(PGD(_scaled(probe.region, 2), steps=_STEPS, restarts=2))
+    found = probe.attacked(PGD(probe.region, steps=_STEPS))
+    wider = probe.attacked(PGD(_scaled(probe.region, 2), steps=_STEPS))
     if wider > found + _SLACK:
         yield f"twice the radius is a weaker attack (AUROC {found:.2f} -> {wider:.2f}); try more steps and Auto-PGD"
-    longer = probe.attacked(PGD(probe.region, steps=3 * _STEPS, restarts=2))
+    longer = probe.attacked(PGD(probe.region, steps=3 * _STEPS))
     if longer > found + _SLACK:
         yield f"three times the steps are a weaker attack (AUROC {found:.2f} -> {longer:.2f}); check the gradients"
     found = min(found, longer)
@@ -167,8 +166,8 @@ def _of_attacks(probe: _Probe, attack: ScoreAttack) -> Iterator[str]:
         reported = probe.attacked(attack)
         if reported > found + _FAR:
             yield (
-                f"the reported attack (AUROC {reported:.2f}) is far weaker than one through the detector ({found:.2f}); "
-                "report the adaptive one"
+                f"the reported attack (AUROC {reported:.2f}) is far weaker than one through the detector "
+                f"({found:.2f}); report the adaptive one"
             )
 
 
