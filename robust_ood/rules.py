@@ -81,3 +81,78 @@ class Optimizer(Rule):
             return region.project(variable.detach(), center)
 
         return step
+
+
+@dataclass(frozen=True)
+class AutoPGD(Rule):
+    """Steps with momentum whose size halves, image by image, where progress stops: Auto-PGD.
+
+    Source: Croce and Hein 2020, Alg. 1 with the checkpoints and the comparison `<=` of the authors' code. The step size
+    given to the engine is the first one; the paper's is twice the radius. One deviation from that code: in the first
+    window, the first step is compared with the start's value (as in the paper) and not with zero.
+
+    Args:
+        inertia: share of each step that comes from the new gradient step, in (0, 1]; the rest repeats the last move.
+        progress: share of the steps between checkpoints that must improve the value, or else the size is halved.
+    """
+
+    inertia: float = 0.75
+    progress: float = 0.75
+
+    def begin(self, region: Region, center: Tensor, steps: int, step_size: float | Tensor) -> Stepper:
+        """Return the stepper of one run."""
+        return _AutoStepper(self, region, center, steps, step_size)
+
+
+class _AutoStepper:
+    """What Auto-PGD remembers of a run: the best image seen, the last one, and how often the value fell."""
+
+    def __init__(self, rule: AutoPGD, region: Region, center: Tensor, steps: int, size: float | Tensor) -> None:
+        self.rule, self.region, self.center = rule, region, center
+        self.size = torch.zeros_like(center[:, :1, :1, :1]) + size  # (N, 1, 1, 1)
+        # Windows between checkpoints: 22 % of the steps, then each 3 % shorter, 6 % at least.
+        self.window, self.shorter, self.shortest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+        self.waited = 0
+        self.falls = torch.zeros_like(self.size[:, 0, 0, 0])  # (N,)
+        self.halved = torch.ones_like(self.falls, dtype=torch.bool)
+        self.previous: Tensor | None = None
+
+    def __call__(self, images: Tensor, gradient: Tensor, values: Tensor) -> Tensor:
+        if self.previous is None:
+            self.previous, self.values, self.checked = images, values, values
+            self.best, self.best_values, self.best_gradient = images, values, gradient
+            move, share = torch.zeros_like(images), 1.0
+        else:
+            self._see(images, gradient, values)
+            if self.waited == self.window:
+                images, gradient = self._check(images, gradient)
+            move, share = images - self.previous, self.rule.inertia
+        target = self.region.project(images - self.size * self.region.steepest(gradient), self.center)
+        self.previous = images
+        return self.region.project(images + share * (target - images) + (1 - share) * move, self.center)
+
+    def _see(self, images: Tensor, gradient: Tensor, values: Tensor) -> None:
+        self.waited += 1
+        self.falls += values < self.values
+        self.values = values
+        better = values < self.best_values
+        self.best = torch.where(_wide(better), images, self.best)
+        self.best_gradient = torch.where(_wide(better), gradient, self.best_gradient)
+        self.best_values = torch.where(better, values, self.best_values)
+
+    def _check(self, images: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Halve the step where the value fell too rarely, or not at all at an unchanged size; go back to the best."""
+        rarely = self.falls <= self.rule.progress * self.window
+        stuck = ~self.halved & (self.best_values >= self.checked)
+        self.halved = rarely | stuck
+        self.size = torch.where(_wide(self.halved), self.size / 2, self.size)
+        self.checked, self.waited = self.best_values, 0
+        self.falls = torch.zeros_like(self.falls)
+        self.window = max(self.window - self.shorter, self.shortest)
+        again = _wide(self.halved)
+        return torch.where(again, self.best, images), torch.where(again, self.best_gradient, gradient)
+
+
+def _wide(chosen: Tensor) -> Tensor:
+    """Reshape `(N,)` so that it broadcasts over `(N, C, H, W)`."""
+    return chosen.view(-1, 1, 1, 1)

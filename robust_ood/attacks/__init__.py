@@ -1,18 +1,53 @@
-"""Attacks on detectors and classifiers. They hold settings and objectives; the engine holds the loop."""
+"""Attacks on detectors, classifiers and encoders. They hold settings and objectives; the engine holds the loop."""
 
-from robust_ood.attacks.apply import LabelAttack, ScoreAttack, lower_score, misclassify, raise_score
-from robust_ood.attacks.pgd import PGD, fgsm
+from robust_ood.attacks.apply import (
+    Attack,
+    Attacked,
+    Candidate,
+    LabelAttack,
+    ScoreAttack,
+    Settings,
+    attack_labels,
+    attack_score,
+    lower_score,
+    misclassify,
+    raise_score,
+)
+from robust_ood.attacks.encoder import EncoderAttack, encoder, mape
+from robust_ood.attacks.pgd import PGD, aloe_mahalanobis, aloe_softmax, apgd, fgsm, transferred
 from robust_ood.attacks.registry import REGISTRY, build, build_all
+from robust_ood.attacks.resolution import LowResolution
+from robust_ood.attacks.square import Square
+from robust_ood.attacks.suite import Suite, standard
+from robust_ood.attacks.targeted import Targeted
 
 __all__ = [
     "PGD",
     "REGISTRY",
+    "Attack",
+    "Attacked",
+    "Candidate",
+    "EncoderAttack",
     "LabelAttack",
+    "LowResolution",
     "ScoreAttack",
+    "Settings",
+    "Square",
+    "Suite",
+    "Targeted",
+    "aloe_mahalanobis",
+    "aloe_softmax",
+    "apgd",
+    "attack_labels",
+    "attack_score",
     "build",
     "build_all",
+    "encoder",
     "fgsm",
     "lower_score",
+    "mape",
     "misclassify",
     "raise_score",
+    "standard",
+    "transferred",
 ]

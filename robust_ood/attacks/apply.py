@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import NamedTuple, Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +17,68 @@ from robust_ood.modes import evaluating, ordinary
 from robust_ood.perturb import Objective
 
 
-class ScoreAttack(Protocol):
-    """Anything that proposes perturbed images against a detector: `PGD`, or a suite of attacks."""
+class Settings(TypedDict):
+    """What a row of results says of an attack. steps: gradient steps or queries of one restart."""
 
-    def on_score(self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor) -> Iterator[Tensor]:
-        """Yield candidate images `(N, C, H, W)` that make `direction * score` small."""
+    norm: str
+    radius: float
+    steps: int
+    restarts: int
+
+
+class Candidate(NamedTuple):
+    """Perturbed images `(N, C, H, W)` and the name of the attack that proposes them."""
+
+    images: Tensor
+    member: str
+
+
+class ScoreAttack(Protocol):
+    """Anything that proposes perturbed images against a detector: `PGD`, `Square`, or a suite of attacks."""
+
+    @property
+    def keeps_clean(self) -> bool:
+        """Whether an image that no candidate beats stays clean; not so for attacks that never see the true score."""
+
+    def settings(self) -> Settings:
+        """Return what a row of results says of the attack."""
+
+    def on_score(
+        self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor
+    ) -> Iterator[Candidate]:
+        """Yield candidates that make `direction * score` small."""
 
 
 class LabelAttack(Protocol):
     """Anything that proposes perturbed images against a classifier."""
 
-    def on_label(self, net: nn.Module, images: Tensor, labels: Tensor, loss: str, indices: Tensor) -> Iterator[Tensor]:
-        """Yield candidate images `(N, C, H, W)` that make the classifier err."""
+    def settings(self) -> Settings:
+        """Return what a row of results says of the attack."""
+
+    def on_label(self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor) -> Iterator[Candidate]:
+        """Yield candidates that make the classifier err."""
+
+
+class Attack(ScoreAttack, LabelAttack, Protocol):
+    """Anything that perturbs images against detectors and against classifiers: what an evaluation takes."""
+
+
+class Attacked(NamedTuple):
+    """What an attack achieved.
+
+    images: `(N, C, H, W)`, detached. values: `(N,)`, the true score, or the true class's margin. winners: `(N,)`
+    positions in `members`, which names the attack that each image is from; "clean" is the image itself.
+    """
+
+    images: Tensor
+    values: Tensor
+    winners: Tensor
+    members: tuple[str, ...]
+
+    def wins(self) -> dict[str, int]:
+        """Return for how many images each member's candidate was kept."""
+        counts = torch.bincount(self.winners, minlength=len(self.members)).tolist()
+        return dict(zip(self.members, counts, strict=True))
 
 
 def lower_score(detector: Detector, inliers: Tensor, attack: ScoreAttack, *, indices: Tensor | None = None) -> Tensor:
@@ -41,25 +92,36 @@ def lower_score(detector: Detector, inliers: Tensor, attack: ScoreAttack, *, ind
             set, and its result does not depend on the batch it came in.
 
     Returns:
-        Images `(N, C, H, W)`, detached: for each, the one whose *true* score is lowest among the clean image and all that
-        the attack proposed. The detector is in eval mode meanwhile; its flags and gradients are left as they were.
+        Images `(N, C, H, W)`, detached: for each, the one whose *true* score is lowest among the clean image and all
+        that the attack proposed; a transferred attack's proposal as it is. The detector is in eval mode meanwhile; its
+        flags and gradients are left as they were.
     """
-    return _attack_score(detector, inliers, attack, 1, indices)
+    return attack_score(detector, inliers, attack, 1, indices=indices).images
 
 
 def raise_score(detector: Detector, outliers: Tensor, attack: ScoreAttack, *, indices: Tensor | None = None) -> Tensor:
     """Return outliers perturbed so that they look in-distribution: the outlier attack. See `lower_score`."""
-    return _attack_score(detector, outliers, attack, -1, indices)
+    return attack_score(detector, outliers, attack, -1, indices=indices).images
+
+
+def attack_score(
+    detector: Detector, images: Tensor, attack: ScoreAttack, direction: Direction, *, indices: Tensor | None = None
+) -> Attacked:
+    """Return what an attack on a detector achieved: images, their true scores, and which member of a suite found each.
+
+    `direction` is +1 to lower scores and -1 to raise them; other arguments as in `lower_score`.
+    """
+    images, indices = ordinary(images), _indices(images, indices)
+    with evaluating(detector):
+        candidates: Iterable[Candidate] = attack.on_score(detector, images, direction, indices)
+        if attack.keeps_clean:
+            candidates = chain([Candidate(images, "clean")], candidates)
+        found = worst(lambda x: direction * detector(x), candidates)
+    return found._replace(values=direction * found.values)
 
 
 def misclassify(
-    net: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    attack: LabelAttack,
-    *,
-    loss: str = "cross_entropy",
-    indices: Tensor | None = None,
+    net: nn.Module, images: Tensor, labels: Tensor, attack: LabelAttack, *, indices: Tensor | None = None
 ) -> Tensor:
     """Return images perturbed so that the classifier errs.
 
@@ -67,44 +129,53 @@ def misclassify(
         net: classifier, images to logits `(N, K)`.
         images: `(N, C, H, W)` in [0, 1].
         labels: true classes `(N,)`.
-        attack: settings.
-        loss: what is climbed: "cross_entropy", "margin" or "dlr".
+        attack: settings; `PGD(..., loss="margin")` says what is climbed.
         indices: as in `lower_score`.
 
     Returns:
         Images `(N, C, H, W)`, detached: for each, the one with the smallest margin of the true class, the clean image
         included.
     """
+    return attack_labels(net, images, labels, attack, indices=indices).images
+
+
+def attack_labels(
+    net: nn.Module, images: Tensor, labels: Tensor, attack: LabelAttack, *, indices: Tensor | None = None
+) -> Attacked:
+    """Return what an attack on a classifier achieved: images, the true class's margins, and who found each."""
     images, labels, indices = ordinary(images), ordinary(labels), _indices(images, indices)
     with evaluating(net):
-        candidates = attack.on_label(net, images, labels, loss, indices)
-        return worst(lambda x: losses.margin(net(x), labels), images, candidates)
-
-
-def _attack_score(
-    detector: Detector, images: Tensor, attack: ScoreAttack, direction: Direction, indices: Tensor | None
-) -> Tensor:
-    images, indices = ordinary(images), _indices(images, indices)
-    with evaluating(detector):
-        candidates = attack.on_score(detector, images, direction, indices)
-        return worst(lambda x: direction * detector(x), images, candidates)
+        candidates = chain([Candidate(images, "clean")], attack.on_label(net, images, labels, indices))
+        return worst(lambda x: losses.margin(net(x), labels), candidates)
 
 
 def _indices(images: Tensor, indices: Tensor | None) -> Tensor:
     if indices is None:
         return torch.arange(len(images))
     if indices.shape != images.shape[:1]:
-        raise UserError(f"indices: shape {tuple(indices.shape)} for {len(images)} images, one index each wanted")
+        raise UserError(f"indices: shape {tuple(indices.shape)} for {len(images)} images, one each wanted")
     return indices
 
 
-def worst(value: Objective, images: Tensor, candidates: Iterator[Tensor]) -> Tensor:
-    """Return, image by image, whichever of the clean image and the candidates has the smallest value."""
+def worst(value: Objective, candidates: Iterable[Candidate]) -> Attacked:
+    """Return, image by image, the candidate with the smallest value; of equals and of NaNs the first."""
+    kept: Attacked | None = None
+    members: list[str] = []
     with torch.no_grad():
-        kept, lowest = images, value(images)
-        for candidate in candidates:
-            values = value(candidate)
-            lower = values < lowest
-            kept = torch.where(lower.view(-1, 1, 1, 1), candidate, kept)
-            lowest = torch.where(lower, values, lowest)
-    return kept
+        for images, member in candidates:
+            if member not in members:
+                members.append(member)
+            values, place = value(images), members.index(member)
+            here = torch.full_like(values, place, dtype=torch.long)
+            if kept is None:
+                kept = Attacked(images, values, here, ())
+                continue
+            lower = values < kept.values
+            kept = Attacked(
+                torch.where(lower.view(-1, 1, 1, 1), images, kept.images),
+                torch.where(lower, values, kept.values),
+                torch.where(lower, here, kept.winners),
+                (),
+            )
+    assert kept is not None  # every attack proposes something
+    return kept._replace(members=tuple(members))

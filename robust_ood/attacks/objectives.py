@@ -1,52 +1,97 @@
 """What attackers minimise: objectives of a detector or of a classifier, one value per image.
 
 `direction` is +1 for an attack that lowers scores (inliers made to look out-of-distribution) and -1 for one that raises
-them (outliers made to look in-distribution), so that an objective is always made small.
+them (outliers made to look in-distribution), so that an objective is always made small. The objectives that read the
+detector's classifiers take the sum over the networks of an ensemble.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from itertools import count
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood import losses
-from robust_ood.detectors import Detector
+from robust_ood.detectors import MSP, Detector
+from robust_ood.detectors.perturbed import Moved
 from robust_ood.errors import UserError, unknown_name
+from robust_ood.models import outputs
 from robust_ood.perturb import Objective
+from robust_ood.randomness import generator
 
 Direction = Literal[1, -1]
+ScoreObjectives = Callable[[Detector, Direction, Tensor], list[Objective]]
+"""Detector, direction and clean images to what is minimised, one search for each."""
 
 
-def own_score(detector: Detector, direction: Direction) -> list[Objective]:
+def own_score(detector: Detector, direction: Direction, images: Tensor) -> list[Objective]:
     """Return the detector's surrogates, signed: the adaptive, white-box objectives."""
-
-    def signed(surrogate: Objective) -> Objective:
-        return lambda images: direction * surrogate(images)
-
-    return [signed(surrogate) for surrogate in detector.surrogates]
+    return [partial(_signed, direction, surrogate) for surrogate in detector.surrogates]
 
 
-def softmax(detector: Detector, direction: Direction) -> list[Objective]:
-    """Return the ALOE paper's softmax objective (Alg. 1) of the detector's classifiers.
+def unmoved_score(detector: Detector, direction: Direction, images: Tensor) -> list[Objective]:
+    """Return the surrogate without the detector's own input movement (ODIN, PRO, Mahalanobis noise).
 
-    Inliers: the cross-entropy from the uniform distribution to the softmax. Outliers: the entropy of the softmax. Both on
-    untempered logits; the sum over the networks of an ensemble.
+    Source: how the ALOE paper's Alg. 2 attacks Mahalanobis; its code differentiates the score and ignores the input
+    noise.
     """
-    networks = detector.networks
-    if not networks:
-        raise UserError(f"objective: {type(detector).__name__} reads no classifier, so 'softmax' cannot attack it")
+    while isinstance(detector, Moved):
+        detector = detector.detector
+    return own_score(detector, direction, images)
+
+
+def softmax(detector: Detector, direction: Direction, images: Tensor) -> list[Objective]:
+    """Return the ALOE paper's softmax objectives (Alg. 1) of the detector's classifiers.
+
+    Inliers: the cross-entropy from the uniform distribution to the softmax. Outliers: the entropy of the softmax. Both
+    on untempered logits.
+    """
     loss = losses.cross_entropy_to_uniform if direction == 1 else losses.entropy
-
-    def objective(images: Tensor) -> Tensor:
-        return torch.stack([loss(net(images)) for net in networks]).sum(0)
-
-    return [objective]
+    return _summed([partial(_of_logits, loss, net) for net in _classifiers(detector, "softmax")])
 
 
-SCORE_OBJECTIVES = {"score": own_score, "softmax": softmax}
-LABEL_LOSSES = {
+def maximum_probability(detector: Detector, direction: Direction, images: Tensor) -> list[Objective]:
+    """Return the log-odds of the largest softmax probability, signed: an attack through MSP."""
+    return _summed([partial(_signed, direction, MSP(net).surrogate) for net in _classifiers(detector, "msp")])
+
+
+def features(detector: Detector, direction: Direction, images: Tensor) -> list[Objective]:
+    """Return the objective of matching penultimate features.
+
+    Inliers: minus the squared distance to the image's own features, away from the in-distribution (flat at the clean
+    image, so it needs a random start). Outliers: minus the cosine between the features and the head's weights of the
+    class predicted first, which stand for that class's mean features without any in-distribution image at hand.
+    """
+    return _summed([_feature_distance(net, direction, images) for net in _classifiers(detector, "features")])
+
+
+def _feature_distance(net: nn.Module, direction: Direction, images: Tensor) -> Objective:
+    with torch.no_grad():
+        clean = outputs(net, images)
+    own, weights = clean.features, clean.head.weight.detach()  # (N, D), (K, D)
+    prototypes = (weights - weights.mean(0))[clean.logits.argmax(1)]  # (N, D)
+
+    def objective(x: Tensor) -> Tensor:
+        now = outputs(net, x).features
+        return -(now - own).square().sum(1) if direction == 1 else -F.cosine_similarity(now, prototypes)
+
+    return objective
+
+
+SCORE_OBJECTIVES: dict[str, ScoreObjectives] = {
+    "score": own_score,
+    "unmoved": unmoved_score,
+    "softmax": softmax,
+    "msp": maximum_probability,
+    "features": features,
+}
+READ_CLASSIFIERS = {"softmax", "msp", "features"}
+LABEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": lambda logits, labels: -losses.cross_entropy(logits, labels),
     "margin": losses.margin,
     "dlr": losses.difference_of_logits_ratio,
@@ -54,8 +99,42 @@ LABEL_LOSSES = {
 
 
 def wrong_label(net: nn.Module, labels: Tensor, loss: str) -> Objective:
-    """Return the objective of an untargeted attack on a classifier: the named loss, signed so that small means wrong."""
+    """Return the objective of an untargeted attack on a classifier: the named loss, small where it errs."""
     if loss not in LABEL_LOSSES:
         raise unknown_name("loss", loss, LABEL_LOSSES)
     signed = LABEL_LOSSES[loss]
     return lambda images: signed(net(images), labels)
+
+
+def expected(objective: Objective, sigma: float, draws: int, seed: int) -> Objective:
+    """Return the mean of an objective over `draws` noisy copies of the images, with fresh Gaussian noise at each use.
+
+    Source: expectation over transformations, Athalye et al. 2018; the smoothed attack of Salman et al. 2019. With
+    `sigma` 0 it averages repeated evaluations of an objective that is random itself.
+    """
+    uses = count()
+
+    def mean(images: Tensor) -> Tensor:
+        draw = generator(seed, "expectation", next(uses))
+        noise = sigma * torch.randn((draws, *images.shape[1:]), generator=draw).to(images)
+        return torch.stack([objective(images + one) for one in noise]).mean(0)
+
+    return mean
+
+
+def _of_logits(loss: Callable[[Tensor], Tensor], net: nn.Module, images: Tensor) -> Tensor:
+    return loss(net(images))
+
+
+def _classifiers(detector: Detector, objective: str) -> tuple[nn.Module, ...]:
+    if not detector.networks:
+        raise UserError(f"objective: {type(detector).__name__} reads no classifier, so {objective!r} cannot attack it")
+    return detector.networks
+
+
+def _signed(direction: Direction, score: Objective, images: Tensor) -> Tensor:
+    return direction * score(images)
+
+
+def _summed(objectives: list[Objective]) -> list[Objective]:
+    return [lambda images: torch.stack([objective(images) for objective in objectives]).sum(0)]

@@ -1,20 +1,22 @@
-"""Projected gradient descent: settings of the engine, and the candidates they give."""
+"""Projected gradient descent in all its forms: settings of the engine, and the candidates they give."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
-from robust_ood.attacks.objectives import SCORE_OBJECTIVES, Direction, wrong_label
+from robust_ood.attacks.apply import Candidate, Settings
+from robust_ood.attacks.objectives import LABEL_LOSSES, SCORE_OBJECTIVES, Direction, expected, wrong_label
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.perturb import Minimum, Objective, minimize
 from robust_ood.randomness import generators
 from robust_ood.regions import Fraction, Generators, Region
-from robust_ood.rules import Rule
+from robust_ood.rules import AutoPGD, Rule
 
 Draws = Callable[[int], Generators]
 """Restart number to the generators of its random start."""
@@ -31,9 +33,15 @@ class PGD:
             `2.5 radius / steps`, so that the boundary can be reached and followed.
         restarts: independent runs, the worst of which is kept image by image, >= 1.
         random_start: begin each restart at a random point of the region instead of at the clean image.
-        objective: what an attack on a detector minimises: "score" differentiates the detector itself, "softmax" the
-            ALOE paper's objectives of its classifier (Alg. 1).
+        objective: what an attack on a detector minimises: "score" differentiates the detector itself, "unmoved" leaves
+            out its input noise or descent, "softmax" takes the ALOE paper's objectives of its classifier (Alg. 1),
+            "msp" the classifier's largest probability, "features" its penultimate features.
+        loss: what an attack on a classifier climbs: "cross_entropy", "margin" or "dlr".
+        keep: "best", the worst iterate by the true score or margin; "objective", the best by its own objective, and
+            "last", the last iterate, never look at the true score: they make a transferred attack of it.
         rule: how a gradient becomes a step; steepest steps by default.
+        noise: standard deviation of Gaussian noise over which the objective is averaged, in pixel fractions.
+        noise_draws: draws averaged at each step, for `noise` or for a detector that is random itself.
         seed: seed of the random starts, which are keyed by sample index.
     """
 
@@ -42,17 +50,29 @@ class PGD:
     step_size: float | Fraction | None = None
     restarts: int = 1
     random_start: bool = True
-    objective: Literal["score", "softmax"] = "score"
+    objective: Literal["score", "unmoved", "softmax", "msp", "features"] = "score"
+    loss: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy"
+    keep: Literal["best", "objective", "last"] = "best"
     rule: Rule | None = None
+    noise: float = 0.0
+    noise_draws: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in ("steps", "restarts"):
-            count = getattr(self, field)
-            if not isinstance(count, int) or count < 1:
-                raise UserError(f"{field}: {count!r} is not a whole number >= 1")
+        for field in ("steps", "restarts", "noise_draws"):
+            if not isinstance(getattr(self, field), int) or getattr(self, field) < 1:
+                raise UserError(f"{field}: {getattr(self, field)} is not a whole number >= 1")
         if self.objective not in SCORE_OBJECTIVES:
             raise unknown_name("objective", self.objective, SCORE_OBJECTIVES)
+        if self.loss not in LABEL_LOSSES:
+            raise unknown_name("loss", self.loss, LABEL_LOSSES)
+        if self.keep not in ("best", "objective", "last"):
+            raise unknown_name("keep", self.keep, ("best", "objective", "last"))
+        if self.keep == "last" and self.restarts > 1:
+            raise UserError(f"restarts: {self.restarts} with keep='last', which cannot choose among them; give 1")
+        object.__setattr__(self, "step_size", self._step_size())
+
+    def _step_size(self) -> float:
         if self.step_size is not None:
             size = float(Fraction(self.step_size, "step_size"))
         elif self.region.radius < float("inf"):
@@ -61,12 +81,24 @@ class PGD:
             raise UserError("step_size: an Unbounded region has no radius to derive it from; give one")
         if size < 0:
             raise UserError(f"step_size: {size} is negative")
-        object.__setattr__(self, "step_size", size)
+        return size
+
+    @property
+    def keeps_clean(self) -> bool:
+        """Whether an image that no iterate beats stays clean: not for a transferred attack."""
+        return self.keep == "best"
+
+    def settings(self) -> Settings:
+        """Return norm, radius, steps and restarts."""
+        return Settings(norm=self.region.name, radius=self.region.radius, steps=self.steps, restarts=self.restarts)
 
     def search(
         self, objective: Objective, images: Tensor, draws: Draws, judge: Objective | None = None
     ) -> list[Minimum]:
-        """Return the best of each restart by the judge, or by the objective where there is none."""
+        """Return the outcome of each restart: its best by the judge (or by the objective), or its last iterate."""
+        if self.noise or self.noise_draws > 1:
+            judge = judge or objective
+            objective = expected(objective, self.noise, self.noise_draws, self.seed)
         return [
             minimize(
                 objective,
@@ -76,32 +108,92 @@ class PGD:
                 step_size=self.step_size or 0.0,
                 rule=self.rule,
                 start=self.region.sample(images, draws(restart)) if self.random_start else None,
+                keep="last" if self.keep == "last" else "best",
                 judge=judge,
             )
             for restart in range(self.restarts)
         ]
 
-    def on_score(self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor) -> Iterator[Tensor]:
-        """Yield candidate images `(N, C, H, W)` that make `direction * score` small."""
-        first, *others = SCORE_OBJECTIVES[self.objective](detector, direction)
+    def on_score(
+        self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor
+    ) -> Iterator[Candidate]:
+        """Yield candidates that make `direction * score` small."""
+        first, *others = SCORE_OBJECTIVES[self.objective](detector, direction, images)
         own = self.objective == "score" and detector.exact_surrogate
-        judge = None if own else lambda x: direction * detector(x)
-        for found in self.search(first, images, self._draws(indices), judge):
-            yield found.images
+        judge = None if own or self.keep != "best" else lambda x: direction * detector(x)
+        yield from self._candidates(self.search(first, images, self.draws(indices), judge))
         for other in others:  # best by their own values: judging every iterate would cost more than the search
-            for found in self.search(other, images, self._draws(indices)):
-                yield found.images
+            yield from self._candidates(self.search(other, images, self.draws(indices)))
 
-    def on_label(self, net: nn.Module, images: Tensor, labels: Tensor, loss: str, indices: Tensor) -> Iterator[Tensor]:
-        """Yield candidate images `(N, C, H, W)` that make the classifier err."""
-        judge = None if loss == "margin" else wrong_label(net, labels, "margin")
-        for found in self.search(wrong_label(net, labels, loss), images, self._draws(indices), judge):
-            yield found.images
+    def on_label(self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor) -> Iterator[Candidate]:
+        """Yield candidates that make the classifier err."""
+        judge = None if self.loss == "margin" or self.keep != "best" else wrong_label(net, labels, "margin")
+        objective = wrong_label(net, labels, self.loss)
+        yield from self._candidates(self.search(objective, images, self.draws(indices), judge))
 
-    def _draws(self, indices: Tensor) -> Draws:
+    def _candidates(self, found: list[Minimum]) -> Iterator[Candidate]:
+        if self.keep != "objective":
+            yield from (Candidate(one.images, "pgd") for one in found)
+            return
+        values = torch.stack([one.values for one in found if one.values is not None])  # (restarts, N)
+        images = torch.stack([one.images for one in found])  # (restarts, N, C, H, W)
+        yield Candidate(images[values.argmin(0), torch.arange(images.shape[1])], "pgd")
+
+    def draws(self, indices: Tensor) -> Draws:
+        """Return what keys the random starts: seed, restart and sample index."""
         return lambda restart: generators(self.seed, "attack start", restart, indices=indices.tolist())
 
 
 def fgsm(region: Region, *, random_start: bool = False, seed: int = 0) -> PGD:
     """Return the settings of one step of the region's radius (Goodfellow et al. 2015)."""
     return PGD(region, steps=1, step_size=region.radius, random_start=random_start, seed=seed)
+
+
+def apgd(
+    region: Region,
+    *,
+    steps: int = 100,
+    restarts: int = 1,
+    objective: Literal["score", "unmoved", "softmax", "msp", "features"] = "score",
+    loss: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy",
+    seed: int = 0,
+) -> PGD:
+    """Return the settings of Auto-PGD (Croce and Hein 2020): first step twice the radius, then adaptive."""
+    return PGD(
+        region,
+        steps=steps,
+        step_size=2 * region.radius,
+        restarts=restarts,
+        objective=objective,
+        loss=loss,
+        rule=AutoPGD(),
+        seed=seed,
+    )
+
+
+def transferred(attack: PGD, source: Literal["msp", "softmax", "unmoved", "features"] = "msp") -> PGD:
+    """Return the attack through another objective, handed over as it is, without a look at the true score.
+
+    Args:
+        attack: region, steps and restarts.
+        source: what is attacked instead of the detector: its classifier's MSP, the softmax objectives of the ALOE
+            paper, the detector without its input movement, or its features.
+    """
+    return replace(attack, objective=source, keep="objective")
+
+
+def aloe_softmax(region: Region, *, steps: int = 10, step_size: float | Fraction = 1 / 255, seed: int = 0) -> PGD:
+    """Return the attack on softmax scores as published: ALOE paper Alg. 1, for MSP and ODIN.
+
+    Random start, steps of 1/255, the last iterate, transferred: ODIN is scored on images made without its temperature
+    and its input noise. The random start is not rounded to whole pixel levels, which the public code does.
+    """
+    return PGD(region, steps=steps, step_size=step_size, objective="softmax", keep="last", seed=seed)
+
+
+def aloe_mahalanobis(region: Region, *, steps: int = 10, step_size: float | Fraction = 1 / 255, seed: int = 0) -> PGD:
+    """Return the attack on the Mahalanobis regression as published: ALOE paper Alg. 2, through all but the input noise.
+
+    The regression's log-odds stand for its cross-entropy, whose gradient has the same sign.
+    """
+    return PGD(region, steps=steps, step_size=step_size, objective="unmoved", keep="last", seed=seed)

@@ -6,15 +6,46 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from robust_ood.attacks.apply import ScoreAttack
-from robust_ood.attacks.pgd import PGD, fgsm
+from robust_ood.attacks.apply import Attack
+from robust_ood.attacks.pgd import PGD, aloe_mahalanobis, aloe_softmax, apgd, fgsm
+from robust_ood.attacks.resolution import LowResolution
+from robust_ood.attacks.square import Square
+from robust_ood.attacks.suite import standard
+from robust_ood.attacks.targeted import Targeted
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.regions import NORMS, Region
 
-REGISTRY: dict[str, Callable[..., ScoreAttack]] = {
+
+def pgd_low_resolution(region: Region, *, size: int, **settings: Any) -> LowResolution:
+    """Return PGD at a lower resolution; `size` is the height and width of the perturbation."""
+    return LowResolution(PGD(region, **settings), size)
+
+
+def standard_of(region: Region) -> Attack:
+    """Return the standard suite of a region's norm and radius."""
+    return standard(region.radius, region.name)
+
+
+def targeted(region: Region, *, classes: int = 9, **settings: Any) -> Targeted:
+    """Return Auto-PGD towards each of the likeliest classes."""
+    return Targeted(apgd(region, **settings), classes)
+
+
+REGISTRY: dict[str, Callable[..., Attack]] = {
     "pgd": PGD,
     "pgd-softmax": partial(PGD, objective="softmax"),
+    "pgd-features": partial(PGD, objective="features"),
+    "pgd-low-resolution": pgd_low_resolution,
     "fgsm": fgsm,
+    "apgd": apgd,
+    "targeted": targeted,
+    "square": Square,
+    "standard": standard_of,
+    "aloe-softmax": aloe_softmax,
+    "aloe-mahalanobis": aloe_mahalanobis,
+    "transfer-msp": partial(PGD, objective="msp", keep="objective"),
+    "transfer-softmax": partial(PGD, objective="softmax", keep="objective"),
+    "transfer-unmoved": partial(PGD, objective="unmoved", keep="objective"),
 }
 
 
@@ -25,7 +56,7 @@ def region_of(norm: str, radius: float | str) -> Region:
     return NORMS[norm](radius)  # type: ignore[arg-type]  # Region reads "8/255" itself
 
 
-def build(name: str, *, norm: str = "Linf", radius: float | str = "8/255", **settings: Any) -> ScoreAttack:
+def build(name: str, *, norm: str = "Linf", radius: float | str = "8/255", **settings: Any) -> Attack:
     """Return the attack registered under `name`.
 
     Raises:
@@ -39,9 +70,9 @@ def build(name: str, *, norm: str = "Linf", radius: float | str = "8/255", **set
         raise UserError(f"attacks: {name}: {error}") from error
 
 
-def build_all(specs: list[str | dict[str, Any]]) -> dict[str, ScoreAttack]:
-    """Return attacks by label from a config's list: names, or mappings with `name`, optionally `label`, and settings."""
-    built: dict[str, ScoreAttack] = {}
+def build_all(specs: list[str | dict[str, Any]]) -> dict[str, Attack]:
+    """Return attacks by label from a config's list: names, or mappings with `name`, `label` (optional), settings."""
+    built: dict[str, Attack] = {}
     for spec in specs:
         settings: Mapping[str, Any] = {"name": spec} if isinstance(spec, str) else spec
         if "name" not in settings:

@@ -10,17 +10,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robust_ood.attacks import PGD
+from robust_ood.attacks import Attack, Settings
 from robust_ood.attacks.objectives import Direction
 from robust_ood.data import EvaluationLoader, ImageSet, OODData
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
+from robust_ood.evaluation import sanity
 from robust_ood.evaluation.results import METRICS, Accuracy, Results, Row, describe_environment
-from robust_ood.evaluation.scores import attacked_scores, clean_scores, correct
+from robust_ood.evaluation.scores import attacked_scores, clean_scores, correct, on_device
 from robust_ood.metrics import ood_metrics
 
-Attack = PGD  # what rows can describe
 Progress = Callable[[str], None]
+_FEW = 16  # images of each side that the sanity checks use
+_NO_ATTACK = Settings(norm="none", radius=0.0, steps=0, restarts=0)
 
 
 class Cell(NamedTuple):
@@ -63,6 +65,7 @@ def evaluate(
     results = Results(environment=describe_environment({"limit": limit, "device": str(device)}))
     results.classification = grid.classification(net, attacks)
     results.rows = grid.rows(detectors, attacks)
+    results.warnings = grid.warnings(detectors, attacks)
     return results
 
 
@@ -82,10 +85,10 @@ class _Grid:
         rows = []
         for name, detector in detectors.items():
             own = {images: cells[name] for images, cells in clean.items()}
-            rows += self._with_means(self._compare(name, "none", describe_attack(None), "none", own, own, own))
+            rows += self._with_means(self._compare(name, "none", _NO_ATTACK, "none", own, own, own))
             for label, attack in attacks.items():
                 hit = {images.name: self._attacked(name, detector, images, label, attack) for images in self._sets()}
-                settings = describe_attack(attack)
+                settings = attack.settings()
                 for attacked, id_cells, ood_cells in (("in", hit, own), ("out", own, hit), ("both", hit, hit)):
                     rows += self._with_means(self._compare(name, label, settings, attacked, own, id_cells, ood_cells))
         return rows
@@ -97,7 +100,7 @@ class _Grid:
             self.progress(f"{self.model}: accuracy, attack {label}")
             begin = time.perf_counter()
             right = correct(net, self._loader(self.inliers), attack, self.device)
-            settings = describe_attack(attack)
+            settings = _NO_ATTACK if attack is None else attack.settings()
             table.append(
                 Accuracy(
                     model=self.model,
@@ -110,6 +113,21 @@ class _Grid:
                 )
             )
         return table
+
+    def warnings(self, detectors: Mapping[str, Detector], attacks: Mapping[str, Attack]) -> list[str]:
+        """Return the alarms of every detector under every attack, each once, from a few images."""
+        inliers, outliers = self._few(self.inliers), self._few(self.ood[0][1])
+        found: dict[str, None] = {}
+        for name, detector in detectors.items():
+            for label, attack in attacks.items():
+                self.progress(f"{self.model}: sanity of {name} under {label}")
+                alarms = sanity.check(detector, inliers, outliers, attack, name=f"{self.model}, {name}", limit=_FEW)
+                found.update(dict.fromkeys(alarms))
+        return list(found)
+
+    def _few(self, images: ImageSet) -> Tensor:
+        (batch, *_) = EvaluationLoader(images, batch_size=_FEW, limit=min(_FEW, self.limit or _FEW))
+        return on_device(batch, self.device)
 
     def _sets(self) -> list[ImageSet]:
         return [self.inliers, *(images for _, images in self.ood)]
@@ -135,7 +153,7 @@ class _Grid:
         self,
         detector: str,
         attack: str,
-        settings: dict[str, Any],
+        settings: Settings,
         attacked: str,
         clean: Mapping[str, Cell],
         id_cells: Mapping[str, Cell],
@@ -176,15 +194,3 @@ class _Grid:
                 n_ood, seconds = sum(row.n_ood for row in members), sum(row.seconds for row in members)
                 means.append(replace(members[0], ood=group, n_ood=n_ood, seconds=seconds, **numbers))
         return rows + means
-
-
-def describe_attack(attack: Attack | None) -> dict[str, Any]:
-    """Return what a row says of an attack: norm, radius, steps, restarts."""
-    if attack is None:
-        return {"norm": "none", "radius": 0.0, "steps": 0, "restarts": 0}
-    return {
-        "norm": attack.region.name,
-        "radius": attack.region.radius,
-        "steps": attack.steps,
-        "restarts": attack.restarts,
-    }

@@ -1,0 +1,106 @@
+"""Attacks at another resolution than the detector's, through a differentiable resize."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robust_ood.attacks.apply import Attack, Candidate, Settings
+from robust_ood.attacks.objectives import Direction
+from robust_ood.detectors import Detector
+from robust_ood.errors import UserError
+
+
+@dataclass(frozen=True)
+class LowResolution:
+    """Settings of an attack whose perturbation is made at a lower resolution and enlarged.
+
+    Source: Fort 2022, Sec. 3.4: gradients of score(resize(x)) with respect to small images x. Resizing is linear, so
+    for images that were enlarged from that size this is the same; others keep their own detail. Enlarging never exceeds
+    an Linf radius; an L2 radius is measured on the small perturbation.
+
+    Args:
+        attack: what is done at the low resolution.
+        size: height and width of the perturbation.
+    """
+
+    attack: Attack
+    size: int
+    keeps_clean = True
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError(f"size: {self.size} is not a number of pixels >= 1")
+
+    def settings(self) -> Settings:
+        """Return the settings of the attack at the low resolution."""
+        return self.attack.settings()
+
+    def on_score(
+        self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor
+    ) -> Iterator[Candidate]:
+        """Yield the enlarged perturbations' candidates."""
+        view = self._view(images)
+        for candidate in self.attack.on_score(_EnlargedDetector(detector, view), view.small, direction, indices):
+            yield candidate._replace(images=view(candidate.images))
+
+    def on_label(self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor) -> Iterator[Candidate]:
+        """Yield the enlarged perturbations' candidates."""
+        view = self._view(images)
+        for candidate in self.attack.on_label(_EnlargedNetwork(net, view), view.small, labels, indices):
+            yield candidate._replace(images=view(candidate.images))
+
+    def _view(self, images: Tensor) -> _Enlargement:
+        small = F.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
+        return _Enlargement(images, small.clamp(0, 1))
+
+
+@dataclass(frozen=True)
+class _Enlargement:
+    """Small images to full ones: what changed in the small image, enlarged, is added to the full image."""
+
+    full: Tensor
+    small: Tensor
+
+    def __call__(self, small: Tensor) -> Tensor:
+        change = F.interpolate(small - self.small, size=self.full.shape[2:], mode="bilinear")
+        return (self.full + change).clamp(0, 1)
+
+
+class _EnlargedNetwork(nn.Module):
+    """A network of full-size images as a network of small ones."""
+
+    def __init__(self, net: nn.Module, view: _Enlargement) -> None:
+        super().__init__()
+        self.net, self.view = net, view
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.net(self.view(images))
+        return logits
+
+
+class _EnlargedDetector(Detector):
+    """A detector of full-size images as a detector of small ones."""
+
+    def __init__(self, detector: Detector, view: _Enlargement) -> None:
+        super().__init__()
+        self.detector, self.view = detector, view
+        self._networks = tuple(_EnlargedNetwork(net, view) for net in detector.networks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.detector(self.view(images))
+        return scores
+
+    def surrogate(self, images: Tensor) -> Tensor:
+        return self.detector.surrogate(self.view(images))
+
+    @property
+    def exact_surrogate(self) -> bool:
+        return self.detector.exact_surrogate
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        return self._networks

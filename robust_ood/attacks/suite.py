@@ -1,0 +1,107 @@
+"""Several attacks as one: the worst image of all of them, and who found it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robust_ood import losses
+from robust_ood.attacks.apply import Candidate, LabelAttack, ScoreAttack, Settings
+from robust_ood.attacks.objectives import READ_CLASSIFIERS, Direction
+from robust_ood.attacks.pgd import PGD, apgd
+from robust_ood.attacks.square import Square
+from robust_ood.attacks.targeted import Targeted
+from robust_ood.detectors import Detector
+from robust_ood.errors import UserError, unknown_name
+from robust_ood.regions import NORMS
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A union of attacks, at least as strong as each.
+
+    Args:
+        on_detectors: members that attack detectors, by name. Those that read a classifier are left out where the
+            detector has none.
+        on_classifiers: members that attack classifiers, by name, each on the images that those before it left correct.
+    """
+
+    on_detectors: Mapping[str, ScoreAttack]
+    on_classifiers: Mapping[str, LabelAttack] = field(default_factory=dict)
+    keeps_clean = True
+
+    def settings(self) -> Settings:
+        """Return the first member's norm and radius, and the steps (or queries) of all members and restarts in sum."""
+        each = [member.settings() for member in self.on_detectors.values()]
+        steps = sum(one["steps"] * one["restarts"] for one in each)
+        return Settings(norm=each[0]["norm"], radius=each[0]["radius"], steps=steps, restarts=1)
+
+    def on_score(
+        self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor
+    ) -> Iterator[Candidate]:
+        """Yield every member's candidates, under the member's name."""
+        for name, member in self.on_detectors.items():
+            if _reads_classifier(member) and not detector.networks:
+                continue
+            for candidate in member.on_score(detector, images, direction, indices):
+                yield candidate._replace(member=name)
+
+    def on_label(self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor) -> Iterator[Candidate]:
+        """Yield every member's candidates; a member leaves alone what is already misclassified."""
+        with torch.no_grad():
+            correct = losses.margin(net(images), labels) > 0
+        for name, member in self.on_classifiers.items():
+            left = correct.nonzero()[:, 0]
+            if not len(left):
+                return
+            for candidate in member.on_label(net, images[left], labels[left], indices[left.cpu()]):
+                with torch.no_grad():
+                    correct[left] &= losses.margin(net(candidate.images), labels[left]) > 0
+                yield Candidate(images.index_copy(0, left, candidate.images), name)
+
+
+def standard(radius: float | str, norm: str = "Linf") -> Suite:
+    """Return the standard suite, which has no setting but the budget.
+
+    On detectors: PGD and Auto-PGD through the detector's own score with restarts; the ALOE paper's softmax objectives
+    on the published trajectory (10 steps of 1/255 for Linf) and by Auto-PGD; the classifier's MSP; features away from
+    the image's own, or towards a class's; the likeliest classes one by one; Square. On classifiers, after AutoAttack:
+    Auto-PGD on the cross-entropy and on the margin (which, unlike DLR, serves any number of classes), towards each
+    class, and Square.
+
+    Args:
+        radius: in pixel fractions, a number or a fraction as "8/255".
+        norm: "Linf" or "L2".
+    """
+    if norm not in NORMS:
+        raise unknown_name("norm", norm, NORMS)
+    region = NORMS[norm](radius)  # type: ignore[arg-type]  # Region reads "8/255" itself
+    if not region.radius > 0:
+        raise UserError(f"radius: {radius} leaves a suite nothing to do; give one > 0")
+    published = 1 / 255 if norm == "Linf" else None
+    return Suite(
+        on_detectors={
+            "pgd": PGD(region, steps=40, restarts=2),
+            "apgd": apgd(region, steps=50, restarts=2),
+            "aloe": PGD(region, steps=10, step_size=published, objective="softmax"),
+            "softmax": apgd(region, steps=20, objective="softmax"),
+            "msp": PGD(region, steps=20, objective="msp"),
+            "features": apgd(region, steps=20, objective="features"),
+            "targeted": Targeted(apgd(region, steps=20), classes=3),
+            "square": Square(region, queries=300),
+        },
+        on_classifiers={
+            "apgd-ce": apgd(region, steps=100),
+            "apgd-margin": apgd(region, steps=100, loss="margin"),
+            "targeted": Targeted(apgd(region, steps=100), classes=9),
+            "square": Square(region, queries=1000),
+        },
+    )
+
+
+def _reads_classifier(member: Any) -> bool:
+    return isinstance(member, Targeted) or getattr(member, "objective", None) in READ_CLASSIFIERS

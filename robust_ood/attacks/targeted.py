@@ -1,0 +1,76 @@
+"""Attacks that try one class after another, where a single objective would settle for the nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robust_ood import losses
+from robust_ood.attacks.apply import Candidate, Settings
+from robust_ood.attacks.objectives import Direction, wrong_label
+from robust_ood.attacks.pgd import PGD
+from robust_ood.detectors import Detector
+from robust_ood.perturb import Objective
+
+
+@dataclass(frozen=True)
+class Targeted:
+    """Settings of an attack towards each of the likeliest classes in turn (multi-targeted, as APGD-T of AutoAttack).
+
+    Classifiers: the margin of the true class over the target is lowered. Detectors: the target's log-odds are raised,
+    which makes outliers look like one of that class; nothing is proposed against inliers.
+
+    Args:
+        search: region, steps, rule and starts of the attack on each class; one restart a class.
+        classes: how many classes are tried, the likeliest on the clean image first.
+    """
+
+    search: PGD
+    classes: int = 9
+    keeps_clean = True
+
+    def settings(self) -> Settings:
+        """Return the search's settings; each class counts as a restart."""
+        settings = self.search.settings()
+        settings["restarts"] *= self.classes
+        return settings
+
+    def on_score(
+        self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor
+    ) -> Iterator[Candidate]:
+        """Yield a candidate for each class, for outliers."""
+        networks = detector.networks
+        if direction == 1 or not networks:
+            return
+        with torch.no_grad():
+            order = sum((net(images).softmax(1) for net in networks), torch.zeros(1)).argsort(1, descending=True)
+        for rank in range(min(self.classes, order.shape[1])):
+            target = order[:, rank]
+
+            def objective(x: Tensor, target: Tensor = target) -> Tensor:
+                return -torch.stack([losses.log_odds(net(x), target) for net in networks]).sum(0)
+
+            yield from self._search(objective, lambda x: -detector(x), images, indices, rank)
+
+    def on_label(self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor) -> Iterator[Candidate]:
+        """Yield a candidate for each class other than the true one."""
+        with torch.no_grad():
+            others = net(images).scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)[:, :-1]
+        for rank in range(min(self.classes, others.shape[1])):
+            target = others[:, rank : rank + 1]  # (N, 1)
+
+            def objective(x: Tensor, target: Tensor = target) -> Tensor:
+                logits = losses.wide(net(x))
+                return (logits.gather(1, labels[:, None]) - logits.gather(1, target))[:, 0]
+
+            yield from self._search(objective, wrong_label(net, labels, "margin"), images, indices, rank)
+
+    def _search(
+        self, objective: Objective, judge: Objective, images: Tensor, indices: Tensor, rank: int
+    ) -> Iterator[Candidate]:
+        starts = self.search.draws(indices)
+        found = self.search.search(objective, images, lambda restart: starts(rank + restart * self.classes), judge)
+        yield from (Candidate(one.images, "targeted") for one in found)

@@ -1,0 +1,122 @@
+"""AUROC as a function of the size of the perturbation, read off the traces of attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robust_ood.attacks import PGD
+from robust_ood.attacks.objectives import Direction
+from robust_ood.detectors import Detector
+from robust_ood.errors import UserError
+from robust_ood.metrics import auroc
+from robust_ood.modes import evaluating, ordinary
+from robust_ood.perturb import minimize
+
+Norm = Literal["Linf", "L2"]
+
+
+class ScoreTrace(NamedTuple):
+    """True scores and sizes of the perturbation at each step of an attack, each `(steps + 1, N)`; row 0 is clean."""
+
+    scores: Tensor
+    linf: Tensor
+    l2: Tensor
+
+    def sizes(self, norm: Norm) -> Tensor:
+        """Return the sizes in a norm."""
+        return self.linf if norm == "Linf" else self.l2
+
+
+class Curve(NamedTuple):
+    """AUROC at each size of the perturbation."""
+
+    sizes: list[float]
+    aurocs: list[float]
+
+
+def trace(detector: Detector, images: Tensor, attack: PGD, direction: Direction) -> ScoreTrace:
+    """Return the true scores along one run of an attack from the clean images.
+
+    Source: Fort 2022, Sec. 3.1. The attack's random start and restarts are left out, so that the run begins at size 0.
+
+    Args:
+        detector: the detector attacked, or an ensemble of detectors as one.
+        images: `(N, C, H, W)` in [0, 1].
+        attack: region, steps, step size and rule.
+        direction: +1 lowers scores (inliers), -1 raises them (outliers).
+    """
+    scores: list[Tensor] = []
+
+    def judge(x: Tensor) -> Tensor:
+        scores.append(detector(x))
+        return direction * scores[-1]
+
+    with evaluating(detector):
+        found = minimize(
+            lambda x: direction * detector.surrogate(x),
+            ordinary(images),
+            attack.region,
+            steps=attack.steps,
+            step_size=attack.step_size or 0.0,
+            rule=attack.rule,
+            judge=judge,
+            trace=True,
+        )
+    assert found.trace is not None
+    return ScoreTrace(torch.stack(scores), found.trace.linf, found.trace.l2)
+
+
+def scores_at(run: ScoreTrace, size: float, norm: Norm = "Linf") -> Tensor:
+    """Return each image's score at a size of the perturbation, `(N,)`, by its own piecewise linear interpolation.
+
+    Source: Fort 2022, Sec. 3.1. Where the size does not grow from one step to the next, the later step is placed no
+    lower than the earlier one; beyond an image's last size its last score stays.
+    """
+    sizes = run.sizes(norm).cummax(0).values.double().cpu().numpy()
+    scores = run.scores.double().cpu().numpy()
+    columns = [_interpolate(size, x, y) for x, y in zip(sizes.T, scores.T, strict=True)]
+    return torch.tensor(columns, dtype=torch.float64)
+
+
+def _interpolate(at: float, x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    # Of several steps of one size, the last is where the attack stood.
+    last = np.append(x[1:] > x[:-1], True)
+    return float(np.interp(at, x[last], y[last]))
+
+
+def curve(
+    inliers: ScoreTrace | Tensor, outliers: ScoreTrace | Tensor, sizes: Sequence[float], norm: Norm = "Linf"
+) -> Curve:
+    """Return the AUROC at each size of the perturbation; a tensor of scores `(N,)` stands for a side left clean.
+
+    Raises:
+        UserError: a negative size, or no trace at all.
+    """
+    if any(size < 0 for size in sizes):
+        raise UserError(f"sizes: {min(sizes)} is negative")
+    if not isinstance(inliers, ScoreTrace) and not isinstance(outliers, ScoreTrace):
+        raise UserError("inliers, outliers: neither is a trace of an attack, so there is nothing to vary")
+    return Curve(list(sizes), [auroc(_side(inliers, size, norm), _side(outliers, size, norm)) for size in sizes])
+
+
+def loss_of_auroc(
+    inliers: ScoreTrace | Tensor, outliers: ScoreTrace | Tensor, size: float = 1 / 255, norm: Norm = "Linf"
+) -> tuple[float, float, float]:
+    """Return the AUROC before, the AUROC at a size of the perturbation, and their difference (<= 0 where it hurts)."""
+    before, after = curve(inliers, outliers, [0.0, size], norm).aurocs
+    return before, after, after - before
+
+
+def concatenate(runs: Iterable[ScoreTrace]) -> ScoreTrace:
+    """Return the traces of several batches as one."""
+    return ScoreTrace(*(torch.cat(column, dim=1) for column in zip(*runs, strict=True)))
+
+
+def _side(side: ScoreTrace | Tensor, size: float, norm: Norm) -> Tensor:
+    return scores_at(side, size, norm) if isinstance(side, ScoreTrace) else side.double()

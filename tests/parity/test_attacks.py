@@ -1,0 +1,85 @@
+"""Our attacks against torchattacks, iterate for iterate, from the same start."""
+
+import pytest
+import torch
+from torch import nn
+
+from robust_ood import L2, Linf, losses, minimize
+from robust_ood.attacks import Square
+from robust_ood.rules import AutoPGD
+
+torchattacks = pytest.importorskip("torchattacks")
+CASES = [("Linf", Linf, 0.06), ("L2", L2, 0.4)]
+
+
+@pytest.fixture
+def problem():
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8 * 16, 5)).eval()
+    images = torch.rand(16, 3, 6, 6)
+    return net, images, net(images).argmax(1)
+
+
+@pytest.mark.parametrize(("norm", "region", "radius"), CASES)
+@pytest.mark.parametrize("loss", ["ce", "dlr"])
+@pytest.mark.parametrize("steps", [10, 30])
+def test_auto_pgd_visits_the_same_best_images(problem, norm, region, radius, loss, steps):
+    net, images, labels = problem
+    theirs = torchattacks.APGD(net, norm=norm, eps=radius, steps=steps, loss=loss)
+    torch.manual_seed(7)
+    their_best, _, their_loss, _ = theirs.attack_single_run(images, labels)
+    torch.manual_seed(7)
+    noise = 2 * torch.rand(images.shape) - 1 if norm == "Linf" else torch.randn(images.shape)
+    size = noise.flatten(1).abs().amax(1) if norm == "Linf" else noise.flatten(1).norm(dim=1)
+    start = images + radius * noise / size.view(-1, 1, 1, 1)
+
+    def objective(x):
+        if loss == "ce":
+            return -losses.cross_entropy(net(x), labels)
+        return losses.difference_of_logits_ratio(net(x), labels)
+
+    ours = minimize(
+        objective,
+        images,
+        region(radius),
+        steps=steps,
+        step_size=2 * radius,
+        rule=AutoPGD(),
+        start=start.clamp(0, 1),
+        trace=True,
+    )
+    # Their first step counts as progress where the loss is above zero, ours and the paper's where it rose.
+    first, second = -ours.trace.values[0], -ours.trace.values[1]
+    same = (second > 0) == (second > first)
+    assert same.sum() >= 13
+    assert torch.allclose(-ours.values[same], their_loss[same], atol=2e-4)
+    if norm == "Linf":
+        assert torch.allclose(ours.images[same], their_best[same], atol=1e-4)
+
+
+@pytest.mark.parametrize(("norm", "region", "radius"), CASES)
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_pgd_visits_the_same_iterates(problem, norm, region, radius, steps):
+    net, images, labels = problem
+    kind = torchattacks.PGD if norm == "Linf" else torchattacks.PGDL2
+    theirs = kind(net, eps=radius, alpha=radius / 3, steps=steps, random_start=False)(images, labels)
+    ours = minimize(
+        lambda x: -losses.cross_entropy(net(x), labels),
+        images,
+        region(radius),
+        steps=steps,
+        step_size=radius / 3,
+        keep="last",
+    )
+    assert torch.allclose(ours.images, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize(("norm", "region", "radius"), CASES)
+def test_square_is_as_strong_with_the_same_queries(problem, norm, region, radius):
+    net, images, labels = problem
+    theirs = torchattacks.Square(net, norm=norm, eps=radius, n_queries=150, p_init=0.8, loss="margin", seed=3)
+    ours = Square(region(radius), queries=150).search(
+        lambda x: losses.margin(net(x), labels), images, torch.arange(len(images))
+    )
+    fooled = [(net(found).argmax(1) != labels).sum().item() for found in (theirs(images, labels), ours)]
+    assert fooled[1] >= fooled[0] - 1

@@ -1,0 +1,189 @@
+"""Five planted defects each raise the right alarm; healthy detectors on real digits raise none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from robust_ood import L2, Linf
+from robust_ood.attacks import PGD, aloe_softmax, standard
+from robust_ood.data.digits import digits, photograph_patches
+from robust_ood.detectors import GEN, MSP, ODIN, PRO, Detector, Energy, OutputsDetector
+from robust_ood.evaluation import sanity
+from robust_ood.models import WideResNet
+
+PGD_10 = PGD(Linf(8 / 255), steps=10)
+
+
+def images_of(chosen, count):
+    return F.avg_pool2d(torch.from_numpy(chosen.images[:count]).permute(0, 3, 1, 2).float() / 255, 2)  # (N, 3, 16, 16)
+
+
+@pytest.fixture(scope="session")
+def digits_net():
+    """A small network trained on the digits and on patches of a photograph as outliers: `(net, inliers, outliers)`."""
+    train = digits("train")
+    images, labels = images_of(train, 800), torch.from_numpy(train.labels[:800])
+    noise = images_of(photograph_patches("china", 500, "china"), 500)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = WideResNet(depth=10, width=1, num_classes=10)
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+        for _ in range(5):
+            for batch in torch.randperm(800).split(80):
+                logits = net(torch.cat([images[batch], noise[batch % 500]]))
+                unsure = logits[len(batch) :].logsumexp(1) - logits[len(batch) :].mean(1)
+                loss = F.cross_entropy(logits[: len(batch)], labels[batch]) + 0.5 * unsure.mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    net.eval().zero_grad()
+    return net, images_of(digits("test"), 32), images_of(photograph_patches("flower", 32, "flower"), 32)
+
+
+class Detached(MSP):
+    def forward(self, images):
+        return super().forward(images).detach()
+
+    surrogate = Detector.surrogate
+
+
+class Quantised(MSP):
+    """Rounded to one decimal, with the gradient of rounding, which is zero."""
+
+    def forward(self, images):
+        return (super().forward(images) * 10).round() / 10
+
+    surrogate = Detector.surrogate
+
+
+class Noisy(MSP):
+    draws = torch.Generator().manual_seed(0)
+
+    def forward(self, images):
+        scores = super().forward(images)
+        return scores + 0.05 * torch.randn(scores.shape, generator=self.draws)
+
+
+class Saturated(OutputsDetector):
+    """A softmax in float16 of large logits: exactly 1, without gradient."""
+
+    def score(self, out):
+        return (20 * out.logits).half().softmax(1).amax(1).float()
+
+
+class WrongSign(OutputsDetector):
+    """Higher for OOD images."""
+
+    def score(self, out):
+        return -out.logits.softmax(1).amax(1)
+
+
+class WrongSurrogate(MSP):
+    """A surrogate that leads the wrong way."""
+
+    exact_surrogate = False
+
+    def surrogate_score(self, out):
+        return -super().surrogate_score(out)
+
+
+@pytest.mark.parametrize(
+    ("defect", "alarm"),
+    [
+        (Detached, "carries no gradient"),
+        (Quantised, "input gradient of exactly zero"),
+        (Noisy, "two evaluations of the same images differ"),
+        (Saturated, "input gradient of exactly zero"),
+        (WrongSign, "higher must mean in-distribution"),
+        (WrongSurrogate, "the surrogate has the wrong sign"),
+    ],
+)
+def test_planted_defects_raise_the_right_alarm(digits_net, defect, alarm):
+    net, inliers, outliers = digits_net
+    warnings = sanity.check(defect(net), inliers, outliers, PGD_10, name="planted", limit=8)
+    assert any(alarm in warning for warning in warnings), warnings
+    assert all(warning.startswith("planted: ") and "\n" not in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("kind", [MSP, Energy, GEN, ODIN, lambda net: PRO(MSP(net), steps=1)])
+def test_healthy_detectors_raise_none(digits_net, kind):
+    net, inliers, outliers = digits_net
+    assert sanity.check(kind(net), inliers, outliers, PGD_10, limit=16) == []
+
+
+def test_a_healthy_detector_raises_none_in_l2(digits_net):
+    net, inliers, outliers = digits_net
+    assert sanity.check(MSP(net), inliers, outliers, PGD(L2(0.5), steps=10), limit=16) == []
+
+
+def test_non_finite_scores_are_named(digits_net):
+    class Broken(MSP):
+        def score(self, out):
+            return super().score(out) + torch.where(out.logits.amax(1) > 3, torch.nan, 0.0)
+
+    net, inliers, outliers = digits_net
+    (warning,) = sanity.check(Broken(net), inliers, outliers, PGD(Linf(0.0)), limit=16)
+    assert "not finite" in warning
+
+
+def test_a_weak_published_attack_is_called_weak(digits_net):
+    net, inliers, outliers = digits_net
+    weak = PGD(Linf(16 / 255), steps=1, step_size=0.0, random_start=False)
+    (warning,) = sanity.check(MSP(net), inliers, outliers, weak, limit=16)
+    assert "far weaker than one through the detector" in warning
+
+
+def test_masked_gradients_are_found_out(digits_net):
+    class Masked(OutputsDetector):
+        """Finite, deterministic and correct, but its gradient is that of something else."""
+
+        exact_surrogate = False
+
+        def score(self, out):
+            return out.logits.softmax(1).amax(1)
+
+        def surrogate_score(self, out):
+            return 1e-3 * torch.sin(1e4 * out.features.sum(1))
+
+    net, inliers, outliers = digits_net
+    warnings = sanity.check(Masked(net), inliers, outliers, PGD(Linf(16 / 255)), limit=16)
+    assert any("beats the attack through its gradients" in warning for warning in warnings), warnings
+
+
+def test_a_flat_loss_is_named(digits_net):
+    class Flat(OutputsDetector):
+        """A score that gradients reach but do not change."""
+
+        exact_surrogate = False
+
+        def score(self, out):
+            return out.logits.softmax(1).amax(1)
+
+        def surrogate_score(self, out):
+            return out.logits.amax(1) * 1e-12 + 1.0
+
+    net, inliers, outliers = digits_net
+    warnings = sanity.check(Flat(net), inliers, outliers, PGD_10, limit=16)
+    assert any("loss is flat" in warning for warning in warnings), warnings
+
+
+def test_the_checks_are_cheap_and_leave_no_trace(digits_net):
+    net, inliers, outliers = digits_net
+    seen = []
+    hook = net.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    net.train()
+    try:
+        sanity.check(MSP(net), inliers, outliers, standard(8 / 255), limit=4)
+        assert sum(seen) < 8 * 600  # forward passes of 8 images
+        assert all(part.training for part in net.modules())
+    finally:
+        net.eval()
+        hook.remove()
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_the_published_attack_is_tried(digits_net):
+    net, inliers, outliers = digits_net
+    assert sanity.check(MSP(net), inliers, outliers, aloe_softmax(Linf(8 / 255)), limit=16) == []
