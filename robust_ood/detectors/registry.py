@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
@@ -14,6 +13,7 @@ from robust_ood.detectors.logits import Energy, MaxLogit
 from robust_ood.detectors.perturbed import ODIN, PRO
 from robust_ood.detectors.softmax import GEN, MSP, Entropy
 from robust_ood.errors import UserError, unknown_name
+from robust_ood.settings import configured
 
 
 class Entry(NamedTuple):
@@ -23,12 +23,17 @@ class Entry(NamedTuple):
     paper: str
 
 
-def pro(net: nn.Module, score: Callable[..., OutputsDetector], steps: int, step_size: float, **settings: Any) -> PRO:
-    """Return PRO over a score of a network; `settings` go to PRO where it knows them and to the score otherwise."""
-    known = set(inspect.signature(PRO).parameters)
-    outer = {key: value for key, value in settings.items() if key in known}
-    inner = {key: value for key, value in settings.items() if key not in known}
-    return PRO(score(net, **inner), steps=steps, step_size=step_size, **outer)
+def pro(
+    net: nn.Module,
+    score: Callable[..., OutputsDetector],
+    steps: int = 3,
+    step_size: float = 1e-3,
+    clip: bool = False,
+    units: Literal["pixels", "normalised"] = "pixels",
+    **settings: Any,
+) -> PRO:
+    """Return PRO over a score of a network; `settings` go to the score."""
+    return PRO(score(net, **settings), steps, step_size, clip=clip, units=units)
 
 
 REGISTRY: dict[str, Entry] = {
@@ -38,14 +43,14 @@ REGISTRY: dict[str, Entry] = {
     "maxlogit": Entry(MaxLogit, "Hendrycks et al. 2022"),
     "energy": Entry(Energy, "Liu et al. 2020"),
     "odin": Entry(ODIN, "Liang et al. 2018; ALOE Eq. 6-7"),
-    "pro-msp": Entry(partial(pro, score=MSP, steps=3, step_size=1e-3), "PRO Alg. 1"),
-    "pro-msp-t": Entry(partial(pro, score=partial(MSP, temperature=10.0), steps=3, step_size=1e-3), "PRO Alg. 1"),
-    "pro-ent": Entry(partial(pro, score=Entropy, steps=3, step_size=1e-3), "PRO Alg. 1"),
-    "pro-gen": Entry(partial(pro, score=GEN, steps=3, step_size=1e-3), "PRO Alg. 1"),
+    "pro-msp": Entry(partial(pro, score=MSP), "PRO Alg. 1"),
+    "pro-msp-t": Entry(partial(pro, score=partial(MSP, temperature=10.0)), "PRO Alg. 1"),
+    "pro-ent": Entry(partial(pro, score=Entropy), "PRO Alg. 1"),
+    "pro-gen": Entry(partial(pro, score=GEN), "PRO Alg. 1"),
 }
 
 
-def build(name: str, net: nn.Module, **settings: Any) -> Detector:
+def build(name: str, net: nn.Module, /, **settings: Any) -> Detector:
     """Return the detector registered under `name` for a network.
 
     Raises:
@@ -53,10 +58,7 @@ def build(name: str, net: nn.Module, **settings: Any) -> Detector:
     """
     if name not in REGISTRY:
         raise unknown_name("detectors", name, REGISTRY)
-    try:
-        return REGISTRY[name].make(net, **settings)
-    except TypeError as error:
-        raise UserError(f"detectors: {name}: {error}") from error
+    return configured(f"detectors.{name}", REGISTRY[name].make, net, settings=settings)
 
 
 def build_all(specs: list[str | dict[str, Any]], net: nn.Module) -> dict[str, Detector]:
