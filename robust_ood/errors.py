@@ -22,7 +22,9 @@ def unknown_name(field: str, name: str, known: Iterable[str]) -> UserError:
 def unknown_setting(field: str, known: Iterable[str]) -> UserError:
     """Return the error for a setting that does not exist, given by its dotted name, with the nearest known one."""
     known = sorted(known)
-    return UserError(f"{field}: unknown setting; {_hint(field, known) or 'known: ' + ', '.join(known[:20]) + '; '}".rstrip("; "))
+    return UserError(
+        f"{field}: unknown setting; {_hint(field, known) or 'known: ' + ', '.join(known[:20]) + '; '}".rstrip("; ")
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

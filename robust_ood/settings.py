@@ -25,8 +25,8 @@ def configured(field: str, make: Callable[..., T], *arguments: Any, settings: Ma
         settings: what the user wrote, by name.
 
     Raises:
-        UserError: a setting that does not exist (with the nearest that does), is missing, or has a value of another type;
-            and the maker's own `UserError`, prefixed with the field.
+        UserError: a setting that does not exist (with the nearest that does), is missing, or has a value of another
+            type; and the maker's own `UserError`, prefixed with the field.
     """
     known = _parameters(make, len(arguments))
     read = {}
@@ -60,7 +60,7 @@ class _Parameter(NamedTuple):
 def _parameters(make: Callable[..., Any], given: int) -> dict[str, _Parameter]:
     """Return the parameters by name that a config may set.
 
-    Not those given in order; and in place of one that a `partial` fixed to a class or function - a part - that one's own.
+    Not those given in order; and in place of one that a `partial` fixed to a class or function, a part, the part's own.
     """
     hints = get_type_hints(_hinted(make))
     known: dict[str, _Parameter] = {}

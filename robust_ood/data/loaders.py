@@ -105,7 +105,8 @@ class TrainingLoader:
         places = torch.arange(first, first + self.outlier_batch_size)
         passes = places // len(self.outliers)
         parts = [
-            self._outlier_order(turn)[places[passes == turn] % len(self.outliers)] for turn in sorted(set(passes.tolist()))
+            self._outlier_order(turn)[places[passes == turn] % len(self.outliers)]
+            for turn in sorted(set(passes.tolist()))
         ]
         return self.outliers.read(torch.cat(parts))
 

@@ -42,7 +42,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def network_state(content: Mapping[str, Any], source: str = "checkpoint") -> dict[str, Tensor]:
+def network_state(content: Mapping[str, Any], source: Path | str = "checkpoint") -> dict[str, Tensor]:
     """Return the network's tensors out of what a checkpoint file holds.
 
     Understands our training checkpoints (`state_dict` with keys `net.*`), state dicts, those nested under `state_dict` or
@@ -64,7 +64,10 @@ def network_state(content: Mapping[str, Any], source: str = "checkpoint") -> dic
 
 
 def load_weights(
-    net: nn.Module, weights: Path | Mapping[str, Any], key_map: Mapping[str, str] | None = None
+    net: nn.Module,
+    weights: Path | Mapping[str, Any],
+    key_map: Mapping[str, str] | None = None,
+    source: Path | str = "checkpoint",
 ) -> nn.Module:
     """Load weights into a network, all of them or none, and return the network.
 
@@ -72,12 +75,14 @@ def load_weights(
         net: the network.
         weights: a checkpoint file, or the content of one.
         key_map: parts of keys to replace, old to new, such as `{"linear.": "head."}`.
+        source: what messages call the content of a file.
 
     Raises:
         UserError: unreadable file, or weights of another network; the first differing keys are named.
     """
-    source = str(weights) if isinstance(weights, Path) else "checkpoint"
-    state = network_state(read_checkpoint(weights) if isinstance(weights, Path) else weights, source)
+    if isinstance(weights, Path):
+        source, weights = weights, read_checkpoint(weights)
+    state = network_state(weights, source)
     for old, new in (key_map or {}).items():
         state = {key.replace(old, new): value for key, value in state.items()}
     own = net.state_dict()
