@@ -1,7 +1,49 @@
 """Train, attack and honestly evaluate adversarially robust out-of-distribution detectors."""
 
-from robust_ood import attacks, detectors, losses, metrics, models
-from robust_ood.perturb import minimize
-from robust_ood.regions import L2, Linf, Unbounded
+from __future__ import annotations
 
-__all__ = ["L2", "Linf", "Unbounded", "attacks", "detectors", "losses", "metrics", "minimize", "models"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robust_ood import attacks, callbacks, data, detectors, losses, metrics, models, training
+    from robust_ood.evaluation import evaluate
+    from robust_ood.perturb import minimize
+    from robust_ood.regions import L2, Linf, Unbounded
+
+__all__ = [
+    "L2",
+    "Linf",
+    "Unbounded",
+    "attacks",
+    "callbacks",
+    "data",
+    "detectors",
+    "evaluate",
+    "losses",
+    "metrics",
+    "minimize",
+    "models",
+    "training",
+]
+
+_PLACES = {
+    "L2": "robust_ood.regions",
+    "Linf": "robust_ood.regions",
+    "Unbounded": "robust_ood.regions",
+    "evaluate": "robust_ood.evaluation",
+    "minimize": "robust_ood.perturb",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: torch and Lightning take seconds, which `--help` does without."""
+    if name not in __all__:
+        raise AttributeError(f"module 'robust_ood' has no attribute {name!r}")
+    found = getattr(import_module(_PLACES[name]), name) if name in _PLACES else import_module(f"robust_ood.{name}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -16,7 +16,24 @@ class UserError(ValueError):
 def unknown_name(field: str, name: str, known: Iterable[str]) -> UserError:
     """Return the error for a name that is not registered, with the nearest known name."""
     known = sorted(known)
-    near = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.4)
-    nearest = next((k for k in known if near and k.lower() == near[0]), None)
-    hint = f"did you mean {nearest!r}? " if nearest else ""
-    return UserError(f"{field}: unknown name {name!r}; {hint}known: {', '.join(known)}")
+    return UserError(f"{field}: unknown name {name!r}; {_hint(name, known)}known: {', '.join(known) or 'none'}")
+
+
+def unknown_setting(field: str, known: Iterable[str]) -> UserError:
+    """Return the error for a setting that does not exist, given by its dotted name, with the nearest known one."""
+    known = sorted(known)
+    return UserError(
+        f"{field}: unknown setting; {_hint(field, known) or 'known: ' + ', '.join(known[:20]) + '; '}".rstrip("; ")
+    )
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like the given one, or None where none is alike."""
+    by_lower_case = {candidate.lower(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.4)
+    return by_lower_case[near[0]] if near else None
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = nearest(name, known)
+    return f"did you mean {near!r}? " if near else ""

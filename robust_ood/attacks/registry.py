@@ -14,6 +14,7 @@ from robust_ood.attacks.suite import standard
 from robust_ood.attacks.targeted import Targeted
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.regions import NORMS, Region
+from robust_ood.settings import configured
 
 
 def pgd_low_resolution(region: Region, *, size: int, **settings: Any) -> LowResolution:
@@ -52,11 +53,11 @@ REGISTRY: dict[str, Callable[..., Attack]] = {
 def region_of(norm: str, radius: float | str) -> Region:
     """Return the region that a config names by norm and radius."""
     if norm not in NORMS:
-        raise unknown_name("attacks.norm", norm, NORMS)
+        raise unknown_name("norm", norm, NORMS)
     return NORMS[norm](radius)  # type: ignore[arg-type]  # Region reads "8/255" itself
 
 
-def build(name: str, *, norm: str = "Linf", radius: float | str = "8/255", **settings: Any) -> Attack:
+def build(name: str, /, *, norm: str = "Linf", radius: float | str = "8/255", **settings: Any) -> Attack:
     """Return the attack registered under `name`.
 
     Raises:
@@ -64,10 +65,9 @@ def build(name: str, *, norm: str = "Linf", radius: float | str = "8/255", **set
     """
     if name not in REGISTRY:
         raise unknown_name("attacks", name, REGISTRY)
-    try:
-        return REGISTRY[name](region_of(norm, radius), **settings)
-    except TypeError as error:
-        raise UserError(f"attacks: {name}: {error}") from error
+    field = f"attacks.{name}"
+    region = configured(field, region_of, settings={"norm": norm, "radius": radius})
+    return configured(field, REGISTRY[name], region, settings=settings)
 
 
 def build_all(specs: list[str | dict[str, Any]]) -> dict[str, Attack]:

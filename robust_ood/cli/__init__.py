@@ -19,25 +19,23 @@ def main(arguments: Arguments = None) -> int:
         print("usage: robust-ood COMMAND ...\n\ncommands:")
         for name, (_, summary) in COMMANDS.items():
             print(f"  {name:10} {summary}")
+        print("\nrobust-ood COMMAND --help says more.")
         return 0 if arguments else 2
     if arguments[0] not in COMMANDS:
         from robust_ood.errors import unknown_name
 
-        print(f"error: {unknown_name('command', arguments[0], COMMANDS)}", file=sys.stderr)
-        return 2
+        return _complain(unknown_name("command", arguments[0], COMMANDS))
     return COMMANDS[arguments[0]][0](arguments[1:])
 
 
 def train(arguments: Arguments = None) -> int:
     """Train, validate or test: see `python train.py --help`. Returns the exit code."""
-
-    return _guarded("robust_ood.cli.train", arguments)
+    return _guarded("train", arguments)
 
 
 def evaluate(arguments: Arguments = None) -> int:
     """Evaluate a checkpoint: see `python evaluate.py --help`. Returns the exit code."""
-
-    return _guarded("robust_ood.cli.evaluate", arguments)
+    return _guarded("evaluate", arguments)
 
 
 def data(arguments: Arguments = None) -> int:
@@ -53,26 +51,33 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
 }
 
 
-def _guarded(module: str, arguments: Arguments) -> int:
+def _guarded(command: str, arguments: Arguments) -> int:
     """Import a command's module only now, run it, and turn the user's mistakes into one line and exit code 2."""
-    from jsonargparse import ArgumentError
+    from robust_ood.cli.help import HELP, print_all_settings
+
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(HELP[command], end="")
+        return 0 if arguments else 2
 
     from robust_ood.errors import UserError
 
+    run = import_module(f"robust_ood.cli.{command}").run
     try:
-        return int(import_module(module).run(list(sys.argv[1:] if arguments is None else arguments)))
-    except (UserError, ArgumentError) as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
-        return 2
+        return int(print_all_settings(run, arguments) if "--help-all" in arguments else run(arguments))
+    except SystemExit as stop:  # the parser's, once it has printed the settings
+        return int(stop.code or 0)
+    except UserError as error:
+        return _complain(error)
+    except OSError as error:
+        return _complain(f"{error.filename or 'file'}: {error.strerror or error}")
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
 
 
-def one_line(message: str) -> str:
-    """Return the part of a message that names the mistake, without line breaks.
+def _complain(error: object) -> int:
+    from robust_ood.cli.messages import one_line
 
-    Configuration errors nest: each level adds a line, and the innermost one says what is wrong.
-    """
-    lines = [line.strip(" -*\t") for line in message.splitlines() if line.strip(" -*\t")]
-    return " ".join(lines) if lines else "unknown error"
+    print(f"error: {one_line(str(error))}", file=sys.stderr)
+    return 2

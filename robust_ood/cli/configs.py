@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def with_includes(arguments: Sequence[str]) -> list[str]:
         UserError: a missing or unreadable file, or files that include each other.
     """
     expanded: list[str] = []
-    rest = iter(arguments)
+    rest = iter(_joined(arguments))
     for argument in rest:
         flag, equals, value = argument.partition("=")
         if flag not in ("-c", "--config"):
@@ -46,6 +47,18 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"config: {path} holds no mapping of settings")
     return content
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with negative values joined to their option: `--radius -1/255` reads as two options else."""
+    joined: list[str] = []
+    for argument in arguments:
+        after_option = bool(joined) and joined[-1].startswith("--") and "=" not in joined[-1]
+        if after_option and re.match(r"-[\d.]", argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _chain(path: Path, seen: tuple[Path, ...]) -> list[Path]:

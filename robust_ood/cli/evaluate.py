@@ -6,14 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 from rich.console import Console
 from torch import nn
 
+from robust_ood import attacks, detectors, evaluation
+from robust_ood.cli.checks import check_classes
 from robust_ood.cli.configs import with_includes
-from robust_ood.cli.output import writable_folder
+from robust_ood.cli.messages import explain, option_names, user_errors
+from robust_ood.cli.output import check_writable
+from robust_ood.cli.quiet import quiet
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
+from robust_ood.evaluation.checks import check_limit, choose_device
+from robust_ood.models import load_network
 
 
 def parser() -> ArgumentParser:
@@ -42,37 +48,38 @@ def parser() -> ArgumentParser:
 
 def run(arguments: Sequence[str]) -> int:
     """Evaluate a checkpoint and return the exit code."""
+    quiet()
     commands = parser()
-    config = commands.parse_args(with_includes(arguments))
-    built = commands.instantiate_classes(config)
+    try:
+        config = commands.parse_args(with_includes(arguments))
+    except ArgumentError as error:
+        raise explain(error, option_names(commands)) from error
+    check_limit(config.limit)
+    device = choose_device(config.device)
+    check_writable(config.output)
+    with user_errors(dict(config.items())):
+        built = commands.instantiate_classes(config)
 
-    from robust_ood import attacks, detectors
-    from robust_ood.evaluation import evaluate, print_results
-    from robust_ood.evaluation.checks import check_limit, choose_device
-    from robust_ood.models import load_network
-
-    check_limit(built.limit)
-    device = choose_device(built.device)
-    net = load_network(built.checkpoint, built.get("net"))
-    data = built.data
-    chosen = detectors.build_all(built.detectors, net)
-    against = attacks.build_all(built.attacks)
+    net = load_network(config.checkpoint, built.get("net"))
+    chosen = detectors.build_all(config.detectors, net)
+    against = attacks.build_all(config.attacks)
+    data: OODData = built.data
     data.setup("test")
     data.ood_sets()
-    folder = writable_folder(built.output)
+    check_classes(net, data, "test")
     console = Console()
     with console.status("evaluating") as status:
-        results = evaluate(
+        results = evaluation.evaluate(
             net,
             detectors=chosen,
             attacks=against,
             data=data,
-            model=built.name or built.checkpoint.resolve().parent.name,
-            limit=built.limit,
+            model=config.name or config.checkpoint.resolve().parent.name,
+            limit=config.limit,
             device=device,
             progress=lambda step: status.update(step),
         )
-    results.write(folder)
-    print_results(results, console)
-    console.print(f"wrote {folder / 'results.json'} and {folder / 'results.csv'}")
+    results.write(config.output)
+    evaluation.print_results(results, console)
+    console.print(f"wrote {config.output / 'results.json'} and {config.output / 'results.csv'}")
     return 0

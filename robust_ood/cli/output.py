@@ -1,4 +1,4 @@
-"""Output folders: checked before any work, so that nothing is lost after it."""
+"""Output folders: checked before any work, so that nothing is lost after it; made when there is something to write."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from pathlib import Path
 from robust_ood.errors import UserError
 
 
-def writable_folder(folder: Path) -> Path:
-    """Create the folder if it is missing, make sure that files can be written into it, and return it.
+def check_writable(folder: Path) -> None:
+    """Raise `UserError`, naming the folder and the reason, unless it can be made and files written into it.
 
-    Raises: `UserError` naming the folder and the reason.
+    Nothing is left behind: the folder itself is not made yet.
     """
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
+        if existing == folder:
+            with tempfile.TemporaryFile(dir=folder):
+                return
+        with tempfile.TemporaryDirectory(dir=existing):
+            return
     except OSError as error:
-        raise UserError(f"output: cannot write into {folder} ({error.strerror})") from error
+        raise UserError(f"output: cannot write into {folder} ({error.strerror}); a folder is wanted") from error

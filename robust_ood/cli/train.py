@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import inspect
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentError
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
-from robust_ood.callbacks import Checkpoints
+from robust_ood.callbacks import Checkpoints, MetricsFile
+from robust_ood.cli.checks import check_classes, check_resumable
 from robust_ood.cli.configs import with_includes
-from robust_ood.cli.output import writable_folder
+from robust_ood.cli.messages import explain, one_line, option_names, user_errors
+from robust_ood.cli.output import check_writable
+from robust_ood.cli.quiet import quiet
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
 from robust_ood.errors import UserError
-from robust_ood.models import read_checkpoint
+from robust_ood.models import load_weights, read_checkpoint
 from robust_ood.training import Method
+
+COMMANDS = ("fit", "validate", "test")
 
 
 class TrainingCLI(LightningCLI):
@@ -43,11 +51,14 @@ class TrainingCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Offer training, validation and test."""
         skip = {"model", "dataloaders", "datamodule", "train_dataloaders", "val_dataloaders", "weights_only"}
-        return {"fit": skip, "validate": skip, "test": skip}
+        return dict.fromkeys(COMMANDS, skip)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the given arguments, without Lightning's warning that the process has arguments of its own."""
-        self.config = parser.parse_args(args)
+        """Parse the given arguments, and say what is wrong with them in one line."""
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise explain(error, option_names(self._subcommand_parsers["fit"])) from error
 
     def _parse_ckpt_path(self) -> None:
         """Skip Lightning's reading of hyper-parameters: ours are the config's, and a bad file gets our own message."""
@@ -58,43 +69,97 @@ class TrainingCLI(LightningCLI):
         config.output = Path(config.output or Path("runs") / config.experiment)
         if config.ckpt_path == "last":
             config.ckpt_path = str(config.output / "last.ckpt")
-        if config.ckpt_path is not None:
-            read_checkpoint(Path(config.ckpt_path))
+        self.checkpoint = None if config.ckpt_path is None else read_checkpoint(Path(config.ckpt_path))
         if self.subcommand == "fit":
-            writable_folder(config.output)
+            check_writable(config.output)
+
+    def instantiate_classes(self) -> None:
+        """Build data, network, method and trainer."""
+        with user_errors(dict(self.config[self.subcommand].items())):
+            super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the run folder's loggers and checkpoints."""
         config = self._get(self.config_init, "trainer")
         folder = Path(self._get(self.config_init, "output"))
         logging_wanted = self.subcommand == "fit" and not config["fast_dev_run"]
-        loggers = [TensorBoardLogger(str(folder), name="", version=""), CSVLogger(str(folder), name="", version="")]
-        return super().instantiate_trainer(
-            default_root_dir=str(folder), logger=loggers if logging_wanted else False, **kwargs
-        )
+        loggers = [TensorBoardLogger(str(folder), name="", version=""), MetricsFile(folder)]
+        try:
+            return super().instantiate_trainer(
+                default_root_dir=str(folder), logger=loggers if logging_wanted else False, **kwargs
+            )
+        except (MisconfigurationException, ValueError) as error:
+            raise UserError(f"trainer: {one_line(str(error))}") from error
 
     def before_fit(self) -> None:
-        """Keep the resolved configuration beside what it produces."""
+        """Find what cannot work before anything is written, then keep the resolved configuration."""
         self.datamodule.setup("fit")
-        _check_classes(self.model, self.datamodule)
-        if not self.trainer.fast_dev_run and self.trainer.is_global_zero:
-            self._dump_config()
-            folder = Path(self.trainer.default_root_dir)
-            (folder / "config.yaml").write_text(yaml.safe_dump(self.config_dump, sort_keys=False))
+        self.datamodule.train_dataloader()
+        check_classes(self.model.net, self.datamodule, "train")
+        if self.model.outlier_weight and self.datamodule.outliers() is None:
+            raise UserError(f"data.outliers: not given, and {type(self.model).__name__} trains with outliers")
+        if self.checkpoint is not None:
+            check_resumable(self.checkpoint, self.config.fit.ckpt_path, self.model.net)
+        trial = self.trainer.fast_dev_run  # type: ignore[attr-defined]  # set by Lightning's debugging connector
+        if not trial and self.trainer.is_global_zero:
+            self._write_config(Path(self.trainer.default_root_dir))
 
+    def before_validate(self) -> None:
+        """Load the checkpoint's weights, all of them or none."""
+        self._load_weights("validation")
 
-def _check_classes(method: Method, data: OODData) -> None:
-    """Refuse a network that gives another number of logits than the data has classes, before training starts."""
-    from robust_ood.models import count_classes
+    def before_test(self) -> None:
+        """Load the checkpoint's weights, all of them or none."""
+        self._load_weights("test")
 
-    classes = count_classes(method.net, data.inliers("train").image_shape)
-    if classes != data.num_classes:
-        raise UserError(f"net: gives {classes} logits, but data.num_classes is {data.num_classes}")
+    def fit(self, **settings: Any) -> None:
+        """Train; a run that a user's mistake ends before its first checkpoint leaves no folder behind."""
+        folder = Path(self.trainer.default_root_dir)
+        # Lightning reads the checkpoint a second time, and older versions have no such argument.
+        if "weights_only" in inspect.signature(self.trainer.fit).parameters:
+            settings["weights_only"] = True
+        try:
+            self._guard(self.trainer.fit, **settings)
+        except UserError:
+            if self.made_folder and not list(folder.glob("*.ckpt")):
+                shutil.rmtree(folder)
+            raise
+
+    def validate(self, **settings: Any) -> None:
+        """Validate the loaded weights."""
+        self._guard(self.trainer.validate, **{**settings, "ckpt_path": None})
+
+    def test(self, **settings: Any) -> None:
+        """Test the loaded weights."""
+        self._guard(self.trainer.test, **{**settings, "ckpt_path": None})
+
+    @staticmethod
+    def _guard(run: Callable[..., Any], **settings: Any) -> None:
+        try:
+            run(**settings)
+        except MisconfigurationException as error:
+            raise UserError(f"trainer: {one_line(str(error))}") from error
+
+    def _load_weights(self, part: Any) -> None:
+        check_classes(self.model.net, self.datamodule, part)
+        if self.checkpoint is None:
+            raise UserError("ckpt_path: not given; a checkpoint to read is wanted, or 'last' for the run folder's own")
+        load_weights(self.model.net, self.checkpoint, source=self.config[self.subcommand].ckpt_path)
+
+    def _write_config(self, folder: Path) -> None:
+        self.made_folder = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._dump_config()
+        # Resolved: what the files include is in it already, and what was resumed is not part of the experiment.
+        kept = {name: value for name, value in self.config_dump.items() if name not in ("include", "ckpt_path")}
+        (folder / "config.yaml").write_text(yaml.safe_dump(kept, sort_keys=False))
+
+    made_folder = False
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run `fit`, `validate` or `test` and return the exit code."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    quiet()
     register_types()
     TrainingCLI(
         Method,
@@ -110,10 +175,7 @@ def run(arguments: Sequence[str]) -> int:
             "log_every_n_steps": 10,
             "num_sanity_val_steps": 0,
         },
-        parser_kwargs={
-            "exit_on_error": False,
-            **{name: {"exit_on_error": False} for name in ("fit", "validate", "test")},
-        },
+        parser_kwargs={"exit_on_error": False, **{name: {"exit_on_error": False} for name in COMMANDS}},
         args=with_includes(arguments),
     )
     return 0

@@ -25,6 +25,7 @@ from robust_ood.detectors.softmax import GEN, MSP, Entropy, KLMatching
 from robust_ood.detectors.subspace import Residual, ViM
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.models import load_network
+from robust_ood.settings import configured
 
 Spec = str | Mapping[str, Any]
 Grid = Mapping[str, Sequence[Any]]
@@ -125,7 +126,7 @@ REGISTRY: dict[str, Entry] = {
 }
 
 
-def build(name: str, net: nn.Module, **settings: Any) -> Detector:
+def build(name: str, net: nn.Module, /, **settings: Any) -> Detector:
     """Return the detector registered under `name` for a network.
 
     Raises:
@@ -133,10 +134,7 @@ def build(name: str, net: nn.Module, **settings: Any) -> Detector:
     """
     if name not in REGISTRY:
         raise unknown_name("detectors", name, REGISTRY)
-    try:
-        return REGISTRY[name].make(net, **settings)
-    except TypeError as error:
-        raise UserError(f"detectors: {name}: {error}") from error
+    return configured(f"detectors.{name}", REGISTRY[name].make, net, settings=settings)
 
 
 def _built(spec: Spec, net: nn.Module, settings: Mapping[str, Any] | None = None) -> Detector:

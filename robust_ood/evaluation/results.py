@@ -127,7 +127,8 @@ class Results:
         }
 
     def write(self, folder: Path) -> None:
-        """Write `results.json` and `results.csv` into the folder, each replaced in one move."""
+        """Write `results.json` and `results.csv`, each in one move, into the folder, made where it is missing."""
+        folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / "results.json", json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n")
         replace_file(folder / "results.csv", _csv([asdict(row) for row in self.rows]))
 

@@ -42,7 +42,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def network_state(content: Mapping[str, Any], source: str = "checkpoint") -> dict[str, Tensor]:
+def network_state(content: Mapping[str, Any], source: Path | str = "checkpoint") -> dict[str, Tensor]:
     """Return the network's tensors out of what a checkpoint file holds.
 
     Understands our training checkpoints (`state_dict` with keys `net.*`), state dicts, those nested under
@@ -51,7 +51,7 @@ def network_state(content: Mapping[str, Any], source: str = "checkpoint") -> dic
     return list(_readings(_tensors(content, source)))[-1]
 
 
-def _tensors(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+def _tensors(content: Mapping[str, Any], source: Path | str) -> dict[str, Tensor]:
     for nest in ("state_dict", "model"):
         if isinstance(content.get(nest), Mapping):
             content = content[nest]
@@ -90,7 +90,10 @@ def _differing(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[s
 
 
 def load_weights(
-    net: nn.Module, weights: str | Path | Mapping[str, Any], key_map: Mapping[str, str] | None = None
+    net: nn.Module,
+    weights: str | Path | Mapping[str, Any],
+    key_map: Mapping[str, str] | None = None,
+    source: Path | str | None = None,
 ) -> nn.Module:
     """Load weights into a network, all of them or none, and return the network.
 
@@ -101,12 +104,14 @@ def load_weights(
         net: the network.
         weights: a checkpoint file, or the content of one.
         key_map: parts of keys to replace, old to new, such as `{"linear.": "head."}`.
+        source: what messages call the content of a file.
 
     Raises:
         UserError: unreadable file, weights of another network (the first differing keys are named), or quantised,
             sparse or empty ones.
     """
-    source = "the mapping" if isinstance(weights, Mapping) else str(weights)
+    if source is None:
+        source = "the mapping" if isinstance(weights, Mapping) else str(weights)
     content = weights if isinstance(weights, Mapping) else read_checkpoint(Path(weights))
     own = net.state_dict()
     readings = [_renamed(reading, key_map or {}) for reading in _readings(_tensors(content, source))]
@@ -128,7 +133,7 @@ def _renamed(state: dict[str, Tensor], key_map: Mapping[str, str]) -> dict[str, 
     return state
 
 
-def _converted(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+def _converted(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: Path | str) -> dict[str, Tensor]:
     """Return every weight in the network's own type, before the first one is loaded: a failure must change nothing."""
     converted = {}
     for key, value in own.items():

@@ -65,4 +65,4 @@ def load_network(path: Path, net: nn.Module | None = None) -> nn.Module:
         if "network" not in content:
             raise UserError(f"net: {path} does not say which network it holds; name it in the config")
         net = rebuild(content["network"])
-    return load_weights(net, content).eval()
+    return load_weights(net, content, source=path).eval()

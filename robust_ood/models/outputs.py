@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from robust_ood.errors import UserError, unknown_name
+from robust_ood.modes import evaluating
 
 
 class Outputs(NamedTuple):
@@ -100,5 +102,21 @@ def submodule(net: nn.Module, name: str, field: str = "layers") -> nn.Module:
 
 
 def count_classes(net: nn.Module, image_shape: tuple[int, int]) -> int:
-    """Return how many logits a network gives."""
-    return find_head(net).out_features
+    """Return how many logits a network gives for images of this height and width, by trying one.
+
+    Raises: `UserError` where the network cannot take such images or does not give `(N, K)`.
+    """
+    parameter = next(net.parameters(), torch.empty(0))
+    blank = torch.zeros((2, 3, *image_shape), device=parameter.device, dtype=parameter.dtype)
+    try:
+        with evaluating(net), torch.no_grad():
+            logits = net(blank)
+    except RuntimeError as error:
+        size = f"3 x {image_shape[0]} x {image_shape[1]}"
+        raise UserError(
+            f"net: {type(net).__name__} cannot take {size} images ({str(error).splitlines()[0]})"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"net: {type(net).__name__} gives {found} for 2 images; logits (2, K) are wanted")
+    return logits.shape[1]

@@ -1,0 +1,24 @@
+"""What libraries say that is no news to a user: a run shows its progress and its results."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+_NO_NEWS = (
+    r".*does not have many workers.*",  # our loaders read arrays in memory
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    r".*The number of training batches .* is smaller than the logging interval.*",
+    r".*GPU available but not used.*",
+    r".*Experiment logs directory .* exists and is not empty.*",
+    r".*You defined a `validation_step` but have no `val_dataloader`.*",
+    r".*resuming from a checkpoint that ended before the epoch ended.*",  # our loaders continue inside an epoch
+)
+
+
+def quiet() -> None:
+    """Silence messages that ask nothing of the user; warnings about what they should know stay."""
+    for library in ("pytorch_lightning", "lightning", "lightning_fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    for message in _NO_NEWS:
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,145 @@
+"""Settings that come out of a config, checked against the signature of what they configure."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from robust_ood.errors import UserError, nearest
+from robust_ood.regions import Fraction
+
+T = TypeVar("T")
+
+
+def configured(field: str, make: Callable[..., T], *arguments: Any, settings: Mapping[str, Any]) -> T:
+    """Return `make(*arguments, **settings)`, with settings that a user wrote in a config.
+
+    Args:
+        field: what the settings belong to, for messages: `detectors.msp`.
+        make: a class or function, or a `partial` of one, whose parameters have type hints.
+        arguments: what comes first, and is not the user's.
+        settings: what the user wrote, by name.
+
+    Raises:
+        UserError: a setting that does not exist (with the nearest that does), is missing, or has a value of another
+            type; and the maker's own `UserError`, prefixed with the field.
+    """
+    known = _parameters(make, len(arguments))
+    read = {}
+    for name, value in settings.items():
+        if name in known:
+            read[name] = _read(f"{field}.{name}", value, known[name].hint)
+        elif _passes_on(make) and name not in inspect.signature(make).parameters:
+            read[name] = value
+        else:
+            raise UserError(_no_such_setting(field, name, known))
+    for name, parameter in known.items():
+        if parameter.required and name not in settings:
+            raise UserError(f"{field}.{name}: not given, and it has no default")
+    try:
+        return make(*arguments, **read)
+    except UserError as error:
+        raise UserError(f"{field}.{error}") from error
+    except TypeError as error:
+        # A maker that passes settings on: what they reach has the last word.
+        found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if found is None:
+            raise
+        raise UserError(_no_such_setting(field, found[1], known)) from error
+
+
+class _Parameter(NamedTuple):
+    hint: Any
+    required: bool
+
+
+def _parameters(make: Callable[..., Any], given: int) -> dict[str, _Parameter]:
+    """Return the parameters by name that a config may set.
+
+    Not those given in order; and in place of one that a `partial` fixed to a class or function, a part, the part's own.
+    """
+    hints = get_type_hints(_hinted(make))
+    known: dict[str, _Parameter] = {}
+    for parameter in list(inspect.signature(make).parameters.values())[given:]:
+        if _is_part(parameter):
+            known |= _parameters(parameter.default, given)
+        elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            required = parameter.default is parameter.empty
+            known[parameter.name] = _Parameter(hints.get(parameter.name, Any), required)
+    return known
+
+
+def _is_part(parameter: inspect.Parameter) -> bool:
+    return parameter.default is not parameter.empty and callable(parameter.default)
+
+
+def _hinted(make: Callable[..., Any]) -> Any:
+    """Return what carries the type hints of a maker's parameters."""
+    while isinstance(make, partial):
+        make = make.func
+    return make.__init__ if isinstance(make, type) else make  # type: ignore[misc]
+
+
+def _passes_on(make: Callable[..., Any]) -> bool:
+    """Return whether a maker hands settings that it does not know to something unseen."""
+    parameters = inspect.signature(make).parameters.values()
+    return any(p.kind is p.VAR_KEYWORD for p in parameters) and not any(map(_is_part, parameters))
+
+
+def _no_such_setting(field: str, name: str, known: Mapping[str, Any]) -> str:
+    near = nearest(name, known)
+    hint = f"did you mean {near!r}? " if near else ""
+    return f"{field}.{name}: no such setting; {hint}known: {', '.join(known) or 'none'}"
+
+
+def _read(field: str, value: Any, hint: Any) -> Any:
+    """Return a config's value for a parameter of that type; a number may be written as a fraction."""
+    if _is(value, hint):
+        return value
+    if isinstance(value, str) and _is(0.5, hint):
+        return float(Fraction(value, field))
+    raise UserError(f"{field}: {value!r} is not {_in_words(hint)}")
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Return whether a value read from a config has a type."""
+    origin, inside = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_is(value, part) for part in inside)
+    if origin is Literal:
+        return value in inside
+    if origin in (list, tuple, Sequence):
+        return isinstance(value, list | tuple) and all(_is(item, part) for item in value for part in inside[:1])
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, origin or hint)
+
+
+_WORDS = {
+    bool: "true or false",
+    float: "a number",
+    Fraction: "a fraction such as 8/255",
+    int: "a whole number",
+    str: "a text",
+    type(None): "null",
+}
+
+
+def _in_words(hint: Any) -> str:
+    """Say a type in a user's words."""
+    origin, inside = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_in_words(part) for part in inside))
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, inside))
+    if origin in (list, tuple, Sequence):
+        return f"a list of which each is {_in_words(inside[0])}" if inside else "a list"
+    return _WORDS.get(hint, f"a {getattr(hint, '__name__', hint)}")
