@@ -18,7 +18,7 @@ from robust_ood.errors import UserError
 from robust_ood.models import describe
 from robust_ood.modes import mode
 from robust_ood.perturb import Objective, minimize
-from robust_ood.randomness import generator
+from robust_ood.randomness import derive_seed, generator
 from robust_ood.training.optimization import SGD
 
 
@@ -116,6 +116,8 @@ class Method(LightningModule):
             images=batch.images.contiguous(memory_format=torch.channels_last),
             outliers=batch.outliers.contiguous(memory_format=torch.channels_last),
         )
+        # Dropout draws from torch's own generator: keyed by the step, its draws survive a resumption too.
+        torch.manual_seed(derive_seed(self.seed, "dropout", batch.epoch, batch.step, self.global_rank))
         inliers, outliers = self.attacked(batch)
         # One batch: two would give BatchNorm two sets of statistics, which is known to hurt outlier exposure.
         logits = self.net(torch.cat([inliers, outliers]))
@@ -136,7 +138,11 @@ class Method(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its per-step schedule."""
-        return self.optimization.configure(self.net, int(self.trainer.estimated_stepping_batches))
+        steps = int(self.trainer.estimated_stepping_batches)
+        # Counting made the loop set up its loader, before it has read from the checkpoint how far the epoch had got; it
+        # would not do so again, and a resumed run would begin the epoch anew.
+        self.trainer.fit_loop._combined_loader = None
+        return self.optimization.configure(self.net, steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the checkpoint say what made it: an evaluation can then build the network without a config."""
