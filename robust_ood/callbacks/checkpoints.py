@@ -17,15 +17,16 @@ from robust_ood.errors import UserError
 
 
 class Checkpoints(Checkpoint):
-    """Writes `last.ckpt` every so many steps or minutes and at the end, and `best.ckpt` when the monitored number improves.
+    """Writes `last.ckpt` every so many steps or minutes and at the end, and `best.ckpt` when the monitored number
+    improves.
 
-    They go into the trainer's root folder; a `fast_dev_run` writes nothing. The last few are kept as `last.ckpt` (newest),
-    `last-1.ckpt`, `last-2.ckpt`, ... A file is written beside its place, flushed to the disk and renamed onto it, so a stop
-    at any moment leaves whole checkpoints. A new run in the folder of an old one replaces it.
+    They go into the trainer's root folder; a `fast_dev_run` writes nothing. The last few are kept as `last.ckpt`
+    (newest), `last-1.ckpt`, `last-2.ckpt`, ... A file is written beside its place, flushed to the disk and renamed
+    onto it, so a stop at any moment leaves whole checkpoints. A new run in the folder of an old one replaces it.
 
     A checkpoint is only written where the run can be continued exactly: after an optimiser step, never while gradients
-    accumulate, and after the validation where one follows that step. SIGTERM and Ctrl-C are obeyed there: checkpoint, then
-    `Stopped`.
+    accumulate, and after the validation where one follows that step. SIGTERM and Ctrl-C are obeyed there: checkpoint,
+    then `Stopped`.
 
     Args:
         every_n_steps: optimiser steps between two writes of `last.ckpt`, >= 1; None for none.
@@ -60,7 +61,8 @@ class Checkpoints(Checkpoint):
         self._rows: int = 0
         self._pending: dict[str, float] = {}
 
-    # When ----------------------------------------------------------------------------------------------------------------
+    # When
+    # ----------------------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Begin a run's files, or take them up where the checkpoint left them."""
@@ -108,7 +110,8 @@ class Checkpoints(Checkpoint):
         """Give the signals back."""
         self._signals.restore()
 
-    # What ----------------------------------------------------------------------------------------------------------------
+    # What
+    # ----------------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value so far, and how far the metrics file had got."""
@@ -154,10 +157,10 @@ class Checkpoints(Checkpoint):
     def _save_last(self, trainer: Trainer) -> None:
         self._due, self._written = False, time.monotonic()
         self._save(trainer, "last.ckpt")
-        if self.keep_every_n_steps and trainer.global_step % self.keep_every_n_steps == 0 and _writes(trainer):
-            if trainer.is_global_zero:
-                folder = Path(trainer.default_root_dir)
-                _same_file(folder / "last.ckpt", folder / f"step-{trainer.global_step}.ckpt")
+        for_good = self.keep_every_n_steps is not None and trainer.global_step % self.keep_every_n_steps == 0
+        if for_good and _writes(trainer) and trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir)
+            _same_file(folder / "last.ckpt", folder / f"step-{trainer.global_step}.ckpt")
 
     def _save(self, trainer: Trainer, name: str) -> None:
         if not _writes(trainer):
@@ -211,7 +214,7 @@ def _validates_now(trainer: Trainer) -> bool:
 
 
 def _unlogged(trainer: Trainer) -> dict[str, float]:
-    """Return this step's row, which Lightning logs only after the hook that writes the checkpoint; empty if it does not."""
+    """Return this step's row, if it has one: Lightning logs it only after the hook that writes the checkpoint."""
     connector = trainer._logger_connector
     if not connector.should_update_logs or not trainer.loggers:
         return {}

@@ -25,8 +25,8 @@ class Stopped(Exception):  # noqa: N818  # a request that was obeyed, not an err
 class Signals:
     """Notes SIGTERM, SIGINT (Ctrl-C) and a requeue signal until the training loop reaches a whole step.
 
-    A second Ctrl-C stops at once. SIGUSR1 (or SIGUSR2) is only touched where somebody handles it already - Lightning does
-    under SLURM, to requeue the job - and that handler then runs between two steps instead of within one.
+    A second Ctrl-C stops at once. SIGUSR1 (or SIGUSR2) is only touched where somebody handles it already - Lightning
+    does under SLURM, to requeue the job - and that handler then runs between two steps instead of within one.
     """
 
     def __init__(self) -> None:

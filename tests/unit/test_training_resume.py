@@ -1,4 +1,5 @@
-"""A run continued from any of its checkpoints ends as the run never stopped: weights, optimiser, schedule, logged rows."""
+"""A run continued from any of its checkpoints ends as the run never stopped: weights, optimiser, schedule, logged
+rows."""
 
 from __future__ import annotations
 
@@ -34,11 +35,11 @@ def train(make_net, arrays, folder, resume=None, **options):
     folder.mkdir(exist_ok=True)
     attack = PGD(Linf(8 / 255), steps=2)
     method = ALOE(make_net(seed=3 if resume else 0, dtype=torch.float32), attack, attack, optimization=SGD(0.05))
-    data = OODData(train="train", validation="validation", outliers="outliers", root=arrays, num_classes=4, batch_size=8,
+    data = OODData("train", "validation", outliers="outliers", root=arrays, num_classes=4, batch_size=8,
                    outlier_batch_size=6)  # fmt: skip
     trainer = Trainer(
-        accelerator="cpu", max_epochs=EPOCHS, logger=[MetricsFile(folder)], default_root_dir=folder, log_every_n_steps=2,
-        callbacks=[Checkpoints(every_n_steps=1, keep_every_n_steps=1)], enable_progress_bar=False,
+        accelerator="cpu", max_epochs=EPOCHS, logger=[MetricsFile(folder)], default_root_dir=folder,
+        log_every_n_steps=2, callbacks=[Checkpoints(every_n_steps=1, keep_every_n_steps=1)], enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False, **options,
     )  # fmt: skip
     with warnings.catch_warnings():
@@ -79,7 +80,8 @@ def test_every_checkpoint_continues_the_run(make_net, arrays, tmp_path, options)
         folder.mkdir()
         shutil.copy(tmp_path / "whole" / "metrics.csv", folder)
         resumed, resumed_rows = train(make_net, arrays, folder, resume=checkpoint, **options)
-        places = [place for key in ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "epoch", "global_step")
+        places = [place for key in ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "epoch",
+        "global_step")
                   for place in same(content[key], resumed[key], key)]  # fmt: skip
         if resumed_rows != rows:
             places.append("metrics.csv:\n" + resumed_rows + "instead of\n" + rows)
