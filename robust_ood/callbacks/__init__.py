@@ -1,6 +1,21 @@
 """Callbacks and loggers for training runs."""
 
-from robust_ood.callbacks.checkpoints import Checkpoints
+from robust_ood.callbacks.averaging import Averaging
+from robust_ood.callbacks.checkpoints import Checkpoints, recent
+from robust_ood.callbacks.dashboard import Dashboard
+from robust_ood.callbacks.guards import Diverged, Guards
 from robust_ood.callbacks.metrics_file import MetricsFile
+from robust_ood.callbacks.robust_validation import RobustValidation
+from robust_ood.callbacks.signals import Stopped
 
-__all__ = ["Checkpoints", "MetricsFile"]
+__all__ = [
+    "Averaging",
+    "Checkpoints",
+    "Dashboard",
+    "Diverged",
+    "Guards",
+    "MetricsFile",
+    "RobustValidation",
+    "Stopped",
+    "recent",
+]

@@ -1,69 +1,80 @@
-"""`metrics.csv`: everything that a run logs, one row a time it logs."""
+"""`metrics.csv`: one row for each logged step or validation, continued row by row where a run is resumed."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+import os
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
+
+Cells = dict[str, str]
 
 
 class MetricsFile(Logger):
-    """Appends logged numbers to `metrics.csv`, and goes on with the file of the run that is resumed.
+    """A Lightning logger that appends to `FOLDER/metrics.csv`.
 
-    Rows of an earlier run from the first step logged on are replaced, since this run makes them anew. A new column
-    means that the file is written again. (Lightning's own CSV logger deletes the file that it finds.)
+    Every row is on disk when `log_metrics` returns, so a killed run has lost none; a resumed run goes back to the rows
+    that its checkpoint knew of (`truncate`) and then writes the very rows that the run never killed would have written.
 
     Args:
-        folder: the run folder, which exists by the time something is logged.
+        folder: the run's folder.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | str) -> None:
         super().__init__()
-        self.path = folder / "metrics.csv"
-        self.columns: list[str] | None = None
+        self.path = Path(folder) / "metrics.csv"
+        self.rows: list[Cells] = []
+        self.columns: list[str] = ["epoch", "step"]
 
     @property
     def name(self) -> str:
-        """No folder of its own."""
-        return ""
+        """The file's stem."""
+        return "metrics"
 
     @property
     def version(self) -> str:
-        """No folder of its own."""
+        """None: a folder holds one run."""
         return ""
 
     @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Leave hyper-parameters to `config.yaml`."""
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the run's `config.yaml` holds them."""
 
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write one row."""
-        row: dict[str, Any] = {"step": step, **metrics}
-        if self.columns is None:
-            self._write([old for old in self._read() if int(old["step"]) < (step or 0)])
-        if set(row) - set(self.columns or ()):
-            self._write([*self._read(), row])
-            return
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.columns or ()).writerow(row)
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append one row."""
+        row = {name: repr(float(value)) for name, value in metrics.items() if name != "epoch"}
+        row |= {"epoch": str(int(metrics.get("epoch", 0))), "step": str(step or 0)}
+        self.rows.append(row)
+        new = sorted(row.keys() - set(self.columns))
+        if new or not self.path.exists():
+            self.columns = self.columns[:2] + sorted({*self.columns[2:], *new})
+            self._rewrite()
+        else:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.columns).writerow(row)
 
-    def _read(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="") as file:
-            return [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
+    @rank_zero_only
+    def truncate(self, count: int) -> None:
+        """Go back to the first `count` rows of the file; 0 begins a new one."""
+        rows: list[Cells] = []
+        if count and self.path.exists():
+            with self.path.open(newline="") as file:
+                rows = [{name: cell for name, cell in row.items() if cell} for row in csv.DictReader(file)][:count]
+        self.rows = rows
+        self.columns = ["epoch", "step", *sorted({name for row in rows for name in row} - {"epoch", "step"})]
+        self.path.unlink(missing_ok=True)
+        if rows:
+            self._rewrite()
 
-    def _write(self, rows: list[dict[str, Any]]) -> None:
-        known = {"step": None, "epoch": None, **{name: None for row in rows for name in row}}
-        self.columns = list(known)
+    def _rewrite(self) -> None:
         partial = self.path.with_name(f".{self.path.name}.partial")
         with partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
-            writer.writerows(rows)
-        partial.replace(self.path)
+            writer.writerows(self.rows)
+        os.replace(partial, self.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
-from robust_ood.callbacks import Checkpoints, MetricsFile
+from robust_ood.callbacks import Averaging, Checkpoints, Dashboard, Guards, MetricsFile, RobustValidation, Stopped
 from robust_ood.cli.checks import check_classes, check_resumable
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.messages import explain, one_line, option_names, user_errors
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.quiet import quiet
+from robust_ood.cli.resume import first_process, newest_checkpoint, refuse_changes
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
 from robust_ood.errors import UserError
@@ -42,6 +44,12 @@ class TrainingCLI(LightningCLI):
         parser.add_subclass_arguments(
             nn.Module, "net", required=True, instantiate=False, help="classifier, images in [0, 1] to logits"
         )
+        parser.add_argument("--init_from", type=Path | None, default=None, help="fine-tune: begin with its weights")
+        parser.add_argument("--resume_changed", type=bool, default=False, help="resume though settings differ")
+        parser.add_lightning_class_args(RobustValidation, "robust_validation")
+        parser.add_lightning_class_args(Guards, "guards")
+        parser.add_lightning_class_args(Averaging, "averaging")
+        parser.add_lightning_class_args(Dashboard, "dashboard")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.link_arguments("net", "model.init_args.net")
         parser.link_arguments("seed_everything", "model.init_args.seed")
@@ -68,7 +76,9 @@ class TrainingCLI(LightningCLI):
         config = self.config[self.subcommand]
         config.output = Path(config.output or Path("runs") / config.experiment)
         if config.ckpt_path == "last":
-            config.ckpt_path = str(config.output / "last.ckpt")
+            config.ckpt_path = str(newest_checkpoint(config.output))
+        if config.ckpt_path is not None and config.init_from is not None:
+            raise UserError("init_from: given together with ckpt_path; one begins a run, the other continues one")
         self.checkpoint = None if config.ckpt_path is None else read_checkpoint(Path(config.ckpt_path))
         if self.subcommand == "fit":
             check_writable(config.output)
@@ -83,7 +93,9 @@ class TrainingCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         folder = Path(self._get(self.config_init, "output"))
         logging_wanted = self.subcommand == "fit" and not config["fast_dev_run"]
-        loggers = [TensorBoardLogger(str(folder), name="", version=""), MetricsFile(folder)]
+        # What a killed run logged after its checkpoint is logged again.
+        purged = None if self.checkpoint is None else int(self.checkpoint.get("global_step", 0))
+        loggers = [TensorBoardLogger(str(folder), name="", version="", purge_step=purged), MetricsFile(folder)]
         try:
             return super().instantiate_trainer(
                 default_root_dir=str(folder), logger=loggers if logging_wanted else False, **kwargs
@@ -96,10 +108,19 @@ class TrainingCLI(LightningCLI):
         self.datamodule.setup("fit")
         self.datamodule.train_dataloader()
         check_classes(self.model.net, self.datamodule, "train")
-        if self.model.outlier_weight and self.datamodule.outliers() is None:
+        if self.model.needs_outliers and self.datamodule.outliers() is None:
             raise UserError(f"data.outliers: not given, and {type(self.model).__name__} trains with outliers")
+        if self.config.fit.init_from is not None:
+            load_weights(self.model.net, Path(self.config.fit.init_from))
+        self._dump_config()
+        settings = yaml.safe_load(yaml.safe_dump(self.config_dump))
         if self.checkpoint is not None:
             check_resumable(self.checkpoint, self.config.fit.ckpt_path, self.model.net)
+            if not self.config.fit.resume_changed:
+                refuse_changes(self.checkpoint.get("config") or settings, settings)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, (Checkpoints, Dashboard)):
+                callback.config = settings
         trial = self.trainer.fast_dev_run  # type: ignore[attr-defined]  # set by Lightning's debugging connector
         if not trial and self.trainer.is_global_zero:
             self._write_config(Path(self.trainer.default_root_dir))
@@ -149,7 +170,6 @@ class TrainingCLI(LightningCLI):
     def _write_config(self, folder: Path) -> None:
         self.made_folder = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        self._dump_config()
         # Resolved: what the files include is in it already, and what was resumed is not part of the experiment.
         kept = {name: value for name, value in self.config_dump.items() if name not in ("include", "ckpt_path")}
         (folder / "config.yaml").write_text(yaml.safe_dump(kept, sort_keys=False))
@@ -161,21 +181,26 @@ def run(arguments: Sequence[str]) -> int:
     """Run `fit`, `validate` or `test` and return the exit code."""
     quiet()
     register_types()
-    TrainingCLI(
-        Method,
-        OODData,
-        subclass_mode_model=True,
-        save_config_callback=None,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        trainer_defaults={
-            "use_distributed_sampler": False,  # our loaders shard themselves
-            "enable_checkpointing": False,  # our Checkpoints callback does it
-            "enable_model_summary": False,
-            "log_every_n_steps": 10,
-            "num_sanity_val_steps": 0,
-        },
-        parser_kwargs={"exit_on_error": False, **{name: {"exit_on_error": False} for name in COMMANDS}},
-        args=with_includes(arguments),
-    )
+    try:
+        TrainingCLI(
+            Method,
+            OODData,
+            subclass_mode_model=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            trainer_defaults={
+                "use_distributed_sampler": False,  # our loaders shard themselves
+                "enable_model_summary": False,
+                "log_every_n_steps": 10,
+                "num_sanity_val_steps": 0,
+            },
+            parser_kwargs={"exit_on_error": False, **{name: {"exit_on_error": False} for name in COMMANDS}},
+            args=with_includes(arguments),
+        )
+    except Stopped as stop:
+        if not first_process():
+            return 0  # the first process speaks for all, and its launcher takes any other code for a crash
+        print(f"{stop}; continue with --ckpt_path last", file=sys.stderr)
+        return 128 + stop.signum
     return 0

@@ -1,10 +1,13 @@
 """The one base of all training methods: attack the batch, run one forward pass, take a loss.
 
-A method names its attacks and its loss; everything else - optimiser, schedule, joint attack batch, logging - is here.
+A method names its attacks and its loss (`attacked` and `loss`, or the whole `objective`); everything else - optimiser,
+schedule, joint attack batch, random draws, logging - is here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -18,16 +21,17 @@ from robust_ood.errors import UserError
 from robust_ood.models import describe
 from robust_ood.modes import mode
 from robust_ood.perturb import Objective, minimize
-from robust_ood.randomness import generator
+from robust_ood.randomness import derive_seed, generator
+from robust_ood.training.inspection import Finding, Watch
 from robust_ood.training.optimization import SGD
 
 
 class Method(LightningModule):
     """Training with clean or attacked inliers, and with clean, attacked or no auxiliary outliers.
 
-    Minimises `mean CE(inliers) + outlier_weight * mean CE-to-uniform(outliers)`, the general form of ALOE Eq. 4: each of
-    the two batches is attacked, within its region, so as to raise its own term, where an attack is given for it. Subclasses
-    name the special cases.
+    Minimises `mean CE(inliers) + outlier_weight * mean CE-to-uniform(outliers)`, the general form of ALOE Eq. 4: each
+    of the two batches is attacked, within its region, so as to raise its own term, where an attack is given for it.
+    Subclasses name the special cases, or bring an objective of their own.
 
     Args:
         net: classifier, images in [0, 1] to logits `(N, K)`.
@@ -38,8 +42,12 @@ class Method(LightningModule):
         attack_mode: "eval" attacks with BatchNorm's running statistics; "train" attacks in train mode, as the ALOE code
             does, where PGD's passes also move the running statistics.
         optimization: optimiser and schedule; SGD with Nesterov momentum and a cosine per step by default.
+        compile: run training passes through `torch.compile`. Parameters are frozen while an attack runs, because the
+            compiled backward pass would otherwise differentiate them too.
         seed: seed of the attacks' random starts; the run's `seed_everything` where the command sets it.
     """
+
+    _run: Objective
 
     def __init__(
         self,
@@ -49,18 +57,23 @@ class Method(LightningModule):
         outlier_weight: float = 0.0,
         attack_mode: Literal["eval", "train"] = "eval",
         optimization: SGD | None = None,
+        compile: bool = False,  # noqa: A002  # the name that users know
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if outlier_weight < 0:
-            raise UserError(f"outlier_weight: {outlier_weight} is negative")
+        if not outlier_weight >= 0:
+            raise UserError(f"outlier_weight: {outlier_weight} is not >= 0")
         if attack_mode not in ("eval", "train"):
             raise UserError(f"attack_mode: {attack_mode!r} is neither 'eval' nor 'train'")
         self.net = net.to(memory_format=torch.channels_last)
         self.inlier_attack, self.outlier_attack = inlier_attack, outlier_attack
         self.outlier_weight, self.attack_mode = outlier_weight, attack_mode
         self.optimization = optimization or SGD()
-        self.seed = seed
+        self.compiled, self.seed = compile, seed
+        # Past `nn.Module`'s registry: the weights are `net`'s, and a checkpoint shall hold them once.
+        self.__dict__["_run"] = torch.compile(self.net) if compile else self.net
+        self.inspecting = False
+        self.findings: dict[str, Finding] = {}
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(N, K)`."""
@@ -68,6 +81,17 @@ class Method(LightningModule):
         return logits
 
     # What a method may change -----------------------------------------------------------------------------------------
+
+    @property
+    def needs_outliers(self) -> bool:
+        """Whether the loss reads auxiliary outliers."""
+        return self.outlier_weight > 0
+
+    def objective(self, batch: Batch) -> Tensor:
+        """Return the scalar to descend for a batch of images in [0, 1], and log its terms."""
+        inliers, outliers = self.attacked(batch)
+        inlier_logits, outlier_logits = self.logits(inliers, outliers)
+        return self.loss(inlier_logits, outlier_logits, batch)
 
     def attacked(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the batch's inliers and outliers as the loss shall see them."""
@@ -77,13 +101,13 @@ class Method(LightningModule):
             # In eval mode images do not influence one another, so one batch attacks both at once.
             size = len(batch.images)
             both = torch.cat([batch.images, batch.outliers])
-            joint = self._attack(self.inlier_attack, _joint(inlier_goal, outlier_goal, size), both, batch, "both")
+            joint = self.search(self.inlier_attack, _joint(inlier_goal, outlier_goal, size), both, batch, "attack both")
             return joint[:size], joint[size:]
         inliers, outliers = batch.images, batch.outliers
         if self.inlier_attack is not None:
-            inliers = self._attack(self.inlier_attack, inlier_goal, inliers, batch, "inliers")
+            inliers = self.search(self.inlier_attack, inlier_goal, inliers, batch, "attack inliers")
         if self.outlier_attack is not None and len(outliers):
-            outliers = self._attack(self.outlier_attack, outlier_goal, outliers, batch, "outliers")
+            outliers = self.search(self.outlier_attack, outlier_goal, outliers, batch, "attack outliers")
         return inliers, outliers
 
     def inlier_goal(self, batch: Batch) -> Objective:
@@ -96,19 +120,80 @@ class Method(LightningModule):
 
     def loss(self, inlier_logits: Tensor, outlier_logits: Tensor, batch: Batch) -> Tensor:
         """Return the scalar to descend, and log its terms."""
-        inlier_loss = losses.cross_entropy(inlier_logits, batch.labels).mean()
-        self.log("train/inlier_loss", inlier_loss)
+        inlier_loss = self.inlier_loss(inlier_logits, batch)
         if not len(outlier_logits):
             return inlier_loss
-        outlier_loss = losses.cross_entropy_to_uniform(outlier_logits).mean()
-        self.log("train/outlier_loss", outlier_loss)
-        return inlier_loss + self.outlier_weight * outlier_loss
+        return inlier_loss + self.outlier_weight * self.outlier_loss(outlier_logits)
+
+    # What methods are made of -----------------------------------------------------------------------------------------
+
+    def search(self, attack: PGD, goal: Objective, images: Tensor, batch: Batch, purpose: str) -> Tensor:
+        """Return the images near the given ones where an attack ends that makes a function of their logits small.
+
+        Args:
+            attack: settings; one run, last iterate.
+            goal: logits `(N, K)` to one value per image `(N,)`.
+            images: `(N, C, H, W)`, the centres of the attack's region.
+            batch: the batch they are from, which keys the random start with this process's rank.
+            purpose: what the search is for, in words: a key of the random start, and its name in warnings.
+        """
+        start = attack.region.sample(images, self.draws(purpose, batch)) if attack.random_start else None
+        watch = Watch(attack.rule) if self.inspecting else None
+        with mode(self.net, training=self.attack_mode == "train"), _frozen(self.net, self.compiled):
+            found = minimize(
+                lambda x: goal(self._run(x)),
+                images,
+                attack.region,
+                steps=attack.steps,
+                step_size=attack.step_size or 0.0,
+                rule=watch or attack.rule,
+                start=start,
+                keep="last",
+                trace=self.inspecting,
+            )
+        if watch is not None and found.trace is not None:
+            self.findings[purpose] = watch.finding(found.trace.values)
+        return found.images
+
+    def logits(self, *parts: Tensor) -> tuple[Tensor, ...]:
+        """Return the logits of several batches of images, run as one.
+
+        Apart, they would give BatchNorm several sets of statistics, which is known to hurt outlier exposure.
+        """
+        # Weights cast by autocast where no gradient was wanted would be reused here, and get none.
+        torch.clear_autocast_cache()
+        logits = self._run(torch.cat(parts))
+        return torch.split(logits, [len(part) for part in parts])
+
+    def predictions(self, images: Tensor) -> Tensor:
+        """Return the classes `(N,)` that the network gives the images in eval mode."""
+        with mode(self.net, training=False), torch.no_grad():
+            predicted: Tensor = self.net(images).argmax(1)
+        return predicted
+
+    def inlier_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy of the labels; log it, and the accuracy."""
+        loss = losses.cross_entropy(logits, batch.labels).mean()
+        self.log("train/inlier_loss", loss.detach())
+        self.log("train/accuracy", (logits.detach().argmax(1) == batch.labels).float().mean(), prog_bar=True)
+        return loss
+
+    def outlier_loss(self, logits: Tensor) -> Tensor:
+        """Return the mean cross-entropy to the uniform distribution, and log it."""
+        loss = losses.cross_entropy_to_uniform(logits).mean()
+        self.log("train/outlier_loss", loss.detach())
+        return loss
+
+    def draws(self, purpose: str, batch: Batch) -> torch.Generator:
+        """Return the generator of a batch's random draws, different for each purpose, step and process."""
+        keys = (purpose, batch.epoch, batch.step, self.global_rank)
+        return generator(self.seed, *keys, device=batch.images.device)
 
     # What Lightning calls ---------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Attack, run one concatenated forward pass, and return the loss."""
-        if not self.outlier_weight:
+        """Return the loss of a batch."""
+        if not self.needs_outliers:
             batch = batch._replace(outliers=batch.outliers[:0])
         elif not len(batch.outliers):
             raise UserError(f"data.outliers: {type(self).__name__} trains with outliers, and the data has none")
@@ -116,14 +201,10 @@ class Method(LightningModule):
             images=batch.images.contiguous(memory_format=torch.channels_last),
             outliers=batch.outliers.contiguous(memory_format=torch.channels_last),
         )
-        inliers, outliers = self.attacked(batch)
-        # One batch: two would give BatchNorm two sets of statistics, which is known to hurt outlier exposure.
-        logits = self.net(torch.cat([inliers, outliers]))
-        inlier_logits, outlier_logits = logits.split([len(inliers), len(outliers)])
-        loss = self.loss(inlier_logits, outlier_logits, batch)
-        accuracy = (inlier_logits.detach().argmax(1) == batch.labels).float().mean()
+        # Dropout draws from torch's own generator: keyed by the step, its draws survive a resumption too.
+        torch.manual_seed(derive_seed(self.seed, "dropout", batch.epoch, batch.step, self.global_rank))
+        loss = self.objective(batch)
         self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log("train/accuracy", accuracy, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -136,7 +217,11 @@ class Method(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its per-step schedule."""
-        return self.optimization.configure(self.net, int(self.trainer.estimated_stepping_batches))
+        steps = int(self.trainer.estimated_stepping_batches)
+        # Counting made the loop set up its loader, before it has read from the checkpoint how far the epoch had got; it
+        # would not do so again, and a resumed run would begin the epoch anew.
+        self.trainer.fit_loop._combined_loader = None
+        return self.optimization.configure(self.net, steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the checkpoint say what made it: an evaluation can then build the network without a config."""
@@ -153,24 +238,20 @@ class Method(LightningModule):
         self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True)
         self.log(f"{stage}/accuracy", accuracy, batch_size=size, sync_dist=True, prog_bar=True)
 
-    def _attack(self, attack: PGD, goal: Objective, images: Tensor, batch: Batch, which: str) -> Tensor:
-        start = None
-        if attack.random_start:
-            keys = (f"attack {which}", batch.epoch, batch.step, self.global_rank)
-            start = attack.region.sample(images, generator(self.seed, *keys, device=images.device))
-        with mode(self.net, training=self.attack_mode == "train"):
-            return minimize(
-                lambda x: goal(self.net(x)),
-                images,
-                attack.region,
-                steps=attack.steps,
-                step_size=attack.step_size or 0.0,
-                rule=attack.rule,
-                start=start,
-                keep="last",
-            ).images
-
 
 def _joint(first: Objective, second: Objective, size: int) -> Objective:
     """Return the function of joint logits whose first `size` values are `first`'s and the rest `second`'s."""
     return lambda logits: torch.cat([first(logits[:size]), second(logits[size:])])
+
+
+@contextmanager
+def _frozen(net: nn.Module, wanted: bool) -> Iterator[None]:
+    """Let no parameter require a gradient inside the block, where that is wanted."""
+    parameters = [p for p in net.parameters() if p.requires_grad] if wanted else []
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

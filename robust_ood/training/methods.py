@@ -14,8 +14,14 @@ from robust_ood.training.optimization import SGD
 class Standard(Method):
     """Ordinary training: `min mean CE(F(x), y)`. See `Method` for the arguments."""
 
-    def __init__(self, net: nn.Module, optimization: SGD | None = None, seed: int = 0) -> None:
-        super().__init__(net, optimization=optimization, seed=seed)
+    def __init__(
+        self,
+        net: nn.Module,
+        optimization: SGD | None = None,
+        compile: bool = False,  # noqa: A002
+        seed: int = 0,
+    ) -> None:
+        super().__init__(net, optimization=optimization, compile=compile, seed=seed)
 
 
 class OE(Method):
@@ -25,9 +31,14 @@ class OE(Method):
     """
 
     def __init__(
-        self, net: nn.Module, outlier_weight: float = 0.5, optimization: SGD | None = None, seed: int = 0
+        self,
+        net: nn.Module,
+        outlier_weight: float = 0.5,
+        optimization: SGD | None = None,
+        compile: bool = False,  # noqa: A002
+        seed: int = 0,
     ) -> None:
-        super().__init__(net, outlier_weight=outlier_weight, optimization=optimization, seed=seed)
+        super().__init__(net, outlier_weight=outlier_weight, optimization=optimization, compile=compile, seed=seed)
 
 
 class ADV(Method):
@@ -42,9 +53,12 @@ class ADV(Method):
         inlier_attack: PGD,
         attack_mode: Literal["eval", "train"] = "eval",
         optimization: SGD | None = None,
+        compile: bool = False,  # noqa: A002
         seed: int = 0,
     ) -> None:
-        super().__init__(net, inlier_attack, attack_mode=attack_mode, optimization=optimization, seed=seed)
+        super().__init__(
+            net, inlier_attack, attack_mode=attack_mode, optimization=optimization, compile=compile, seed=seed
+        )
 
 
 class AOE(Method):
@@ -60,9 +74,10 @@ class AOE(Method):
         outlier_weight: float = 0.5,
         attack_mode: Literal["eval", "train"] = "eval",
         optimization: SGD | None = None,
+        compile: bool = False,  # noqa: A002
         seed: int = 0,
     ) -> None:
-        super().__init__(net, inlier_attack, None, outlier_weight, attack_mode, optimization, seed)
+        super().__init__(net, inlier_attack, None, outlier_weight, attack_mode, optimization, compile, seed)
 
 
 class ALOE(Method):
@@ -80,6 +95,7 @@ class ALOE(Method):
         outlier_weight: float = 0.5,
         attack_mode: Literal["eval", "train"] = "eval",
         optimization: SGD | None = None,
+        compile: bool = False,  # noqa: A002
         seed: int = 0,
     ) -> None:
-        super().__init__(net, inlier_attack, outlier_attack, outlier_weight, attack_mode, optimization, seed)
+        super().__init__(net, inlier_attack, outlier_attack, outlier_weight, attack_mode, optimization, compile, seed)

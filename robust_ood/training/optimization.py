@@ -39,6 +39,13 @@ class SGD:
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise UserError(f"learning_rate: {self.learning_rate} is not > 0")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"momentum: {self.momentum} is not in [0, 1)")
+        for field in ("weight_decay", "final_learning_rate"):
+            if not getattr(self, field) >= 0:
+                raise UserError(f"{field}: {getattr(self, field)} is not >= 0")
+        if not self.decay > 0:
+            raise UserError(f"decay: {self.decay} is not > 0")
         if self.schedule not in ("cosine", "milestones", "one_cycle", "constant"):
             raise UserError(f"schedule: {self.schedule!r} is not one of cosine, milestones, one_cycle, constant")
         if any(not 0 < share < 1 for share in self.milestones):

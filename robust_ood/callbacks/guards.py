@@ -1,0 +1,130 @@
+"""Guards: what goes wrong silently in adversarial training stops the run or is said aloud."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from robust_ood.attacks import PGD, fgsm
+from robust_ood.data import Batch, EvaluationLoader, OODData
+from robust_ood.errors import UserError
+from robust_ood.evaluation.scores import correct
+from robust_ood.training import Method
+
+
+class Diverged(UserError):  # noqa: N818  # a state, like `Stopped`
+    """Loss or weights are no longer finite."""
+
+
+class Guards(Callback):
+    """Watches for a loss that is not finite, in-loop attacks that do nothing, and catastrophic overfitting.
+
+    - A loss or a weight that is not finite stops the run before the next checkpoint is written: the last one is good.
+    - An in-loop attack that makes its objective no better on most images of a batch is warned about, and under float16
+    so
+      are input gradients of which more than 1 % are exactly zero. Both are looked at every so many steps.
+    - Training with a single-step attack can come to resist single steps only (catastrophic overfitting, Wong et al.
+    2020
+      Sec. 5.2). There each validation also logs `val/fgsm_accuracy` and `val/pgd_accuracy` (10 steps of a quarter of
+      the radius), and warns when the latter falls below a quarter of its best while the former is twice as high.
+
+    Args:
+        attacks_every_n_steps: optimiser steps between two looks at the in-loop attacks, >= 1; None for never.
+        limit: validation images on which single-step training is checked; 0 for none.
+    """
+
+    def __init__(self, attacks_every_n_steps: int | None = 100, limit: int = 200) -> None:
+        if attacks_every_n_steps is not None and attacks_every_n_steps < 1:
+            raise UserError(f"guards.attacks_every_n_steps: {attacks_every_n_steps} is not a number of steps >= 1")
+        if limit < 0:
+            raise UserError(f"guards.limit: {limit} is not a number of images >= 0")
+        self.attacks_every_n_steps, self.limit = attacks_every_n_steps, limit
+        self.best_accuracy = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        """Say whether the coming step's attacks are looked at."""
+        if isinstance(module, Method) and self.attacks_every_n_steps is not None:
+            module.inspecting = trainer.global_step % self.attacks_every_n_steps == 0
+            module.findings = {}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Batch, *_: Any
+    ) -> None:
+        """Stop at numbers that are not finite; warn about attacks that do nothing."""
+        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+        what = "" if _finite([loss]) else "the loss"
+        what = what or ("" if _finite([*module.parameters(), *module.buffers()]) else "a weight")
+        if what:
+            kept = Path(trainer.default_root_dir) / "last.ckpt"
+            raise Diverged(
+                f"training: {what} is not finite after step {trainer.global_step} (batch of epoch {batch.epoch}, "
+                f"step {batch.step}, rank {trainer.global_rank}); last good checkpoint: "
+                f"{kept if kept.exists() else 'none'}"
+            )
+        if isinstance(module, Method):
+            self._judge(trainer, module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Compare FGSM and PGD accuracy where training uses a single step."""
+        if trainer.sanity_checking or not isinstance(module, Method) or not self.limit:
+            return
+        attack = module.inlier_attack
+        data: OODData = trainer.datamodule  # type: ignore[attr-defined]  # a Lightning attribute without a type
+        if attack is None or attack.steps > 1 or not isinstance(data, OODData):
+            return
+        strong = PGD(attack.region, steps=10, step_size=attack.region.radius / 4)
+        one_step = self._accuracy(trainer, module, data, fgsm(attack.region))
+        many_steps = self._accuracy(trainer, module, data, strong)
+        module.log("val/fgsm_accuracy", one_step, sync_dist=True)
+        module.log("val/pgd_accuracy", many_steps, sync_dist=True)
+        if many_steps < self.best_accuracy / 4 and one_step > 2 * many_steps:
+            rank_zero_warn(
+                f"catastrophic overfitting: accuracy under 10 steps of PGD fell from {self.best_accuracy:.3f} to "
+                f"{many_steps:.3f} while that under FGSM is {one_step:.3f}; train with more steps, a random start or a "
+                "smaller radius, or go back to an earlier checkpoint"
+            )
+        self.best_accuracy = max(self.best_accuracy, many_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best PGD accuracy so far."""
+        return {"best_accuracy": self.best_accuracy}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.best_accuracy = state_dict["best_accuracy"]
+
+    def _judge(self, trainer: Trainer, module: Method) -> None:
+        half = "16" in str(trainer.precision) and "bf16" not in str(trainer.precision)
+        for purpose, finding in module.findings.items():
+            if finding.succeeded < 0.5:
+                rank_zero_warn(
+                    f"{purpose}: reached its aim on only {finding.succeeded:.0%} of the images at step "
+                    f"{trainer.global_step}; its steps may be too large or too small, or gradients may be masked"
+                )
+            if half and finding.zeros > 0.01:
+                rank_zero_warn(
+                    f"{purpose}: {finding.zeros:.1%} of the input gradients are exactly zero under float16 at step "
+                    f"{trainer.global_step}; use precision bf16-mixed or 32-true"
+                )
+        module.inspecting = False
+
+    def _accuracy(self, trainer: Trainer, module: Method, data: OODData, attack: PGD) -> float:
+        place = {"rank": trainer.global_rank, "world": trainer.world_size}
+        images, size = data.inliers("validation"), data.evaluation_batch_size
+        loader = EvaluationLoader(images, batch_size=size, limit=self.limit, **place)
+        mean = MeanMetric().to(module.device)
+        if len(loader):
+            mean.update(correct(module.net, loader, attack, module.device).float().to(module.device))
+        return float(mean.compute())
+
+
+def _finite(tensors: list[Tensor]) -> bool:
+    sizes = [tensor.detach().float().norm() for tensor in tensors if tensor.is_floating_point()]
+    return bool(torch.stack(sizes).isfinite().all())

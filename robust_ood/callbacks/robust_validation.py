@@ -1,0 +1,165 @@
+"""Validation of what this project trains for: detection under attack, while training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from robust_ood import attacks as attack_registry
+from robust_ood import detectors as detector_registry
+from robust_ood.attacks.objectives import Direction
+from robust_ood.callbacks.dashboard import add_scores, add_strips
+from robust_ood.data import EvaluationLoader, ImageSet, OODData
+from robust_ood.detectors import Detector
+from robust_ood.errors import UserError
+from robust_ood.evaluation.scores import attacked_scores, clean_scores, correct
+from robust_ood.metrics import AUROC, FPR95
+from robust_ood.training import Method
+
+Specs = list[str | dict[str, Any]]
+
+
+class RobustValidation(Callback):
+    """Scores validation images clean and attacked, and logs how well detectors separate them from OOD images.
+
+    Logs `val/<ood>/<detector>/<attack>/auroc` and `.../fpr95` (ID positive), where <attack> is `none`, or an attack's
+    label with `-in`, `-out` or `-both` for the side it was applied to; `val/<attack>/accuracy`, the accuracy on
+    attacked validation images; and `val/robust_auroc`: the smallest AUROC over the attacks with both sides attacked
+    (clean without attacks), averaged over detectors and OOD sets. Scores are pooled over all processes. Attacks go
+    through the detector they are scored on, with random starts keyed by image, so that the numbers do not depend on
+    the number of processes.
+
+    Leaves no trace in gradients, modes or generators.
+
+    Args:
+        detectors: names, or mappings with a name and settings, as in an evaluation config; or detectors by label, built
+            on the network that is trained. None given: no robust validation.
+        attacks: likewise.
+        every_n_epochs: validate robustly after every so many epochs, >= 1, and after the last.
+        limit: images of each set, >= 1.
+    """
+
+    logs = ("val/robust_auroc",)
+
+    def __init__(
+        self,
+        detectors: Specs | dict[str, Any] | None = None,
+        attacks: Specs | dict[str, Any] | None = None,
+        every_n_epochs: int = 1,
+        limit: int = 200,
+    ) -> None:
+        for field, value in (("every_n_epochs", every_n_epochs), ("limit", limit)):
+            if value < 1:
+                raise UserError(f"robust_validation.{field}: {value} is not >= 1")
+        self.detector_specs = detectors or []
+        built = attacks if isinstance(attacks, Mapping) else attack_registry.build_all(attacks or [])
+        self.attacks: dict[str, Any] = dict(built)
+        self.every_n_epochs, self.limit = every_n_epochs, limit
+        self._detectors: dict[str, Detector] = {}
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """Build the detectors on the network, and make sure that there is something to validate on."""
+        if not self.detector_specs or self._detectors or not isinstance(module, Method):
+            return
+        given = self.detector_specs
+        self._detectors = dict(given) if isinstance(given, Mapping) else detector_registry.build_all(given, module.net)
+        if stage in ("fit", "validate"):
+            _data(trainer).inliers("validation")
+            if not _data(trainer).validation_ood_sets():
+                raise UserError("data.validation_ood: not given, and robust_validation needs OOD images")
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Score, log."""
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        due = last or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if not self._detectors or trainer.sanity_checking or not isinstance(module, Method) or not due:
+            return
+        for name, value in self.validate(trainer, module).items():
+            # The values are equal in all processes already; `sync_dist` only says that this is so.
+            module.log(name, value, prog_bar=name in self.logs, sync_dist=True)
+
+    def validate(self, trainer: Trainer, module: Method) -> dict[str, float]:
+        """Return the numbers to log, by name."""
+        data, device = _data(trainer), module.device
+        inliers, outliers = data.inliers("validation"), data.validation_ood_sets()
+        for detector in self._detectors.values():
+            detector.to(device)
+            detector.fit(EvaluationLoader(data.inliers("train"), batch_size=data.evaluation_batch_size, limit=2000))
+        scores = {images.name: self._scores(trainer, data, images, inliers, device) for images in (inliers, *outliers)}
+        values: dict[str, float] = {}
+        worst = []
+        for ood in outliers:
+            for name in self._detectors:
+                both = []
+                for label, (id_key, ood_key) in self._comparisons().items():
+                    pair = scores[inliers.name][name][id_key], scores[ood.name][name][ood_key]
+                    prefix = f"val/{ood.name}/{name}/{label}"
+                    values[f"{prefix}/auroc"], values[f"{prefix}/fpr95"] = _separation(*pair, device)
+                    if label.endswith("-both") or not self.attacks:
+                        both.append(values[f"{prefix}/auroc"])
+                worst.append(min(both))
+                add_scores(trainer, f"{ood.name}/{name}", scores[inliers.name][name], scores[ood.name][name])
+        for label, attack in self.attacks.items():
+            values[f"val/{label}/accuracy"] = self._accuracy(trainer, module, data, inliers, attack)
+        for label, attack in self.attacks.items():
+            for name, detector in self._detectors.items():
+                add_strips(trainer, f"{name}/{label}", detector, attack, inliers, outliers[0], device)
+        values["val/robust_auroc"] = sum(worst) / len(worst)
+        return values
+
+    def _comparisons(self) -> dict[str, tuple[str, str]]:
+        """Return, for each label, which scores of the inliers are compared with which of the outliers."""
+        pairs = {"none": ("none", "none")}
+        for label in self.attacks:
+            pairs |= {f"{label}-in": (label, "none"), f"{label}-out": ("none", label), f"{label}-both": (label, label)}
+        return pairs
+
+    def _scores(
+        self, trainer: Trainer, data: OODData, images: ImageSet, inliers: ImageSet, device: torch.device
+    ) -> dict[str, dict[str, Tensor]]:
+        """Return this process's scores of a set by detector and attack label, "none" for clean images."""
+        loader = self._loader(trainer, data, images)
+        if not len(loader):
+            return {name: dict.fromkeys(["none", *self.attacks], torch.empty(0)) for name in self._detectors}
+        found = {name: {"none": column} for name, column in clean_scores(self._detectors, loader, device).items()}
+        for name, detector in self._detectors.items():
+            for label, attack in self.attacks.items():
+                side: Direction = 1 if images is inliers else -1
+                found[name][label] = attacked_scores(detector, loader, attack, side, device)
+        return found
+
+    def _accuracy(self, trainer: Trainer, module: Method, data: OODData, images: ImageSet, attack: Any) -> float:
+        loader, mean = self._loader(trainer, data, images), MeanMetric().to(module.device)
+        if len(loader):
+            mean.update(correct(module.net, loader, attack, module.device).float().to(module.device))
+        return float(mean.compute())
+
+    def _loader(self, trainer: Trainer, data: OODData, images: ImageSet) -> EvaluationLoader:
+        return EvaluationLoader(
+            images,
+            batch_size=data.evaluation_batch_size,
+            limit=self.limit,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+        )
+
+
+def _separation(id_scores: Tensor, ood_scores: Tensor, device: torch.device) -> tuple[float, float]:
+    """Return AUROC and FPR95 of the scores of all processes."""
+    auroc, fpr95 = AUROC().to(device), FPR95().to(device)
+    for metric in (auroc, fpr95):
+        metric.update(id_scores.to(device), True)
+        metric.update(ood_scores.to(device), False)
+    return float(auroc.compute()), float(fpr95.compute())
+
+
+def _data(trainer: Trainer) -> OODData:
+    data: OODData = trainer.datamodule  # type: ignore[attr-defined]  # a Lightning attribute without a type
+    if not isinstance(data, OODData):
+        raise UserError("robust_validation: the trainer has no OODData to take validation images from")
+    return data

@@ -1,0 +1,65 @@
+"""Signals that ask a run to stop: noted when they come, obeyed where a checkpoint is exact."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+Handler = Callable[[int, FrameType | None], Any]
+
+
+class Stopped(Exception):  # noqa: N818  # a request that was obeyed, not an error
+    """The run was asked to stop, wrote a checkpoint and stopped.
+
+    signum: the signal that asked; step: optimiser steps done; checkpoint: the file that continues the run.
+    """
+
+    def __init__(self, signum: int, step: int, checkpoint: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}; wrote {checkpoint}")
+        self.signum, self.step, self.checkpoint = signum, step, checkpoint
+
+
+class Signals:
+    """Notes SIGTERM, SIGINT (Ctrl-C) and a requeue signal until the training loop reaches a whole step.
+
+    A second Ctrl-C stops at once. SIGUSR1 (or SIGUSR2) is only touched where somebody handles it already - Lightning
+    does under SLURM, to requeue the job - and that handler then runs between two steps instead of within one.
+    """
+
+    def __init__(self) -> None:
+        self.stop: int = 0
+        self.deferred: list[int] = []
+        self._originals: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Take over the signals; only Python's main thread may."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            self._originals[signum] = signal.signal(signum, self._ask_to_stop)
+        for signum in (signal.SIGUSR1, signal.SIGUSR2):
+            if callable(signal.getsignal(signum)):
+                self._originals[signum] = signal.signal(signum, self._defer)
+
+    def restore(self) -> None:
+        """Give the signals back to whoever had them."""
+        for signum, original in self._originals.items():
+            signal.signal(signum, signal.SIG_DFL if original is None else original)
+        self._originals = {}
+
+    def run_deferred(self) -> None:
+        """Run the handlers whose signals came since the last call."""
+        while self.deferred:
+            signum = self.deferred.pop(0)
+            self._originals[signum](signum, None)
+
+    def _ask_to_stop(self, signum: int, frame: FrameType | None) -> None:
+        if self.stop and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stop = signum
+
+    def _defer(self, signum: int, frame: FrameType | None) -> None:
+        self.deferred.append(signum)

@@ -1,0 +1,64 @@
+"""What may be resumed: the newest whole checkpoint, under the settings that made it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from robust_ood.callbacks import recent
+from robust_ood.errors import UserError
+from robust_ood.models import read_checkpoint
+
+_FREE = ("ckpt_path", "include", "output", "experiment", "resume_changed", "init_from", "checkpoints", "data.root",
+         "trainer.enable_progress_bar")  # fmt: skip
+"""Settings that may differ, because they do not change what the run computes."""
+
+
+def first_process() -> bool:
+    """Return whether this process is the one of its machine that speaks to the user."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """Return the newest readable checkpoint of a run folder, and say so where that is not `last.ckpt`.
+
+    Raises: `UserError` of `last.ckpt` where none can be read.
+    """
+    failure: UserError | None = None
+    for path in recent(folder):
+        try:
+            step = read_checkpoint(path).get("global_step")
+        except UserError as error:
+            failure = failure or error
+            continue
+        if failure is not None and first_process():
+            print(f"warning: {failure}; continuing from {path} (step {step}) instead", file=sys.stderr)
+        return path
+    assert failure is not None
+    raise failure
+
+
+def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise `UserError` naming each setting that differs from those of the resumed run."""
+    old, new = _flat(before), _flat(now)
+    differing = [
+        f"{field} (was {old.get(field)}, now {new.get(field)})"
+        for field in sorted(old.keys() | new.keys())
+        if old.get(field) != new.get(field) and not any(field == free or field.startswith(f"{free}.") for free in _FREE)
+    ]
+    if differing:
+        raise UserError(
+            f"ckpt_path: the run was started with other settings: {', '.join(differing)}; "
+            "give --resume_changed true to go on with the new ones"
+        )
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested settings with dotted names."""
+    if not isinstance(settings, Mapping) or not settings:
+        return {prefix: settings}
+    parts = [_flat(value, f"{prefix}.{name}" if prefix else str(name)) for name, value in settings.items()]
+    return {name: value for part in parts for name, value in part.items()}

@@ -1,0 +1,43 @@
+"""Training for randomised smoothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from robust_ood.data import Batch
+from robust_ood.errors import UserError
+from robust_ood.regions import Fraction
+from robust_ood.training.method import Method
+from robust_ood.training.optimization import SGD
+
+
+class GaussianNoise(Method):
+    """Ordinary training on noisy images: `min mean CE(F(x + n), y)`, n normal with standard deviation `sigma`.
+
+    Source: Cohen et al. 2019, Sec. 3.3; the safe spots paper's Gaussian model. Noisy images are not clipped, as there.
+
+    Args:
+        net: classifier, images in [0, 1] to logits `(N, K)`.
+        sigma: standard deviation in pixel fractions, > 0; 0.1 in the safe spots code.
+        optimization, compile, seed: as in `Method`.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        sigma: float | Fraction = 0.1,
+        optimization: SGD | None = None,
+        compile: bool = False,  # noqa: A002
+        seed: int = 0,
+    ) -> None:
+        super().__init__(net, optimization=optimization, compile=compile, seed=seed)
+        self.sigma = float(Fraction(sigma, "sigma"))
+        if not self.sigma > 0:
+            raise UserError(f"sigma: {sigma} is not > 0")
+
+    def attacked(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return noisy inliers."""
+        draws = self.draws("gaussian noise", batch)
+        noise = torch.randn(batch.images.shape, generator=draws, device=draws.device)
+        return batch.images + self.sigma * noise, batch.outliers
