@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Evaluate a checkpoint: `python evaluate.py -c configs/evaluate/digits.yaml --checkpoint runs/digits_aloe/last.ckpt`."""
+"""Evaluate a checkpoint: `python evaluate.py -c configs/evaluate/digits.yaml --checkpoint FILE`."""
 
 import sys
 

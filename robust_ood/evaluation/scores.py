@@ -16,7 +16,7 @@ from robust_ood.modes import evaluating
 
 
 def clean_scores(detectors: Mapping[str, Detector], loader: Iterable[Batch], device: torch.device) -> dict[str, Tensor]:
-    """Return each detector's scores `(N,)` of all images; detectors of one network that read its outputs share a pass."""
+    """Return each detector's scores `(N,)` of all images; detectors that read one network's outputs share a pass."""
     sharing = _by_network(detectors)
     alone = {name: d for name, d in detectors.items() if not isinstance(d, OutputsDetector)}
     columns: dict[str, list[Tensor]] = {name: [] for name in detectors}
