@@ -22,8 +22,9 @@ $(READY): pyproject.toml
 quickstart: $(READY)
 	$(RUN) -m robust_ood.quickstart
 
+# One worker a core, each with one thread: the tests are many and small.
 test: $(READY)
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
 
 lint: $(READY)
 	$(RUN) -m ruff check .
