@@ -17,7 +17,7 @@ from robust_ood.detectors.statistics import Statistic, double
 from robust_ood.errors import UserError
 
 COLDEST, HOTTEST = 1e-3, 1e3
-_POINTS = 97
+_POINTS = 65
 
 
 class CalibrationSlopes(Statistic):

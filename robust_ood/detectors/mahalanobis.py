@@ -19,7 +19,7 @@ from robust_ood.errors import UserError
 from robust_ood.models import Outputs, outputs
 from robust_ood.modes import ordinary
 from robust_ood.perturb import minimize
-from robust_ood.regions import Unbounded
+from robust_ood.regions import Fraction, Unbounded
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -155,13 +155,13 @@ class LayerNoise(Wrapper):
 
     detector: Mahalanobis
 
-    def __init__(self, detector: Mahalanobis, magnitude: float, *, clip: bool = False) -> None:
+    def __init__(self, detector: Mahalanobis, magnitude: float | str, *, clip: bool = False) -> None:
         if not isinstance(detector, Mahalanobis):
             raise UserError(f"LayerNoise: wraps a Mahalanobis detector, not {type(detector).__name__}; use InputNoise")
         super().__init__(detector)
-        if magnitude < 0:
+        self.magnitude, self.region = float(Fraction(magnitude, "magnitude")), Unbounded(clip=clip)
+        if self.magnitude < 0:
             raise UserError(f"magnitude: {magnitude} is negative")
-        self.magnitude, self.region = magnitude, Unbounded(clip=clip)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the weighted sum `(N,)` of the layers' scores, each at its own moved images."""

@@ -207,7 +207,7 @@ def _under_noise(probe: _Probe) -> float:
 def _idle(probe: _Probe) -> bool:
     """Return whether the restarts of an attack on inliers all end where they began, at the same value."""
     objective = probe.detector.surrogate
-    attack = PGD(probe.region, steps=_STEPS, restarts=3)
+    attack = PGD(probe.region, steps=3, restarts=3)
     found = attack.search(objective, probe.inliers, attack.draws(torch.arange(len(probe.inliers))))
     ends = torch.stack([run.values for run in found if run.values is not None])  # (restarts, N)
     with torch.no_grad():

@@ -1,0 +1,342 @@
+"""Every detector against pytorch-ood where its definition is the paper's, and against naive formulas elsewhere.
+
+A reference sees arrays of forward passes in float64, never our statistics. `benchmarks/detector_parity.py` runs the same
+references on real images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robust_ood import detectors, metrics
+from robust_ood.detectors.fingerprints import fingerprints
+from robust_ood.models import outputs
+
+pood = pytest.importorskip("pytorch_ood.detector")
+
+
+class Data(NamedTuple):
+    """Images, and what the network makes of them, in float64; maps by layer."""
+
+    net: nn.Module
+    images: Tensor
+    labels: Tensor
+    logits: Tensor
+    features: Tensor
+    maps: dict[str, Tensor]
+
+    @property
+    def weight(self):
+        return self.net.head.weight.detach().double()
+
+    @property
+    def bias(self):
+        return self.net.head.bias.detach().double()
+
+
+def read(net, images, labels, layers=()) -> Data:
+    parts = []
+    with torch.no_grad():
+        for batch in images.split(250):
+            out = outputs(net, batch, layers)
+            parts.append((out.logits.double(), out.features.double(), {k: v.double() for k, v in out.maps.items()}))
+    maps = {layer: torch.cat([part[2][layer] for part in parts]) for layer in layers}
+    return Data(net, images, labels, torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]), maps)
+
+
+@contextlib.contextmanager
+def in_float64():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+# --- references: what is fitted on, what is scored -> scores, higher = more in-distribution
+
+
+def msp(train, test):
+    return -pood.MaxSoftmax.score(test.logits)
+
+
+def tempered_msp(train, test):
+    from scipy.optimize import minimize_scalar
+
+    def likelihood(log_t):
+        return F.cross_entropy(train.logits / math.exp(log_t), train.labels).item()
+
+    best = minimize_scalar(likelihood, bounds=(-6, 6), method="bounded", options={"xatol": 1e-9}).x
+    return -pood.MaxSoftmax.score(test.logits, math.exp(best))
+
+
+def gen(train, test):  # pytorch-ood clamps probabilities at 1e-7, which at gamma 0.1 changes the score
+    p = test.logits.softmax(1)
+    rest = torch.stack([p[:, [j for j in range(p.shape[1]) if j != k]].sum(1) for k in range(p.shape[1])], dim=1)
+    return -(p**0.1 * rest**0.1).sum(1)
+
+
+def kl_matching(train, test):
+    return -pood.KLMatching(None).fit_logits(train.logits, train.labels).predict_logits(test.logits)
+
+
+def mahalanobis(train, test):
+    with in_float64():  # pytorch-ood halves the distance and does not divide the covariance by N
+        fitted = pood.Mahalanobis(None).fit_features(train.features, train.labels)
+        return -2 * len(train.labels) * fitted.predict_features(test.features)
+
+
+def naive_distances(train, test):
+    """Squared distances to each class mean, one image and class at a time."""
+    means = [train[0][train[1] == c].mean(0) for c in range(int(train[1].max()) + 1)]
+    centered = torch.cat([train[0][train[1] == c] - mean for c, mean in enumerate(means)])
+    covariance = sum(torch.outer(row, row) for row in centered) / len(centered)
+    return torch.stack(
+        [torch.stack([(z - mean) @ torch.linalg.solve(covariance, z - mean) for mean in means]) for z in test]
+    )
+
+
+def layered_mahalanobis(train, test):
+    scores = 0
+    for layer in train.maps:
+        pooled, scored = train.maps[layer].mean((2, 3)), test.maps[layer].mean((2, 3))
+        scores = scores - naive_distances((pooled, train.labels), scored).amin(1)
+    return scores
+
+
+def relative_mahalanobis(train, test):
+    with in_float64():
+        fitted = pood.RMD(None).fit_features(train.features, train.labels)
+        return -len(train.labels) * fitted.predict_features(test.features)
+
+
+def knn(train, test):
+    fitted = pood.KNN(None, k=50).fit_features(train.features, train.labels)
+    return -fitted.predict_features(test.features)
+
+
+def vim(train, test):  # pytorch-ood computes the subspace in float32
+    on_train, on_test = -residual(train, train), -residual(train, test)
+    alpha = train.logits.amax(1).mean() / on_train.mean()
+    return test.logits.exp().sum(1).log() - alpha * on_test
+
+
+def residual(train, test):
+    origin = -np.linalg.pinv(train.weight.numpy()) @ train.bias.numpy()
+    centered = train.features.numpy() - origin
+    values, directions = np.linalg.eigh(centered.T @ centered / len(centered))
+    smallest = directions[:, np.argsort(values)[: len(values) - len(values) // 2]]
+    return -torch.from_numpy(np.linalg.norm((test.features.numpy() - origin) @ smallest, axis=1))
+
+
+def naive_gram(maps, power):
+    """Row sums of the Gram matrices, made in full, then the root."""
+    raised = maps.flatten(2) ** power
+    sums = torch.einsum("nip,njp->nij", raised, raised).sum(2)
+    return sums.sign() * sums.abs() ** (1 / power)
+
+
+def gram(train, test):
+    held_out = fingerprints(train.images) % 1_000_000 < 100_000
+    fitted, validated = train.logits.argmax(1)[~held_out], train.logits.argmax(1)[held_out]
+    total = 0
+    for layer in train.maps:
+        scored = {}
+        for name, data in (("train", train), ("test", test)):
+            scored[name] = torch.cat([naive_gram(data.maps[layer], p) for p in (1, 2, 3, 4, 5)], dim=1)
+        seen = scored["train"][~held_out]
+        low = torch.stack([seen[fitted == c].amin(0) for c in range(train.logits.shape[1])])
+        high = torch.stack([seen[fitted == c].amax(0) for c in range(train.logits.shape[1])])
+
+        def deviation(values, classes, low=low, high=high):
+            return pood.Gram._deviation(values, low[classes], high[classes])
+
+        expected = deviation(scored["train"][held_out], validated).mean()
+        total = total + deviation(scored["test"], test.logits.argmax(1)) / expected
+    return -total
+
+
+def energy_of_head(data):
+    return lambda features: features.flatten(1) @ data.weight.T + data.bias
+
+
+def as_maps(data):
+    return data.features[:, :, None, None]
+
+
+def react(train, test):
+    fitted = pood.ReAct(None, energy_of_head(train), percentile=0.9).fit_feature_maps(as_maps(train), train.labels)
+    return -fitted.predict_feature_maps(as_maps(test))
+
+
+def ash(variant):
+    def reference(train, test):
+        shaped = pood.ASH(None, energy_of_head(test), variant=f"ash-{variant}", percentile=0.9)
+        return -shaped.predict_feature_maps(as_maps(test))
+
+    return reference
+
+
+def scale(train, test):
+    return -pood.SCALE(None, energy_of_head(test), percentile=0.85).predict_feature_maps(as_maps(test))
+
+
+def dice(train, test):
+    with in_float64():
+        contributions = (train.features.mean(0) * train.weight).flatten()
+        kept = contributions > np.quantile(contributions.numpy(), 0.9)
+        sparse = train.weight * kept.view_as(train.weight)
+    return (test.features @ sparse.T + train.bias).logsumexp(1)
+
+
+def gradnorm(train, test):
+    head = nn.Linear(train.weight.shape[1], len(train.weight)).double()
+    head.load_state_dict({"weight": train.weight, "bias": train.bias})
+    return -pood.GradNorm(head, param_filter=lambda name: name == "weight").predict(test.features)
+
+
+def odin(train, test):
+    predicted = [pood.ODIN(test.net).predict(batch) for batch in test.images.split(250)]
+    return -torch.cat(predicted).double()
+
+
+def naive_pro(train, test):
+    images, lowest = test.images, None
+    for _ in range(4):
+        images = images.detach().requires_grad_()
+        p = test.net(images).softmax(1)
+        scores = (p * p.clamp_min(1e-30).log()).sum(1)
+        lowest = scores.detach() if lowest is None else lowest.minimum(scores.detach())
+        images = images - 1e-3 * torch.autograd.grad(scores.sum(), images)[0].sign()
+    return lowest.double()
+
+
+def mean_of_two(train, test):
+    def standardised(score):
+        own = score(train, train)
+        return (score(train, test) - own.mean()) / own.std(unbiased=False)
+
+    return (standardised(msp) + standardised(mahalanobis)) / 2
+
+
+REFERENCES = {
+    "msp": msp,
+    "msp-t": tempered_msp,
+    "entropy": lambda train, test: -pood.Entropy.score(test.logits),
+    "gen": gen,
+    "maxlogit": lambda train, test: -pood.MaxLogit.score(test.logits),
+    "energy": lambda train, test: -pood.EnergyBased.score(test.logits),
+    "oe-score": lambda train, test: test.logits.exp().sum(1).log() - test.logits.mean(1),
+    "kl-matching": kl_matching,
+    "mahalanobis": mahalanobis,
+    "mahalanobis over layers": layered_mahalanobis,
+    "relative-mahalanobis": relative_mahalanobis,
+    "knn": knn,
+    "vim": vim,
+    "residual": residual,
+    "gram": gram,
+    "react": react,
+    "ash-p": ash("p"),
+    "ash-b": ash("b"),
+    "ash-s": ash("s"),
+    "scale": scale,
+    "dice": dice,
+    "gradnorm": gradnorm,
+    "odin": odin,
+    "pro-ent": naive_pro,
+    "mean": mean_of_two,
+}
+
+
+def make(name, net, layers):
+    if name == "mahalanobis over layers":
+        return detectors.Mahalanobis(net, layers)
+    settings = {"gram": {"layers": layers}, "scale": {"percentile": 85}}
+    return detectors.build(name, net, **settings.get(name, {}))
+
+
+def difference(ours, theirs):
+    """The largest difference, relative to the reference's value or its spread, whichever is larger."""
+    scale = theirs.abs().maximum(theirs.std())
+    return ((ours.double() - theirs).abs() / scale).max().item()
+
+
+class SmallNet(nn.Module):
+    """Two convolutions, so that there are two layers of maps, and a head of 24 features."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 24, 3, stride=2, padding=1)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, images):
+        maps = torch.relu(self.second(torch.relu(self.first(images - 0.5) * 4)) + 0.3)
+        return self.head(maps.mean((2, 3)))
+
+
+def patterns(count):
+    """Noisy images with a random colour in each quarter."""
+    quarters = F.interpolate(torch.rand(count, 3, 2, 2), size=8, mode="nearest")
+    return (quarters + 0.2 * torch.randn(count, 3, 8, 8)).clamp(0, 1)
+
+
+LAYERS = ("first", "second")
+
+
+@pytest.fixture(scope="module", params=[0, 1])
+def problem(request):
+    """A random network, 600 images to fit on, and images to score: 100 like those and 100 of noise."""
+    with torch.random.fork_rng():
+        torch.manual_seed(request.param)
+        net = SmallNet().eval()
+        labels = torch.arange(600) % 5
+        images = patterns(600)
+        with torch.no_grad():  # logits of a size that predicts every class, and some of them surely
+            logits = net(images)
+            net.head.weight.mul_(12)
+            net.head.bias.copy_(-(logits.mean(0) - net.head.bias) * 12)
+            labels = torch.where(
+                torch.rand(600) < 0.6, net(images).argmax(1), labels
+            )  # some of them classified wrongly
+        inliers = patterns(100)
+        outliers = torch.rand(100, 3, 8, 8).round()
+    train = read(net, images, labels, LAYERS)
+    assert len(train.logits.argmax(1).unique()) == 5
+    return train, read(net, torch.cat([inliers, outliers]), torch.zeros(200), LAYERS)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_scores_equal_the_reference(problem, name):
+    train, test = problem
+    detector = make(name, train.net, LAYERS).fit(
+        [(train.images[i : i + 200], train.labels[i : i + 200]) for i in range(0, 600, 200)]
+    )
+    with torch.no_grad():
+        ours = detector(test.images)
+    theirs = REFERENCES[name](train, test).detach()
+    assert ours.dtype == torch.float32
+    assert difference(ours, theirs) < 1e-4
+    assert metrics.auroc(ours[:100], ours[100:]) == pytest.approx(metrics.auroc(theirs[:100], theirs[100:]), abs=5e-5)
+
+
+def test_every_registered_score_has_a_reference():
+    elsewhere = {
+        "input-noise",
+        "mahalanobis-layers",
+        "pro",
+        "pro-msp",
+        "pro-msp-t",
+        "pro-gen",
+        "safe-spot",
+        "deep-ensemble",
+    }
+    assert set(detectors.REGISTRY) == (set(REFERENCES) - {"mahalanobis over layers"}) | elsewhere
