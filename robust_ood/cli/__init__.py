@@ -41,7 +41,7 @@ def evaluate(arguments: Arguments = None) -> int:
 def data(arguments: Arguments = None) -> int:
     """List, download, verify, preview and compare data sets: see `robust-ood data --help`. Returns the exit code."""
 
-    return _guarded("robust_ood.cli.data", arguments)
+    return _guarded("data", arguments)
 
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
@@ -56,7 +56,7 @@ def _guarded(command: str, arguments: Arguments) -> int:
     from robust_ood.cli.help import HELP, print_all_settings
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or {"-h", "--help"} & set(arguments):
+    if command in HELP and (not arguments or {"-h", "--help"} & set(arguments)):
         print(HELP[command], end="")
         return 0 if arguments else 2
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from robust_ood.cli.messages import explain, option_names
 from robust_ood.data import CATALOGUE, EMBEDDED, GROUPS, ImageSet, load_set
 from robust_ood.data.catalogue import Entry, find_entry
 from robust_ood.data.catalogue.entry import Link
@@ -53,7 +54,11 @@ def parser() -> ArgumentParser:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one of the data commands and return the exit code."""
-    config = parser().parse_args(list(arguments))
+    commands = parser()
+    try:
+        config = commands.parse_args(list(arguments))
+    except ArgumentError as error:
+        raise explain(error, option_names(commands)) from error
     COMMANDS[config.subcommand][0](config[config.subcommand], Console(soft_wrap=True))
     return 0
 

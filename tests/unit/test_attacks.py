@@ -359,8 +359,8 @@ def test_the_step_rule_is_the_engine_s(net, images, rule):
         detector, images, 1, torch.arange(8)
     )
     expected = minimize(detector, images, region, steps=5, step_size=0.05, rule=rule).images
-    assert torch.equal(candidate, expected)
-    assert not torch.allclose(candidate, minimize(detector, images, region, steps=5, step_size=0.05).images)
+    assert torch.equal(candidate.images, expected)
+    assert not torch.allclose(candidate.images, minimize(detector, images, region, steps=5, step_size=0.05).images)
 
 
 @pytest.mark.parametrize(
@@ -383,8 +383,8 @@ def test_the_step_rule_is_the_engine_s(net, images, rule):
         (lambda: build("pgd", norm="Linv"), r"attacks.pgd.norm: unknown name 'Linv'; did you mean 'Linf'\?"),
         (lambda: build("pgd", radius="8/0"), "radius: '8/0'"),
         (lambda: build("pgd", radius=-1), "radius: -1"),
-        (lambda: build("pgd", stps=3), r"attacks.pgd: .*stps"),
-        (lambda: build("fgsm", steps=3), r"attacks.fgsm: .*steps"),
+        (lambda: build("pgd", stps=3), r"attacks.pgd.stps: no such setting"),
+        (lambda: build("fgsm", steps=3), r"attacks.fgsm.steps: no such setting"),
         (lambda: build_all([{"steps": 3}]), "attacks: .* has no 'name'"),
         (lambda: build_all(["pgd", {"name": "pgd", "steps": 3}]), "attacks: 'pgd' stands twice"),
     ],

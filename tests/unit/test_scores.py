@@ -213,7 +213,7 @@ def test_names_build_what_they_say(make_net):
         ("odni", "detectors: unknown name 'odni'; did you mean 'odin'?"),
         ("MSP", "did you mean 'msp'?"),
         ("zzzzzz", "unknown name 'zzzzzz'; known: "),
-        ({"name": "gen", "gama": 0.5}, "detectors: gen: .*gama"),
+        ({"name": "gen", "gama": 0.5}, "detectors.gen.gama: no such setting"),
         ({"name": "gen", "gamma": -1}, "gamma: -1"),
         ({"gamma": 1}, "detectors: .* has no 'name'"),
     ],
