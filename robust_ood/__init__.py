@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robust_ood import attacks, callbacks, data, detectors, losses, metrics, models, training
+    from robust_ood import attacks, callbacks, data, detectors, losses, metrics, models, safe_spots, training
     from robust_ood.evaluation import evaluate
     from robust_ood.perturb import minimize
     from robust_ood.regions import L2, Linf, Unbounded
@@ -24,6 +24,7 @@ __all__ = [
     "metrics",
     "minimize",
     "models",
+    "safe_spots",
     "training",
 ]
 

@@ -17,7 +17,7 @@ from robust_ood.cli.messages import explain, option_names, user_errors
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.quiet import quiet
 from robust_ood.cli.types import register_types
-from robust_ood.data import OODData
+from robust_ood.data import EvaluationLoader, OODData
 from robust_ood.evaluation.checks import check_limit, choose_device
 from robust_ood.models import load_network
 
@@ -68,6 +68,11 @@ def run(arguments: Sequence[str]) -> int:
     data.ood_sets()
     check_classes(net, data, "test")
     console = Console()
+    unfitted = [detector for detector in chosen.values() if not detector.fitted]
+    if unfitted:
+        with console.status("fitting detectors on the training images"):
+            net.to(device)
+            detectors.fit(unfitted, EvaluationLoader(data.inliers("train"), batch_size=data.evaluation_batch_size))
     with console.status("evaluating") as status:
         results = evaluation.evaluate(
             net,
