@@ -62,7 +62,7 @@ def _guarded(command: str, arguments: Arguments) -> int:
 
     from robust_ood.errors import UserError
 
-    run = import_module(f"robust_ood.cli.{command}").run
+    run = import_module(f"robust_ood.cli.{command}_command").run
     try:
         return int(print_all_settings(run, arguments) if "--help-all" in arguments else run(arguments))
     except SystemExit as stop:  # the parser's, once it has printed the settings

@@ -149,7 +149,7 @@ class _Place:
             r"has no attribute '(\w+)'|dot import path string: (\S+)|No module named '(\S+)'", message
         ):
             return self._unknown_class(next(filter(None, found.groups())))
-        if found := re.match(r"argument -*(\S+): expected one argument", message):
+        if found := re.match(r"argument -*([^\s/:]+)\S*: expected", message):
             return UserError(f"{found[1]}: a value is wanted after it")
         if found := re.match(r"the following arguments are required: (.*)", message):
             names = found[1].replace("fit.", "").replace("validate.", "").replace("test.", "")
