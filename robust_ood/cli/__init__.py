@@ -40,7 +40,6 @@ def evaluate(arguments: Arguments = None) -> int:
 
 def data(arguments: Arguments = None) -> int:
     """List, download, verify, preview and compare data sets: see `robust-ood data --help`. Returns the exit code."""
-
     return _guarded("data", arguments)
 
 
