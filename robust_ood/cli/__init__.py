@@ -40,7 +40,6 @@ def evaluate(arguments: Arguments = None) -> int:
 
 def data(arguments: Arguments = None) -> int:
     """List, download, verify, preview and compare data sets: see `robust-ood data --help`. Returns the exit code."""
-
     return _guarded("data", arguments)
 
 
@@ -62,7 +61,7 @@ def _guarded(command: str, arguments: Arguments) -> int:
 
     from robust_ood.errors import UserError
 
-    run = import_module(f"robust_ood.cli.{command}").run
+    run = import_module(f"robust_ood.cli.{command}_command").run
     try:
         return int(print_all_settings(run, arguments) if "--help-all" in arguments else run(arguments))
     except SystemExit as stop:  # the parser's, once it has printed the settings

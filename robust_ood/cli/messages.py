@@ -57,7 +57,7 @@ def explain(error: BaseException, known: list[str]) -> UserError:
 def option_names(parser: ArgumentParser) -> list[str]:
     """Return the dotted names of a parser's settings."""
     options = [option for action in parser._actions for option in action.option_strings]
-    return sorted({option[2:].rstrip("+") for option in options if option.startswith("--") and "help" not in option})
+    return sorted({option[2:].rstrip("+") for option in options if option.startswith("--") and not re.search("help|print_", option)})
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -149,16 +149,18 @@ class _Place:
             r"has no attribute '(\w+)'|dot import path string: (\S+)|No module named '(\S+)'", message
         ):
             return self._unknown_class(next(filter(None, found.groups())))
-        if found := re.match(r"argument -*(\S+): expected one argument", message):
+        if found := re.match(r"argument -*([^\s/:]+)\S*: expected", message):
             return UserError(f"{found[1]}: a value is wanted after it")
         if found := re.match(r"the following arguments are required: (.*)", message):
-            names = found[1].replace("fit.", "").replace("validate.", "").replace("test.", "")
+            names = re.sub(r"\b(fit|validate|test|download|verify|preview|overlap)\.", "", found[1])
             return UserError(
                 f"{names}: not given, and this command needs it; give it in a config (-c FILE) or as an option"
             )
         if "subcommand" in message:
-            given = re.search(r"invalid choice: '([^']*)'", message)
-            return unknown_name("command", given[1] if given else "", ("fit", "validate", "test"))
+            given, *known_commands = re.findall(r"'([^']*)'", message) or ["", *re.findall(r"[{,](\w+)", message)]
+            if not given:
+                return UserError(f"command: not given; {', '.join(known_commands)} are known")
+            return unknown_name("command", given, known_commands)
         if self.wanted.startswith("="):
             return UserError(f"{path}: {self.wanted[1:]}")
         if self.wanted:

@@ -12,6 +12,7 @@ _NO_NEWS = (
     r".*GPU available but not used.*",
     r".*Experiment logs directory .* exists and is not empty.*",
     r".*You defined a `validation_step` but have no `val_dataloader`.*",
+    r".*Total length of `list` across ranks is zero.*",  # no validation images: nothing to validate on
     r".*resuming from a checkpoint that ended before the epoch ended.*",  # our loaders continue inside an epoch
 )
 

@@ -32,7 +32,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise UserError(f"checkpoint: {path} holds something other than tensors and plain values; refused") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = " ".join(str(error).split()).split(". ")[0][:160] or type(error).__name__
         raise UserError(f"checkpoint: {path} is damaged or no checkpoint ({reason})") from error
     except Exception as error:
         # safetensors and torch raise classes of their own for damaged files

@@ -121,8 +121,7 @@ class TrainingCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, (Checkpoints, Dashboard)):
                 callback.config = settings
-        trial = self.trainer.fast_dev_run  # type: ignore[attr-defined]  # set by Lightning's debugging connector
-        if not trial and self.trainer.is_global_zero:
+        if not self._trial and self.trainer.is_global_zero:
             self._write_config(Path(self.trainer.default_root_dir))
 
     def before_validate(self) -> None:
@@ -145,6 +144,8 @@ class TrainingCLI(LightningCLI):
             if self.made_folder and not list(folder.glob("*.ckpt")):
                 shutil.rmtree(folder)
             raise
+        if self.trainer.is_global_zero and (folder / "last.ckpt").exists() and not self._trial:
+            print(f"wrote {folder / 'last.ckpt'}")
 
     def validate(self, **settings: Any) -> None:
         """Validate the loaded weights."""
@@ -160,6 +161,10 @@ class TrainingCLI(LightningCLI):
             run(**settings)
         except MisconfigurationException as error:
             raise UserError(f"trainer: {one_line(str(error))}") from error
+
+    @property
+    def _trial(self) -> bool:
+        return bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by Lightning's debugging connector
 
     def _load_weights(self, part: Any) -> None:
         check_classes(self.model.net, self.datamodule, part)

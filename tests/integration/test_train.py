@@ -1,0 +1,166 @@
+"""`train.py`: what a run writes, how it resumes, and what it says."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from robust_ood import cli
+from robust_ood.callbacks import MetricsFile
+
+ROOT = Path(__file__).parents[2]
+
+
+def read_metrics(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_a_run_writes_what_the_readme_says(trained_run):
+    assert {path.name.split(".tfevents")[0] for path in trained_run.iterdir()} == {
+        "config.yaml", "events.out", "hparams.yaml", "last.ckpt", "metrics.csv",
+    }  # fmt: skip
+    content = torch.load(trained_run / "last.ckpt", weights_only=True)
+    assert content["method"] == "ALOE"
+    assert content["network"]["name"] == "WideResNet"
+    assert (content["epoch"], content["global_step"]) == (1, 8)
+
+
+def test_metrics_have_a_row_for_each_step_and_validation(trained_run):
+    rows = read_metrics(trained_run)
+    losses = {int(row["step"]): float(row["train/loss"]) for row in rows if row["train/loss"]}
+    assert list(losses) == list(range(8))
+    validated = [row for row in rows if row["val/accuracy"]]
+    assert [row["epoch"] for row in validated] == ["0", "1"]
+    assert all(0 <= float(row["val/accuracy"]) <= 1 for row in validated)
+
+
+def test_the_written_config_makes_the_same_run(trained_run, tmp_path):
+    config = yaml.safe_load((trained_run / "config.yaml").read_text())
+    assert config["net"]["init_args"]["depth"] == 10
+    assert config["model"]["init_args"]["inlier_attack"]["region"]["init_args"]["radius"] == pytest.approx(1 / 255)
+    assert "include" not in config
+    again = tmp_path / "again"
+    assert cli.train(["fit", "-c", str(trained_run / "config.yaml"), "--output", str(again)]) == 0
+    first, second = weights(trained_run / "last.ckpt"), weights(again / "last.ckpt")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_resumed_run_ends_as_the_run_never_stopped(experiment, trained_run, tmp_path):
+    folder = tmp_path / "run"
+    # The schedule is over 8 steps in both: the first part is stopped by a limit on time that acts at step 3.
+    config = tmp_path / "stop.yaml"
+    config.write_text(
+        "trainer: {callbacks: [{class_path: tests_stop.Stop}]}\ncheckpoints: {every_n_steps: 3}\n"
+    )
+    (tmp_path / "tests_stop.py").write_text(
+        "from pytorch_lightning import Callback\n"
+        "class Stop(Callback):\n"
+        "    def on_train_batch_end(self, trainer, *_):\n"
+        "        if trainer.global_step == 4: raise SystemExit(9)\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        fit = ["fit", "-c", str(experiment), "--output", str(folder)]
+        assert cli.train([*fit, "-c", str(config)]) == 9
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert cli.train([*fit, "--ckpt_path", "last"]) == 0
+    whole, resumed = weights(trained_run / "last.ckpt"), weights(folder / "last.ckpt")
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    columns = ("step", "epoch", "train/loss", "val/accuracy")
+    assert [[row[c] for c in columns] for row in read_metrics(folder)] == [
+        [row[c] for c in columns] for row in read_metrics(trained_run)
+    ]
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_validation_and_test_of_a_checkpoint(capsys, experiment, trained_run, tmp_path, command):
+    arguments = [command, "-c", str(experiment), "--ckpt_path", str(trained_run / "last.ckpt")]
+    assert cli.train([*arguments, "--output", str(tmp_path / "none")]) == 0
+    assert f"{'val' if command == 'validate' else 'test'}/accuracy" in capsys.readouterr().out.replace(" ", "")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_fast_development_run_writes_nothing(experiment, tmp_path):
+    arguments = ["fit", "-c", str(experiment), "--trainer.fast_dev_run", "true", "--output", str(tmp_path / "none")]
+    assert cli.train(arguments) == 0
+    assert not (tmp_path / "none").exists()
+
+
+def test_best_follows_the_monitored_number(experiment, tmp_path):
+    arguments = ["fit", "-c", str(experiment), "--checkpoints.monitor", "val/accuracy", "--output", str(tmp_path / "run")]
+    assert cli.train(arguments) == 0
+    scores = {row["epoch"]: float(row["val/accuracy"]) for row in read_metrics(tmp_path / "run") if row["val/accuracy"]}
+    best = torch.load(tmp_path / "run" / "best.ckpt", weights_only=True)
+    assert str(best["epoch"]) == max(scores, key=scores.__getitem__)
+
+
+def test_print_config_prints_yaml_and_stops(capsys, experiment, tmp_path):
+    assert cli.train(["fit", "-c", str(experiment), "--output", str(tmp_path / "none"), "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["batch_size"] == 16
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_run_says_only_what_is_news(experiment, tmp_path):
+    command = [sys.executable, ROOT / "train.py", "fit", "-c", experiment, "--output", tmp_path / "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [f"wrote {tmp_path / 'run' / 'last.ckpt'}"]
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["fit", "--help"]])
+def test_help_is_short_and_loads_nothing(arguments):
+    check = (
+        "import sys; from robust_ood.cli import train, evaluate; code = train(sys.argv[1:]) + evaluate(['-h']);"
+        "heavy = {'torch', 'pytorch_lightning', 'jsonargparse'} & set(sys.modules); sys.exit(code or str(heavy or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", check, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0 if not done.stderr.strip() else 1, done.stderr.strip() and "")
+    lines = done.stdout.splitlines()
+    assert len(lines) < 70
+    assert max(map(len, lines)) <= 120
+    for words in ("usage: train.py", "usage: evaluate.py", "--checkpoint FILE", "--ckpt_path last"):
+        assert words in done.stdout
+
+
+def test_all_settings_are_listed_on_request(capsys):
+    assert cli.train(["fit", "--help-all"]) == 0
+    shown = capsys.readouterr().out
+    assert "--data.outlier_batch_size" in shown
+    assert "robust_ood.training.ALOE" in "".join(shown.split())
+    assert "torchvision.models" not in shown
+
+
+def test_the_installed_command(capsys):
+    assert cli.main(["--help"]) == 0
+    assert "evaluate" in capsys.readouterr().out
+    assert cli.main([]) == 2
+    capsys.readouterr()
+    assert cli.main(["trian"]) == 2
+    assert capsys.readouterr().err.startswith("error: command: unknown name 'trian'; did you mean 'train'?")
+    assert cli.main(["train", "-h"]) == 0
+    assert capsys.readouterr().out.startswith("usage: train.py")
+
+
+def test_metrics_file_goes_on_where_the_resumed_run_began(tmp_path):
+    first = MetricsFile(tmp_path)
+    for step in range(4):
+        first.log_metrics({"epoch": 0, "loss": step}, step)
+    second = MetricsFile(tmp_path)
+    second.log_metrics({"epoch": 0, "loss": 20}, 2)
+    second.log_metrics({"epoch": 0, "accuracy": 0.5}, 2)
+    rows = [(row["step"], row["loss"], row["accuracy"]) for row in read_metrics(tmp_path)]
+    assert rows == [("0", "0", ""), ("1", "1", ""), ("2", "20", ""), ("2", "", "0.5")]
