@@ -85,6 +85,8 @@ class OODData(LightningDataModule):
         self.evaluation_batch_size, self.augmentation, self.seed = evaluation_batch_size, augmentation, seed
         self.workers, self.memory_limit, self.on_device = workers, memory_limit, on_device
         self._loaded: dict[str, ImageSet] = {}
+        self._training_loader: TrainingLoader | None = None
+        self._resume: dict[str, int] | None = None
         if not allow_overlap:
             self._refuse_overlap()
 
@@ -125,7 +127,7 @@ class OODData(LightningDataModule):
     def train_dataloader(self) -> TrainingLoader:
         """Return the training loader of this process."""
         rank, world = self._place()
-        return TrainingLoader(
+        self._training_loader = TrainingLoader(
             self.inliers("train"),
             self.outliers(),
             batch_size=self.batch_size,
@@ -135,6 +137,22 @@ class OODData(LightningDataModule):
             world=world,
             reading=self._reading(),
         )
+        if self._resume is not None:
+            self._training_loader.load_state_dict(self._resume)
+            self._resume = None
+        return self._training_loader
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how far training has read, for checkpoints.
+
+        The loader has that state as well, but Lightning restores it too late where the schedule has asked for the
+        number of steps before, as a schedule per step does.
+        """
+        return {} if self._training_loader is None else self._training_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Let the next training loader go on from there."""
+        self._resume = state_dict
 
     def val_dataloader(self) -> EvaluationLoader | list[EvaluationLoader]:
         """Return the validation loader of this process; none where the experiment names no validation images."""
