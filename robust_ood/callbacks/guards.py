@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from robust_ood.attacks import PGD, fgsm
-from robust_ood.data import Batch, EvaluationLoader, OODData
+from robust_ood.data import Batch, OODData
 from robust_ood.errors import UserError
 from robust_ood.evaluation.scores import correct
 from robust_ood.training import Method
@@ -116,9 +116,7 @@ class Guards(Callback):
         module.inspecting = False
 
     def _accuracy(self, trainer: Trainer, module: Method, data: OODData, attack: PGD) -> float:
-        place = {"rank": trainer.global_rank, "world": trainer.world_size}
-        images, size = data.inliers("validation"), data.evaluation_batch_size
-        loader = EvaluationLoader(images, batch_size=size, limit=self.limit, **place)
+        loader = data.evaluation_loader(data.inliers("validation"), self.limit)
         mean = MeanMetric().to(module.device)
         if len(loader):
             mean.update(correct(module.net, loader, attack, module.device).float().to(module.device))
