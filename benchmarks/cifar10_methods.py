@@ -1,6 +1,6 @@
 """Train every method on CIFAR-10 arrays with one small network and budget, attack all of them, and write one table.
 
-    python benchmarks/cifar10_methods.py --root ARRAYS --folder runs/cifar10_methods --output docs/results/cifar10_methods.md
+    python benchmarks/cifar10_methods.py --root ARRAYS --output docs/results/cifar10_methods.md
 
 Uses the real commands. Stopped at any moment, the same call goes on where it was: training from the last checkpoint,
 evaluations that are finished are not repeated. `--limit-train-batches` and `--limit` make a trial run of it.
@@ -105,8 +105,8 @@ def table(results: Results, options: argparse.Namespace) -> str:
     lines = [
         "# CIFAR-10: methods under attack",
         "",
-        f"WideResNet-{options.depth}-{options.width}, {budget} (64 inliers + 128 outliers a batch), {options.precision}, "
-        f"the first {options.limit} images of each test set. Attack: Linf 1/255, 10 steps of 1/255, through each score; "
+        f"WideResNet-{options.depth}-{options.width}, {budget} of 64 + 128 images a batch, {options.precision}, "
+        f"the first {options.limit} images of each test set. Attack: Linf 1/255, 10 steps, through each score. Shown: "
         "AUROC/FPR95 (share of OOD accepted when 95 % of ID is), near and far means.",
         f"Machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}. "
         "Command: `python benchmarks/cifar10_methods.py --root ARRAYS`.",

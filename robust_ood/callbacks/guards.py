@@ -116,9 +116,13 @@ class Guards(Callback):
         module.inspecting = False
 
     def _accuracy(self, trainer: Trainer, module: Method, data: OODData, attack: PGD) -> float:
-        place = {"rank": trainer.global_rank, "world": trainer.world_size}
-        images, size = data.inliers("validation"), data.evaluation_batch_size
-        loader = EvaluationLoader(images, batch_size=size, limit=self.limit, **place)
+        loader = EvaluationLoader(
+            data.inliers("validation"),
+            batch_size=data.evaluation_batch_size,
+            limit=self.limit,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+        )
         mean = MeanMetric().to(module.device)
         if len(loader):
             mean.update(correct(module.net, loader, attack, module.device).float().to(module.device))
