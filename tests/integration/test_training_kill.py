@@ -1,4 +1,4 @@
-"""The short form of benchmarks/kill_and_resume.py: a real run killed twice with SIGKILL ends as the run never killed."""
+"""The short form of benchmarks/kill_and_resume.py: a run killed twice with SIGKILL ends as the run never killed."""
 
 from __future__ import annotations
 
