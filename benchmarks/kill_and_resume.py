@@ -26,7 +26,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 STATE = ("state_dict", "raw_state_dict", "optimizer_states", "lr_schedulers", "callbacks", "epoch", "global_step")
 SHORT = ["--trainer.max_epochs", "3", "--data.batch_size", "32", "--data.outlier_batch_size", "32",
-         "--checkpoints.every_n_steps", "3", "--trainer.log_every_n_steps", "2"]  # fmt: skip
+         "--checkpoints.every_n_steps", "3", "--trainer.log_every_n_steps", "2", "--guards.limit", "0"]  # fmt: skip
 
 
 def main() -> int:

@@ -12,8 +12,18 @@ from robust_ood.callbacks import recent
 from robust_ood.errors import UserError
 from robust_ood.models import read_checkpoint
 
-_FREE = ("ckpt_path", "include", "output", "experiment", "resume_changed", "init_from", "checkpoints", "data.root",
-         "trainer.enable_progress_bar")  # fmt: skip
+_FREE = (
+    "checkpoints",
+    "ckpt_path",
+    "data.root",
+    "data.workers",
+    "experiment",
+    "include",
+    "init_from",
+    "output",
+    "resume_changed",
+    "trainer.enable_progress_bar",
+)
 """Settings that may differ, because they do not change what the run computes."""
 
 

@@ -217,11 +217,7 @@ class Method(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its per-step schedule."""
-        steps = int(self.trainer.estimated_stepping_batches)
-        # Counting made the loop set up its loader, before it has read from the checkpoint how far the epoch had got; it
-        # would not do so again, and a resumed run would begin the epoch anew.
-        self.trainer.fit_loop._combined_loader = None
-        return self.optimization.configure(self.net, steps)
+        return self.optimization.configure(self.net, int(self.trainer.estimated_stepping_batches))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the checkpoint say what made it: an evaluation can then build the network without a config."""
