@@ -38,7 +38,14 @@ def main() -> None:
     net = ThinResNet(depth=20, mean=MEAN, std=STD)
     load_weights(net, chosen.weights, key_map={"linear.": "head."}).eval().to(chosen.device)
     arrays = np.load(chosen.images)
-    images = torch.from_numpy(arrays["images"][: chosen.limit]).permute(0, 3, 1, 2).float().div(255).contiguous().to(chosen.device)
+    images = (
+        torch.from_numpy(arrays["images"][: chosen.limit])
+        .permute(0, 3, 1, 2)
+        .float()
+        .div(255)
+        .contiguous()
+        .to(chosen.device)
+    )
     labels = torch.from_numpy(arrays["labels"][: chosen.limit]).long().to(chosen.device)
 
     region = Linf(chosen.radius)
