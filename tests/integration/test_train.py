@@ -33,7 +33,7 @@ def test_a_run_writes_what_the_readme_says(trained_run):
     content = torch.load(trained_run / "last.ckpt", weights_only=True)
     assert content["method"] == "ALOE"
     assert content["network"]["name"] == "WideResNet"
-    assert (content["epoch"], content["global_step"]) == (1, 8)
+    assert content["global_step"] == 8
 
 
 def test_metrics_have_a_row_for_each_step_and_validation(trained_run):
@@ -58,7 +58,6 @@ def test_the_written_config_makes_the_same_run(trained_run, tmp_path):
 
 def test_a_resumed_run_ends_as_the_run_never_stopped(experiment, trained_run, tmp_path):
     folder = tmp_path / "run"
-    # The schedule is over 8 steps in both: the first part is stopped by a limit on time that acts at step 3.
     config = tmp_path / "stop.yaml"
     config.write_text(
         "trainer: {callbacks: [{class_path: tests_stop.Stop}]}\ncheckpoints: {every_n_steps: 3}\n"
@@ -76,7 +75,7 @@ def test_a_resumed_run_ends_as_the_run_never_stopped(experiment, trained_run, tm
     finally:
         sys.path.remove(str(tmp_path))
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 3
-    assert cli.train([*fit, "--ckpt_path", "last"]) == 0
+    assert cli.train([*fit, "--ckpt_path", "last", "--resume_changed", "true"]) == 0
     whole, resumed = weights(trained_run / "last.ckpt"), weights(folder / "last.ckpt")
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     columns = ("step", "epoch", "train/loss", "val/accuracy")
@@ -125,10 +124,10 @@ def test_a_run_says_only_what_is_news(experiment, tmp_path):
 def test_help_is_short_and_loads_nothing(arguments):
     check = (
         "import sys; from robust_ood.cli import train, evaluate; code = train(sys.argv[1:]) + evaluate(['-h']);"
-        "heavy = {'torch', 'pytorch_lightning', 'jsonargparse'} & set(sys.modules); sys.exit(code or str(heavy or ''))"
+        "heavy = {'torch', 'pytorch_lightning', 'jsonargparse'} & set(sys.modules); sys.exit(str(heavy) if heavy else code)"
     )
     done = subprocess.run([sys.executable, "-c", check, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0 if not done.stderr.strip() else 1, done.stderr.strip() and "")
+    assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert len(lines) < 70
     assert max(map(len, lines)) <= 120
