@@ -15,11 +15,27 @@ from robust_ood.regions import Fraction
 T = TypeVar("T")
 
 
+class UnknownSettingError(UserError):
+    """A setting that does not exist, with those that do.
+
+    Args:
+        field: what it was given to; empty where that is for the caller to say.
+        name: its name.
+        known: the settings that exist.
+    """
+
+    def __init__(self, field: str, name: str, known: Sequence[str]) -> None:
+        near = nearest(name, known)
+        hint = f"did you mean {near!r}? " if near else ""
+        super().__init__(f"{_at(field, name)}: no such setting; {hint}known: {', '.join(known) or 'none'}")
+        self.name, self.known = name, tuple(known)
+
+
 def configured(field: str, make: Callable[..., T], *arguments: Any, settings: Mapping[str, Any]) -> T:
     """Return `make(*arguments, **settings)`, with settings that a user wrote in a config.
 
     Args:
-        field: what the settings belong to, for messages: `detectors.msp`.
+        field: what the settings belong to, for messages: `detectors.msp`; empty inside another maker, which says it.
         make: a class or function, or a `partial` of one, whose parameters have type hints.
         arguments: what comes first, and is not the user's.
         settings: what the user wrote, by name.
@@ -32,24 +48,30 @@ def configured(field: str, make: Callable[..., T], *arguments: Any, settings: Ma
     read = {}
     for name, value in settings.items():
         if name in known:
-            read[name] = _read(f"{field}.{name}", value, known[name].hint)
+            read[name] = _read(_at(field, name), value, known[name].hint)
         elif _passes_on(make) and name not in inspect.signature(make).parameters:
             read[name] = value
         else:
-            raise UserError(_no_such_setting(field, name, known))
+            raise UnknownSettingError(field, name, list(known))
     for name, parameter in known.items():
         if parameter.required and name not in settings:
-            raise UserError(f"{field}.{name}: not given, and it has no default")
+            raise UserError(f"{_at(field, name)}: not given, and it has no default")
     try:
         return make(*arguments, **read)
+    except UnknownSettingError as error:  # of a part: its settings are this maker's too
+        raise UnknownSettingError(field, error.name, [*error.known, *known]) from error
     except UserError as error:
-        raise UserError(f"{field}.{error}") from error
+        raise UserError(_at(field, str(error))) from error
     except TypeError as error:
         # A maker that passes settings on: what they reach has the last word.
         found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if found is None:
             raise
-        raise UserError(_no_such_setting(field, found[1], known)) from error
+        raise UnknownSettingError(field, found[1], list(known)) from error
+
+
+def _at(field: str, name: str) -> str:
+    return f"{field}.{name}" if field else name
 
 
 class _Parameter(NamedTuple):
@@ -70,7 +92,11 @@ def _parameters(make: Callable[..., Any], given: int) -> dict[str, _Parameter]:
         elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             required = parameter.default is parameter.empty
             known[parameter.name] = _Parameter(hints.get(parameter.name, Any), required)
-    return known
+    # What a `partial` has set for a part behind `**others` is not in its signature.
+    fixed = make.keywords if isinstance(make, partial) else {}
+    return {
+        name: parameter._replace(required=parameter.required and name not in fixed) for name, parameter in known.items()
+    }
 
 
 def _is_part(parameter: inspect.Parameter) -> bool:
@@ -88,12 +114,6 @@ def _passes_on(make: Callable[..., Any]) -> bool:
     """Return whether a maker hands settings that it does not know to something unseen."""
     parameters = inspect.signature(make).parameters.values()
     return any(p.kind is p.VAR_KEYWORD for p in parameters) and not any(map(_is_part, parameters))
-
-
-def _no_such_setting(field: str, name: str, known: Mapping[str, Any]) -> str:
-    near = nearest(name, known)
-    hint = f"did you mean {near!r}? " if near else ""
-    return f"{field}.{name}: no such setting; {hint}known: {', '.join(known) or 'none'}"
 
 
 def _read(field: str, value: Any, hint: Any) -> Any:

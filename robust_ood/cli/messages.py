@@ -57,7 +57,13 @@ def explain(error: BaseException, known: list[str]) -> UserError:
 def option_names(parser: ArgumentParser) -> list[str]:
     """Return the dotted names of a parser's settings."""
     options = [option for action in parser._actions for option in action.option_strings]
-    return sorted({option[2:].rstrip("+") for option in options if option.startswith("--") and not re.search("help|print_", option)})
+    return sorted(
+        {
+            option[2:].rstrip("+")
+            for option in options
+            if option.startswith("--") and not re.search("help|print_", option)
+        }
+    )
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

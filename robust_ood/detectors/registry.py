@@ -132,18 +132,22 @@ def build(name: str, net: nn.Module, /, **settings: Any) -> Detector:
     Raises:
         UserError: unknown name (with the nearest known one), or a setting that the detector does not have.
     """
+    return _make(f"detectors.{name}", name, net, settings)
+
+
+def _make(field: str, name: str, net: nn.Module, settings: Mapping[str, Any]) -> Detector:
     if name not in REGISTRY:
-        raise unknown_name("detectors", name, REGISTRY)
-    return configured(f"detectors.{name}", REGISTRY[name].make, net, settings=settings)
+        raise unknown_name("detectors" if field else "score", name, REGISTRY)
+    return configured(field, REGISTRY[name].make, net, settings=settings)
 
 
 def _built(spec: Spec, net: nn.Module, settings: Mapping[str, Any] | None = None) -> Detector:
-    """Return the detector that a config names, by a name or a mapping with `name` and settings."""
+    """Return the part of a detector that a config names, by a name or a mapping with `name` and settings."""
     given: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
     if "name" not in given:
         raise UserError(f"detectors: {given} has no 'name'")
     given |= settings or {}
-    return build(str(given.pop("name")), net, **given)
+    return _make("", str(given.pop("name")), net, given)
 
 
 def build_all(specs: list[str | dict[str, Any]], net: nn.Module) -> dict[str, Detector]:
@@ -162,5 +166,5 @@ def build_all(specs: list[str | dict[str, Any]], net: nn.Module) -> dict[str, De
         label = str(settings.pop("label", settings["name"]))
         if label in built:
             raise UserError(f"detectors: {label!r} stands twice; give one of them another 'label'")
-        built[label] = _built(settings, net)
+        built[label] = build(str(settings.pop("name")), net, **settings)
     return built

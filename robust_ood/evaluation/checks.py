@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 import torch
 
-from robust_ood.data import ImageSet
 from robust_ood.errors import UserError
 
 
@@ -15,15 +13,6 @@ def check_limit(limit: int | None) -> None:
     """Raise `UserError` unless the limit is absent or at least one image."""
     if limit is not None and limit < 1:
         raise UserError(f"limit: {limit} is not a number of images >= 1")
-
-
-def check_sizes(inliers: ImageSet, ood: Iterable[tuple[str, ImageSet]]) -> None:
-    """Raise `UserError` unless all sets hold images of one height and width."""
-    height, width = inliers.image_shape
-    for group, images in ood:
-        if images.image_shape != inliers.image_shape:
-            size = f"{images.image_shape[0]} x {images.image_shape[1]}"
-            raise UserError(f"data.{group}: {images.name} holds {size} images, but {inliers.name} {height} x {width} ones")
 
 
 def choose_device(name: str) -> torch.device:

@@ -16,7 +16,6 @@ from robust_ood.data import EvaluationLoader, ImageSet, OODData
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
 from robust_ood.evaluation import sanity
-from robust_ood.evaluation.checks import check_sizes
 from robust_ood.evaluation.results import METRICS, Accuracy, Results, Row, describe_environment
 from robust_ood.evaluation.scores import attacked_scores, clean_scores, correct, on_device
 from robust_ood.metrics import ood_metrics
@@ -78,7 +77,6 @@ class _Grid:
         self.model, self.limit, self.device, self.progress = model, limit, device, progress
         if not self.ood:
             raise UserError("data: neither near nor far names an OOD set to evaluate on")
-        check_sizes(self.inliers, self.ood)
 
     def rows(self, detectors: Mapping[str, Detector], attacks: Mapping[str, Attack]) -> list[Row]:
         if not detectors:

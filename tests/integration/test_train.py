@@ -59,9 +59,7 @@ def test_the_written_config_makes_the_same_run(trained_run, tmp_path):
 def test_a_resumed_run_ends_as_the_run_never_stopped(experiment, trained_run, tmp_path):
     folder = tmp_path / "run"
     config = tmp_path / "stop.yaml"
-    config.write_text(
-        "trainer: {callbacks: [{class_path: tests_stop.Stop}]}\ncheckpoints: {every_n_steps: 3}\n"
-    )
+    config.write_text("trainer: {callbacks: [{class_path: tests_stop.Stop}]}\ncheckpoints: {every_n_steps: 3}\n")
     (tmp_path / "tests_stop.py").write_text(
         "from pytorch_lightning import Callback\n"
         "class Stop(Callback):\n"
@@ -99,7 +97,15 @@ def test_a_fast_development_run_writes_nothing(experiment, tmp_path):
 
 
 def test_best_follows_the_monitored_number(experiment, tmp_path):
-    arguments = ["fit", "-c", str(experiment), "--checkpoints.monitor", "val/accuracy", "--output", str(tmp_path / "run")]
+    arguments = [
+        "fit",
+        "-c",
+        str(experiment),
+        "--checkpoints.monitor",
+        "val/accuracy",
+        "--output",
+        str(tmp_path / "run"),
+    ]
     assert cli.train(arguments) == 0
     scores = {row["epoch"]: float(row["val/accuracy"]) for row in read_metrics(tmp_path / "run") if row["val/accuracy"]}
     best = torch.load(tmp_path / "run" / "best.ckpt", weights_only=True)
@@ -124,9 +130,12 @@ def test_a_run_says_only_what_is_news(experiment, tmp_path):
 def test_help_is_short_and_loads_nothing(arguments):
     check = (
         "import sys; from robust_ood.cli import train, evaluate; code = train(sys.argv[1:]) + evaluate(['-h']);"
-        "heavy = {'torch', 'pytorch_lightning', 'jsonargparse'} & set(sys.modules); sys.exit(str(heavy) if heavy else code)"
+        "heavy = {'torch', 'pytorch_lightning', 'jsonargparse'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else code)"
     )
-    done = subprocess.run([sys.executable, "-c", check, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", check, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert len(lines) < 70

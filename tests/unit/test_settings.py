@@ -1,0 +1,117 @@
+"""Settings from configs against the signatures of what they configure."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal
+
+import pytest
+
+from robust_ood.errors import UserError
+from robust_ood.regions import Fraction
+from robust_ood.settings import configured
+
+
+class Score:
+    def __init__(self, net: str, temperature: float = 1.0, top: int = 3) -> None:
+        if not temperature > 0:
+            raise UserError(f"temperature: {temperature} is not > 0")
+        self.got = (net, temperature, top)
+
+
+class Search:
+    def __init__(
+        self,
+        net: str,
+        steps: int,
+        step_size: float | Fraction | None = None,
+        units: Literal["pixels", "normalised"] = "pixels",
+        clip: bool = False,
+        layers: tuple[str, ...] = (),
+    ) -> None:
+        self.got = (net, steps, step_size, units, clip, layers)
+
+
+def over(net: str, score: Any, steps: int = 3, **settings: Any) -> tuple[Any, int]:
+    return score(net, **settings), steps
+
+
+def passing_on(net: str, **settings: Any) -> Search:
+    return Search(net, **settings)
+
+
+def make(kind: Any, **settings: Any) -> Any:
+    return configured("place.name", kind, "net", settings=settings)
+
+
+def test_settings_reach_what_they_configure():
+    assert make(Search, steps=2, units="normalised", clip=True, layers=["a"]).got == (
+        "net", 2, None, "normalised", True, ["a"],
+    )  # fmt: skip
+    assert make(Search, steps=2, step_size=1).got[2] == 1
+    assert make(Search, steps=2, step_size=None).got[2] is None
+    assert make(passing_on, steps=4).got[1] == 4
+
+
+def test_numbers_may_be_written_as_fractions():
+    assert make(Search, steps=1, step_size="2/255").got[2] == pytest.approx(2 / 255)
+    assert make(Score, temperature="1/2").got[1] == 0.5
+
+
+def test_settings_of_a_part_are_settings_of_the_whole():
+    score, steps = make(partial(over, score=Score), steps=5, temperature=2)
+    assert (score.got, steps) == (("net", 2, 3), 5)
+    assert make(partial(over, score=partial(Score, top=7)))[0].got == ("net", 1.0, 7)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "said"),
+    [
+        (Search, {}, "place.name.steps: not given"),
+        (
+            Search,
+            {"step": 1},
+            r"place.name.step: no such setting; did you mean 'steps'\? known: steps, step_size, units",
+        ),
+        (Search, {"net": 1}, "place.name.net: no such setting"),
+        (Search, {"steps": "ten"}, "place.name.steps: 'ten' is not a whole number"),
+        (Search, {"steps": 1.5}, "place.name.steps: 1.5 is not a whole number"),
+        (Search, {"steps": True}, "place.name.steps: True is not a whole number"),
+        (Search, {"steps": None}, "place.name.steps: None is not a whole number"),
+        (Search, {"steps": 1, "step_size": "8/0"}, "place.name.step_size: '8/0'"),
+        (Search, {"steps": 1, "step_size": [1]}, "is not a number or a fraction such as 8/255 or null"),
+        (Search, {"steps": 1, "units": "inches"}, "place.name.units: 'inches' is not one of pixels, normalised"),
+        (Search, {"steps": 1, "clip": "yes"}, "place.name.clip: 'yes' is not true or false"),
+        (Search, {"steps": 1, "layers": "all"}, "place.name.layers: 'all' is not a list of which each is a text"),
+        (Search, {"steps": 1, "layers": [1]}, "place.name.layers"),
+        (Score, {"temperature": "hot"}, "place.name.temperature: 'hot'"),
+        (Score, {"temperature": 0}, "place.name.temperature: 0 is not > 0"),
+        (partial(over, score=Score), {"temperature": -1}, "place.name.temperature: -1 is not > 0"),
+        (partial(over, score=Score), {"score": 3}, "place.name.score: no such setting"),
+        (partial(over, score=Score), {"topp": 3}, "place.name.topp: no such setting; did you mean 'top'"),
+        (partial(over, score=Score), {"step": 3}, "place.name.step: no such setting; did you mean 'steps'"),
+        (passing_on, {"stepz": 3, "steps": 1}, "place.name.stepz: no such setting"),
+    ],
+)
+def test_mistakes_are_named(kind, settings, said):
+    with pytest.raises(UserError, match=said) as caught:
+        make(kind, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_part_made_inside_a_maker_leaves_the_place_to_it():
+    def whole(net: str, steps: int = 3, **settings: Any) -> Any:
+        return configured("", Score, net, settings=settings)
+
+    with pytest.raises(UserError, match=r"^place.name.temperature: -1 is not > 0"):
+        make(whole, temperature=-1)
+    with pytest.raises(UserError, match=r"^place.name.stepz: .* did you mean 'steps'\? known: temperature, top, steps"):
+        make(whole, stepz=3)
+
+
+def test_a_bug_in_a_maker_stays_a_bug():
+    def broken(net: str) -> None:
+        len(3)  # type: ignore[arg-type]
+
+    with pytest.raises(TypeError, match="has no len"):
+        make(broken)
