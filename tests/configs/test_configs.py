@@ -1,0 +1,180 @@
+"""Every config file runs through the real command, on the real embedded data or on tiny arrays under its own names.
+
+A new file is found by itself; a new folder of configs must say here how its files are run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib import import_module
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from robust_ood import cli
+from robust_ood.models import WideResNet, describe
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FOLDERS = {"base", "callbacks", "data", "evaluate", "experiments", "methods", "models"}
+SMALL = ["--data.batch_size", "2", "--data.outlier_batch_size", "2", "--data.evaluation_batch_size", "4"]
+TRIAL = ["--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+RUNNABLE = 3_000_000  # parameters; larger networks are built without memory and not run
+
+
+def files(folder: str) -> list[Any]:
+    return [pytest.param(path, id=path.stem) for path in sorted((CONFIGS / folder).glob("*.yaml"))]
+
+
+def file(folder: str, name: str) -> list[str]:
+    return ["-c", str(CONFIGS / folder / f"{name}.yaml")]
+
+
+def included(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the content of a config and of all that it includes."""
+    content = yaml.safe_load(path.read_text())
+    yield content
+    for name in content.get("include", []):
+        yield from included(path.parent / name)
+
+
+def array_names(path: Path) -> set[str]:
+    """Return the names of the array files that a config reads."""
+    values = [value for content in included(path) for value in content.get("data", {}).values()]
+    names = [name for value in values for name in (value if isinstance(value, list) else [value])]
+    return {name for name in names if isinstance(name, str) and name.endswith((".npz", ".npy"))}
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    folder = tmp_path / "arrays"
+    folder.mkdir()
+    return folder
+
+
+def write_arrays(path: Path, folder: Path) -> list[str]:
+    """Write tiny arrays under the names that a config reads, and return the option that points there."""
+    draws = np.random.default_rng(0)
+    for name in array_names(path):
+        images = draws.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+        np.savez(folder / name, images=images, labels=np.arange(12) % 10)
+    return ["--data.root", str(folder)]
+
+
+def fit(*arguments: str) -> int:
+    return cli.train(["fit", *arguments, *SMALL, *TRIAL])
+
+
+def parsed(capsys, *arguments: str) -> dict[str, Any]:
+    """Return the settings that a training command would use."""
+    capsys.readouterr()
+    assert cli.train(["fit", *arguments, "--print_config"]) == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def build_without_memory(spec: dict[str, Any]) -> torch.nn.Module:
+    module, _, name = spec["class_path"].rpartition(".")
+    with torch.device("meta"):
+        return getattr(import_module(module), name)(**spec["init_args"])
+
+
+def test_every_folder_of_configs_is_tested_here():
+    assert {path.name for path in CONFIGS.iterdir()} == FOLDERS
+    assert not [path for path in CONFIGS.rglob("*") if path.is_file() and path.suffix != ".yaml"]
+
+
+@pytest.mark.parametrize("path", files("experiments"))
+def test_experiment(path, tmp_path):
+    assert fit("-c", str(path), "--output", str(tmp_path / "none")) == 0
+    assert yaml.safe_load(path.read_text())["experiment"] == path.stem
+
+
+@pytest.mark.parametrize("path", files("methods"))
+def test_method(path):
+    assert fit(*file("base", "digits"), *file("data", "digits"), *file("models", "wrn_10_1"), "-c", str(path)) == 0
+
+
+@pytest.mark.parametrize("path", files("models"))
+def test_model(path, root, capsys):
+    data = file("data", "cifar10_arrays")
+    arrays = write_arrays(Path(data[1]), root)
+    rest = [*data, "-c", str(path), *file("methods", "oe"), *arrays]
+    net = build_without_memory(parsed(capsys, *rest)["net"])
+    size = sum(parameter.numel() for parameter in net.parameters())
+    if size > RUNNABLE:
+        pytest.skip(f"{path.stem}: parsed and built, not run: {size:,} parameters")
+    assert fit(*rest) == 0
+
+
+@pytest.mark.parametrize("path", files("data"))
+def test_data(path, root, capsys):
+    arrays = write_arrays(path, root)
+    classes = str(yaml.safe_load(path.read_text())["data"]["num_classes"])
+    rest = ["-c", str(path), *file("models", "wrn_10_1"), *file("methods", "oe"), "--net.num_classes", classes, *arrays]
+    if array_names(path) or path.stem.startswith("digits"):
+        assert fit(*rest) == 0
+        return
+    settings = parsed(capsys, *rest)["data"]
+    assert settings["train"]
+    assert settings["near"] or settings["far"]
+
+
+@pytest.mark.parametrize("path", files("callbacks"))
+def test_callback(path):
+    light = ["--robust_validation.limit", "4", "--data.validation_ood", "[noise/rademacher]"]
+    light = light if path.stem == "robust_validation" else []
+    assert fit(*file("experiments", "digits_standard"), "-c", str(path), *light) == 0
+
+
+@pytest.mark.parametrize("path", files("base"))
+def test_base(path, capsys):
+    base = parsed(capsys, *file("experiments", "digits_standard"), "-c", str(path))
+    for section, values in yaml.safe_load(path.read_text()).items():
+        assert {name: base[section][name] for name in values} == values
+
+
+@pytest.mark.parametrize("path", files("evaluate"))
+def test_evaluation(path, root, tmp_path, capsys):
+    net = WideResNet(10, 1)
+    checkpoint = tmp_path / "net.ckpt"
+    state = {f"net.{name}": value for name, value in net.state_dict().items()}
+    torch.save({"state_dict": state, "network": describe(net)}, checkpoint)
+    arguments = ["-c", str(path), "--checkpoint", str(checkpoint), "--output", str(tmp_path / "out")]
+    assert cli.evaluate([*arguments, "--limit", "2", "--device", "cpu", *write_arrays(path, root)]) == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    asked = yaml.safe_load(path.read_text())
+    sets = [name for content in included(path) for name in content.get("data", {}).get("far", [])]
+    assert sets
+    wanted = [d if isinstance(d, str) else d.get("label", d["name"]) for d in asked.get("detectors", [])]
+    assert set(wanted) <= {row["detector"] for row in found["rows"]}
+    assert {row["attacked"] for row in found["rows"]} == {"none", "in", "out", "both"}
+
+
+METHODS = ["standard", "oe", "aloe"]
+MODELS = ["wrn_10_1", "resnet20"]
+DATA = ["digits", "digits_near"]
+
+
+@pytest.mark.parametrize(("data", "model", "method"), list(product(DATA, MODELS, METHODS)))
+def test_data_models_and_methods_compose_in_any_order(capsys, data, model, method):
+    """What one file sets, the others leave alone."""
+    parts = {"data": file("data", data), "net": file("models", model), "model": file("methods", method)}
+    settings = parsed(capsys, *parts["data"], *parts["net"], *parts["model"])
+    assert settings == parsed(capsys, *parts["model"], *parts["net"], *parts["data"])
+    own = yaml.safe_load(Path(parts["data"][1]).read_text())["data"]
+    assert {name: settings["data"][name] for name in own} == own
+    assert settings["net"]["class_path"] == yaml.safe_load(Path(parts["net"][1]).read_text())["net"]["class_path"]
+    assert settings["model"]["class_path"].lower().endswith(f".{method}")
+
+
+def test_options_win_over_files_and_files_over_what_they_include(capsys, tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text(f"include: [{CONFIGS}/experiments/digits_oe.yaml]\ndata: {{batch_size: 7, outlier_batch_size: 9}}\n")
+    settings = parsed(capsys, "-c", str(own), "--data.batch_size", "5")
+    assert (settings["data"]["batch_size"], settings["data"]["outlier_batch_size"]) == (5, 9)
+    assert settings["data"]["train"] == "digits/train"
