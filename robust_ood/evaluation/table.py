@@ -19,19 +19,20 @@ def print_results(results: Results, console: Console | None = None) -> None:
     attacked = [row for row in results.rows if row.attacked != "none"]
     clean = {_subject(row): row for row in results.rows if row.attacked == "none"}
     if not attacked:
-        console.print(_detection("no attack", {subject: {"none": row} for subject, row in clean.items()}))
+        console.print(_detection("no attack", {subject: {"none": row} for subject, row in clean.items()}), "")
     for attack, rows in groupby(sorted(attacked, key=lambda row: row.attack), key=lambda row: row.attack):
         cells: dict[tuple[str, ...], dict[str, Row]] = {}
         for row in rows:
             cells.setdefault(_subject(row), {"none": clean[_subject(row)]})[row.attacked] = row
         first = next(iter(cells.values()))["in"]
         title = f"attack {attack}: {first.norm} {first.radius:.4f}, {first.steps} steps, {first.restarts} restarts"
-        console.print(_detection(title, cells))
+        console.print(_detection(title, cells), "")
     console.print(
         "AUROC/FPR95 with clean images, attacked inliers, attacked outliers, and both attacked.\n"
         "FPR95 is the share of OOD accepted when 95 % of ID is accepted.",
         highlight=False,
     )
+    console.print()
     console.print(_accuracy(results))
     for warning in results.warnings:
         console.print(f"[yellow]warning:[/yellow] {warning}")
@@ -41,8 +42,14 @@ def _subject(row: Row) -> tuple[str, ...]:
     return (row.model, row.detector, row.ood, row.group)
 
 
+def _table(title: str) -> Table:
+    """Return an empty table that leaves the width of the terminal to its cells."""
+    tight = {"box": SIMPLE_HEAD, "pad_edge": False, "show_edge": False, "padding": (0, 1, 0, 0)}
+    return Table(title=title, title_justify="left", title_style="bold", **tight)  # type: ignore[arg-type]
+
+
 def _detection(title: str, lines: dict[tuple[str, ...], dict[str, Row]]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table = _table(title)
     for name in ("model", "detector", "OOD set"):
         table.add_column(name, overflow="fold")
     for name in _ATTACKED.values():
@@ -69,9 +76,7 @@ def _rate(value: float) -> str:
 
 
 def _accuracy(results: Results) -> Table:
-    table = Table(
-        title="classification accuracy", title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
-    )
+    table = _table("classification accuracy")
     attacks = list(dict.fromkeys(row.attack for row in results.classification))
     table.add_column("model")
     for attack in attacks:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood.errors import UserError
-from robust_ood.models import DenseNet, ResNet18, ThinResNet, WideResNet, find_head, outputs
+from robust_ood.models import DenseNet, ResNet18, ThinResNet, WideResNet, count_classes, find_head, outputs
 
 OURS = {
     "densenet": lambda: DenseNet(depth=10, growth=4, num_classes=5),
@@ -168,3 +168,22 @@ def test_our_networks_are_not_searched_for_their_head(net, images, monkeypatch):
 def test_network_without_linear_layer_is_told_how_to_name_its_head(images):
     with pytest.raises(UserError, match=r"head: Conv2d has no linear layer.*wrap"):
         outputs(nn.Conv2d(3, 5, 1), images)
+
+
+def test_classes_are_counted_by_trying():
+    net = WideResNet(10, 1, num_classes=7).train()
+    assert count_classes(net, (8, 8)) == 7
+    assert all(part.training for part in net.modules())
+    assert not any(buffer.any() for name, buffer in net.named_buffers() if name.endswith("num_batches_tracked"))
+
+
+@pytest.mark.parametrize(
+    ("net", "said"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), "cannot take 3 x 8 x 8 images"),
+        (nn.Conv2d(3, 4, 1), r"gives \(2, 4, 8, 8\) for 2 images; logits \(2, K\) are wanted"),
+    ],
+)
+def test_network_that_gives_no_logits_for_such_images(net, said):
+    with pytest.raises(UserError, match=f"^net: .*{said}"):
+        count_classes(net, (8, 8))
