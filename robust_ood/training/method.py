@@ -62,7 +62,7 @@ class Method(LightningModule):
     ) -> None:
         super().__init__()
         if not outlier_weight >= 0:
-            raise UserError(f"outlier_weight: {outlier_weight} is not >= 0")
+            raise UserError(f"outlier_weight: {outlier_weight} is negative or NaN; a number >= 0 is wanted")
         if attack_mode not in ("eval", "train"):
             raise UserError(f"attack_mode: {attack_mode!r} is neither 'eval' nor 'train'")
         self.net = net.to(memory_format=torch.channels_last)

@@ -33,7 +33,7 @@ def test_a_run_writes_what_the_readme_says(trained_run):
     content = torch.load(trained_run / "last.ckpt", weights_only=True)
     assert content["method"] == "ALOE"
     assert content["network"]["name"] == "WideResNet"
-    assert content["global_step"] == 8
+    assert (content["epoch"], content["global_step"]) == (2, 8)  # both epochs are done
 
 
 def test_metrics_have_a_row_for_each_step_and_validation(trained_run):
@@ -56,7 +56,7 @@ def test_the_written_config_makes_the_same_run(trained_run, tmp_path):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_a_resumed_run_ends_as_the_run_never_stopped(experiment, trained_run, tmp_path):
+def test_a_resumed_run_ends_as_the_run_never_stopped(capsys, experiment, trained_run, tmp_path):
     folder = tmp_path / "run"
     config = tmp_path / "stop.yaml"
     config.write_text("trainer: {callbacks: [{class_path: tests_stop.Stop}]}\ncheckpoints: {every_n_steps: 3}\n")
@@ -73,6 +73,8 @@ def test_a_resumed_run_ends_as_the_run_never_stopped(experiment, trained_run, tm
     finally:
         sys.path.remove(str(tmp_path))
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert cli.train([*fit, "--ckpt_path", "last"]) == 2  # without that callback it is another run
+    assert "trainer.callbacks (was" in capsys.readouterr().err
     assert cli.train([*fit, "--ckpt_path", "last", "--resume_changed", "true"]) == 0
     whole, resumed = weights(trained_run / "last.ckpt"), weights(folder / "last.ckpt")
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
@@ -168,7 +170,8 @@ def test_metrics_file_goes_on_where_the_resumed_run_began(tmp_path):
     for step in range(4):
         first.log_metrics({"epoch": 0, "loss": step}, step)
     second = MetricsFile(tmp_path)
+    second.truncate(2)  # as many as its checkpoint knew of
     second.log_metrics({"epoch": 0, "loss": 20}, 2)
     second.log_metrics({"epoch": 0, "accuracy": 0.5}, 2)
     rows = [(row["step"], row["loss"], row["accuracy"]) for row in read_metrics(tmp_path)]
-    assert rows == [("0", "0", ""), ("1", "1", ""), ("2", "20", ""), ("2", "", "0.5")]
+    assert rows == [("0", "0.0", ""), ("1", "1.0", ""), ("2", "20.0", ""), ("2", "", "0.5")]
