@@ -84,7 +84,9 @@ class Detector(nn.Module, ABC):
         like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         for name, value in learned.items():
-            setattr(self, name, value.detach().clone().to(like.device, dtype if value.is_floating_point() else None))
+            # Contiguous, as it will be after loading: products of other memory layouts differ in their last bits.
+            plain = value.detach().clone(memory_format=torch.contiguous_format)
+            setattr(self, name, plain.to(like.device, dtype if value.is_floating_point() else None))
 
     def learned(self, name: str) -> Tensor:
         """Return what was learned under that name, or raise `UserError` where the detector has not been fitted."""

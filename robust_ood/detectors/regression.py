@@ -24,8 +24,9 @@ def fit_layer_weights(
 ) -> None:
     """Regress "in-distribution or not" on the layers' scores, and store weights and bias in the detector.
 
-    Source: ALOE Eq. 9 (Lee et al. 2018): scikit-learn's `LogisticRegressionCV`, as in their codes, here on standardised
-    scores, whose scales differ by orders of magnitude between layers; the weights are those of the raw scores.
+    Source: ALOE Eq. 9 (Lee et al. 2018). Their codes cross-validate the strength of the penalty on raw scores. The
+    scales of those differ by orders of magnitude between layers, so here scores are standardised and the penalty is
+    scikit-learn's default; the weights that are stored are those of the raw scores.
 
     Args:
         detector: whose weights are learned.
@@ -35,7 +36,7 @@ def fit_layer_weights(
     Raises:
         UserError: no images in one of them.
     """
-    from sklearn.linear_model import LogisticRegression, LogisticRegressionCV  # a second of start-up that few need
+    from sklearn.linear_model import LogisticRegression  # a second of start-up that few need
 
     with differentiating(), torch.no_grad(), evaluating(detector):
         known = _scores(detector, columns, inliers, "inliers")
@@ -43,9 +44,7 @@ def fit_layer_weights(
     scores = torch.cat([known, unknown])  # (N, L)
     mean, std = scores.mean(0), scores.std(0).clamp_min(1e-12)
     target = torch.cat([torch.ones(len(known)), torch.zeros(len(unknown))])
-    folds = min(5, len(known), len(unknown))
-    model = LogisticRegressionCV(cv=folds, max_iter=1000) if folds > 1 else LogisticRegression(max_iter=1000)
-    model.fit(((scores - mean) / std).numpy(), target.numpy())
+    model = LogisticRegression(max_iter=1000).fit(((scores - mean) / std).numpy(), target.numpy())
     weights = torch.from_numpy(model.coef_[0].copy()) / std
     detector.keep(weights=weights, bias=torch.tensor(float(model.intercept_[0])) - weights @ mean)
 

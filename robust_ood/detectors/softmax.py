@@ -60,6 +60,12 @@ class MSP(OutputsDetector):
         logits = self._scaled(out)
         return losses.log_odds(logits, logits.argmax(1))
 
+    @property
+    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """The log-odds at the detector's temperature, then at 1, which can lead to other classes."""
+        plain = float(self.learned("temperature")) == 1
+        return (self.surrogate,) if plain else (self.surrogate, self.confidence)
+
     def _scaled(self, out: Outputs) -> Tensor:
         return losses.wide(out.logits) / self.learned("temperature")
 

@@ -1,7 +1,7 @@
 """Every detector against pytorch-ood where its definition is the paper's, and against naive formulas elsewhere.
 
-A reference sees arrays of forward passes in float64, never our statistics. `benchmarks/detector_parity.py` runs the same
-references on real images.
+A reference sees arrays of forward passes in float64, never our statistics. `benchmarks/detector_parity.py` runs the
+same references on real images.
 """
 
 from __future__ import annotations

@@ -1,0 +1,120 @@
+"""No detector is robust merely because its gradient is missing: each, on digits, attacked through itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from robust_ood import Linf, detectors
+from robust_ood.attacks import PGD, lower_score, raise_score
+from robust_ood.data.digits import digits, photograph_patches
+from robust_ood.models import Normalize
+
+COUNT = 20
+ATTACK = PGD(Linf(4 / 255), steps=6)
+
+
+class DigitNet(nn.Module):
+    feature_layers = ("first", "second")
+
+    def __init__(self):
+        super().__init__()
+        self.normalize = Normalize((0.3,) * 3, (0.3,) * 3)
+        self.first, self.second = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 32, 3, 2, 1)
+        self.head = nn.Linear(32 * 4, 10)
+
+    def forward(self, images):
+        maps = torch.relu(self.second(torch.relu(self.first(self.normalize(images)))))
+        return self.head(F.adaptive_avg_pool2d(maps, 2).flatten(1))
+
+
+def small(images, count):
+    floats = torch.from_numpy(images.images[:count]).permute(0, 3, 1, 2).float() / 255
+    return F.avg_pool2d(floats, 2)  # 16 x 16
+
+
+@pytest.fixture(scope="module")
+def digit_problem():
+    """A network trained on digits, batches to fit on, inliers, outliers, and both after an attack on its MSP."""
+    train, labels = small(digits("train"), 800), torch.from_numpy(digits("train").labels)[:800]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = DigitNet()
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+        for _ in range(60):
+            chosen = torch.randint(len(train), (64,))
+            optimizer.zero_grad()
+            F.cross_entropy(net(train[chosen]), labels[chosen]).backward()
+            optimizer.step()
+    net.eval()
+    inliers, outliers = small(digits("test"), COUNT), small(photograph_patches("flower", COUNT, "flower"), COUNT)
+    msp = detectors.MSP(net)
+    transferred = lower_score(msp, inliers, ATTACK), raise_score(msp, outliers, ATTACK)
+    loader = list(zip(train.split(400), labels.split(400), strict=True))
+    return net, loader, inliers, outliers, transferred
+
+
+SETTINGS = {
+    "knn": {"neighbours": 5},
+    "safe-spot": {"method": "fgsm", "attack_steps": 3},
+    "mean": {"scores": ["msp", "mahalanobis", "gradnorm"]},
+}
+
+
+def build(name, net, loader):
+    if name == "deep-ensemble":
+        return detectors.DeepEnsemble([net, net], sizes=[None, 12])
+    if name == "ensemble-msp":
+        return detectors.DeepEnsemble([net, net], "msp", sizes=[None, 12])
+    detector = detectors.build(name, net, **SETTINGS.get(name, {})).fit(loader)
+    if name == "mahalanobis-layers":
+        noise = torch.rand(200, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        detector.fit_weights([images for images, _ in loader[:1]], [noise])
+    return detector
+
+
+@pytest.mark.parametrize("name", [*detectors.REGISTRY, "ensemble-msp"])
+def test_an_attack_through_a_detector_is_at_least_as_strong_as_one_transferred_from_msp(digit_problem, name):
+    net, loader, inliers, outliers, (lost_elsewhere, hidden_elsewhere) = digit_problem
+    detector = build(name, net, loader)
+    lost, hidden = lower_score(detector, inliers, ATTACK), raise_score(detector, outliers, ATTACK)
+    assert (lost - inliers).abs().amax() <= 4 / 255 + 1e-6
+    assert (hidden - outliers).abs().amax() <= 4 / 255 + 1e-6
+    with torch.no_grad():
+        clean, low, low_elsewhere = (detector(x) for x in (inliers, lost, lost_elsewhere))
+        clean_out, high, high_elsewhere = (detector(x) for x in (outliers, hidden, hidden_elsewhere))
+    slack = 1e-4 * clean.std()
+    assert (low <= clean + slack).all()  # of each image
+    assert (high >= clean_out - slack).all()
+    assert low.mean() < clean.mean() - slack
+    assert high.mean() > clean_out.mean() + slack
+    assert low.mean() <= low_elsewhere.mean() + slack
+    assert high.mean() >= high_elsewhere.mean() - slack
+
+
+@pytest.mark.parametrize("name", detectors.REGISTRY)
+def test_scores_and_gradients_are_finite_also_where_the_network_saturates(digit_problem, name):
+    net, loader, inliers, outliers, _ = digit_problem
+    if name == "deep-ensemble":
+        pytest.skip("made of networks, not of one")
+    detector = build(name, net, loader)
+    extreme = torch.stack([torch.zeros(3, 16, 16), torch.ones(3, 16, 16), loader[0][0][0]])  # the last is in KNN's bank
+    images = torch.cat([inliers[:4], outliers[:4], extreme]).requires_grad_()
+    with torch.no_grad():
+        scores = detector(images)
+    assert scores.dtype == torch.float32
+    assert scores.shape == (11,)
+    assert scores.isfinite().all()
+    net.head.weight.data.mul_(30)  # margins of hundreds
+    try:
+        for surrogate in detector.surrogates:
+            values = surrogate(images)
+            (gradient,) = torch.autograd.grad(values.sum(), images)
+            assert values.isfinite().all()
+            assert gradient.isfinite().all()
+        alive = torch.autograd.grad(detector.surrogates[-1](images).sum(), images)[0].flatten(1).abs().amax(1)
+        assert (alive[:8] > 0).all()
+    finally:
+        net.head.weight.data.div_(30)
