@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                  "--name", method.upper(), "--output", str(folder)]  # fmt: skip
         if options.short:
             fit += ["--trainer.max_steps", "3"]
-            score += ["--limit", "8"]
+            score += ["--limit", "4", "--checks", "false"]
         for script, command, run in (("train.py", fit, train), ("evaluate.py", score, evaluate)):
             console.rule(f"python {script} {shlex.join(command)}", align="left", style="dim")
             code = run(command)

@@ -40,6 +40,7 @@ def parser() -> ArgumentParser:
         "--attacks", type=list[str | dict[str, Any]], default=["pgd"], help="names, or name and settings"
     )
     parser.add_argument("--limit", type=int | None, default=None, help="use only the first so many images of each set")
+    parser.add_argument("--checks", type=bool, default=True, help="look for signs of failed attacks")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_subclass_arguments(nn.Module, "net", required=False, help="network (default: the checkpoint's own)")
     parser.add_class_arguments(OODData, "data")
@@ -82,6 +83,7 @@ def run(arguments: Sequence[str]) -> int:
             model=config.name or config.checkpoint.resolve().parent.name,
             limit=config.limit,
             device=device,
+            checks=config.checks,
             progress=lambda step: status.update(step),
         )
     results.write(config.output)

@@ -55,6 +55,7 @@ what is often changed:
   --limit N              use only the first N images of each set
   --data.root DIR        folder of array files (.npz, .npy)
   --device NAME          auto, cpu, cuda or cuda:N
+  --checks false         do not look for signs that an attack failed (masked gradients, too few steps)
   --name NAME            what the table calls the network (default: the checkpoint's folder)
   --print_config         show the settings that would be used, and stop
   --help-all             list every setting

@@ -41,6 +41,7 @@ def evaluate(
     model: str = "model",
     limit: int | None = None,
     device: torch.device | str = "cpu",
+    checks: bool = True,
     progress: Progress = lambda step: None,
 ) -> Results:
     """Score every detector on clean and attacked images and return the results.
@@ -53,6 +54,7 @@ def evaluate(
         model: the name that rows carry.
         limit: use only the first so many images of each set.
         device: where to compute.
+        checks: also look, on a few images, for signs that an attack failed for a reason other than a robust detector.
         progress: told what is computed next.
 
     Raises:
@@ -62,10 +64,10 @@ def evaluate(
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for detector in detectors.values():
         detector.to(device)
-    results = Results(environment=describe_environment({"limit": limit, "device": str(device)}))
+    results = Results(environment=describe_environment({"limit": limit, "device": str(device), "checks": checks}))
     results.classification = grid.classification(net, attacks)
     results.rows = grid.rows(detectors, attacks)
-    results.warnings = grid.warnings(detectors, attacks)
+    results.warnings = grid.warnings(detectors, attacks) if checks else []
     return results
 
 

@@ -62,7 +62,7 @@ def check_row(row: dict[str, Any]) -> None:
 def evaluated(grid, trained_run, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("results") / "tiny"
     arguments = ["-c", str(grid), "--checkpoint", str(trained_run / "last.ckpt"), "--output", str(folder)]
-    assert cli.evaluate([*arguments, "--detectors", f"[{','.join(DETECTORS)}]", "--name", "aloe"]) == 0
+    assert cli.evaluate([*arguments, "--detectors", f"[{','.join(DETECTORS)}]", "--name", "aloe", "--checks", "false"]) == 0
     return folder
 
 
@@ -163,7 +163,7 @@ def test_results_read_back(evaluated, content):
 
 def test_the_same_evaluation_gives_the_same_numbers_in_other_batches(grid, trained_run, tmp_path, rows):
     arguments = ["-c", str(grid), "--checkpoint", str(trained_run / "last.ckpt"), "--output", str(tmp_path)]
-    assert cli.evaluate([*arguments, "--name", "aloe", "--data.evaluation_batch_size", "7"]) == 0
+    assert cli.evaluate([*arguments, "--data.evaluation_batch_size", "7", "--checks", "false"]) == 0
     again = json.loads((tmp_path / "results.json").read_text())["rows"]
     for row, before in zip(again, [r for r in rows if r["detector"] == "msp"], strict=True):
         for name in RATES:
@@ -178,6 +178,17 @@ def test_limit_uses_the_first_images(grid, trained_run, tmp_path):
     assert {row["attacked"] for row in rows} == {"none"}
 
 
+def test_checks_warn_in_the_file_and_below_the_table(capsys, grid, trained_run, tmp_path):
+    """An attack of one tiny step is far weaker than what the checks try."""
+    arguments = ["-c", str(grid), "--checkpoint", str(trained_run / "last.ckpt"), "--output", str(tmp_path)]
+    feeble = "[{name: pgd, radius: 64/255, steps: 1, step_size: 0.001, random_start: false}]"
+    assert cli.evaluate([*arguments, "--attacks", feeble]) == 0
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["environment"]["checks"] is True
+    assert any("reported attack" in warning for warning in content["warnings"])
+    assert "warning: tiny, msp:" in " ".join(capsys.readouterr().out.split())
+
+
 def test_weights_of_others_with_a_network_from_the_config(grid, trained_run, tmp_path):
     state = torch.load(trained_run / "last.ckpt", weights_only=True)["state_dict"]
     torch.save({"model": {key.replace("net.", "module."): v for key, v in state.items()}}, tmp_path / "theirs.pt")
@@ -189,7 +200,7 @@ def test_weights_of_others_with_a_network_from_the_config(grid, trained_run, tmp
 
 def test_the_script_prints_a_table_and_nothing_else(grid, trained_run, tmp_path):
     command = [sys.executable, ROOT / "evaluate.py", "-c", grid, "--checkpoint", trained_run / "last.ckpt"]
-    done = subprocess.run([*command, "--output", "out"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "--output", "out", "--checks", "false"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     for words in ("msp", "stripes", "mean of far", "clean", "inliers", "both", "wrote out/results.json"):
         assert words in done.stdout
