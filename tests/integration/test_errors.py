@@ -60,7 +60,7 @@ OPTIONS = [
     ("--model.inlier_attack.region.radius 8/0", "model.inlier_attack.region.radius", "'8/0'", "such as 8/255"),
     ("--model.inlier_attack.region.radius nan", "model.inlier_attack.region.radius", "finite"),
     ("--model.inlier_attack.steps 0", "model.inlier_attack.steps", "0 is not a whole number >= 1"),
-    ("--model.outlier_weight -1", "model.outlier_weight", "not >= 0"),
+    ("--model.outlier_weight -1", "model.outlier_weight", ">= 0 is wanted"),
     ("--model.optimization.learning_rate 0", "model.optimization.learning_rate", "not > 0"),
     ("--net.depth 11", "net.depth", "6n + 4"),
     ("--net.num_classes 7", "net", "7 logits", "data.num_classes is 4"),
@@ -159,9 +159,13 @@ GRID_OPTIONS = [
     ("--data.near [] --data.far []", "data", "near nor far"),
     ("--data.num_classes 5", "net", "4 logits", "data.num_classes is 5"),
     ("--data.far [noise/uniform]", "data.far", "uniform-noise are 32 x 32", "16 x 16"),
-    ("--net WideResNet --net.depth 16 --net.num_classes 4", "checkpoint", "another network than WideResNet"),
+    (
+        "--net robust_ood.models.WideResNet --net.depth 16 --net.num_classes 4",
+        "checkpoint",
+        "another network than WideResNet",
+    ),
     ("--net ThinResNet --net.num_classes 4", "checkpoint", "another network than ThinResNet"),
-    ("--net WideResNet --net.depth 17", "net.depth", "6n + 4"),
+    ("--net robust_ood.models.WideResNet --net.depth 17", "net.depth", "6n + 4"),
 ]
 
 
@@ -211,7 +215,7 @@ def test_a_bad_checkpoint(capsys, experiment, grid, trained_run, tmp_path, kind)
     output = tmp_path / "out"
     line = fails(
         capsys, cli.evaluate,
-        ["-c", grid, "--net", "WideResNet", "--net.depth", 10, "--net.width", 1, "--net.num_classes", 4,
+        ["-c", grid, "--net", "robust_ood.models.WideResNet", "--net.depth", 10, "--net.width", 1, "--net.num_classes", 4,
          "--checkpoint", bad, "--output", output], "checkpoint",
     )  # fmt: skip
     assert str(bad) in line

@@ -62,7 +62,10 @@ def check_row(row: dict[str, Any]) -> None:
 def evaluated(grid, trained_run, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("results") / "tiny"
     arguments = ["-c", str(grid), "--checkpoint", str(trained_run / "last.ckpt"), "--output", str(folder)]
-    assert cli.evaluate([*arguments, "--detectors", f"[{','.join(DETECTORS)}]", "--name", "aloe", "--checks", "false"]) == 0
+    assert (
+        cli.evaluate([*arguments, "--detectors", f"[{','.join(DETECTORS)}]", "--name", "aloe", "--checks", "false"])
+        == 0
+    )
     return folder
 
 
@@ -192,7 +195,7 @@ def test_checks_warn_in_the_file_and_below_the_table(capsys, grid, trained_run, 
 def test_weights_of_others_with_a_network_from_the_config(grid, trained_run, tmp_path):
     state = torch.load(trained_run / "last.ckpt", weights_only=True)["state_dict"]
     torch.save({"model": {key.replace("net.", "module."): v for key, v in state.items()}}, tmp_path / "theirs.pt")
-    net = ["--net", "WideResNet", "--net.depth", "10", "--net.width", "1", "--net.num_classes", "4"]
+    net = ["--net", "robust_ood.models.WideResNet", "--net.depth", "10", "--net.width", "1", "--net.num_classes", "4"]
     arguments = ["-c", str(grid), "--checkpoint", str(tmp_path / "theirs.pt"), "--output", str(tmp_path / "out")]
     assert cli.evaluate([*arguments, *net, "--attacks", "[]"]) == 0
     assert (tmp_path / "out" / "results.csv").exists()
@@ -200,7 +203,9 @@ def test_weights_of_others_with_a_network_from_the_config(grid, trained_run, tmp
 
 def test_the_script_prints_a_table_and_nothing_else(grid, trained_run, tmp_path):
     command = [sys.executable, ROOT / "evaluate.py", "-c", grid, "--checkpoint", trained_run / "last.ckpt"]
-    done = subprocess.run([*command, "--output", "out", "--checks", "false"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "--output", "out", "--checks", "false"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     for words in ("msp", "stripes", "mean of far", "clean", "inliers", "both", "wrote out/results.json"):
         assert words in done.stdout
