@@ -215,8 +215,8 @@ def test_a_bad_checkpoint(capsys, experiment, grid, trained_run, tmp_path, kind)
     output = tmp_path / "out"
     line = fails(
         capsys, cli.evaluate,
-        ["-c", grid, "--net", "robust_ood.models.WideResNet", "--net.depth", 10, "--net.width", 1, "--net.num_classes", 4,
-         "--checkpoint", bad, "--output", output], "checkpoint",
+        ["-c", grid, "--net", "robust_ood.models.WideResNet", "--net.depth", 10, "--net.width", 1,
+         "--net.num_classes", 4, "--checkpoint", bad, "--output", output], "checkpoint",
     )  # fmt: skip
     assert str(bad) in line
     for command in ("fit", "test"):
