@@ -134,6 +134,11 @@ class Detector(nn.Module, ABC):
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 
+def _full_precision(images: Tensor) -> torch.autocast:
+    """Return a context without autocast: the network may run in half precision, distances and softmaxes may not."""
+    return torch.autocast(images.device.type, enabled=False)
+
+
 def _alike(own: Any, other: Any) -> bool:
     """Whether a loaded entry can take the place of an own one: a tensor of its shape, or the same setting."""
     if isinstance(own, Tensor) and isinstance(other, Tensor):
@@ -166,11 +171,15 @@ class OutputsDetector(Detector):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return scores `(N,)`, higher = more in-distribution, of images `(N, C, H, W)` in [0, 1]."""
-        return self.score(outputs(self.net, images, self.layers))
+        out = outputs(self.net, images, self.layers)
+        with _full_precision(images):
+            return self.score(out)
 
     def surrogate(self, images: Tensor) -> Tensor:
         """Return a differentiable stand-in for the score, `(N,)`, for attackers."""
-        return self.surrogate_score(outputs(self.net, images, self.layers))
+        out = outputs(self.net, images, self.layers)
+        with _full_precision(images):
+            return self.surrogate_score(out)
 
     @property
     def exact_surrogate(self) -> bool:

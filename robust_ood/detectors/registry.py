@@ -107,7 +107,7 @@ REGISTRY: dict[str, Entry] = {
         {"temperature": (1, 10, 100, 1000), "magnitude": (0.0004, 0.0014, 0.0028)},
     ),
     "input-noise": Entry(
-        partial(over, wrapper=InputNoise, score="mahalanobis", magnitude=0.0014),
+        partial(over, wrapper=partial(InputNoise, magnitude=0.0014), score="mahalanobis"),
         "Lee et al. 2018",
         {"magnitude": MAGNITUDES},
     ),

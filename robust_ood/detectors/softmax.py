@@ -22,7 +22,8 @@ class MSP(OutputsDetector):
     """The maximum softmax probability, in (1/K, 1].
 
     Source: Hendrycks and Gimpel 2017; ALOE Eq. 5, PRO Eq. 1 with its temperature. The surrogate is the log-odds of the
-    same class, which order images as the probability does and keep their gradient where it saturates at 1.
+    same class, which order images as the probability does and keep their gradient where it saturates at 1. (In float32
+    it does beyond a margin of about 17: such images tie.)
 
     Args:
         net: classifier, images to logits.

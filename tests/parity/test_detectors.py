@@ -147,9 +147,10 @@ def naive_gram(maps, power):
     return sums.sign() * sums.abs() ** (1 / power)
 
 
-def gram(train, test):
+def gram(train, test, classes=None):
     held_out = fingerprints(train.images) % 1_000_000 < 100_000
-    fitted, validated = train.logits.argmax(1)[~held_out], train.logits.argmax(1)[held_out]
+    predicted = train.logits.argmax(1)
+    fitted, validated = (predicted if classes is None else classes)[~held_out], predicted[held_out]
     total = 0
     for layer in train.maps:
         scored = {}
@@ -342,6 +343,25 @@ def test_scores_equal_the_reference(problem, name):
     theirs = REFERENCES[name](train, test).detach()
     assert difference(ours, theirs) < 1e-4
     assert metrics.auroc(ours[:100], ours[100:]) == pytest.approx(metrics.auroc(theirs[:100], theirs[100:]), abs=5e-5)
+
+
+def test_settings_that_follow_other_codes(problem):
+    train, test = problem
+    loader = [(train.images, train.labels)]
+    with torch.no_grad():
+        halved = detectors.Mahalanobis(train.net, reference=True).fit(loader)(test.images)
+        summed = detectors.GradNorm(train.net, reference=True)(test.images)
+        by_label = detectors.Gram(train.net, LAYERS, classes="labels").fit(loader)(test.images)
+    with in_float64():
+        lee = pood.Mahalanobis(None).fit_features(train.features, train.labels).predict_features(test.features)
+    assert difference(halved, -len(train.labels) * lee) < 1e-4
+    openood = []  # the sum over classes of the cross-entropy with targets of one
+    for features in test.features[:20]:
+        weight = train.weight.clone().requires_grad_()
+        loss = -(weight @ features + train.bias).log_softmax(0).sum()
+        openood.append(torch.autograd.grad(loss, weight)[0].abs().sum())
+    assert difference(summed[:20], torch.stack(openood)) < 1e-4
+    assert difference(by_label, gram(train, test, classes=train.labels)) < 1e-4
 
 
 def test_every_registered_score_has_a_reference():

@@ -260,6 +260,18 @@ def test_several_layers_with_noise_equal_the_formula(problem):
         assert noisy(loader[0][0]).mean() > noisy(torch.rand(60, 3, 6, 6)).mean()
 
 
+@pytest.mark.parametrize("name", ["mahalanobis", "relative-mahalanobis", "knn", "vim", "dice", "gradnorm"])
+def test_a_half_precision_network_s_features_are_scored_in_full_precision(problem, name):
+    net, loader, images = problem
+    detector = build(name, net).fit(loader)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        scores = detector(images)
+        out = detectors.contract.outputs(net, images)
+    with torch.no_grad():
+        assert scores.dtype == torch.float32
+        torch.testing.assert_close(scores, detector.score(out))
+
+
 # --- state
 
 
