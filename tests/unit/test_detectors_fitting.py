@@ -19,6 +19,7 @@ from robust_ood.detectors.calibration import CalibrationSlopes, best_temperature
 from robust_ood.detectors.fingerprints import digests, fingerprints
 from robust_ood.detectors.fitting import Pass
 from robust_ood.detectors.gaussians import whitening
+from robust_ood.detectors.neighbours import smallest
 from robust_ood.detectors.quantiles import Quantile
 from robust_ood.detectors.statistics import ClassExtremes, ClassMoments, Sample
 from robust_ood.errors import UserError
@@ -118,6 +119,17 @@ def test_fingerprints_are_of_the_image_alone_and_spread(make_images):
     shares = torch.bincount(numbers % 10, minlength=10)  # 50 each, with a standard deviation of 7
     assert 20 < shares.min() <= shares.max() < 80
     assert digests((images * 255).round().to(torch.uint8)) == digests(images)
+
+
+@settings(max_examples=40)
+@given(size=st.integers(1, 1200), count=st.integers(1, 6), levels=st.sampled_from([3, 10**9]))
+def test_the_smallest_are_those_of_a_full_sort(size, count, levels):
+    count = min(count, size)
+    values = torch.randint(levels, (4, size), generator=torch.Generator().manual_seed(size)).double()
+    found, columns = smallest(values, count)
+    assert torch.equal(found.sort(1).values, values.sort(1).values[:, :count])
+    assert torch.equal(values.gather(1, columns), found)
+    assert all(len(set(row)) == count for row in columns.tolist())
 
 
 # --- linear algebra and calibration
