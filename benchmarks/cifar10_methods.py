@@ -107,9 +107,9 @@ def table(results: Results, options: argparse.Namespace, hours: float) -> str:
     lines = [
         "# CIFAR-10: methods under attack",
         "",
-        f"- Budget: WideResNet-{options.depth}-{options.width}, {budget}, 64 inliers + 128 outliers a batch, SGD 0.1 with "
-        f"a cosine, {options.precision}, seed 0; evaluated in float32 on the first {options.limit} images of each test "
-        "set.",
+        f"- Budget: WideResNet-{options.depth}-{options.width}, {budget}, 64 inliers + 128 outliers a batch, SGD 0.1 "
+        f"with a cosine, {options.precision}, seed 0; evaluated in float32 on the first {options.limit} images of each "
+        "test set.",
         "- Training attacks: Linf 1/255, 2 steps; S-FGSM+ADV one step of 1/255 to the safe spot, then 2 from there.",
         "- Evaluation attack: Linf 1/255, 10 steps of 1/255 with a random start, through each detector's own score, "
         "the worst iterate kept; on inliers and outliers. PGD accuracy: the same attack on the classifier.",
