@@ -9,16 +9,12 @@ evaluations that are finished are not repeated. `--limit-train-batches` and `--l
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import shlex
 import subprocess
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
-import torch
+from page import command, machine
 
 from robust_ood.evaluation import Results
 
@@ -71,24 +67,24 @@ def main() -> int:
 
 def train(method: str, folder: Path, options: argparse.Namespace) -> None:
     config, *settings = METHODS[method]
-    command = ["fit", "-c", "configs/data/cifar10_arrays.yaml", "-c", "configs/models/wrn_16_2.yaml",
+    arguments = ["fit", "-c", "configs/data/cifar10_arrays.yaml", "-c", "configs/models/wrn_16_2.yaml",
                "-c", f"configs/methods/{config}.yaml", *settings, "--data.root", options.root,
                "--net.init_args.depth", str(options.depth), "--net.init_args.width", str(options.width),
                "--trainer.max_epochs", str(options.epochs), "--trainer.precision", options.precision,
                "--trainer.accelerator", options.accelerator, "--trainer.devices", "1",
                "--checkpoints.every_n_steps", "100", "--output", str(folder.resolve())]  # fmt: skip
     if options.limit_train_batches is not None:
-        command += ["--trainer.limit_train_batches", str(options.limit_train_batches)]
+        arguments += ["--trainer.limit_train_batches", str(options.limit_train_batches)]
     if (folder / "last.ckpt").exists():
-        command += ["--ckpt_path", "last"]
-    run("train.py", command)
+        arguments += ["--ckpt_path", "last"]
+    run("train.py", arguments)
 
 
 def evaluate(method: str, folder: Path, options: argparse.Namespace) -> None:
-    command = ["-c", "configs/evaluate/cifar10_arrays.yaml", "--data.root", options.root, "--limit", str(options.limit),
-               "--checkpoint", str((folder / "last.ckpt").resolve()), "--name", method,
+    arguments = ["-c", "configs/evaluate/cifar10_arrays.yaml", "--data.root", options.root,
+               "--limit", str(options.limit), "--checkpoint", str((folder / "last.ckpt").resolve()), "--name", method,
                "--output", str(folder.resolve())]  # fmt: skip
-    run("evaluate.py", command)
+    run("evaluate.py", arguments)
 
 
 def run(script: str, arguments: list[str]) -> None:
@@ -115,9 +111,8 @@ def table(results: Results, options: argparse.Namespace, hours: float) -> str:
         "the worst iterate kept; on inliers and outliers. PGD accuracy: the same attack on the classifier.",
         "- Cells: AUROC / FPR95 (share of OOD accepted when 95 % of ID is), means over the near (CIFAR-100, "
         "Tiny-ImageNet) and the far sets (SVHN, Textures, Places).",
-        f"- Command: `{shlex.join(['python', *command()])}`",
-        f"- Machine: {machine()}; torch {torch.__version__}; {date.today().isoformat()}; {hours:.1f} hours in this "
-        "call.",
+        f"- Command: `{command()}`",
+        f"- Machine: {machine()}; {hours:.1f} hours in this call.",
         "",
         "| method | detector | near, clean | near, both attacked | far, clean | far, both attacked |",
         "|---|---|---|---|---|---|",
@@ -139,26 +134,6 @@ def table(results: Results, options: argparse.Namespace, hours: float) -> str:
     lines += ["", "Warnings of the evaluations' sanity checks: " + ("none." if not results.warnings else "")]
     lines += [f"- {warning}" for warning in results.warnings]
     return "\n".join([*lines, ""])
-
-
-def command() -> list[str]:
-    """Return this call without the caller's own folders."""
-    arguments = list(sys.argv)
-    for option, name in (("--root", "ARRAYS"), ("--folder", "RUNS"), ("--output", "TABLE.md")):
-        if option in arguments:
-            arguments[arguments.index(option) + 1] = name
-    return arguments
-
-
-def machine() -> str:
-    """Return the processor's name, where the system tells it, and how many cores there are."""
-    information = Path("/proc/cpuinfo")
-    names = (
-        [line.partition(":")[2] for line in information.read_text().splitlines() if line.startswith("model name")]
-        if (information.exists())
-        else []
-    )
-    return f"{(names or [platform.machine()])[0].strip()}, {os.cpu_count()} cores"
 
 
 if __name__ == "__main__":

@@ -12,10 +12,9 @@ ROOT = Path(__file__).parents[2]
 def test_run_killed_twice_ends_as_the_run_never_killed(tmp_path):
     command = [
         *(sys.executable, "benchmarks/kill_and_resume.py", "--folder", str(tmp_path)),
-        *("--processes", "1", "--trials", "1", "--kills", "2"),
-        *("--model.init_args.inlier_attack.steps", "2", "--model.init_args.outlier_attack.steps", "2"),
+        *("--processes", "1", "--loaders", "memory", "--trials", "1", "--kills", "2"),
         *("--trainer.max_epochs", "2", "--trainer.limit_train_batches", "12", "--trainer.limit_val_batches", "1"),
     ]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "2 kills, 0 run(s) that ended differently" in run.stdout
+    assert "2 kills in 1 runs, 0 run(s) that ended differently" in run.stdout
