@@ -93,7 +93,7 @@ def smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if groups < 4 * count:
         found = values.topk(count, dim=1, largest=False, sorted=False)
         return found.values, found.indices
-    grouped = values[:, : _GROUP * groups].unflatten(1, (_GROUP, groups))  # column c is in group c % groups
+    grouped = values[:, : _GROUP * groups].reshape(len(values), _GROUP, groups)  # column c is in group c % groups
     chosen = grouped.amin(1).topk(count, dim=1, largest=False, sorted=False).indices  # (N, count)
     steps = torch.arange(_GROUP, device=values.device) * groups
     rest = torch.arange(_GROUP * groups, values.shape[1], device=values.device).expand(len(values), -1)

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from robust_ood.attacks import PGD, ScoreAttack, Square, attack_score
 from robust_ood.attacks.objectives import Direction
-from robust_ood.detectors import Detector
+from robust_ood.detectors import MSP, Detector
 from robust_ood.errors import UserError
 from robust_ood.metrics import auroc
 from robust_ood.modes import differentiating, evaluating, ordinary
 from robust_ood.randomness import generators
 from robust_ood.regions import NORMS, Linf, Region
 
-_STEPS = 10
+_STEPS = 5
 _SLACK = 0.03  # of AUROC: what two honest attacks on few images may differ by
 _FAR = 0.1
 
@@ -29,45 +29,64 @@ def check(
     detector: Detector,
     inliers: Tensor,
     outliers: Tensor,
-    attack: ScoreAttack,
-    *,
+    *attacks: ScoreAttack,
     name: str = "detector",
-    limit: int = 32,
+    limit: int = 16,
 ) -> list[str]:
     """Return warnings, one line each, that name the detector and what to do; none for a healthy detector.
+
+    The probes are short attacks of the checks' own, one set of them for each norm and radius that occurs, however many
+    attacks share it.
 
     Args:
         detector: the detector that numbers are reported of.
         inliers: some clean in-distribution images `(N, C, H, W)` in [0, 1].
         outliers: some clean OOD images `(M, C, H, W)`.
-        attack: the attack that numbers are reported under; its norm and radius are the budget of the probes, and it is
-            tried itself where it is cheap (at most 100 steps).
+        attacks: the attacks that numbers are reported under; each is tried itself where it is cheap (at most 100 steps)
+            and is not already the plain attack through the detector's own score.
         name: what the warnings call the detector.
         limit: use only the first so many images of each set.
     """
-    probe = _Probe(detector, ordinary(inliers[:limit]), ordinary(outliers[:limit]), _region(attack))
+    probe = _Probe(detector, ordinary(inliers[:limit]), ordinary(outliers[:limit]))
+    budgets: dict[Region, list[ScoreAttack]] = {}
+    for attack in attacks:
+        budgets.setdefault(_region(attack), []).append(attack)
     with evaluating(detector):
         warnings = list(_of_scores(probe))
-        gradient_warnings = list(_of_gradients(probe))
-        warnings += gradient_warnings
-        if probe.region.radius > 0:
-            # Without gradients there is no white-box attack to compare with.
-            warnings += _of_attacks(probe, attack) if probe.differentiable() else _of_black_boxes(probe)
-    return [f"{name}: {warning}" for warning in warnings]
+        # Without gradients there is no white-box attack to compare with.
+        if differentiable := probe.differentiable():
+            warnings += _of_gradients(probe, next(iter(budgets), Linf(1 / 255)))
+        else:
+            warnings.append(
+                "its score carries no gradient, so no white-box attack can work; give it a differentiable surrogate"
+            )
+        budgets = {region: sharing for region, sharing in budgets.items() if region.radius > 0}
+        if budgets and differentiable:
+            warnings += _of_everything(probe)
+        for region, sharing in budgets.items():
+            warnings += _of_attacks(probe, region, sharing) if differentiable else _of_black_boxes(probe, region)
+    return [f"{name}: {warning}" for warning in dict.fromkeys(warnings)]
 
 
 @dataclass
 class _Probe:
-    """The detector, a few images, and the budget."""
+    """The detector and a few images."""
 
     detector: Detector
     inliers: Tensor
     outliers: Tensor
-    region: Region
 
-    def scores(self) -> tuple[Tensor, Tensor]:
+    def __post_init__(self) -> None:
+        self.images = torch.cat([self.inliers, self.outliers])
+
+    def scores(self) -> Tensor:
         with torch.no_grad():
-            return self.detector(self.inliers), self.detector(self.outliers)
+            scores: Tensor = self.detector(self.images)
+        return scores
+
+    def auroc(self, scores: Tensor) -> float:
+        """Return the AUROC of the scores of all images, inliers first."""
+        return auroc(scores[: len(self.inliers)], scores[len(self.inliers) :])
 
     def attacked(self, attack: ScoreAttack) -> float:
         """Return the AUROC under an attack on both sides."""
@@ -78,7 +97,7 @@ class _Probe:
     def gradients(self) -> Tensor:
         """Return the surrogate's input gradients at all images."""
         with differentiating():
-            leaf = torch.cat([self.inliers, self.outliers]).requires_grad_()
+            leaf = self.images.clone().requires_grad_()
             (gradient,) = torch.autograd.grad(self.detector.surrogate(leaf).sum(), leaf)
         return ordinary(gradient)
 
@@ -96,7 +115,7 @@ def _region(attack: ScoreAttack) -> Region:
 
 
 def _of_scores(probe: _Probe) -> Iterator[str]:
-    first, second = torch.cat(probe.scores()), torch.cat(probe.scores())
+    first, second = probe.scores(), probe.scores()
     broken = (~first.isfinite()).float().mean().item()
     if broken:
         yield f"{broken:.0%} of its scores are not finite; compute the operation that overflows in logarithms"
@@ -106,27 +125,26 @@ def _of_scores(probe: _Probe) -> Iterator[str]:
             "two evaluations of the same images differ, so attacks and metrics see noise; "
             "fix its random draws, or attack the expectation (noise_draws)"
         )
-    clean = auroc(*probe.scores())
+    clean = probe.auroc(first)
     if clean < 0.4:
         yield f"clean AUROC {clean:.2f}: OOD images score higher; higher must mean in-distribution, so check the sign"
 
 
-def _of_gradients(probe: _Probe) -> Iterator[str]:
-    if not probe.differentiable():
-        yield "its score carries no gradient, so no white-box attack can work; give it a differentiable surrogate"
-        return
-    gradient = probe.gradients().flatten(1)
-    broken = (~gradient.isfinite().all(1)).float().mean().item()
+def _of_gradients(probe: _Probe, region: Region) -> Iterator[str]:
+    gradients = probe.gradients()
+    broken = (~gradients.flatten(1).isfinite().all(1)).float().mean().item()
     if broken:
         yield f"{broken:.0%} of the images have non-finite input gradients; compute the surrogate in logarithms"
-    zero = (gradient == 0).all(1).float().mean().item()
+    zero = (gradients == 0).flatten(1).all(1).float().mean().item()
     if zero > 0.05:
         yield (
             f"{zero:.0%} of the images have an input gradient of exactly zero (saturation, rounding, fp16); "
             "attack logits or log-odds instead, in float32"
         )
         return
-    wrong = _uphill(probe)
+    with torch.no_grad():
+        moved = probe.detector(probe.images - 0.1 * max(region.radius, 1e-3) * region.steepest(gradients))
+    wrong = (moved > probe.scores()).float().mean().item()
     if wrong > 0.6:
         yield (
             f"a small step down its surrogate raises the true score of {wrong:.0%} of the images; the surrogate "
@@ -134,35 +152,31 @@ def _of_gradients(probe: _Probe) -> Iterator[str]:
         )
 
 
-def _uphill(probe: _Probe) -> float:
-    """Return the share of images whose true score rises along the surrogate's descent."""
-    images, scores = torch.cat([probe.inliers, probe.outliers]), torch.cat(probe.scores())
-    step = 0.1 * max(probe.region.radius, 1e-3)
-    with torch.no_grad():
-        moved = probe.detector(images - step * probe.region.steepest(probe.gradients()))
-    return float((moved > scores).float().mean())
-
-
-def _of_attacks(probe: _Probe, attack: ScoreAttack) -> Iterator[str]:
-    found = probe.attacked(PGD(probe.region, steps=_STEPS))
-    wider = probe.attacked(PGD(_scaled(probe.region, 2), steps=_STEPS))
-    if wider > found + _SLACK:
-        yield f"twice the radius is a weaker attack (AUROC {found:.2f} -> {wider:.2f}); try more steps and Auto-PGD"
-    longer = probe.attacked(PGD(probe.region, steps=3 * _STEPS))
-    if longer > found + _SLACK:
-        yield f"three times the steps are a weaker attack (AUROC {found:.2f} -> {longer:.2f}); check the gradients"
-    found = min(found, longer)
-    everything = probe.attacked(PGD(Linf(1.0), steps=3 * _STEPS, random_start=False))
+def _of_everything(probe: _Probe) -> Iterator[str]:
+    everything = probe.attacked(PGD(Linf(1.0), steps=2 * _STEPS, random_start=False))
     if everything > 0.2:
         yield (
             f"with every image allowed (Linf 1) the attacked AUROC is still {everything:.2f} and not near 0; "
             "the gradients are masked, so report a black-box attack too"
         )
-    yield from _blind_beats(probe, found)
-    if _idle(probe):
+
+
+def _of_attacks(probe: _Probe, region: Region, attacks: list[ScoreAttack]) -> Iterator[str]:
+    found = probe.attacked(PGD(region, steps=_STEPS))
+    wider = probe.attacked(PGD(_scaled(region, 2), steps=_STEPS))
+    if wider > found + _SLACK:
+        yield f"twice the radius is a weaker attack (AUROC {found:.2f} -> {wider:.2f}); try more steps and Auto-PGD"
+    longer = probe.attacked(PGD(region, steps=3 * _STEPS))
+    if longer > found + _SLACK:
+        yield f"three times the steps are a weaker attack (AUROC {found:.2f} -> {longer:.2f}); check the gradients"
+    found = min(found, longer)
+    yield from _blind_beats(probe, region, found)
+    if _idle(probe, region):
         yield "restarts never help and the loss is flat along the attack; start elsewhere or attack another objective"
-    settings = attack.settings()
-    if settings["steps"] * settings["restarts"] <= 100:
+    for attack in attacks:
+        settings = attack.settings()
+        if _plain(attack) or settings["steps"] * settings["restarts"] > 100:
+            continue
         reported = probe.attacked(attack)
         if reported > found + _FAR:
             yield (
@@ -171,12 +185,20 @@ def _of_attacks(probe: _Probe, attack: ScoreAttack) -> Iterator[str]:
             )
 
 
-def _blind_beats(probe: _Probe, found: float) -> Iterator[str]:
+def _plain(attack: ScoreAttack) -> bool:
+    """Return whether an attack is a longer version of the checks' own: it cannot be far weaker."""
+    if not isinstance(attack, PGD) or attack.noise:
+        return False
+    reaches = attack.steps >= _STEPS and attack.steps * (attack.step_size or 0.0) >= attack.region.radius
+    return attack.objective == "score" and attack.keep == "best" and reaches
+
+
+def _blind_beats(probe: _Probe, region: Region, found: float) -> Iterator[str]:
     """Compare with attacks that should be weaker than those through the detector."""
-    blind: dict[str, ScoreAttack] = {"Square": Square(probe.region, queries=5 * _STEPS)}
-    if probe.detector.networks:
-        blind["the attack transferred from MSP"] = PGD(probe.region, steps=_STEPS, objective="msp", keep="objective")
-    values = {"random noise": _under_noise(probe)} | {name: probe.attacked(one) for name, one in blind.items()}
+    blind: dict[str, ScoreAttack] = {"Square": Square(region, queries=4 * _STEPS)}
+    if probe.detector.networks and not isinstance(probe.detector, MSP):
+        blind["the attack transferred from MSP"] = PGD(region, steps=_STEPS, objective="msp", keep="objective")
+    values = {"random noise": _under_noise(probe, region)} | {name: probe.attacked(one) for name, one in blind.items()}
     for name, value in values.items():
         if value < found - _SLACK:
             yield (
@@ -185,29 +207,29 @@ def _blind_beats(probe: _Probe, found: float) -> Iterator[str]:
             )
 
 
-def _of_black_boxes(probe: _Probe) -> Iterator[str]:
-    found = probe.attacked(Square(probe.region, queries=10 * _STEPS))
+def _of_black_boxes(probe: _Probe, region: Region) -> Iterator[str]:
+    found = probe.attacked(Square(region, queries=10 * _STEPS))
     yield f"only black-box attacks apply to it: AUROC {found:.2f} under Square; report no gradient-based number"
 
 
-def _under_noise(probe: _Probe) -> float:
-    """Return the AUROC under the worst of ten random perturbations."""
+def _under_noise(probe: _Probe, region: Region) -> float:
+    """Return the AUROC under the worst of five random perturbations."""
 
     def worst(images: Tensor, direction: Direction) -> Tensor:
         values = []
-        for trial in range(10):
+        for trial in range(5):
             draws = generators(0, "sanity noise", trial, indices=range(len(images)))
             with torch.no_grad():
-                values.append(direction * probe.detector(probe.region.sample(images, draws)))
+                values.append(direction * probe.detector(region.sample(images, draws)))
         return direction * torch.stack(values).amin(0)
 
     return auroc(worst(probe.inliers, 1), worst(probe.outliers, -1))
 
 
-def _idle(probe: _Probe) -> bool:
+def _idle(probe: _Probe, region: Region) -> bool:
     """Return whether the restarts of an attack on inliers all end where they began, at the same value."""
     objective = probe.detector.surrogate
-    attack = PGD(probe.region, steps=3, restarts=3)
+    attack = PGD(region, steps=2, restarts=2)
     found = attack.search(objective, probe.inliers, attack.draws(torch.arange(len(probe.inliers))))
     ends = torch.stack([run.values for run in found if run.values is not None])  # (restarts, N)
     with torch.no_grad():

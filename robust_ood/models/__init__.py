@@ -2,24 +2,34 @@
 
 from robust_ood.models.checkpoints import load_weights, network_state, read_checkpoint
 from robust_ood.models.densenet import DenseNet
-from robust_ood.models.description import describe, load_network, rebuild
+from robust_ood.models.description import describe, rebuild
+from robust_ood.models.export import export
+from robust_ood.models.key_maps import KEY_MAPS
+from robust_ood.models.libraries import RobustBench, Timm, Torchvision
+from robust_ood.models.loading import load_network
 from robust_ood.models.normalize import Normalize
-from robust_ood.models.outputs import Outputs, count_classes, find_head, outputs
+from robust_ood.models.outputs import Outputs, count_classes, find_head, find_parts, outputs
 from robust_ood.models.resnet import ResNet18, ThinResNet
 from robust_ood.models.wide_resnet import WideResNet
 from robust_ood.models.wrap import Wrapped, wrap
 
 __all__ = [
+    "KEY_MAPS",
     "DenseNet",
     "Normalize",
     "Outputs",
     "ResNet18",
+    "RobustBench",
     "ThinResNet",
+    "Timm",
+    "Torchvision",
     "WideResNet",
     "Wrapped",
     "count_classes",
     "describe",
+    "export",
     "find_head",
+    "find_parts",
     "load_network",
     "load_weights",
     "network_state",

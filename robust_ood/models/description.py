@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from robust_ood.errors import UserError
-from robust_ood.models.checkpoints import load_weights, read_checkpoint
 from robust_ood.models.densenet import DenseNet
+from robust_ood.models.libraries import Timm, Torchvision
 from robust_ood.models.resnet import ResNet18, ThinResNet
 from robust_ood.models.wide_resnet import WideResNet
 
-BUILDABLE: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (DenseNet, ResNet18, ThinResNet, WideResNet)}
+BUILDABLE: dict[str, type[nn.Module]] = {
+    kind.__name__: kind for kind in (DenseNet, ResNet18, ThinResNet, Timm, Torchvision, WideResNet)
+}
 """Networks that a checkpoint may name. A fixed list: a file must not choose what code runs."""
 
 
@@ -38,7 +39,8 @@ def rebuild(description: Mapping[str, Any]) -> nn.Module:
     if not isinstance(name, str) or name not in BUILDABLE:
         raise UserError(f"checkpoint: describes a network {name!r}; known: {', '.join(BUILDABLE)}")
     kind = BUILDABLE[name]
-    unknown = set(settings) - set(inspect.signature(kind).parameters)
+    # What downloads is no part of a description.
+    unknown = set(settings) - (set(inspect.signature(kind).parameters) - {"weights", "pretrained"})
     if unknown:
         raise UserError(f"checkpoint: {name} has no settings {', '.join(sorted(map(str, unknown)))}")
     try:
@@ -47,22 +49,3 @@ def rebuild(description: Mapping[str, Any]) -> nn.Module:
         raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"checkpoint: {name} cannot be built with {dict(settings)}") from error
-
-
-def load_network(path: Path, net: nn.Module | None = None) -> nn.Module:
-    """Return the network of a checkpoint, in eval mode, on the CPU.
-
-    Args:
-        path: a training run's checkpoint, or any state dict that `load_weights` reads.
-        net: the network to load into; by default the one that the checkpoint describes.
-
-    Raises:
-        UserError: an unreadable file, a checkpoint that describes no network while none is given, or one of another
-            network.
-    """
-    content = read_checkpoint(path)
-    if net is None:
-        if "network" not in content:
-            raise UserError(f"net: {path} does not say which network it holds; name it in the config")
-        net = rebuild(content["network"])
-    return load_weights(net, content, source=path).eval()

@@ -101,8 +101,80 @@ def submodule(net: nn.Module, name: str, field: str = "layers") -> nn.Module:
         raise unknown_name(field, name, [n for n, _ in net.named_modules() if n]) from error
 
 
+class Parts(NamedTuple):
+    """What a look at one forward pass finds.
+
+    head: name of the linear layer whose output is the logits; None where there is no such layer. layers: names of the
+    last modules at each resolution, in order.
+    """
+
+    head: str | None
+    layers: tuple[str, ...]
+
+
+def find_parts(net: nn.Module, image_shape: tuple[int, int]) -> Parts:
+    """Return a classifier's head and conventional feature layers, found by running it on blank images in eval mode.
+
+    A feature layer is the module, among the outermost two levels, that is the last to give maps `(N, C, H, W)` of some
+    resolution above one pixel. Modules that are called more than once do not count, nor do maps of three channels or
+    fewer (the images) and maps of another aspect than the images' (channels last).
+
+    Args:
+        net: any classifier.
+        image_shape: height and width of its images.
+
+    Raises:
+        UserError: the network cannot take such images or does not give `(N, K)`.
+    """
+    calls: list[tuple[str, Any]] = []
+
+    def note(name: str) -> Any:
+        return lambda _, __, output: calls.append((name, output))
+
+    hooks = [part.register_forward_hook(note(name)) for name, part in net.named_modules() if name]
+    try:
+        logits = blank_logits(net, image_shape)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    heads = [
+        name
+        for name, output in calls
+        if isinstance(net.get_submodule(name), nn.Linear) and output.shape == logits.shape and output.equal(logits)
+    ]
+    names = [name for name, _ in calls]
+    level = _first_level(net)
+    by_resolution: dict[tuple[int, int], str] = {}
+    for name, output in calls:  # a module is done after those inside it
+        if name.count(".") <= level + 1 and names.count(name) == 1 and _is_map(output, image_shape):
+            by_resolution[output.shape[2:]] = name
+    return Parts(heads[-1] if heads else None, tuple(sorted(by_resolution.values(), key=names.index)))
+
+
+def _first_level(net: nn.Module) -> int:
+    """Return how deep the first module is that is more than a wrapper around one other with all the parameters."""
+    children = [child for child in net.children() if next(child.parameters(), None) is not None]
+    direct = next(net.parameters(recurse=False), None) is not None
+    return 1 + _first_level(children[0]) if len(children) == 1 and not direct else 0
+
+
+def _is_map(output: Any, image_shape: tuple[int, int]) -> bool:
+    if not isinstance(output, Tensor) or output.dim() != 4 or output.shape[1] <= 3:
+        return False
+    (height, width), (rows, columns) = output.shape[2:], image_shape
+    return max(height, width) > 1 and abs(height * columns - width * rows) <= max(rows, columns)
+
+
 def count_classes(net: nn.Module, image_shape: tuple[int, int]) -> int:
-    """Return how many logits a network gives for images of this height and width, by trying one.
+    """Return how many logits a network gives for images of this height and width, by trying blank ones.
+
+    Raises: `UserError` where the network cannot take such images or does not give `(N, K)`.
+    """
+    return blank_logits(net, image_shape).shape[1]
+
+
+def blank_logits(net: nn.Module, image_shape: tuple[int, int]) -> Tensor:
+    """Return the logits `(2, K)` of two blank images of this height and width, in eval mode.
 
     Raises: `UserError` where the network cannot take such images or does not give `(N, K)`.
     """
@@ -111,12 +183,13 @@ def count_classes(net: nn.Module, image_shape: tuple[int, int]) -> int:
     try:
         with evaluating(net), torch.no_grad():
             logits = net(blank)
-    except RuntimeError as error:
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         size = f"3 x {image_shape[0]} x {image_shape[1]}"
-        raise UserError(
-            f"net: {type(net).__name__} cannot take {size} images ({str(error).splitlines()[0]})"
-        ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"net: {type(net).__name__} cannot take {size} images ({reason})") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"net: {type(net).__name__} gives {found} for 2 images; logits (2, K) are wanted")
-    return logits.shape[1]
+    return logits

@@ -169,14 +169,23 @@ def test_a_flat_loss_is_named(digits_net):
     assert any("loss is flat" in warning for warning in warnings), warnings
 
 
-def test_the_checks_are_cheap_and_leave_no_trace(digits_net):
+def test_the_checks_are_cheap_shared_and_leave_no_trace(digits_net):
     net, inliers, outliers = digits_net
     seen = []
     hook = net.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+
+    def cost(*attacks):
+        seen.clear()
+        sanity.check(MSP(net), inliers, outliers, *attacks, limit=4)
+        return sum(seen) / 8  # forward passes of all 8 images
+
     net.train()
     try:
-        sanity.check(MSP(net), inliers, outliers, standard(8 / 255), limit=4)
-        assert sum(seen) < 8 * 600  # forward passes of 8 images
+        alone = cost(standard(8 / 255))
+        assert alone < 100
+        assert cost(standard(8 / 255), PGD_10, PGD(Linf(8 / 255), steps=40, restarts=2)) == alone
+        assert cost(standard(8 / 255), PGD(Linf(8 / 255), steps=9, objective="softmax")) > alone  # tried itself
+        assert cost(PGD_10, PGD(Linf(2 / 255))) < 2 * alone
         assert all(part.training for part in net.modules())
     finally:
         net.eval()

@@ -1,0 +1,161 @@
+"""Networks of other libraries by name, behind our contract: torchvision, timm and RobustBench."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from robust_ood.errors import UserError, unknown_name
+from robust_ood.models.wrap import Wrapped
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Torchvision(Wrapped):
+    """A classifier of `torchvision.models`, by name.
+
+    Args:
+        name: as `torchvision.models.list_models` has it, such as "resnet50".
+        num_classes: K; by default that of the weights, or else the library's own, 1000.
+        weights: weights that torchvision downloads, such as "DEFAULT" or "IMAGENET1K_V2"; None for random ones, to
+            train or to load a checkpoint into.
+        mean, std: normalisation, in pixel fractions; by default ImageNet's, which torchvision's weights are for.
+        head, layers: as in `Wrapped`.
+
+    Raises:
+        UserError: a name or weights that torchvision does not have, a download that fails.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int | None = None,
+        weights: str | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        head: str | None = None,
+        layers: Sequence[str] = (),
+    ) -> None:
+        from torchvision import models
+
+        if name not in models.list_models(module=models):
+            raise unknown_name("net.name", name, models.list_models(module=models))
+        classes = {} if num_classes is None else {"num_classes": num_classes}
+        module = _built(f"torchvision's {name}", lambda: models.get_model(name, weights=weights, **classes))
+        super().__init__(module, mean, std, head, layers)
+        self.pretrained = weights is not None
+        self.settings = _settings(self, name, num_classes, mean, std, head, layers)
+
+
+class Timm(Wrapped):
+    """A classifier of timm, by name; needs the package timm.
+
+    Args:
+        name: as `timm.list_models` has it, such as "resnet18" or "vit_base_patch16_224".
+        num_classes: K; by default that of the weights, or else the library's own, 1000.
+        pretrained: download the weights; otherwise they are random, to train or to load a checkpoint into.
+        mean, std: normalisation, in pixel fractions; by default those that timm has for the model.
+        head, layers: as in `Wrapped`.
+
+    Raises:
+        UserError: no such package or model, a download that fails.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int | None = None,
+        pretrained: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        head: str | None = None,
+        layers: Sequence[str] = (),
+    ) -> None:
+        try:
+            import timm
+        except ImportError as error:
+            raise UserError("net: Timm needs the package timm; pip install 'robust-ood[timm]'") from error
+        # Names with a colon would have timm read folders and hubs that the name chooses.
+        if ":" in name or not timm.is_model(name):
+            raise unknown_name("net.name", name, timm.list_models(f"*{name[:4]}*") or timm.list_models()[:20])
+        classes: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+        module = _built(f"timm's {name}", lambda: timm.create_model(name, pretrained=pretrained, **classes))
+        wanted: Any = module.pretrained_cfg
+        mean, std = mean or wanted.get("mean", IMAGENET_MEAN), std or wanted.get("std", IMAGENET_STD)
+        super().__init__(module, mean, std, head, layers)
+        self.pretrained = pretrained
+        self.settings = _settings(self, name, num_classes, mean, std, head, layers)
+
+
+class RobustBench(Wrapped):
+    """A network of RobustBench's model zoo, by name, with its weights; needs the package robustbench.
+
+    The library normalises inside its networks and downloads what `folder` does not have yet.
+
+    Args:
+        name: as the leaderboard has it, such as "Carmon2019Unlabeled".
+        dataset: what it was trained on.
+        threat_model: the leaderboard that it is on.
+        folder: where the weights are, or go: FOLDER/DATASET/THREAT_MODEL/NAME.pt.
+        head, layers: as in `Wrapped`.
+
+    Raises:
+        UserError: no such package or model, a download that fails.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dataset: Literal["cifar10", "cifar100", "imagenet"] = "cifar10",
+        threat_model: Literal["Linf", "L2", "corruptions"] = "Linf",
+        folder: Path | str = "models",
+        head: str | None = None,
+        layers: Sequence[str] = (),
+    ) -> None:
+        try:
+            from robustbench.utils import load_model
+        except ImportError as error:
+            raise UserError(
+                f"net: RobustBench needs the package robustbench ({error}); pip install 'robust-ood[robustbench]'"
+            ) from error
+        file = Path(folder) / dataset / threat_model / f"{name}.pt"
+        module = _built(
+            f"RobustBench's {name} for {dataset}, {threat_model}",
+            lambda: load_model(model_name=name, model_dir=str(folder), dataset=dataset, threat_model=threat_model),
+            f"; where its download is refused, get the weights by hand and put them at {file}",
+        )
+        super().__init__(module, None, None, head, layers)
+        self.pretrained = True
+
+
+def _built(what: str, build: Callable[[], nn.Module], advice: str = "") -> nn.Module:
+    """Return what a library builds; whatever it raises is about the name, its weights or the download."""
+    try:
+        return build()
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"net: cannot build {what} ({type(error).__name__}: {reason}){advice}") from error
+
+
+def _settings(
+    net: Wrapped,
+    name: str,
+    num_classes: int | None,
+    mean: Sequence[float],
+    std: Sequence[float],
+    head: str | None,
+    layers: Sequence[str],
+) -> dict[str, Any]:
+    """Return the constructor's settings as plain values, without where first weights came from."""
+    return {
+        "name": name,
+        "num_classes": num_classes or net.head.out_features,
+        "mean": list(mean),
+        "std": list(std),
+        "head": head,
+        "layers": list(layers),
+    }

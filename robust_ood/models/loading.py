@@ -1,0 +1,41 @@
+"""From a file, whatever kind of file it is, to a network that is ready to be evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from robust_ood.errors import UserError
+from robust_ood.models.checkpoints import load_weights, read_checkpoint
+from robust_ood.models.description import rebuild
+from robust_ood.models.export import find_description, load_export, read_description
+
+
+def load_network(
+    path: Path | str, net: nn.Module | None = None, key_map: str | Mapping[str, str] | None = None
+) -> nn.Module:
+    """Return the network of a file, in eval mode, on the CPU.
+
+    Args:
+        path: a training run's checkpoint, an export (its folder, or either of its files), or any state dict that
+            `load_weights` reads.
+        net: the network to load into; by default the one that the file or its `network.json` describes.
+        key_map: as in `load_weights`.
+
+    Raises:
+        UserError: an unreadable file, one that describes no network while none is given, or one of another network.
+    """
+    path = Path(path)
+    about = find_description(path)
+    if about is not None:
+        if net is None:
+            return load_export(about)
+        path = about.with_name(read_description(about)["weights"])
+    content = read_checkpoint(path)
+    if net is None:
+        if "network" not in content:
+            raise UserError(f"net: {path} does not say which network it holds; name it with --net, or in the config")
+        net = rebuild(content["network"])
+    return load_weights(net, content, key_map, source=path).eval()
