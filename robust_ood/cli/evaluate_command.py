@@ -1,92 +1,135 @@
-"""`evaluate.py`: a saved checkpoint, its detectors, attacks through them, and OOD sets, to a table and result files."""
+"""`evaluate.py`: saved checkpoints, their detectors, attacks through them, and OOD sets, to a table and result files."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 from torch import nn
 
-from robust_ood import attacks, detectors, evaluation
+from robust_ood import attacks, detectors
 from robust_ood.cli.checks import check_classes
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.messages import explain, option_names, user_errors
+from robust_ood.cli.models import Models, choose_models, each_radius, several_checkpoints
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.quiet import quiet
 from robust_ood.cli.types import register_types
-from robust_ood.data import EvaluationLoader, OODData
-from robust_ood.evaluation.checks import check_limit, choose_device
+from robust_ood.data import OODData
+from robust_ood.evaluation import FolderStore, Grid, ProgressBar, Results, print_results
+from robust_ood.evaluation.checks import check_limit, check_output, choose_device
+from robust_ood.evaluation.rows import summarise
+from robust_ood.evaluation.table import describe_failure
 from robust_ood.models import load_network
+
+Specs = list[str | dict[str, Any]]
 
 
 def parser() -> ArgumentParser:
     """Return the parser of the evaluate command."""
     register_types()
-    parser = ArgumentParser(prog="evaluate.py", description="Evaluate a saved network.", exit_on_error=False)
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; several compose")
-    parser.add_argument("--include", type=list[str], default=[], help="config files that this one builds on")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint of a training run, or a state dict")
-    parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results.json and results.csv")
-    parser.add_argument(
-        "--name", type=str | None, default=None, help="model name in the rows (default: checkpoint's folder)"
-    )
-    parser.add_argument(
-        "--detectors", type=list[str | dict[str, Any]], default=["msp"], help="names, or name and settings"
-    )
-    parser.add_argument(
-        "--attacks", type=list[str | dict[str, Any]], default=["pgd"], help="names, or name and settings"
-    )
-    parser.add_argument("--limit", type=int | None, default=None, help="use only the first so many images of each set")
-    parser.add_argument("--checks", type=bool, default=True, help="look for signs of failed attacks")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    parser = ArgumentParser(prog="evaluate.py", description="Evaluate saved networks.", exit_on_error=False)
+    add = parser.add_argument
+    add("-c", "--config", action=ActionConfigFile, help="YAML file; several compose")
+    add("--include", type=list[str], default=[], help="config files that this one builds on")
+    add("--checkpoint", type=Path | list[Path] | None, default=None, help="of a training run, or a state dict; several")
+    add("--models", type=dict[str, Path | list[Path]] | None, default=None, help="checkpoints by name; lists: recipes")
+    add("--output", type=Path, default=Path("results"), help="folder of results.json, results.csv and what is computed")
+    add("--replace", type=bool, default=False, help="replace results of other models or data in the output folder")
+    add("--name", type=str | None, default=None, help="model name in the rows (default: checkpoint's folder)")
+    add("--detectors", type=Specs, default=["msp"], help="names, or name and settings")
+    add("--attacks", type=Specs, default=["pgd"], help="names, or name and settings; radius may be a list")
+    add("--limit", type=int | None, default=None, help="use only the first so many images of each set")
+    add("--checks", type=bool, default=True, help="look for signs of failed attacks")
+    add("--intervals", type=int, default=1000, help="resamples of the bootstrap intervals; 0 leaves them out")
+    add("--batch_size", type=int | None, default=None, help="images of a batch (default: found; halved if too large)")
+    add("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_subclass_arguments(nn.Module, "net", required=False, help="network (default: the checkpoint's own)")
     parser.add_class_arguments(OODData, "data")
     return parser
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Evaluate a checkpoint and return the exit code."""
+    """Evaluate checkpoints and return the exit code: 0, 1 where a detector failed, 130 after an interruption."""
     quiet()
     commands = parser()
     try:
-        config = commands.parse_args(with_includes(arguments))
+        config = commands.parse_args(several_checkpoints(with_includes(arguments)))
     except ArgumentError as error:
         raise explain(error, option_names(commands)) from error
+    models = choose_models(config.checkpoint, config.models, config.name)
     check_limit(config.limit)
     device = choose_device(config.device)
     check_writable(config.output)
     with user_errors(dict(config.items())):
         built = commands.instantiate_classes(config)
 
-    net = load_network(config.checkpoint, built.get("net"))
-    chosen = detectors.build_all(config.detectors, net)
-    against = attacks.build_all(config.attacks)
     data: OODData = built.data
+    nets = {name: load_network(path, _fresh(commands, config, built)) for name, path in models.checkpoints.items()}
+    chosen = {name: detectors.build_all(config.detectors, net) for name, net in nets.items()}
+    against = attacks.build_all(each_radius(config.attacks))
     data.setup("test")
     data.ood_sets()
-    check_classes(net, data, "test")
-    console = Console()
-    unfitted = [detector for detector in chosen.values() if not detector.fitted]
-    if unfitted:
-        with console.status("fitting detectors on the training images"):
-            net.to(device)
-            detectors.fit(unfitted, EvaluationLoader(data.inliers("train"), batch_size=data.evaluation_batch_size))
-    with console.status("evaluating") as status:
-        results = evaluation.evaluate(
-            net,
-            detectors=chosen,
-            attacks=against,
-            data=data,
-            model=config.name or config.checkpoint.resolve().parent.name,
-            limit=config.limit,
-            device=device,
-            checks=config.checks,
-            progress=lambda step: status.update(step),
-        )
-    results.write(config.output)
-    evaluation.print_results(results, console)
-    console.print(f"wrote {config.output / 'results.json'} and {config.output / 'results.csv'}")
-    return 0
+    for net in nets.values():
+        check_classes(net, data, "test")
+    if not config.replace:
+        check_output(config.output, nets, data.inliers("test").name)
+    first = _is_first()
+    console = Console(quiet=not first)
+    stopped = False
+    with ProgressBar(console) as progress:
+        store, how = FolderStore(config.output), {"limit": config.limit, "device": device, "checks": config.checks}
+        grid = Grid(data, against, store, **how, batch_size=config.batch_size, progress=progress)
+        try:
+            for name, net in nets.items():
+                grid.add(name, net, chosen[name])
+            grid.compute()
+        except KeyboardInterrupt:
+            stopped = True
+        if not first:  # of several processes under torchrun: the first one reads what all have stored
+            return 130 if stopped else 0
+        try:
+            results = grid.results(config.intervals, new=not stopped)
+        except KeyboardInterrupt:
+            stopped = True
+            results = grid.results(config.intervals, new=False)
+    results.complete &= not stopped
+    settings = yaml.safe_load(commands.dump(config))
+    return _report(results, models, settings, grid.runner.computed, console, config.output)
+
+
+def _report(
+    results: Results, models: Models, settings: dict[str, Any], computed: int, console: Console, folder: Path
+) -> int:
+    """Write and print the results and return the exit code."""
+    results.summary = summarise(results.rows, results.classification, models.recipes)
+    results.environment |= {"config": settings, "cells_computed": computed}
+    results.write(folder)
+    if results.rows or results.classification:
+        print_results(results, console)
+    console.print(f"wrote {folder / 'results.json'} and {folder / 'results.csv'}")
+    if not results.complete:
+        print("stopped: what is done is kept; the same command computes the rest", file=sys.stderr)
+        return 130
+    for failure in results.failures:
+        print(f"failed: {describe_failure(failure)}", file=sys.stderr)
+    return 1 if results.failures else 0
+
+
+def _fresh(commands: ArgumentParser, config: Any, built: Any) -> nn.Module | None:
+    """Return a network of the config's own, one for each checkpoint; None where the config names none."""
+    if built.get("net") is None:
+        return None
+    net: nn.Module = commands.instantiate_classes(config).net
+    return net
+
+
+def _is_first() -> bool:
+    """Whether this process is the only one, or the first of those that torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", 1)) == 1 or int(os.environ.get("RANK", 0)) == 0

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Collection
+from pathlib import Path
 
 import torch
 
 from robust_ood.errors import UserError
+from robust_ood.evaluation.results import Results
+
+_CPU = torch.device("cpu")
 
 
 def check_limit(limit: int | None) -> None:
@@ -16,9 +22,9 @@ def check_limit(limit: int | None) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the named device; "auto" is the GPU where there is one."""
+    """Return the named device; "auto" is the GPU where there is one, under torchrun each process's own."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else _CPU
     wanted = "auto, cpu, cuda or cuda:N is accepted"
     if not re.fullmatch(r"cpu|cuda(:\d+)?|mps|xpu(:\d+)?", name):
         raise UserError(f"device: {name!r} is not known; {wanted}")
@@ -28,3 +34,23 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device: {name!r} is not usable here ({str(error).splitlines()[0]}); {wanted}") from error
     return device
+
+
+def check_output(folder: Path, models: Collection[str], inliers: str) -> None:
+    """Refuse a folder whose results are of another evaluation, and would be replaced by these.
+
+    Results of the same in-distribution set, and of at least one of the same models, are the same evaluation: what
+    changed in it is computed, and the rest is found in the store.
+
+    Raises: `UserError` also for results that cannot be read or are of another schema.
+    """
+    if not (folder / "results.json").exists():
+        return
+    there = Results.read(folder)
+    old = list(dict.fromkeys(row.model for row in (*there.rows, *there.classification)))
+    sets = list(dict.fromkeys(row.id for row in (*there.rows, *there.classification)))
+    hint = "take another folder, or replace them with --replace true"
+    if old and not set(old) & set(models):
+        raise UserError(f"output: {folder} holds results of {', '.join(old)}, these are of {', '.join(models)}; {hint}")
+    if sets and inliers not in sets:
+        raise UserError(f"output: {folder} holds results on {', '.join(sets)}, these are on {inliers}; {hint}")
