@@ -1,4 +1,4 @@
-"""`evaluate.py`: saved checkpoints, their detectors, attacks through them, and OOD sets, to a table and result files."""
+"""`evaluate.py`: saved checkpoints, their detectors, attacks through them and OOD sets, to tables and files."""
 
 from __future__ import annotations
 

@@ -58,7 +58,8 @@ class Batches:
         start, count = 0, len(images.images)
         while start < count:
             size = self._fitting.get(kind, self.size)
-            part = Taken(*(column[start : start + size] for column in images[:3]))
+            pixels, labels, indices = (column[start : start + size] for column in images[:3])
+            part = Taken(pixels, labels, indices)
             try:
                 parts.append(work(part))
             except (RuntimeError, MemoryError) as error:

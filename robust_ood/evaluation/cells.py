@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,11 +75,11 @@ class Machine:
         about["seconds"] = time.perf_counter() - begin
         return Cell({"scores": right.numpy(), "indices": taken.indices.numpy(), **arrays}, about)
 
-    def check(self, detector: Detector, inliers: Chunk, outliers: Chunk, attack: Attack) -> Cell:
-        """Return the alarms of a detector under an attack on a few images."""
+    def check(self, detector: Detector, inliers: Chunk, outliers: Chunk, attacks: Iterable[Attack]) -> Cell:
+        """Return the alarms of a detector under attacks on a few images."""
         begin = time.perf_counter()
-        few = [as_input(chunk.read().images, self.device) for chunk in (inliers, outliers)]
-        alarms = sanity.check(detector, *few, attack, name="", limit=max(map(len, few)))
+        low, high = (as_input(chunk.read().images, self.device) for chunk in (inliers, outliers))
+        alarms = sanity.check(detector, low, high, *attacks, name="", limit=max(len(low), len(high)))
         found = [alarm.removeprefix(": ") for alarm in alarms]
         return Cell({}, {"warnings": found, "seconds": time.perf_counter() - begin})
 

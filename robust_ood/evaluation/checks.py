@@ -47,8 +47,8 @@ def check_output(folder: Path, models: Collection[str], inliers: str) -> None:
     if not (folder / "results.json").exists():
         return
     there = Results.read(folder)
-    old = list(dict.fromkeys(row.model for row in (*there.rows, *there.classification)))
-    sets = list(dict.fromkeys(row.id for row in (*there.rows, *there.classification)))
+    subjects = [(row.model, row.id) for row in there.rows] + [(row.model, row.id) for row in there.classification]
+    old, sets = (list(dict.fromkeys(names)) for names in zip(*subjects, strict=True)) if subjects else ([], [])
     hint = "take another folder, or replace them with --replace true"
     if old and not set(old) & set(models):
         raise UserError(f"output: {folder} holds results of {', '.join(old)}, these are of {', '.join(models)}; {hint}")

@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterable, Mapping
-from functools import lru_cache, partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType
@@ -59,7 +59,7 @@ def content(images: ImageSet, start: int, stop: int) -> str:
     return fingerprint([taken.images, taken.indices])
 
 
-@lru_cache
+@cache
 def code_version(*others: str) -> str:
     """Return the package's version and the fingerprint of the source that scores depend on.
 
@@ -137,13 +137,13 @@ def _describe(thing: Any, known: Mapping[int, str], above: tuple[int, ...]) -> A
     return [_kind(type(thing)), inside(getattr(thing, "__dict__", None))]
 
 
-@lru_cache(maxsize=None)
 def _kind(kind: type) -> list[str]:
     """Return a class's name and, for classes whose code is in no version that we know, its source."""
     theirs = [base for base in kind.__mro__ if not f"{base.__module__}.".startswith(_OURS)]
     return [f"{kind.__module__}.{kind.__qualname__}", *(_hash([_text(base).encode()]) for base in theirs)]
 
 
+@cache
 def _text(kind: type) -> str:
     try:
         return inspect.getsource(kind)

@@ -22,6 +22,7 @@ from robust_ood.randomness import generator
 
 NO_ATTACK = Settings(norm="none", radius=0.0, steps=0, restarts=0)
 _LEVEL = 0.95
+_SAME = ("detector", "attack", "attacked", "norm", "radius", "steps", "restarts", "id", "ood", "group")
 
 
 class Column(NamedTuple):
@@ -80,9 +81,9 @@ class Table:
         return table
 
     def warnings(self) -> list[str]:
-        """Return the alarms of every detector under every attack, each once."""
+        """Return the alarms of every detector."""
         found = {}
-        for (name, _), key in self.plan.checks.items():
+        for name, key in self.plan.checks.items():
             cell = self.store.read(key)
             alarms = cell.about["warnings"] if cell is not None else ()
             found.update(dict.fromkeys(f"{self.plan.subject.name}, {name}: {alarm}" for alarm in alarms))
@@ -173,8 +174,9 @@ def interval(row: Row, inliers: Tensor, outliers: Tensor, samples: int, store: S
     if cell is None:
         return None
     bounds = {name: (float(cell.about[name][0]), float(cell.about[name][1])) for name in ("auroc", "fpr95")}
-    where = {name: getattr(row, name) for name in ("model", "detector", "attack", "attacked", "id", "ood", "group")}
-    return Interval(**where, level=_LEVEL, samples=samples, **bounds)
+    names = ("model", "detector", "attack", "attacked", "id", "ood", "group")
+    facts: dict[str, Any] = {**{name: getattr(row, name) for name in names}, **bounds}
+    return Interval(level=_LEVEL, samples=samples, **facts)
 
 
 def summarise(
@@ -183,31 +185,24 @@ def summarise(
     """Return mean and sample standard deviation over the models of each recipe that has several."""
     table = []
     for recipe, models in recipes.items():
-        for several, metrics in ((rows, METRICS), (accuracies, ("accuracy",))):
+        for records, metrics in ((rows, METRICS), (accuracies, ("accuracy",))):
             groups: dict[tuple[Any, ...], list[Any]] = {}
-            for one in several:
+            for one in records:
                 if one.model in models:
-                    facts = asdict(one)
-                    same = (
-                        "detector",
-                        "attack",
-                        "attacked",
-                        "norm",
-                        "radius",
-                        "steps",
-                        "restarts",
-                        "id",
-                        "ood",
-                        "group",
-                    )
-                    n_ood = facts.get("n_ood")  # sets apart the mean over a group from a set that has the group's name
-                    groups.setdefault((*(facts.get(name) for name in same), n_ood), []).append(one)
-            for (*facts_of_group, _), members in groups.items():
+                    facts = asdict(one)  # n_ood sets apart the mean over a group from a set that has the group's name
+                    groups.setdefault(tuple(facts.get(name) for name in (*_SAME, "n_ood")), []).append(one)
+            for facts_of_group, members in groups.items():
                 if len(members) == len(models) > 1:
                     values = {name: [getattr(one, name) for one in members] for name in metrics}
-                    mean = {name: statistics.fmean(numbers) for name, numbers in values.items()}
-                    std = {name: statistics.stdev(numbers) for name, numbers in values.items()}
-                    table.append(Summary(recipe, tuple(models), *facts_of_group, mean, std))
+                    table.append(
+                        Summary(
+                            recipe=recipe,
+                            models=tuple(models),
+                            mean={name: statistics.fmean(numbers) for name, numbers in values.items()},
+                            std={name: statistics.stdev(numbers) for name, numbers in values.items()},
+                            **dict(zip(_SAME, facts_of_group, strict=False)),
+                        )
+                    )
     return table
 
 

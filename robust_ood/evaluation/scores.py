@@ -23,7 +23,7 @@ def clean_scores(detectors: Mapping[str, Detector], loader: Iterable[Batch], dev
 
 def score_images(detectors: Mapping[str, Detector], images: Tensor) -> dict[str, Tensor]:
     """Return each detector's scores `(N,)`, on the CPU, of float images; one pass serves all that share a network."""
-    scores = {}
+    scores: dict[str, Tensor] = {}
     with evaluating(*detectors.values()), torch.no_grad():
         for net, readers in _by_network(detectors):
             layers = tuple(sorted({layer for reader in readers.values() for layer in reader.layers}))

@@ -94,7 +94,8 @@ class FolderStore(Store):
     def write(self, key: str, cell: Cell) -> None:
         """Write a cell in one move: readers see all of it or nothing."""
         content = io.BytesIO()
-        np.savez(content, **dict(cell.arrays), about=np.array(json.dumps({**cell.about, "key": key})))
+        arrays: dict[str, Any] = {**cell.arrays, "about": np.array(json.dumps({**cell.about, "key": key}))}
+        np.savez(content, **arrays)
         self._replace(self._file(key), content.getvalue())
 
     @contextmanager
