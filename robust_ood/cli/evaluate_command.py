@@ -22,8 +22,8 @@ from robust_ood.cli.output import check_writable
 from robust_ood.cli.quiet import quiet
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
-from robust_ood.evaluation import FolderStore, Grid, ProgressBar, Results, print_results
-from robust_ood.evaluation.checks import check_limit, check_output, choose_device
+from robust_ood.evaluation import CHUNK, FolderStore, Grid, ProgressBar, Results, print_results
+from robust_ood.evaluation.checks import check_count, check_output, choose_device
 from robust_ood.evaluation.rows import summarise
 from robust_ood.evaluation.table import describe_failure
 from robust_ood.models import load_network
@@ -49,6 +49,7 @@ def parser() -> ArgumentParser:
     add("--checks", type=bool, default=True, help="look for signs of failed attacks")
     add("--intervals", type=int, default=1000, help="resamples of the bootstrap intervals; 0 leaves them out")
     add("--batch_size", type=int | None, default=None, help="images of a batch (default: found; halved if too large)")
+    add("--chunk", type=int, default=CHUNK, help="images that are computed and stored at a time")
     add("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_subclass_arguments(nn.Module, "net", required=False, help="network (default: the checkpoint's own)")
     parser.add_class_arguments(OODData, "data")
@@ -64,7 +65,8 @@ def run(arguments: Sequence[str]) -> int:
     except ArgumentError as error:
         raise explain(error, option_names(commands)) from error
     models = choose_models(config.checkpoint, config.models, config.name)
-    check_limit(config.limit)
+    for field, number in (("limit", config.limit), ("batch_size", config.batch_size), ("chunk", config.chunk)):
+        check_count(field, number)
     device = choose_device(config.device)
     check_writable(config.output)
     with user_errors(dict(config.items())):
@@ -85,7 +87,7 @@ def run(arguments: Sequence[str]) -> int:
     stopped = False
     with ProgressBar(console) as progress:
         store, how = FolderStore(config.output), {"limit": config.limit, "device": device, "checks": config.checks}
-        grid = Grid(data, against, store, **how, batch_size=config.batch_size, progress=progress)
+        grid = Grid(data, against, store, **how, progress=progress, batch_size=config.batch_size, chunk=config.chunk)
         try:
             for name, net in nets.items():
                 grid.add(name, net, chosen[name])

@@ -15,10 +15,10 @@ from robust_ood.evaluation.results import Results
 _CPU = torch.device("cpu")
 
 
-def check_limit(limit: int | None) -> None:
-    """Raise `UserError` unless the limit is absent or at least one image."""
-    if limit is not None and limit < 1:
-        raise UserError(f"limit: {limit} is not a number of images >= 1")
+def check_count(field: str, number: int | None) -> None:
+    """Raise `UserError` unless a number of images is absent or at least one."""
+    if number is not None and number < 1:
+        raise UserError(f"{field}: {number} is not a number of images >= 1")
 
 
 def choose_device(name: str) -> torch.device:

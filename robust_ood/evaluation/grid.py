@@ -14,6 +14,7 @@ from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
 from robust_ood.evaluation.batches import CHUNK, Batches, Chunk, chunks
 from robust_ood.evaluation.cells import Machine
+from robust_ood.evaluation.checks import check_count
 from robust_ood.evaluation.fitting import fit_missing
 from robust_ood.evaluation.jobs import Runner
 from robust_ood.evaluation.plan import FEW, Plan, Subject, TestSet, make_plan
@@ -77,7 +78,7 @@ class Grid:
         chunk: images of a cell.
 
     Raises:
-        UserError: no OOD set, a batch size below 1.
+        UserError: no OOD set, a number of images below 1.
     """
 
     def __init__(
@@ -93,8 +94,8 @@ class Grid:
         batch_size: int | None = None,
         chunk: int = CHUNK,
     ) -> None:
-        if batch_size is not None and batch_size < 1:
-            raise UserError(f"batch_size: {batch_size} is not a number of images >= 1")
+        for field, number in (("limit", limit), ("batch_size", batch_size), ("chunk", chunk)):
+            check_count(field, number)
         self.data, self.attacks, self.store, self.limit = data, attacks, store, limit
         self.device, self.checks = torch.device(device), checks
         start = chunk if self.device.type != "cpu" else data.evaluation_batch_size

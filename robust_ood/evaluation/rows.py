@@ -186,24 +186,31 @@ def summarise(
     table = []
     for recipe, models in recipes.items():
         for records, metrics in ((rows, METRICS), (accuracies, ("accuracy",))):
-            groups: dict[tuple[Any, ...], list[Any]] = {}
-            for one in records:
-                if one.model in models:
-                    facts = asdict(one)  # n_ood sets apart the mean over a group from a set that has the group's name
-                    groups.setdefault(tuple(facts.get(name) for name in (*_SAME, "n_ood")), []).append(one)
-            for facts_of_group, members in groups.items():
-                if len(members) == len(models) > 1:
+            own = [one for one in records if one.model in models] if len(models) > 1 else []
+            for facts, members in _alike(own).items():
+                if len(members) == len(models):
                     values = {name: [getattr(one, name) for one in members] for name in metrics}
-                    table.append(
-                        Summary(
-                            recipe=recipe,
-                            models=tuple(models),
-                            mean={name: statistics.fmean(numbers) for name, numbers in values.items()},
-                            std={name: statistics.stdev(numbers) for name, numbers in values.items()},
-                            **dict(zip(_SAME, facts_of_group, strict=False)),
-                        )
-                    )
+                    mean = {name: statistics.fmean(numbers) for name, numbers in values.items()}
+                    std = {name: statistics.stdev(numbers) for name, numbers in values.items()}
+                    about: dict[str, Any] = dict(zip(_SAME, facts, strict=False))
+                    table.append(Summary(recipe=recipe, models=tuple(models), mean=mean, std=std, **about))
     return table
+
+
+def _alike(records: Sequence[Row | Accuracy]) -> dict[tuple[Any, ...], list[Row | Accuracy]]:
+    """Return records by all that models have in common.
+
+    A group's mean may look like the row of a set that has the group's name; which of a model's rows it is tells them
+    apart.
+    """
+    groups: dict[tuple[Any, ...], list[Row | Accuracy]] = {}
+    seen: Counter[tuple[Any, ...]] = Counter()
+    for one in records:
+        facts = asdict(one)
+        same = tuple(facts.get(name) for name in _SAME)
+        groups.setdefault((*same, seen[one.model, same]), []).append(one)
+        seen[one.model, same] += 1
+    return groups
 
 
 def _joined(cells: Sequence[Cell]) -> Column:
