@@ -22,6 +22,7 @@ from robust_ood.cli.output import check_writable
 from robust_ood.cli.quiet import quiet
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
+from robust_ood.errors import UserError
 from robust_ood.evaluation import CHUNK, FolderStore, Grid, ProgressBar, Results, print_results
 from robust_ood.evaluation.checks import check_count, check_output, choose_device
 from robust_ood.evaluation.rows import summarise
@@ -67,6 +68,8 @@ def run(arguments: Sequence[str]) -> int:
     models = choose_models(config.checkpoint, config.models, config.name)
     for field, number in (("limit", config.limit), ("batch_size", config.batch_size), ("chunk", config.chunk)):
         check_count(field, number)
+    if config.intervals < 0:
+        raise UserError(f"intervals: {config.intervals} is not a number of resamples >= 0")
     device = choose_device(config.device)
     check_writable(config.output)
     with user_errors(dict(config.items())):

@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 import robust_ood
@@ -251,7 +252,7 @@ def test_a_size_that_fits_is_kept():
             raise MemoryError
         return part.indices.tolist()
 
-    assert sum(batches.map("kind", images, work), []) == list(range(9))
+    assert [index for part in batches.map("kind", images, work) for index in part] == list(range(9))
     assert seen == [8, 4, 2, 2, 2, 2, 1]
     seen.clear()
     batches.map("kind", images, work)
@@ -323,6 +324,30 @@ def test_damaged_cells_are_reported_and_computed_again(net, arrays, tmp_path, co
     (warning,) = second.warnings
     assert path.name in warning
     assert run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out").warnings == []
+
+
+def test_what_another_process_is_at_is_left_to_it_and_waited_for(net, arrays, tmp_path, counted):
+    """Another process holds the first job, and dies without having done it when all others are done."""
+    store = FolderStore(tmp_path)
+    grid = Grid(data_of(arrays), {"pgd": ATTACK}, store, checks=False, chunk=CHUNK)
+    grid.add("net", net, {"msp": MSP(net)})
+    first = grid.plans[0].jobs[0]
+    other = FileLock(tmp_path / "store" / "locks" / f"{first.name}.lock")
+    with store.claim("any", wait=False):
+        other.acquire()
+    waits, claim = [], store.claim
+
+    def claiming(name, *, wait):
+        if wait:
+            waits.append((name, sum(counted.values())))
+            other.release()
+        return claim(name, wait=wait)
+
+    store.claim = claiming
+    grid.compute()
+    images = sum(SIZES.values())
+    assert waits == [(first.name, 2 * images + 2 * 10 - CHUNK)]
+    assert grid.results(0).complete
 
 
 class Impatient(Progress):
