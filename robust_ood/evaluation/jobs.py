@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import traceback
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,6 +98,7 @@ class Runner:
             return
         for label, cell in cells.items():
             about = {"model": job.model, "detector": label or None, "attack": job.attack, "stage": job.stage}
+            about["process"] = f"{platform.node()}:{os.getpid()}"
             self.store.write(job.keys[label], Cell(cell.arrays, {**about, **cell.about}))
             self.computed += 1
 
