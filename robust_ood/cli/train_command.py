@@ -66,7 +66,7 @@ class TrainingCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise explain(error, option_names(self._subcommand_parsers["fit"])) from error
+            raise explain(error, option_names(self._subcommand_parsers["fit"]), COMMANDS) from error
 
     def _parse_ckpt_path(self) -> None:
         """Skip Lightning's reading of hyper-parameters: ours are the config's, and a bad file gets our own message."""
