@@ -27,12 +27,11 @@ def check_trainer(trainer: Trainer, settings: Mapping[str, Any]) -> None:
     cpu = trainer.strategy.root_device.type == "cpu"
     if cpu and settings["sync_batchnorm"] and trainer.world_size > 1:
         raise UserError(
-            "trainer.sync_batchnorm: True needs GPUs; on the CPU each process has BatchNorm statistics of its own (false)"
+            "trainer.sync_batchnorm: true needs GPUs; on the CPU each process has its own BatchNorm statistics"
         )
-    if cpu and str(settings["precision"]) in ("16", "16-mixed", "16-true"):
+    if cpu and str(settings["precision"]) in ("16", "16-mixed"):
         raise UserError(
-            f"trainer.precision: {settings['precision']} needs a GPU; the CPU has bf16-mixed, bf16-true, 32-true and "
-            "64-true"
+            f"trainer.precision: {settings['precision']} needs a GPU; the CPU has bf16-mixed, 32-true and 64-true"
         )
 
 

@@ -41,7 +41,8 @@ def fit(method, arrays, folder, *callbacks, logger=False, **options):
     settings = {"max_epochs": 1, "log_every_n_steps": 2} | options
     trainer = Trainer(
         accelerator="cpu", logger=logger, default_root_dir=folder, callbacks=list(callbacks),
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, enable_checkpointing=any(isinstance(c, Checkpoints) for c in callbacks),
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        enable_checkpointing=any(isinstance(callback, Checkpoints) for callback in callbacks),
         use_distributed_sampler=False, **settings,
     )  # fmt: skip
     method.train()
