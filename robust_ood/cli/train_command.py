@@ -18,7 +18,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
 from robust_ood.callbacks import Averaging, Checkpoints, Dashboard, Guards, MetricsFile, RobustValidation, Stopped
-from robust_ood.cli.checks import check_classes, check_resumable
+from robust_ood.cli.checks import check_classes, check_resumable, check_trainer
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.messages import explain, one_line, option_names, user_errors
 from robust_ood.cli.output import check_writable
@@ -105,6 +105,7 @@ class TrainingCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Find what cannot work before anything is written, then keep the resolved configuration."""
+        check_trainer(self.trainer, self.config.fit.trainer)
         self.datamodule.setup("fit")
         self.datamodule.train_dataloader()
         check_classes(self.model.net, self.datamodule, "train")
