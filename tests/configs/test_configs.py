@@ -17,11 +17,12 @@ import pytest
 import torch
 import yaml
 
-from robust_ood import cli
+from robust_ood import L2, cli
+from robust_ood.attacks import EncoderAttack
 from robust_ood.models import WideResNet, describe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FOLDERS = {"base", "callbacks", "data", "evaluate", "experiments", "methods", "models"}
+FOLDERS = {"attacks", "base", "callbacks", "data", "evaluate", "experiments", "methods", "models"}
 SMALL = ["--data.batch_size", "2", "--data.outlier_batch_size", "2", "--data.evaluation_batch_size", "4"]
 TRIAL = ["--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 RUNNABLE = 3_000_000  # parameters; larger networks are built without memory and not run
@@ -105,6 +106,15 @@ def holds(settings: Any, wanted: Any) -> bool:
 def test_every_folder_of_configs_is_tested_here():
     assert {path.name for path in CONFIGS.iterdir()} == FOLDERS
     assert not [path for path in CONFIGS.rglob("*") if path.is_file() and path.suffix != ".yaml"]
+
+
+@pytest.mark.parametrize("path", files("attacks"))
+def test_encoder_attack(path):
+    """Read by benchmarks/encoder_attack.py."""
+    settings = yaml.safe_load(path.read_text())
+    targets = settings.pop("targets")
+    assert EncoderAttack(L2(settings.pop("radius")), **settings).steps >= 100
+    assert set(targets.values()) <= {"features", "logits", "score"}
 
 
 @pytest.mark.parametrize("path", files("experiments"))
