@@ -183,9 +183,9 @@ def page(rows: list[str], options: argparse.Namespace) -> str:
             "",
             f"Milliseconds a step on {options.batch_size} inliers and {2 * options.batch_size} outliers (where the "
             f"method has them); attacks of {STEPS} steps from a random start; {torch.get_num_threads()} threads. The "
-            "stack is `train.py fit` with Lightning, loader, augmentation and logging. Ratio: stack / bare loop, median "
-            f"of {options.blocks} interleaved blocks of {options.steps} steps (range). Last column: times faster than "
-            f"{options.precisions[0]} in the stack.",
+            "stack is `train.py fit` with Lightning, loader, augmentation and logging. Ratio: stack / bare loop, "
+            f"median of {options.blocks} interleaved blocks of {options.steps} steps (range). Last column: times "
+            f"faster than {options.precisions[0]} in the stack.",
             "",
             f"`{command()}`, {machine()}.",
             "",
