@@ -8,6 +8,7 @@ stopped at any moment, the same call goes on.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -30,11 +31,12 @@ def ours(net: nn.Module, attack: LabelAttack) -> Attacker:
 
 def theirs(net: nn.Module, member: str, radius: float, device: str) -> Attacker:
     """Return one member of AutoAttack with the settings of its standard version."""
-    auto = AutoAttack(net, norm="Linf", eps=radius, version="standard", seed=0, device=device)
+    plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)  # it cannot flatten other layouts
+    auto = AutoAttack(plain, norm="Linf", eps=radius, version="standard", seed=0, device=device)
     auto.attacks_to_run = [member]
 
     def attack(images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-        return auto.run_standard_evaluation(images, labels, batch_size=len(images))[0]
+        return auto.run_standard_evaluation(images.contiguous(), labels, batch_size=len(images))[0]
 
     return attack
 
