@@ -1,9 +1,9 @@
 """Evaluate public ResNet-20 weights twice: as a user's own class by its path, and as our own ResNet-20.
 
-    python benchmarks/resnet20_both_ways.py --weights cifar10_resnet20.th --root ARRAYS --output docs/results/resnet20.md
+    python benchmarks/resnet20_both_ways.py --weights cifar10_resnet20.th --root ARRAYS --output PAGE
 
-Both ways go through the real `evaluate.py` on the same CIFAR-10 images and near and far arrays. The command ends with an
-error unless accuracy, every rate of every row and every single score are the same both ways.
+Both ways go through the real `evaluate.py` on the same CIFAR-10 images and near and far arrays. The command ends with
+an error unless accuracy, every rate of every row and every single score are the same both ways.
 """
 
 from __future__ import annotations
@@ -110,9 +110,9 @@ def report(found: dict[str, dict[str, Any]], differing: list[str], options: argp
     lines = [
         "# One file of weights, evaluated as two networks",
         "",
-        f"CIFAR-10 ResNet-20, `{options.weights.name}`, through `evaluate.py`: as a class of a user's own file with the",
-        "file's layer names (`--net Wrapped --net.module their_resnet20.ResNet20`), and as our `ThinResNet`, whose names",
-        "the key map `resnet20` gives. Printed by `benchmarks/resnet20_both_ways.py`.",
+        f"CIFAR-10 ResNet-20, `{options.weights.name}`, through `evaluate.py`: as a class of a user's own file with",
+        "the names of the weights (`--net Wrapped --net.module their_resnet20.ResNet20`), and as our `ThinResNet`,",
+        "whose names the key map `resnet20` gives. Printed by `benchmarks/resnet20_both_ways.py`.",
         "",
         "| way | images | accuracy | " + " | ".join(f"{name} (MSP AUROC)" for name in [*NEAR, *FAR]) + " |",
         "| --- |" + " ---: |" * (2 + len(NEAR + FAR)),

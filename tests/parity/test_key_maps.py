@@ -1,4 +1,4 @@
-"""Published networks written out under their own layer names: their state dicts load into ours, and give their logits."""
+"""Published networks written out under their own layer names: their weights load into ours and give their logits."""
 
 from __future__ import annotations
 
