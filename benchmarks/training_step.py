@@ -41,8 +41,8 @@ NETWORKS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", default=["aloe:WRN-16-2", "aloe:DenseNet-BC-100-12"],
-                        help="method:network, methods " + ", ".join(ATTACKED) + "; networks " + ", ".join(NETWORKS))  # fmt: skip
+    cases = f"method:network; methods {', '.join(ATTACKED)}; networks {', '.join(NETWORKS)}"
+    parser.add_argument("--cases", nargs="+", default=["aloe:WRN-16-2", "aloe:DenseNet-BC-100-12"], help=cases)
     parser.add_argument("--precisions", nargs="+", default=["32-true", "bf16-mixed"])
     parser.add_argument("--batch-size", type=int, default=32, help="inliers; twice as many outliers")
     parser.add_argument("--steps", type=int, default=8, help="steps of a block that count")
