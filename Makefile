@@ -6,12 +6,13 @@ VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.robust-ood-ready
 
-.PHONY: help quickstart test lint format bench clean
+.PHONY: help quickstart test lint format wheel-test clean
 
 help:
 	@echo "make quickstart   train and attack a plain and a robust detector on real images (about 5 minutes)"
 	@echo "make test         run all tests"
 	@echo "make lint         style, types and import rules"
+	@echo "make wheel-test   build, install the wheel into a new environment, use it from an empty folder"
 
 # Reinstalled only when pyproject.toml changes. Editable: the code in this folder is the code that runs.
 $(READY): pyproject.toml
@@ -31,6 +32,10 @@ lint: $(READY)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
+
+# Needs no network: the new environment borrows this one's libraries.
+wheel-test: $(READY)
+	$(RUN) tests/packaging/check_wheel.py
 
 format: $(READY)
 	$(RUN) -m ruff check --fix .

@@ -17,7 +17,7 @@ def with_includes(arguments: Sequence[str]) -> list[str]:
     """Return command-line arguments in which each `-c FILE` is preceded by the files that FILE includes.
 
     Included names are relative to the including file. Later files override earlier ones, and a file overrides what it
-    includes.
+    includes. See `find_config` for where a FILE is looked for.
 
     Raises:
         UserError: a missing or unreadable file, or files that include each other.
@@ -32,9 +32,20 @@ def with_includes(arguments: Sequence[str]) -> list[str]:
         name = value if equals else next(rest, None)
         if name is None:
             raise UserError(f"{flag}: a YAML file is wanted after it")
-        for path in _chain(Path(name), ()):
+        for path in _chain(find_config(Path(name)), ()):
             expanded += ["-c", str(path)]
     return expanded
+
+
+def find_config(path: Path) -> Path:
+    """Return the config file that a name means: the file itself or, for `configs/...` elsewhere, the package's own.
+
+    The package's configs are the folder configs/ of a checkout, or its copy inside an installed package.
+    """
+    if path.exists() or path.parts[:1] != ("configs",):
+        return path
+    package = Path(__file__).parents[1]
+    return next((folder / path for folder in (package, package.parent) if (folder / path).is_file()), path)
 
 
 def read_config(path: Path) -> dict[str, Any]:

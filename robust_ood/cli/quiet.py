@@ -16,6 +16,7 @@ _NO_NEWS = (
     r".*Experiment logs directory .* exists and is not empty.*",
     r".*You defined a `validation_step` but have no `val_dataloader`.*",
     r".*Total length of `list` across ranks is zero.*",  # no validation images: nothing to validate on
+    r".*AMP with fp16 is not supported on CPU.*",  # refused, by our own message
     r".*resuming from a checkpoint that ended before the epoch ended.*",  # our loaders continue inside an epoch
 )
 
