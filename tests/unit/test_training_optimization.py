@@ -116,7 +116,7 @@ def test_an_attack_in_float16_finds_gradients_that_float16_cannot_hold(make_net,
         (gradient,) = torch.autograd.grad(-method.inlier_goal(batch)(net.eval()(leaf)).sum(), leaf)
     assert (gradient == 0).float().mean() > 0.3  # what an unscaled objective would give
     assert method.findings["attack inliers"].zeros < 0.01
-    assert ((attacked - batch.images).abs() > 0).float().mean() > 0.9
+    assert ((attacked - batch.images).abs() > 0).float().mean() > 0.8  # the others are at 0 or 1 and would leave
 
 
 def test_a_compiled_method_takes_the_same_steps_and_attacks_a_frozen_network(make_net, batches, monkeypatch):
