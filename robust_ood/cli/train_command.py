@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError
+from jsonargparse import ActionConfigFile, ArgumentError  # type: ignore[attr-defined]
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -33,8 +33,23 @@ from robust_ood.training import Method
 COMMANDS = ("fit", "validate", "test")
 
 
+class Parser(LightningArgumentParser):
+    """Takes the name of a file for what it is: `--data.train x.npz` names data, and is no config to be read."""
+
+    def add_class_arguments(self, *arguments: Any, **settings: Any) -> list[str]:
+        """Add a class's arguments, without Lightning's wish to read a config wherever a value names a file."""
+        added: list[str] = super().add_class_arguments(*arguments, **{**settings, "sub_configs": False})
+        return added
+
+
 class TrainingCLI(LightningCLI):
     """Adds `--net`, `--experiment` and `--output`, and gives the one seed to everything that draws."""
+
+    def init_parser(self, **settings: Any) -> LightningArgumentParser:
+        """Return the parser of one of the commands."""
+        parser = Parser(**settings)
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; several compose")
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add our arguments and links."""
