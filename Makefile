@@ -6,12 +6,16 @@ VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.robust-ood-ready
 
-.PHONY: help quickstart test lint format bench clean
+.PHONY: help quickstart test lint format wheel-test minimum-test docker-test docs clean
 
 help:
 	@echo "make quickstart   train and attack a plain and a robust detector on real images (about 5 minutes)"
 	@echo "make test         run all tests"
 	@echo "make lint         style, types and import rules"
+	@echo "make minimum-test run all tests with the oldest versions allowed"
+	@echo "make docker-test  lint the Dockerfiles and execute their RUN lines in an empty folder"
+	@echo "make docs         the documentation as a site in site/, links checked"
+	@echo "make wheel-test   build, install the wheel into a new environment, use it from an empty folder"
 
 # Reinstalled only when pyproject.toml changes. Editable: the code in this folder is the code that runs.
 $(READY): pyproject.toml
@@ -31,6 +35,30 @@ lint: $(READY)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
+
+# Needs no network: the new environment borrows this one's libraries.
+wheel-test: $(READY)
+	$(RUN) tests/packaging/check_wheel.py
+
+# An environment of its own: .venv-minimum.
+minimum-test:
+	$(PYTHON) -m venv .venv-minimum
+	.venv-minimum/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	.venv-minimum/bin/python -m pip install --quiet --constraint constraints/minimum.txt --editable '.[dev,parity]'
+	OMP_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -n auto
+
+# An environment of its own, .venv-docs: reading docstrings needs none of the libraries. Building needs no network.
+docs: .venv-docs/ready
+	.venv-docs/bin/mkdocs build --strict
+
+.venv-docs/ready: docs/requirements.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --requirement docs/requirements.txt
+	@touch $@
+
+docker-test: $(READY)
+	$(VENV)/bin/hadolint --config docker/hadolint.yaml docker/cpu.Dockerfile docker/cuda.Dockerfile
+	$(RUN) tests/packaging/check_docker.py
 
 format: $(READY)
 	$(RUN) -m ruff check --fix .

@@ -12,12 +12,10 @@ import time
 from pathlib import Path
 
 import torch
+from workbench import images_of, resnet20
 
 from robust_ood import metrics
-from robust_ood.data import load_set, to_float
-from robust_ood.models import ThinResNet, load_weights
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what these weights were trained with
 LAYERS = ("layer1", "layer2", "layer3")
 TESTS = Path(__file__).parents[1] / "tests" / "parity" / "test_detectors.py"
 
@@ -36,12 +34,6 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def images_of(spec: str, root: Path, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
-    chosen = load_set(spec, root)
-    indices = torch.arange(min(limit, len(chosen)))
-    return to_float(chosen.read(indices)).contiguous(), chosen.read_labels(indices)
-
-
 def main() -> None:
     chosen = arguments()
     spec = importlib.util.spec_from_file_location("references", TESTS)
@@ -50,7 +42,7 @@ def main() -> None:
     references = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(references)
 
-    net = load_weights(ThinResNet(mean=MEAN, std=STD), chosen.weights, key_map={"linear.": "head."}).eval()
+    net = resnet20(chosen.weights)
     train, labels = images_of("cifar10_train", chosen.data, chosen.fit)
     inliers, _ = images_of("cifar10_test", chosen.data, chosen.limit)
     outliers, _ = images_of(chosen.ood, chosen.data, chosen.limit)

@@ -17,16 +17,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from workbench import FAR, NEAR, resnet20
 
 from robust_ood import Linf, detectors
 from robust_ood.attacks import PGD
 from robust_ood.data import EvaluationLoader, ImageSet, load_set
 from robust_ood.evaluation.scores import attacked_scores, clean_scores
 from robust_ood.metrics import auroc
-from robust_ood.models import ThinResNet, load_network, load_weights
+from robust_ood.models import load_network
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what the ResNet-20's weights were trained with
-NEAR, FAR = ("cifar100_test", "tinyimagenet_val"), ("svhn_test", "dtd10", "miniplaces_test")
 ATTACKS = {"1/255": PGD(Linf("1/255"), steps=10), "3/255": PGD(Linf("3/255"), steps=20)}
 SETTINGS: dict[str, dict[str, Any]] = {"safe-spot": {"method": "fgsm", "attack_steps": 5}}
 LEFT_OUT = ("deep-ensemble", "pro")  # made of several networks; the same as pro-msp
@@ -127,10 +126,7 @@ def page(name: str, results: dict[str, dict[str, Any]]) -> str:
 def main() -> None:
     chosen = arguments()
     device = torch.device(chosen.device)
-    if chosen.checkpoint:
-        net = load_network(chosen.checkpoint)
-    else:
-        net = load_weights(ThinResNet(mean=MEAN, std=STD), chosen.weights, key_map={"linear.": "head."})
+    net = load_network(chosen.checkpoint) if chosen.checkpoint else resnet20(chosen.weights)
     net.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     sets = Sets(chosen.data, chosen.limit, chosen.fit)
     chosen.work.mkdir(parents=True, exist_ok=True)

@@ -91,7 +91,14 @@ def measure(checkpoint: Path, arrays: Path, folder: Path, count: int) -> int:
     """Return the peak of a real evaluation, in bytes."""
     given = [
         *("--checkpoint", str(checkpoint), "--output", str(folder / f"results-{count}"), "--data.root", str(arrays)),
-        *("--data.test", "{source: test.npy, labels: labels.npy}", "--data.near", "[near.npy]", "--data.far", "[far.npy]"),
+        *(
+            "--data.test",
+            "{source: test.npy, labels: labels.npy}",
+            "--data.near",
+            "[near.npy]",
+            "--data.far",
+            "[far.npy]",
+        ),
         *("--detectors", "[msp, energy]", "--attacks", "[{name: fgsm, radius: 8/255}]", "--checks", "false"),
         *("--intervals", "200", "--data.num_classes", "10"),
     ]

@@ -64,8 +64,8 @@ def main() -> int:
         }
         failures += not all(verdicts.values())
         lines.append(
-            f"| {processes} | {options.kills} | {', '.join(map(str, stored))} | {len(last)} of {total} | {len(makers)} | "
-            f"{rewritten} | {len(rows(folder))} | {'equal' if verdicts['rows equal'] else 'DIFFERENT'} |"
+            f"| {processes} | {options.kills} | {', '.join(map(str, stored))} | {len(last)} of {total} "
+            f"| {len(makers)} | {rewritten} | {len(rows(folder))} | {'equal' if verdicts['rows equal'] else 'DIFFERENT'} |"
         )
         print(lines[-1], "ok" if all(verdicts.values()) else f"FAILED: {verdicts}", flush=True)
     if options.output is not None:
@@ -81,8 +81,8 @@ def page(lines: list[str]) -> str:
         [
             "# Evaluations killed with SIGKILL",
             "",
-            "One evaluation on the embedded digits, killed again and again (its whole process group) and started again; "
-            "what was stored at a kill must neither be lost nor computed once more.",
+            "One evaluation on the embedded digits, killed again and again (its whole process group) and started "
+            "again; what was stored at a kill must neither be lost nor computed once more.",
             "",
             f"| {' | '.join(head)} |",
             f"|{'---|' * len(head)}",

@@ -31,14 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = Results()
     for method in METHODS:
         folder = options.output / method
-        fit = ["fit", "-c", _config("experiments", f"digits_{method}"), "--output", str(folder)]
-        score = ["-c", _config("evaluate", "quickstart"), "--checkpoint", str(folder / "last.ckpt"),
+        fit = ["fit", "-c", f"configs/experiments/digits_{method}.yaml", "--output", str(folder)]
+        score = ["-c", "configs/evaluate/quickstart.yaml", "--checkpoint", str(folder / "last.ckpt"),
                  "--name", method.upper(), "--output", str(folder)]  # fmt: skip
         if options.short:
             fit += ["--trainer.max_steps", "3"]
             score += ["--limit", "4", "--checks", "false"]
-        for script, command, run in (("train.py", fit, train), ("evaluate.py", score, evaluate)):
-            console.rule(f"python {script} {shlex.join(command)}", align="left", style="dim")
+        for name, command, run in (("train", fit, train), ("evaluate", score, evaluate)):
+            script = f"python {name}.py" if Path(f"{name}.py").exists() else f"robust-ood {name}"
+            console.rule(f"{script} {shlex.join(command)}", align="left", style="dim")
             code = run(command)
             if code:
                 return code
@@ -49,10 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(_verdict(results))
     console.print(f"wrote {options.output / 'results.json'} and {options.output / 'results.csv'}")
     return 0
-
-
-def _config(folder: str, name: str) -> str:
-    return str(Path(__file__).parent.parent / "configs" / folder / f"{name}.yaml")
 
 
 def _verdict(results: Results) -> str:

@@ -67,11 +67,11 @@ class Suite:
 def standard(radius: float | str, norm: str = "Linf") -> Suite:
     """Return the standard suite, which has no setting but the budget.
 
-    On detectors: PGD and Auto-PGD through the detector's own score with restarts; the ALOE paper's softmax objectives
-    on the published trajectory (10 steps of 1/255 for Linf) and by Auto-PGD; the classifier's MSP; features away from
-    the image's own, or towards a class's; the likeliest classes one by one; Square. On classifiers, after AutoAttack:
-    Auto-PGD on the cross-entropy and on the margin (which, unlike DLR, serves any number of classes), towards each
-    class, and Square.
+    On detectors: PGD and Auto-PGD through the detector's own score with restarts; both of the ALOE paper's attacks, on
+    the published trajectory (10 steps of 1/255 for Linf); its softmax objectives by Auto-PGD; the classifier's MSP;
+    features away from the image's own, or towards a class's; the likeliest classes one by one; Square. On classifiers,
+    after AutoAttack: Auto-PGD on the cross-entropy and on the margin (which, unlike DLR, serves any number of classes),
+    towards each class, and Square; a short PGD goes first and spares them the easy images.
 
     Args:
         radius: in pixel fractions, a number or a fraction as "8/255".
@@ -88,6 +88,7 @@ def standard(radius: float | str, norm: str = "Linf") -> Suite:
             "pgd": PGD(region, steps=40, restarts=2),
             "apgd": apgd(region, steps=50, restarts=2),
             "aloe": PGD(region, steps=10, step_size=published, objective="softmax"),
+            "aloe-unmoved": PGD(region, steps=10, step_size=published, objective="unmoved"),
             "softmax": apgd(region, steps=20, objective="softmax"),
             "msp": PGD(region, steps=20, objective="msp"),
             "features": apgd(region, steps=20, objective="features"),
@@ -95,6 +96,7 @@ def standard(radius: float | str, norm: str = "Linf") -> Suite:
             "square": Square(region, queries=300),
         },
         on_classifiers={
+            "pgd": PGD(region, steps=10),
             "apgd-ce": apgd(region, steps=100),
             "apgd-margin": apgd(region, steps=100, loss="margin"),
             "targeted": Targeted(apgd(region, steps=100), classes=9),

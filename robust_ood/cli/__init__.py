@@ -1,10 +1,11 @@
-"""The commands: `train` (fit, validate, test) and `evaluate`; `main` dispatches `robust-ood COMMAND`.
+"""The commands: `train` (fit, validate, test), `evaluate`, `data`, `export`; `main` dispatches `robust-ood COMMAND`.
 
 A user's mistake, wherever it is noticed, ends here as one line and exit code 2.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -43,10 +44,16 @@ def data(arguments: Arguments = None) -> int:
     return _guarded("data", arguments)
 
 
+def export(arguments: Arguments = None) -> int:
+    """Write a checkpoint's network on its own: see `robust-ood export --help`. Returns the exit code."""
+    return _guarded("export", arguments)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train, validate or test a network (fit, validate, test)"),
     "evaluate": (evaluate, "score a saved network's detectors, clean and under attack"),
     "data": (data, "list, download, verify, preview and compare data sets"),
+    "export": (export, "write a checkpoint's network as plain weights and a JSON description"),
 }
 
 
@@ -61,6 +68,9 @@ def _guarded(command: str, arguments: Arguments) -> int:
 
     from robust_ood.errors import UserError
 
+    # Class paths may name the user's own files here; last, so that those hide no library.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     run = import_module(f"robust_ood.cli.{command}_command").run
     try:
         return int(print_all_settings(run, arguments) if "--help-all" in arguments else run(arguments))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from pytorch_lightning import Trainer
 from torch import nn
 
 from robust_ood.data import OODData
@@ -19,6 +20,19 @@ def check_classes(net: nn.Module, data: OODData, part: Literal["train", "validat
     classes = count_classes(net, data.inliers(part).image_shape)
     if classes != data.num_classes:
         raise UserError(f"net: gives {classes} logits, but data.num_classes is {data.num_classes}")
+
+
+def check_trainer(trainer: Trainer, settings: Mapping[str, Any]) -> None:
+    """Refuse what Lightning would do otherwise, or not at all, on the machine at hand."""
+    cpu = trainer.strategy.root_device.type == "cpu"
+    if cpu and settings["sync_batchnorm"] and trainer.world_size > 1:
+        raise UserError(
+            "trainer.sync_batchnorm: true needs GPUs; on the CPU each process has its own BatchNorm statistics"
+        )
+    if cpu and str(settings["precision"]) in ("16", "16-mixed"):
+        raise UserError(
+            f"trainer.precision: {settings['precision']} needs a GPU; the CPU has bf16-mixed, 32-true and 64-true"
+        )
 
 
 def check_resumable(content: Mapping[str, Any], path: str, net: nn.Module) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentParser
 
 from robust_ood.errors import UserError
 
@@ -16,7 +17,7 @@ def with_includes(arguments: Sequence[str]) -> list[str]:
     """Return command-line arguments in which each `-c FILE` is preceded by the files that FILE includes.
 
     Included names are relative to the including file. Later files override earlier ones, and a file overrides what it
-    includes.
+    includes. See `find_config` for where a FILE is looked for.
 
     Raises:
         UserError: a missing or unreadable file, or files that include each other.
@@ -31,9 +32,20 @@ def with_includes(arguments: Sequence[str]) -> list[str]:
         name = value if equals else next(rest, None)
         if name is None:
             raise UserError(f"{flag}: a YAML file is wanted after it")
-        for path in _chain(Path(name), ()):
+        for path in _chain(find_config(Path(name)), ()):
             expanded += ["-c", str(path)]
     return expanded
+
+
+def find_config(path: Path) -> Path:
+    """Return the config file that a name means: the file itself or, for `configs/...` elsewhere, the package's own.
+
+    The package's configs are the folder configs/ of a checkout, or its copy inside an installed package.
+    """
+    if path.exists() or path.parts[:1] != ("configs",):
+        return path
+    package = Path(__file__).parents[1]
+    return next((folder / path for folder in (package, package.parent) if (folder / path).is_file()), path)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -47,6 +59,12 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"config: {path} holds no mapping of settings")
     return content
+
+
+def instantiated(parser: ArgumentParser, config: Any) -> Any:
+    """Return a parsed configuration with its classes built."""
+    build = getattr(parser, "instantiate", None) or parser.instantiate_classes  # jsonargparse before 4.49
+    return build(config)
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:

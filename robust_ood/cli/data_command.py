@@ -58,7 +58,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         config = commands.parse_args(list(arguments))
     except ArgumentError as error:
-        raise explain(error, option_names(commands)) from error
+        raise explain(error, option_names(commands), COMMANDS) from error
     COMMANDS[config.subcommand][0](config[config.subcommand], Console(soft_wrap=True))
     return 0
 

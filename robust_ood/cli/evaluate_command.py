@@ -15,9 +15,10 @@ from torch import nn
 
 from robust_ood import attacks, detectors
 from robust_ood.cli.checks import check_classes
-from robust_ood.cli.configs import with_includes
+from robust_ood.cli.configs import instantiated, with_includes
 from robust_ood.cli.messages import explain, option_names, user_errors
 from robust_ood.cli.models import Models, choose_models, each_radius, several_checkpoints
+from robust_ood.cli.networks import add_network_arguments, find_parts, load, name_of
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.quiet import quiet
 from robust_ood.cli.types import register_types
@@ -27,7 +28,6 @@ from robust_ood.evaluation import CHUNK, FolderStore, Grid, ProgressBar, Results
 from robust_ood.evaluation.checks import check_count, check_output, choose_device
 from robust_ood.evaluation.rows import summarise
 from robust_ood.evaluation.table import describe_failure
-from robust_ood.models import load_network
 
 Specs = list[str | dict[str, Any]]
 
@@ -39,7 +39,7 @@ def parser() -> ArgumentParser:
     add = parser.add_argument
     add("-c", "--config", action=ActionConfigFile, help="YAML file; several compose")
     add("--include", type=list[str], default=[], help="config files that this one builds on")
-    add("--checkpoint", type=Path | list[Path] | None, default=None, help="of a training run, or a state dict; several")
+    add_network_arguments(parser, several=True)
     add("--models", type=dict[str, Path | list[Path]] | None, default=None, help="checkpoints by name; lists: recipes")
     add("--output", type=Path, default=Path("results"), help="folder of results.json, results.csv and what is computed")
     add("--replace", type=bool, default=False, help="replace results of other models or data in the output folder")
@@ -52,7 +52,6 @@ def parser() -> ArgumentParser:
     add("--batch_size", type=int | None, default=None, help="images of a batch (default: found; halved if too large)")
     add("--chunk", type=int, default=CHUNK, help="images that are computed and stored at a time")
     add("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_subclass_arguments(nn.Module, "net", required=False, help="network (default: the checkpoint's own)")
     parser.add_class_arguments(OODData, "data")
     return parser
 
@@ -73,20 +72,25 @@ def run(arguments: Sequence[str]) -> int:
     device = choose_device(config.device)
     check_writable(config.output)
     with user_errors(dict(config.items())):
-        built = commands.instantiate_classes(config)
+        built = instantiated(commands, config)
 
     data: OODData = built.data
-    nets = {name: load_network(path, _fresh(commands, config, built)) for name, path in models.checkpoints.items()}
-    chosen = {name: detectors.build_all(config.detectors, net) for name, net in nets.items()}
     against = attacks.build_all(each_radius(config.attacks))
     data.setup("test")
     data.ood_sets()
-    for net in nets.values():
-        check_classes(net, data, "test")
-    if not config.replace:
-        check_output(config.output, nets, data.inliers("test").name)
-    first = _is_first()
+    inliers, first = data.inliers("test"), _is_first()
     console = Console(quiet=not first)
+    nets = {}
+    for name, path in models.checkpoints.items():
+        own = _fresh(commands, config) if nets else built.get("net")
+        net, found = find_parts(load(path, own, config.key_map), inliers.image_shape)
+        check_classes(net, data, "test")
+        nets[name or name_of(path, net)] = net
+        if found:
+            console.print(f"net: {found}", soft_wrap=True)
+    chosen = {name: detectors.build_all(config.detectors, net) for name, net in nets.items()}
+    if not config.replace:
+        check_output(config.output, nets, inliers.name)
     stopped = False
     with ProgressBar(console) as progress:
         store, how = FolderStore(config.output), {"limit": config.limit, "device": device, "checks": config.checks}
@@ -127,11 +131,9 @@ def _report(
     return 1 if results.failures else 0
 
 
-def _fresh(commands: ArgumentParser, config: Any, built: Any) -> nn.Module | None:
-    """Return a network of the config's own, one for each checkpoint; None where the config names none."""
-    if built.get("net") is None:
-        return None
-    net: nn.Module = commands.instantiate_classes(config).net
+def _fresh(commands: ArgumentParser, config: Any) -> nn.Module | None:
+    """Return one more network of the config's own, for the next checkpoint; None where the config names none."""
+    net: nn.Module | None = instantiated(commands, config).get("net")
     return net
 
 

@@ -46,8 +46,14 @@ Prints a table and writes results.json and results.csv.
 
 what an evaluation needs:
   -c, --config FILE      test data, detectors and attacks (see configs/evaluate/)
-  --checkpoint FILE      checkpoint of a training run, or a file of weights (then also --net)
+  --checkpoint FILE      checkpoint of a training run, an export, or any file of weights (then also --net)
   --output DIR           folder of the results (default: results)
+
+for networks of others (docs/networks.md):
+  --net CLASS            class path of any torch.nn.Module, here or installed, that takes pixels in [0, 1];
+                         or Wrapped, with --net.module CLASS, --net.mean, --net.std, --net.head, --net.layers;
+                         or Torchvision, Timm, RobustBench with --net.name NAME
+  --key_map NAME         how the file names our weights, where it is not found by itself
 
 what is often changed:
   --detectors '[msp, odin, {name: pro-gen, steps: 3}]'
@@ -64,7 +70,24 @@ example:
   python evaluate.py -c configs/evaluate/digits.yaml --checkpoint runs/digits_aloe/last.ckpt --output results/aloe
 """
 
-HELP = {"train": TRAIN, "evaluate": EVALUATE}
+EXPORT = """\
+usage: robust-ood export --checkpoint FILE --output DIR [--format {pt,safetensors}]
+
+Write a checkpoint's network on its own: plain weights, and network.json, which says what they are weights of
+(architecture, classes, normalisation, training). evaluate.py --checkpoint DIR reads it.
+
+  --checkpoint FILE      checkpoint of a training run, or weights of a network of ours (then also --net)
+  --output DIR           folder of weights.pt or weights.safetensors, and network.json
+  --format NAME          pt (default) or safetensors
+  --net CLASS            network of a file that does not say which it holds, such as WideResNet
+  --key_map NAME         how that file names our weights, where it is not found by itself
+  --help-all             list every setting
+
+example:
+  robust-ood export --checkpoint runs/aloe/last.ckpt --output exports/aloe --format safetensors
+"""
+
+HELP = {"train": TRAIN, "evaluate": EVALUATE, "export": EXPORT}
 
 
 def print_all_settings(run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:

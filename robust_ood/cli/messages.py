@@ -7,7 +7,7 @@ exception's chain of causes, which is what is read here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -30,7 +30,12 @@ _WORDS = {
     "Path": "a path",
     "str": "a text",
 }
-_NEIGHBOURS = {"net": "robust_ood.models", "model": "robust_ood.training", "region": "robust_ood"}
+_NEIGHBOURS = {
+    "net": "robust_ood.models",
+    "module": "robust_ood.models",
+    "model": "robust_ood.training",
+    "region": "robust_ood",
+}
 """Where the known names of a class are, by the setting that it is for."""
 
 
@@ -39,19 +44,20 @@ def one_line(message: str) -> str:
     return " ".join(message.split()) or "unknown error"
 
 
-def explain(error: BaseException, known: list[str]) -> UserError:
+def explain(error: BaseException, known: list[str], commands: Iterable[str] = ()) -> UserError:
     """Return the user's mistake that made a parser or a constructor fail.
 
     Args:
         error: what was raised, with its chain of causes.
         known: the dotted names of the parser's settings, to suggest the nearest.
+        commands: the parser's sub-commands, which the parser writes before what it misses.
     """
     where = _Place()
     for cause in causes(error):
         if isinstance(cause, UserError):
             return cause
         where.enter(str(cause))
-    return where.mistake(known)
+    return where.mistake(known, set(commands))
 
 
 def option_names(parser: ArgumentParser) -> list[str]:
@@ -142,7 +148,7 @@ class _Place:
             self.wanted = self.wanted or _wanted(found[1])
             self._take_value(re.match(r"Expected a .+?\. Got value: (.*)", message, re.DOTALL))
 
-    def mistake(self, known: list[str]) -> UserError:
+    def mistake(self, known: list[str], commands: set[str]) -> UserError:
         """Return the error for where the chain ended."""
         message, path = self.last, ".".join(self.keys)
         if found := re.match(r"unrecognized arguments: (\S+)", message):
@@ -154,14 +160,13 @@ class _Place:
         if found := re.search(
             r"has no attribute '(\w+)'|dot import path string: (\S+)|No module named '(\S+)'", message
         ):
-            return self._unknown_class(next(filter(None, found.groups())))
+            return self._unknown_class(next(filter(None, found.groups())), message)
         if found := re.match(r"argument -*([^\s/:]+)\S*: expected", message):
             return UserError(f"{found[1]}: a value is wanted after it")
         if found := re.match(r"the following arguments are required: (.*)", message):
-            names = re.sub(r"\b(fit|validate|test|download|verify|preview|overlap)\.", "", found[1])
-            return UserError(
-                f"{names}: not given, and this command needs it; give it in a config (-c FILE) or as an option"
-            )
+            names = ", ".join(_without_command(name, commands) for name in found[1].split(", "))
+            how = "; give it in a config (-c FILE) or as an option" if "config" in known else ""
+            return UserError(f"{names}: not given, and this command needs it{how}")
         if "subcommand" in message:
             given, *known_commands = re.findall(r"'([^']*)'", message) or ["", *re.findall(r"[{,](\w+)", message)]
             if not given:
@@ -187,13 +192,23 @@ class _Place:
             return unknown_setting(f"{prefix}.{name.split('.')[-1]}", [f"{prefix}.{other}" for other in inside])
         return unknown_setting(name, known)
 
-    def _unknown_class(self, name: str) -> UserError:
+    def _unknown_class(self, name: str, message: str) -> UserError:
         path = ".".join(self.keys)
+        if "." in self.kind and not self.kind.startswith("robust_ood."):
+            return UserError(
+                f"{path}: cannot import {self.kind!r} ({one_line(message)}); "
+                "its module has to be in the working folder, installed, or on PYTHONPATH"
+            )
         module = import_module(_NEIGHBOURS.get(path.split(".")[-1], "robust_ood"))
         classes = [other for other in module.__all__ if isinstance(getattr(module, other), type)]
         if module.__name__ != "robust_ood":
             classes = [other for other in classes if issubclass(getattr(module, other), nn.Module)]
         return unknown_name(path, name, classes)
+
+
+def _without_command(name: str, commands: set[str]) -> str:
+    first, _, rest = name.partition(".")
+    return rest if first in commands and rest else name
 
 
 def settings_of(class_path: str, inside: list[str]) -> list[str]:

@@ -6,15 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from robust_ood.cli.networks import name_of
 from robust_ood.errors import UserError
 
 Checkpoints = Path | list[Path]
 
 
 class Models(NamedTuple):
-    """Checkpoints by the name that rows carry, and the models of each recipe that was given several of."""
+    """Checkpoints by the name that rows carry, and the models of each recipe that was given several of.
 
-    checkpoints: dict[str, Path]
+    A network that brings its own weights has no checkpoint; where nobody names it, its name is "".
+    """
+
+    checkpoints: dict[str, Path | None]
     recipes: dict[str, list[str]]
 
 
@@ -28,18 +32,16 @@ def choose_models(checkpoint: Checkpoints | None, models: Mapping[str, Checkpoin
         name: name of the one checkpoint.
 
     Raises:
-        UserError: no checkpoint, a name for several, a name that stands twice.
+        UserError: an empty list, a name for several, a name that stands twice.
     """
     given = [checkpoint] if isinstance(checkpoint, Path) else list(checkpoint or [])
     if not given and not models:
-        raise UserError(
-            "checkpoint: not given, and this command needs it; give it in a config (-c FILE) or as an option"
-        )
+        return Models({name or "": None}, {})
     if name is not None and (len(given) != 1 or models):
         raise UserError(f"name: {name!r} is for one checkpoint; give several their names with models: {{NAME: FILE}}")
-    folders = [path.resolve().parent.name for path in given]
+    folders = [name_of(path, None) for path in given]
     alike = {folder for folder in folders if folders.count(folder) > 1}
-    named = [
+    named: list[tuple[str, Path | None]] = [
         (name or (f"{folder}/{path.stem}" if folder in alike else folder), path)
         for folder, path in zip(folders, given, strict=True)
     ]

@@ -10,9 +10,13 @@ _NO_NEWS = (
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*The number of training batches .* is smaller than the logging interval.*",
     r".*GPU available but not used.*",
+    # Lightning's calls of jsonargparse, for Lightning's developers
+    r"\s*By default only one JsonargparseDeprecationWarning per type is shown",
+    r"(?s)\s*.* was deprecated in v4\.\d+\.\d+ and will be removed in v5",
     r".*Experiment logs directory .* exists and is not empty.*",
     r".*You defined a `validation_step` but have no `val_dataloader`.*",
     r".*Total length of `list` across ranks is zero.*",  # no validation images: nothing to validate on
+    r".*AMP with fp16 is not supported on CPU.*",  # refused, by our own message
     r".*resuming from a checkpoint that ended before the epoch ended.*",  # our loaders continue inside an epoch
 )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError
+from jsonargparse import ActionConfigFile, ArgumentError  # type: ignore[attr-defined]
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -18,7 +18,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
 from robust_ood.callbacks import Averaging, Checkpoints, Dashboard, Guards, MetricsFile, RobustValidation, Stopped
-from robust_ood.cli.checks import check_classes, check_resumable
+from robust_ood.cli.checks import check_classes, check_resumable, check_trainer
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.messages import explain, one_line, option_names, user_errors
 from robust_ood.cli.output import check_writable
@@ -33,8 +33,23 @@ from robust_ood.training import Method
 COMMANDS = ("fit", "validate", "test")
 
 
+class Parser(LightningArgumentParser):
+    """Takes the name of a file for what it is: `--data.train x.npz` names data, and is no config to be read."""
+
+    def add_class_arguments(self, *arguments: Any, **settings: Any) -> list[str]:
+        """Add a class's arguments, without Lightning's wish to read a config wherever a value names a file."""
+        added: list[str] = super().add_class_arguments(*arguments, **{**settings, "sub_configs": False})
+        return added
+
+
 class TrainingCLI(LightningCLI):
     """Adds `--net`, `--experiment` and `--output`, and gives the one seed to everything that draws."""
+
+    def init_parser(self, **settings: Any) -> LightningArgumentParser:
+        """Return the parser of one of the commands."""
+        parser = Parser(**settings)
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; several compose")
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add our arguments and links."""
@@ -66,7 +81,7 @@ class TrainingCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise explain(error, option_names(self._subcommand_parsers["fit"])) from error
+            raise explain(error, option_names(self._subcommand_parsers["fit"]), COMMANDS) from error
 
     def _parse_ckpt_path(self) -> None:
         """Skip Lightning's reading of hyper-parameters: ours are the config's, and a bad file gets our own message."""
@@ -105,6 +120,7 @@ class TrainingCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Find what cannot work before anything is written, then keep the resolved configuration."""
+        check_trainer(self.trainer, self.config.fit.trainer)
         self.datamodule.setup("fit")
         self.datamodule.train_dataloader()
         check_classes(self.model.net, self.datamodule, "train")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -93,7 +95,8 @@ class OODData(LightningDataModule):
     def inliers(self, part: Literal["train", "validation", "test"]) -> ImageSet:
         """Return a labelled part of the in-distribution set, checked against `num_classes`."""
         images = self._load(part, self.names[part])
-        images.require_classes(self.num_classes)
+        with _in_field(part):
+            images.require_classes(self.num_classes)
         return images
 
     def outliers(self) -> ImageSet | None:
@@ -208,7 +211,8 @@ class OODData(LightningDataModule):
             raise UserError(f"data.{field}: not given, and this command needs it")
         key = repr(spec)
         if key not in self._loaded:
-            self._loaded[key] = load_set(spec, self.root, field, self.size, self.memory_limit)
+            with _in_field(field):
+                self._loaded[key] = load_set(spec, self.root, field, self.size, self.memory_limit)
         return self._loaded[key]
 
     def _like_inliers(self, field: str, images: ImageSet) -> ImageSet:
@@ -236,3 +240,14 @@ class OODData(LightningDataModule):
                         f"data.{group}: {name} is also in data.{field}, so its test would be no test; "
                         "take another set, or force it with data.allow_overlap: true"
                     )
+
+
+@contextmanager
+def _in_field(field: str) -> Iterator[None]:
+    """Name the config field in what is wrong with its set, unless the message names one already."""
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith("data."):
+            raise
+        raise UserError(f"data.{field}: {error}") from error

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
-from robust_ood.errors import UserError, unknown_name
+from robust_ood.errors import UserError
 from robust_ood.models.wrap import Wrapped
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -42,8 +43,9 @@ class Torchvision(Wrapped):
     ) -> None:
         from torchvision import models
 
-        if name not in models.list_models(module=models):
-            raise unknown_name("net.name", name, models.list_models(module=models))
+        known = models.list_models(module=models)
+        if name not in known:
+            raise _unknown_model("torchvision", name, known)
         classes = {} if num_classes is None else {"num_classes": num_classes}
         module = _built(f"torchvision's {name}", lambda: models.get_model(name, weights=weights, **classes))
         super().__init__(module, mean, std, head, layers)
@@ -81,7 +83,7 @@ class Timm(Wrapped):
             raise UserError("net: Timm needs the package timm; pip install 'robust-ood[timm]'") from error
         # Names with a colon would have timm read folders and hubs that the name chooses.
         if ":" in name or not timm.is_model(name):
-            raise unknown_name("net.name", name, timm.list_models(f"*{name[:4]}*") or timm.list_models()[:20])
+            raise _unknown_model("timm", name, timm.list_models())
         classes: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
         module = _built(f"timm's {name}", lambda: timm.create_model(name, pretrained=pretrained, **classes))
         wanted: Any = module.pretrained_cfg
@@ -130,6 +132,13 @@ class RobustBench(Wrapped):
         )
         super().__init__(module, None, None, head, layers)
         self.pretrained = True
+
+
+def _unknown_model(library: str, name: str, known: list[str]) -> UserError:
+    """Return the error for a name that a library of hundreds does not have, with the few nearest."""
+    near = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
+    hint = f"the nearest are {', '.join(near)}" if near else f"it has {len(known)} others"
+    return UserError(f"name: unknown name {name!r} in {library}; {hint}")
 
 
 def _built(what: str, build: Callable[[], nn.Module], advice: str = "") -> nn.Module:

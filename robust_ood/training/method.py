@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from robust_ood import losses
 from robust_ood.attacks import PGD
@@ -72,6 +73,9 @@ class Method(LightningModule):
         self.compiled, self.seed = compile, seed
         # Past `nn.Module`'s registry: the weights are `net`'s, and a checkpoint shall hold them once.
         self.__dict__["_run"] = torch.compile(self.net) if compile else self.net
+        # Weighted by images over all processes; Lightning's own means weight each process alike, whatever its share.
+        names = [f"{stage}/{number}" for stage in ("val", "test") for number in ("loss", "accuracy")]
+        self.means = nn.ModuleDict({name: MeanMetric() for name in names})
         self.inspecting = False
         self.findings: dict[str, Finding] = {}
 
@@ -228,11 +232,13 @@ class Method(LightningModule):
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
         logits = self.net(batch.images.contiguous(memory_format=torch.channels_last))
-        loss = losses.cross_entropy(logits, batch.labels).mean()
-        accuracy = (logits.argmax(1) == batch.labels).float().mean()
-        size = len(batch.images)
-        self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True)
-        self.log(f"{stage}/accuracy", accuracy, batch_size=size, sync_dist=True, prog_bar=True)
+        loss = losses.cross_entropy(logits, batch.labels)
+        correct = (logits.argmax(1) == batch.labels).float()
+        for name, values in ((f"{stage}/loss", loss), (f"{stage}/accuracy", correct)):
+            mean = self.means[name]
+            assert isinstance(mean, MeanMetric)
+            mean.update(values)
+            self.log(name, mean, prog_bar=name.endswith("accuracy"))
 
 
 def _joint(first: Objective, second: Objective, size: int) -> Objective:

@@ -17,11 +17,12 @@ import pytest
 import torch
 import yaml
 
-from robust_ood import cli
+from robust_ood import L2, cli
+from robust_ood.attacks import EncoderAttack
 from robust_ood.models import WideResNet, describe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FOLDERS = {"base", "callbacks", "data", "evaluate", "experiments", "methods", "models"}
+FOLDERS = {"attacks", "base", "callbacks", "data", "evaluate", "experiments", "methods", "models"}
 SMALL = ["--data.batch_size", "2", "--data.outlier_batch_size", "2", "--data.evaluation_batch_size", "4"]
 TRIAL = ["--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 RUNNABLE = 3_000_000  # parameters; larger networks are built without memory and not run
@@ -66,6 +67,18 @@ def write_arrays(path: Path, folder: Path) -> list[str]:
     return ["--data.root", str(folder)]
 
 
+def write_stand_ins(data: dict[str, Any], folder: Path) -> list[str]:
+    """Write tiny arrays in the place of sets that would have to be downloaded, and return the options that take
+    them."""
+    draws = np.random.default_rng(0)
+    images = draws.integers(0, 256, (12, data["size"], data["size"], 3), dtype=np.uint8)
+    for name in ("inliers", "outliers"):
+        np.savez(folder / f"{name}.npz", images=images, labels=np.arange(12) % data["num_classes"])
+    sets = ["--data.train", "inliers.npz", "--data.test", "inliers.npz", "--data.near", "[]", "--data.far", "[]"]
+    sets += ["--data.outliers", "outliers.npz"] if data["outliers"] else []
+    return ["--data.root", str(folder), *sets]
+
+
 def fit(*arguments: str) -> int:
     return cli.train(["fit", *arguments, *SMALL, *TRIAL])
 
@@ -95,11 +108,22 @@ def test_every_folder_of_configs_is_tested_here():
     assert not [path for path in CONFIGS.rglob("*") if path.is_file() and path.suffix != ".yaml"]
 
 
+@pytest.mark.parametrize("path", files("attacks"))
+def test_encoder_attack(path):
+    """Read by benchmarks/encoder_attack.py."""
+    settings = yaml.safe_load(path.read_text())
+    targets = settings.pop("targets")
+    assert EncoderAttack(L2(settings.pop("radius")), **settings).steps >= 100
+    assert set(targets.values()) <= {"features", "logits", "score"}
+
+
 @pytest.mark.parametrize("path", files("experiments"))
 def test_experiment(path, root, tmp_path, capsys):
     assert yaml.safe_load(path.read_text())["experiment"] == path.stem
     settings = parsed(capsys, "-c", str(path))
     arrays = write_arrays(path, root) if array_names(path) else []
+    if settings["data"]["train"] != "digits/train" and not arrays:
+        arrays = write_stand_ins(settings["data"], root)
     size = sum(parameter.numel() for parameter in build_without_memory(settings["net"]).parameters())
     if size > RUNNABLE:
         pytest.skip(f"{path.stem}: parsed and built, not run: {size:,} parameters")
@@ -138,9 +162,17 @@ def test_data(path, root, capsys):
 
 @pytest.mark.parametrize("path", files("callbacks"))
 def test_callback(path):
-    light = ["--robust_validation.limit", "4", "--data.validation_ood", "[noise/rademacher]"]
-    light = light if path.stem == "robust_validation" else []
+    light = ["--robust_validation.limit", "4"] if path.stem == "robust_validation" else []
     assert fit(*file("experiments", "digits_standard"), "-c", str(path), *light) == 0
+
+
+@pytest.mark.parametrize("path", files("data"))
+def test_validation_sees_no_test_and_no_training_set(path):
+    data = yaml.safe_load(path.read_text())["data"]
+    others = [data["outliers"]] if "outliers" in data else []
+    others += [*data.get("near", []), *data.get("far", [])]
+    assert not [name for name in data.get("validation_ood", []) if name in others]
+    assert data.get("validation_ood") or not path.stem.startswith("digits")
 
 
 @pytest.mark.parametrize("path", files("base"))

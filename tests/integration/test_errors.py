@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,26 @@ OPTIONS = [
     ("--data.root /nowhere", "data.root", "no such folder"),
     ("--trainer.accelerator quantum", "trainer", "quantum"),
     ("--trainer.max_epochs -7", "trainer", "max_epochs", "-7"),
+    ("--trainer.sync_batchnorm true --trainer.devices 2", "trainer.sync_batchnorm", "needs GPUs"),
+    ("--trainer.precision 16-mixed", "trainer.precision", "16-mixed", "bf16-mixed"),
+    ("--model.optimization.schedule step", "model.optimization.schedule", "cosine, milestones, one_cycle, constant"),
+    ("--model.optimization.milestones [0.5,2]", "model.optimization.milestones", "(0.5, 2.0)", "shares of the run"),
+    ("--model.optimization.warmup 1", "model.optimization.warmup", "share of the run"),
+    ("--model.optimization.decay 0", "model.optimization.decay", "not > 0"),
+    ("--model.optimization.momentum 1", "model.optimization.momentum", "[0, 1)"),
+    ("--model.optimization.final_learning_rate -1", "model.optimization.final_learning_rate", ">= 0"),
+    ("--model.compile perhaps", "model.compile", "true or false"),
+    ("--model robust_ood.training.GaussianNoise --model.sigma 0", "model.sigma", "not > 0"),
+    ("--averaging.decay 1", "averaging.decay", "[0, 1)"),
+    ("--guards.limit -1", "guards.limit", ">= 0"),
+    ("--guards.attacks_every_n_steps 0", "guards.attacks_every_n_steps", ">= 1"),
+    ("--checkpoints.keep 0", "checkpoints.keep", ">= 1"),
+    ("--checkpoints.every_n_minutes 0", "checkpoints.every_n_minutes", "> 0"),
+    ("--robust_validation.every_n_epochs 0", "robust_validation.every_n_epochs", ">= 1"),
+    ("--robust_validation.detectors [msq]", "detectors", "'msp'"),
+    ("--robust_validation.detectors [msp]", "data.validation_ood", "not given"),
+    ("--robust_validation.attacks [{name:pgdd}]", "attacks", "pgd"),
+    ("--init_from nothing.ckpt", "checkpoint", "nothing.ckpt"),
     ("--ckpt_path last", "checkpoint", "no such file"),
     ("--include", "include", "value"),
 ]
@@ -124,6 +145,35 @@ def test_a_bad_config(capsys, experiment, tmp_path, text, field, said):
 )
 def test_a_command_without_what_it_needs(capsys, arguments, field):
     fails(capsys, cli.train, arguments, field)
+
+
+def test_misspelt_sub_commands_name_the_nearest_of_their_own_command(capsys):
+    fails(capsys, cli.data, ["lst"], "command", "did you mean 'list'? known: download, list, overlap, preview, verify")
+    fails(capsys, cli.train, ["fti"], "command", "did you mean 'fit'? known: fit, test, validate")
+    line = fails(capsys, cli.data, ["overlap", "a"], "second", "this command needs it")
+    assert "config" not in line
+
+
+def test_our_commands_use_nothing_that_jsonargparse_deprecates(monkeypatch, grid, trained_run, tmp_path):
+    deprecation = pytest.importorskip("jsonargparse._deprecated").JsonargparseDeprecationWarning
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "all")
+    monkeypatch.setattr("robust_ood.cli.evaluate_command.quiet", lambda: None)
+    last = str(trained_run / "last.ckpt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", deprecation)
+        assert cli.data(["list"]) == 0
+        assert cli.main(["export", "--checkpoint", last, "--output", str(tmp_path / "exported")]) == 0
+        arguments = ["-c", str(grid), "--checkpoint", last, "--output", str(tmp_path / "out"), "--attacks", "[]"]
+        assert cli.evaluate(arguments) == 0
+
+
+def test_training_shows_no_warning_of_deprecation(experiment, tmp_path):
+    """Lightning's own calls are silenced in training; a fresh interpreter with all warnings on shows it."""
+    command = [sys.executable, "-W", "default", ROOT / "train.py", "fit", "-c", experiment, "--output", tmp_path / "o"]
+    done = subprocess.run([*command, "--trainer.fast_dev_run", "true"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "deprecated in v4" not in done.stderr
+    assert "JsonargparseDeprecationWarning" not in done.stderr
 
 
 GRID_OPTIONS = [
@@ -314,10 +364,38 @@ def test_a_bad_array(capsys, experiment, grid, trained_run, tmp_path, kind):
         capsys.readouterr()
         assert command([str(a) for a in [*arguments, f"--data.{part}", path, "--output", output]]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("error: ")
-        assert "bad" in line
+        assert line.startswith(f"error: data.{part}: bad: ")
         assert said in line
     assert not output.exists()
+
+
+@pytest.mark.parametrize("content", ["a text", "source: svhn", "[1, 2]"])
+def test_a_file_that_data_names_is_not_read_as_a_config(capsys, monkeypatch, experiment, tmp_path, content):
+    """Neither from the working folder, where the name alone finds it."""
+    monkeypatch.chdir(tmp_path)
+    Path("x.npz").write_text(content)
+    arguments = ["fit", "-c", experiment, "--data.root", ".", "--data.train", "x.npz", "--output", "out"]
+    fails(capsys, cli.train, arguments, "data.train", "x: x.npz is not a readable .npz file", "not a zip archive")
+    assert os.listdir(tmp_path) == ["x.npz"]
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "outliers", "near", "far"])
+def test_what_is_wrong_with_a_set_names_its_field(capsys, experiment, grid, trained_run, tmp_path, part):
+    np.savez(tmp_path / "bad.npz", images=IMAGES[..., :1], labels=np.zeros(8, int))
+    value = tmp_path / "bad.npz" if part in ("train", "validation", "outliers") else f"[{tmp_path / 'bad.npz'}]"
+    output = ["--output", tmp_path / "out"]
+    if part in ("near", "far"):
+        command, arguments = cli.evaluate, ["-c", grid, "--checkpoint", trained_run / "last.ckpt"]
+    else:
+        command, arguments = cli.train, ["fit", "-c", experiment]
+    fails(capsys, command, [*arguments, *output, f"--data.{part}", value], f"data.{part}", "bad: images have shape")
+
+
+def test_outliers_that_are_also_a_test_are_refused_unless_forced(capsys, experiment, tmp_path):
+    same = ["fit", "-c", experiment, "--data.far", "[outliers.npz]", "--output", tmp_path / "out"]
+    fails(capsys, cli.train, same, "data.far", "outliers.npz is also in data.outliers", "data.allow_overlap: true")
+    arguments = [*same, "--data.allow_overlap", "true", "--trainer.max_steps", "1"]
+    assert cli.train([str(argument) for argument in arguments]) == 0
 
 
 @pytest.mark.parametrize("place", ["a file", "below a file", "/proc/robust_ood"])

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from robust_ood import Linf, detectors
-from robust_ood.attacks import PGD, lower_score, raise_score
+from robust_ood.attacks import (
+    PGD,
+    Suite,
+    aloe_mahalanobis,
+    aloe_softmax,
+    attack_score,
+    lower_score,
+    raise_score,
+    standard,
+)
 from robust_ood.data.digits import digits, photograph_patches
 from robust_ood.models import Normalize
 
@@ -92,6 +103,34 @@ def test_an_attack_through_a_detector_is_at_least_as_strong_as_one_transferred_f
     assert high.mean() > clean_out.mean() + slack
     assert low.mean() <= low_elsewhere.mean() + slack
     assert high.mean() >= high_elsewhere.mean() - slack
+
+
+def short(attack, steps=2):
+    """Make an attack a short one of the same kind."""
+    if hasattr(attack, "search") and hasattr(attack, "classes"):
+        return replace(attack, search=short(attack.search), classes=2)
+    return replace(attack, queries=3) if hasattr(attack, "queries") else replace(attack, steps=steps)
+
+
+@pytest.mark.parametrize("direction", [1, -1], ids=["inliers", "outliers"])
+@pytest.mark.parametrize("name", [*detectors.REGISTRY, "ensemble-msp"])
+def test_the_standard_suite_is_at_least_as_strong_as_its_members_and_the_published_attacks(
+    digit_problem, name, direction
+):
+    net, loader, inliers, outliers, _ = digit_problem
+    detector, images, radius = build(name, net, loader), (inliers if direction == 1 else outliers)[:3], 4 / 255
+    full = standard(radius).on_detectors
+    # The published trajectories stay whole, or the published attacks would be other ones.
+    members = {key: member if key.startswith("aloe") else short(member) for key, member in full.items()}
+    rivals = {**members, "Alg. 1": aloe_softmax(Linf(radius)), "Alg. 2": aloe_mahalanobis(Linf(radius))}
+    together = attack_score(detector, images, Suite(members), direction)
+    assert sum(together.wins().values()) == 3
+    slack = 1e-5 * detector(inliers).detach().std()
+    for rival, attack in rivals.items():
+        if rival == "targeted" and direction == 1:
+            continue  # nothing to propose against inliers
+        alone = attack_score(detector, images, attack, direction)
+        assert (direction * (together.values - alone.values) <= slack).all(), rival
 
 
 @pytest.mark.parametrize("name", detectors.REGISTRY)

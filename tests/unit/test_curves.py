@@ -7,7 +7,7 @@ import torch
 
 from robust_ood import L2, Linf
 from robust_ood.attacks import PGD
-from robust_ood.detectors import MSP, Detector
+from robust_ood.detectors import MSP, Detector, Mean
 from robust_ood.errors import UserError
 from robust_ood.evaluation import curves
 from robust_ood.evaluation.curves import ScoreTrace
@@ -67,6 +67,16 @@ def test_a_linear_score_falls_linearly_with_the_size():
         expected = Linear(weight)(images) - size * weight.abs().sum()
         assert torch.allclose(curves.scores_at(found, size).float(), expected, atol=1e-4)
         assert torch.allclose(curves.scores_at(found, size * 48**0.5, "L2").float(), expected, atol=1e-4)
+
+
+def test_the_curve_of_an_ensemble_is_that_of_its_mean_score():
+    one, other = torch.randn(2, 1, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+    images = 0.4 + 0.2 * torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    found = curves.trace(Mean([Linear(one), Linear(other)]), images, PGD(Linf(0.1), steps=10, step_size=0.01), -1)
+    mean = (one + other) / 2
+    for size in (0.0, 0.037, 0.1):
+        expected = Linear(mean)(images) + size * mean.abs().sum()
+        assert torch.allclose(curves.scores_at(found, size).float(), expected, atol=1e-4)
 
 
 def test_true_scores_are_traced_and_the_auroc_falls(trained):

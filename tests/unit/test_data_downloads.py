@@ -8,6 +8,7 @@ import socket
 import tarfile
 import threading
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -140,8 +141,6 @@ def test_the_next_host_is_tried(host, refused, tmp_path):
 def test_a_refused_connection_ends_each_download_with_one_line_and_the_manual_steps(
     name, refused, tmp_path, monkeypatch, capsys
 ):
-    from dataclasses import replace
-
     entry = CATALOGUE[name]
     links = tuple(replace(link, urls=(refused,)) for link in entry.links)
     monkeypatch.setitem(CATALOGUE, name, replace(entry, links=links))
@@ -164,8 +163,6 @@ def test_links_are_whole():
 
 @pytest.mark.parametrize(("body", "words"), [(CONTENT, ["damaged archive"]), (b"", ["damaged archive"])])
 def test_a_download_that_is_no_archive(tmp_path, monkeypatch, capsys, body, words):
-    from dataclasses import replace
-
     (tmp_path / "x.zip").write_bytes(body)
     link = Link("x.zip", ((tmp_path / "x.zip").as_uri(),), None)
     monkeypatch.setitem(CATALOGUE, "svhn", replace(CATALOGUE["svhn"], links=(link,)))
@@ -284,3 +281,50 @@ def test_other_files_are_no_archives(tmp_path):
     (tmp_path / "x.rar").write_bytes(b"Rar!")
     with pytest.raises(UserError, match="no archive of a known kind"):
         unpack(tmp_path / "x.rar", tmp_path / "out")
+
+
+# Every entry of the catalogue, through the command --------------------------------------------------------------------
+
+
+def harmful(path, kind):
+    """Write an archive, of the kind that its name says, that is cut short or has a member outside of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.name.endswith(".zip"):
+        zipped(path, ("../evil" if kind == "escaping" else "fine", CONTENT[:9000]))
+    elif path.name.endswith((".tar", ".tar.gz", ".tgz")):
+        name = "../evil" if kind == "escaping" else "fine"
+        tar(path, (name, CONTENT[:9000]), mode="w" if path.name.endswith(".tar") else "w:gz")
+    else:
+        path.write_bytes(gzip.compress(CONTENT[:9000]))  # one file, which has no path of its own
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    return path
+
+
+ARCHIVED = [name for name, entry in CATALOGUE.items() if any(link.unpack for link in entry.links)]
+
+
+@pytest.mark.parametrize("name", ARCHIVED)
+@pytest.mark.parametrize("kind", ["wrong checksum", "truncated", "escaping"])
+def test_each_entrys_bad_download_ends_with_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, name, kind):
+    entry = CATALOGUE[name]
+    link = next(link for link in entry.links if link.unpack)
+    if kind == "escaping" and not link.file.endswith((".zip", ".tar", ".tar.gz", ".tgz")):
+        pytest.skip(f"{link.file} is one compressed file, whose content has no path")
+    body = harmful(tmp_path / "host" / link.file, kind)
+    md5 = "0" * 32 if kind == "wrong checksum" else hashlib.md5(body.read_bytes()).hexdigest()
+    links = (replace(link, urls=(body.as_uri(),), md5=md5),)
+    monkeypatch.setitem(CATALOGUE, name, replace(entry, links=links))
+    assert main(["data", "download", name, "--root", str(tmp_path / "data")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    said = {
+        "wrong checksum": f"not {md5}; the file was removed",
+        "truncated": "damaged archive",
+        "escaping": "points out",
+    }
+    assert link.file in line
+    assert said[kind] in line
+    kept = {} if kind == "wrong checksum" else {str((tmp_path / "data" / name / link.folder / link.file).resolve())}
+    files = {str(path.resolve()) for path in (tmp_path / "data").rglob("*") if path.is_file()}
+    assert files == set(kept)
+    assert {path.name for path in tmp_path.iterdir()} == {"host", "data"}

@@ -46,6 +46,13 @@ def refused(net: nn.Module, weights: object, **more: object) -> str:
         pytest.param(lambda state: state, id="plain"),
         pytest.param(lambda state: {"state_dict": state, "epoch": 3}, id="state_dict"),
         pytest.param(lambda state: {"model": state}, id="model"),
+        pytest.param(lambda state: {"net": state, "acc": 91.0, "epoch": 3}, id="net"),
+        pytest.param(lambda state: {"model_state_dict": state, "optimizer": {"state": {}}}, id="model_state_dict"),
+        pytest.param(lambda state: {"model": {"state_dict": state}}, id="nested twice"),
+        pytest.param(
+            lambda state: {"state_dict": {f"model._orig_mod.module.{key}": value for key, value in state.items()}},
+            id="another Lightning module, compiled, in parallel",
+        ),
         pytest.param(lambda state: {f"module.{key}": value for key, value in state.items()}, id="DataParallel"),
         pytest.param(
             lambda state: {
@@ -69,8 +76,9 @@ def test_safetensors_load(tmp_path: Path, stored):
 
 def test_key_map_renames(stored):
     foreign = {key.replace("head.", "fc.").replace("group", "block"): value for key, value in stored.items()}
-    assert same(load_weights(fresh(), foreign, key_map={"fc.": "head.", "block": "group"}), stored)
+    assert same(load_weights(fresh(), foreign, key_map={r"fc\.": "head.", r"block(\d)": r"group\1"}), stored)
     assert "fc.weight" in refused(fresh(), foreign, key_map={"block": "group"})
+    assert "group" in refused(fresh(), foreign, key_map={r"\d": "", r"fc\.": "head."})
 
 
 def test_weights_without_normalisation_and_counters_keep_those_of_the_network(stored):
@@ -171,6 +179,8 @@ def test_described_network_is_rebuilt_with_its_weights(tmp_path: Path):
     assert type(loaded) is WideResNet
     assert not loaded.training
     assert same(loaded, net.state_dict())
+    assert same(load_network(str(tmp_path / "a")), net.state_dict())
+    assert set(read_checkpoint(str(tmp_path / "a"))) == {"network", "state_dict"}
 
 
 def test_description_of_unknown_networks_and_settings_is_refused():

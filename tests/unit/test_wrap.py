@@ -8,7 +8,7 @@ import torchvision
 from torch import Tensor, nn
 
 from robust_ood.errors import UserError
-from robust_ood.models import Wrapped, outputs, wrap
+from robust_ood.models import Wrapped, find_parts, outputs, wrap
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -91,3 +91,66 @@ def test_wrapped_weights_are_those_of_the_module(theirs):
     assert isinstance(net, Wrapped)
     assert {id(parameter) for parameter in net.parameters()} == {id(parameter) for parameter in theirs.parameters()}
     assert not any(key.startswith("head") for key in net.state_dict())  # the head is saved once
+
+
+class Staged(nn.Module):
+    """A wrapper around stages of which one holds two, a shared ReLU, and a linear layer that is not the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Module()
+        self.inner.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.inner.relu = nn.ReLU()
+        self.inner.stages = nn.Sequential(
+            nn.Sequential(nn.Conv2d(4, 5, 3, padding=1), nn.ReLU()), nn.Sequential(nn.Conv2d(5, 6, 3, 2, 1), nn.ReLU())
+        )
+        self.inner.pool = nn.AdaptiveAvgPool2d(1)
+        self.inner.classify = nn.Linear(6, 3)
+        self.inner.other = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.inner.relu(self.inner.stages(self.inner.relu(self.inner.stem(x))))
+        features = self.inner.pool(maps).flatten(1)
+        return self.inner.classify(features) + 0 * self.inner.other(features).sum()
+
+
+def test_head_and_last_layer_of_each_resolution_are_found():
+    net = Staged()
+    assert find_parts(net, (8, 8)) == ("inner.classify", ("inner.stages.0", "inner.stages"))
+    assert find_parts(wrap(net, MEAN, STD), (8, 12)).layers == ("module.inner.stages.0", "module.inner.stages")
+    assert not any(part._forward_hooks for part in net.modules())
+    assert net.training
+
+
+def test_torchvisions_conventional_layers_are_found(theirs):
+    assert find_parts(theirs, (64, 64)) == ("fc", ("relu", *STAGES))
+
+
+def test_what_was_named_is_kept_and_what_was_not_is_found():
+    net = wrap(Staged())
+    assert (net.head_name, net.feature_layers) == ("inner.other", ())  # the last that is registered
+    words = net.find_parts((8, 8))
+    assert (net.head_name, net.feature_layers) == ("inner.classify", ("module.inner.stages.0", "module.inner.stages"))
+    assert words == (
+        "Staged, fed pixels: head inner.classify (6 to 3, found); feature layers inner.stages.0, inner.stages (found)"
+    )
+    named = wrap(Staged(), MEAN, STD, head="inner.other", layers=["inner.stem"])
+    words = named.find_parts((8, 8))
+    assert (named.head_name, named.feature_layers) == ("inner.other", ("module.inner.stem",))
+    assert "normalised images: head inner.other (6 to 3, given), whose output is not the logits" in words
+    assert words.endswith("feature layers inner.stem (given)")
+
+
+class Scaled(Staged):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def test_logits_that_no_layer_gives_are_said():
+    assert find_parts(Scaled(), (8, 8)).head is None
+    assert "inner.other (6 to 3, found), whose output is not the logits" in wrap(Scaled()).find_parts((8, 8))
+
+
+def test_images_that_a_network_cannot_take_are_refused():
+    with pytest.raises(UserError, match="net: Sequential cannot take 3 x 8 x 8 images"):
+        find_parts(nn.Sequential(nn.Flatten(), nn.Linear(5, 2)), (8, 8))

@@ -1,0 +1,130 @@
+"""Evaluate public ResNet-20 weights twice: as a user's own class by its path, and as our own ResNet-20.
+
+    python benchmarks/resnet20_both_ways.py --weights cifar10_resnet20.th --root ARRAYS --output PAGE
+
+Both ways go through the real `evaluate.py` on the same CIFAR-10 images and near and far arrays. The command ends with
+an error unless accuracy, every rate of every row and every single score are the same both ways.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robust_ood.data import EvaluationLoader, load_set, to_float
+from robust_ood.detectors import Detector
+from robust_ood.detectors.registry import build_all
+from robust_ood.models import ThinResNet, load_network, wrap
+
+ROOT = Path(__file__).resolve().parent.parent
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NORMALISED = ["--net.mean", str(list(MEAN)), "--net.std", str(list(STD))]
+WAYS = {
+    "their class": ["--net", "Wrapped", "--net.module", "their_resnet20.ResNet20", *NORMALISED],
+    "our ThinResNet": ["--net", "ThinResNet", "--net.depth", "20", *NORMALISED],
+}
+DETECTORS = ["msp", "maxlogit", "energy", "gen"]
+NEAR, FAR = ["cifar100_test", "tinyimagenet_val"], ["svhn_test", "dtd10", "miniplaces_test"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--root", type=Path, required=True, help="folder of the arrays")
+    parser.add_argument("--output", type=Path, help="page to write")
+    parser.add_argument("--results", type=Path, default=Path("results/resnet20"))
+    parser.add_argument("--limit", type=int, help="only the first so many images of each set")
+    options = parser.parse_args()
+
+    found = {name: evaluated(name, way, options) for name, way in WAYS.items()}
+    differing = differences(*found.values()) + score_differences(options)
+    page = report(found, differing, options)
+    print(page)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(page)
+    return 1 if differing else 0
+
+
+def evaluated(name: str, way: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Return the results of one run of `evaluate.py`, in the folder of the user's own file."""
+    output = options.results.resolve() / name.replace(" ", "-")
+    arguments = [
+        *way, "-c", ROOT / "configs/data/cifar10_arrays.yaml", "--data.root", options.root.resolve(),
+        "--checkpoint", options.weights.resolve(), "--output", output, "--name", name,
+        "--detectors", f"[{', '.join(DETECTORS)}]", "--attacks", "[]", "--device", "cpu",
+        *(["--limit", options.limit] if options.limit else []),
+    ]  # fmt: skip
+    command = [sys.executable, str(ROOT / "evaluate.py"), *map(str, arguments)]
+    subprocess.run(command, cwd=Path(__file__).parent, check=True)
+    results: dict[str, Any] = json.loads((output / "results.json").read_text())
+    return results
+
+
+def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """Return what the two results differ in, apart from the network's name and the time."""
+    differing = []
+    for part in ("classification", "rows"):
+        if len(first[part]) != len(second[part]):
+            differing.append(f"{part}: {len(first[part])} and {len(second[part])} of them")
+        for one, other in zip(first[part], second[part], strict=False):
+            differing += [
+                f"{part} {one['id']} {one.get('detector', '')} {one.get('ood', '')} {field}: {value}, {other[field]}"
+                for field, value in one.items()
+                if field not in ("model", "seconds") and value != other[field]
+            ]
+    return differing
+
+
+def score_differences(options: argparse.Namespace) -> list[str]:
+    """Return the sets on which some single image has another score one way than the other."""
+    from their_resnet20 import ResNet20
+
+    nets = (
+        load_network(options.weights, wrap(ResNet20(), MEAN, STD)),
+        load_network(options.weights, ThinResNet(20, mean=MEAN, std=STD)),
+    )
+    theirs, ours = (build_all(DETECTORS, net) for net in nets)
+    differing = []
+    for name in ("cifar10_test", *NEAR, *FAR):
+        loader = EvaluationLoader(load_set(name, options.root), batch_size=256, limit=options.limit)
+        for label in theirs:
+            if not torch.equal(scores(theirs[label], loader), scores(ours[label], loader)):
+                differing.append(f"scores of {label} on {name}")
+    return differing
+
+
+@torch.no_grad()
+def scores(detector: Detector, loader: EvaluationLoader) -> torch.Tensor:
+    return torch.cat([detector(to_float(batch.images)) for batch in loader])
+
+
+def report(found: dict[str, dict[str, Any]], differing: list[str], options: argparse.Namespace) -> str:
+    """Return the page."""
+    lines = [
+        "# One file of weights, evaluated as two networks",
+        "",
+        f"CIFAR-10 ResNet-20, `{options.weights.name}`, through `evaluate.py`: as a class of a user's own file with",
+        "the names of the weights (`--net Wrapped --net.module their_resnet20.ResNet20`), and as our `ThinResNet`,",
+        "whose names the key map `resnet20` gives. Printed by `benchmarks/resnet20_both_ways.py`.",
+        "",
+        "| way | images | accuracy | " + " | ".join(f"{name} (MSP AUROC)" for name in [*NEAR, *FAR]) + " |",
+        "| --- |" + " ---: |" * (2 + len(NEAR + FAR)),
+    ]
+    for name, results in found.items():
+        (accuracy,) = results["classification"]
+        auroc = {row["ood"]: row["auroc"] for row in results["rows"] if row["detector"] == "msp"}
+        cells = " | ".join(f"{auroc[ood]:.4f}" for ood in [*NEAR, *FAR])
+        lines.append(f"| {name} | {accuracy['n']} | {accuracy['accuracy']:.4f} | {cells} |")
+    words = f"Detectors {', '.join(DETECTORS)}: every rate and every single score is the same both ways."
+    return "\n".join([*lines, "", "Differences: " + "; ".join(differing) if differing else words]) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""`robust-ood export`: a checkpoint's network as plain weights and a JSON file, without what training needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from robust_ood.cli.configs import instantiated
+from robust_ood.cli.messages import explain, option_names, user_errors
+from robust_ood.cli.networks import add_network_arguments
+from robust_ood.cli.output import check_writable
+from robust_ood.errors import UserError
+from robust_ood.models import export, load_network, read_checkpoint
+from robust_ood.models.export import Format, find_description, read_description
+
+
+def parser() -> ArgumentParser:
+    """Return the parser of the export command."""
+    parser = ArgumentParser(prog="robust-ood export", description="Export a network.", exit_on_error=False)
+    add_network_arguments(parser)
+    parser.add_argument("--output", type=Path, required=True, help="folder of the weights and network.json")
+    parser.add_argument("--format", type=Format, default="pt", help="pt or safetensors")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Export a network and return the exit code."""
+    commands = parser()
+    try:
+        config = commands.parse_args(list(arguments))
+    except ArgumentError as error:
+        raise explain(error, option_names(commands)) from error
+    if config.checkpoint is None:
+        raise UserError("checkpoint: not given, and this command needs it")
+    check_writable(config.output)
+    with user_errors(dict(config.items())):
+        built = instantiated(commands, config)
+    net = load_network(config.checkpoint, built.get("net"), config.key_map)
+    training, names = history(config.checkpoint)
+    folder = export(net, config.output, config.format, training, names)
+    print(f"wrote {folder / f'weights.{config.format}'} and {folder / 'network.json'}")
+    return 0
+
+
+def history(checkpoint: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return what a file says of the training that made it, as plain values, and the names of the classes."""
+    about = find_description(checkpoint)
+    if about is not None:
+        known = read_description(about)
+        return dict(known.get("training") or {}), tuple(known.get("class_names") or ())
+    content = read_checkpoint(checkpoint)
+    if "method" not in content:
+        return {}, ()
+    config = content.get("config")
+    model = config.get("model") if isinstance(config, Mapping) else None
+    settings = model.get("init_args") if isinstance(model, Mapping) else None
+    training = {"method": content["method"], "epoch": content.get("epoch"), "steps": content.get("global_step")}
+    if isinstance(settings, Mapping):
+        training["settings"] = {name: value for name, value in settings.items() if name != "net"}
+    return training, ()

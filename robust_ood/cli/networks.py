@@ -1,0 +1,71 @@
+"""The network of a command: from a file, from a class that the user names, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from torch import nn
+
+from robust_ood.errors import UserError
+from robust_ood.models import Wrapped, load_network, wrap
+
+
+def add_network_arguments(parser: ArgumentParser, *, several: bool = False) -> None:
+    """Add `--checkpoint`, `--net` and `--key_map`; `several` lets a list of files be given."""
+    kind: Any = Path | list[Path] | None if several else Path | None
+    parser.add_argument(
+        "--checkpoint", type=kind, default=None, help="file of weights: a run's checkpoint, an export, any other"
+    )
+    parser.add_subclass_arguments(nn.Module, "net", required=False, help="network (default: the checkpoint's own)")
+    parser.add_argument(
+        "--key_map",
+        type=str | dict[str, str] | None,
+        default=None,
+        help="how the file names the network's weights: a known map, or regular expressions and replacements",
+    )
+
+
+def load(checkpoint: Path | None, net: nn.Module | None, key_map: str | Mapping[str, str] | None = None) -> nn.Module:
+    """Return the network with its weights, in eval mode.
+
+    Args:
+        checkpoint: file of weights; None where the network brings its own.
+        net: what `--net` built, or None for the network that the file describes.
+        key_map: as in `models.load_weights`.
+
+    Raises:
+        UserError: neither file nor network, or a network whose weights would be random.
+    """
+    if checkpoint is not None:
+        return load_network(checkpoint, net, key_map)
+    if net is None:
+        raise UserError("checkpoint: not given, and neither is a network with weights of its own (--net)")
+    if not getattr(net, "pretrained", False):
+        raise UserError(
+            f"checkpoint: not given, and the weights of {type(net).__name__} would be random; "
+            "a class that loads its own says so with an attribute `pretrained = True`"
+        )
+    return net.eval()
+
+
+def find_parts(net: nn.Module, image_shape: tuple[int, int]) -> tuple[nn.Module, str | None]:
+    """Return the network with its head and feature layers known, and in words what was found or given of them.
+
+    Networks that name their own, as ours do, come back as they are, with None.
+    """
+    if not isinstance(net, Wrapped):
+        if getattr(net, "feature_layers", ()):
+            return net, None
+        net = wrap(net).eval()
+    return net, net.find_parts(image_shape)
+
+
+def name_of(checkpoint: Path | None, net: nn.Module | None) -> str:
+    """Return what results call a network that nobody named."""
+    if checkpoint is not None:
+        place = checkpoint.resolve()
+        return place.name if place.is_dir() else place.parent.name
+    return str(getattr(net, "settings", {}).get("name") or type(getattr(net, "module", net)).__name__)

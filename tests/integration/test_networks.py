@@ -1,0 +1,403 @@
+"""`evaluate.py --net ...`: networks of other people's code, by class path and by name, and exports of ours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from robust_ood import cli
+from robust_ood.detectors import MSP
+from robust_ood.metrics import ood_metrics
+from robust_ood.models import ThinResNet, Timm, Torchvision, WideResNet, describe, export, load_network, rebuild
+
+ROOT = Path(__file__).parents[2]
+MODULE = """
+import torch
+from torch import nn
+
+
+class Mine(nn.Module):
+    def __init__(self, classes: int = 4):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.stage = nn.Sequential(nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU())
+        self.classify = nn.Linear(12, classes)
+        self.auxiliary = nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.classify(self.stage(self.stem(x)).mean((2, 3)))
+
+
+class Loaded(Mine):
+    pretrained = True
+
+    def __init__(self):
+        super().__init__()
+        self.load_state_dict(torch.load("plain.pt", weights_only=True))
+
+
+class Headless(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3))
+"""
+NORMALISED = ["--net.mean", "[0.5, 0.4, 0.3]", "--net.std", "[0.2, 0.3, 0.4]"]
+RATES = ("auroc", "aupr_in", "aupr_out", "fpr95", "detection_error")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A user's folder, the working directory, with a file of code and one of weights."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    (tmp_path / "my_network.py").write_text(MODULE)
+    import importlib
+
+    importlib.invalidate_caches()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = importlib.import_module("my_network").Mine()
+    torch.save(module.state_dict(), tmp_path / "plain.pt")
+    yield tmp_path
+    del sys.modules["my_network"]
+
+
+def evaluated(grid: Path, *arguments: object, output: str = "out") -> dict[str, Any]:
+    """Run the real command without attacks and return its results."""
+    given = ["-c", grid, "--output", output, "--attacks", "[]", *arguments]
+    assert cli.evaluate([str(argument) for argument in given]) == 0
+    return json.loads((Path(output) / "results.json").read_text())
+
+
+def rows(results: dict[str, Any]) -> list[tuple[Any, ...]]:
+    return [(row["detector"], row["ood"], *(row[rate] for rate in RATES)) for row in results["rows"]]
+
+
+def refused(capsys, grid: Path, *arguments: object) -> str:
+    capsys.readouterr()
+    given = ["-c", grid, "--output", "out", "--attacks", "[]", *arguments]
+    assert cli.evaluate([str(argument) for argument in given]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert not Path("out").exists()
+    return line
+
+
+@pytest.mark.parametrize("nest", ["plain", "module.", "state_dict", "model"])
+def test_a_users_class_by_its_path(grid, arrays, place, capsys, nest):
+    state = torch.load(place / "plain.pt", weights_only=True)
+    if nest == "module.":
+        state = {f"module.{key}": value for key, value in state.items()}
+    torch.save({nest: state} if nest in ("state_dict", "model") else state, place / "given.pt")
+    own = ["--net", "Wrapped", "--net.module", "my_network.Mine", *NORMALISED, "--checkpoint", "given.pt"]
+    results = evaluated(grid, *own)
+    assert "normalised images: head classify (12 to 4, found); feature layers stem, stage (found)" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+    from my_network import Mine
+
+    module = Mine().eval()
+    module.load_state_dict(torch.load(place / "plain.pt", weights_only=True))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]))
+    scores = {}
+    for name in ("test", "far"):
+        images = torch.from_numpy(np.load(arrays / f"{name}.npz")["images"]).permute(0, 3, 1, 2) / 255
+        with torch.no_grad():
+            logits = module((images - mean) / std)
+        scores[name] = logits.softmax(1).amax(1)
+        if name == "test":
+            right = (logits.argmax(1).numpy() == np.load(arrays / "test.npz")["labels"]).mean()
+    wanted = ood_metrics(scores["test"], scores["far"], scores["test"])
+    (row,) = [row for row in results["rows"] if row["ood"] == "far" and row["n_ood"] == 20]
+    assert {rate: row[rate] for rate in RATES} == pytest.approx({rate: wanted[rate] for rate in RATES}, abs=1e-6)
+    assert results["classification"][0]["accuracy"] == pytest.approx(right)
+
+
+def test_parts_are_found_or_named_and_serve_the_detectors_that_need_them(grid, place, capsys):
+    detectors = ["--detectors", "[mahalanobis-layers, react, {name: mahalanobis, layers: all, label: all}]"]
+    plain = ["--checkpoint", "plain.pt", *detectors]
+    found = evaluated(grid, "--net", "my_network.Mine", *plain)
+    assert "Mine, fed pixels: head classify (12 to 4, found)" in " ".join(capsys.readouterr().out.split())
+    wrapped = ["--net", "Wrapped", "--net.module", "my_network.Mine", "--net.head", "classify"]
+    named = evaluated(grid, *wrapped, "--net.layers", "[stem, stage]", *plain)
+    assert "(12 to 4, given); feature layers stem, stage (given)" in " ".join(capsys.readouterr().out.split())
+    assert rows(found) == rows(named)
+
+
+def test_a_class_that_loads_its_own_weights_needs_no_file(grid, place):
+    results = evaluated(grid, "--net", "my_network.Loaded")
+    assert rows(results) == rows(evaluated(grid, "--net", "my_network.Mine", "--checkpoint", "plain.pt"))
+    assert results["rows"][0]["model"] == "Loaded"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--net my_network.Mine", "checkpoint: not given, and the weights of Mine would be random"),
+        ("", "checkpoint: not given, and neither is a network"),
+        ("--net my_network.Mien --checkpoint plain.pt", "net: cannot import 'my_network.Mien' (module 'my_"),
+        ("--net my_netwrk.Mine --checkpoint plain.pt", "net: cannot import 'my_netwrk.Mine' (No module"),
+        ("--net Wrapped --net.module no.Mine --checkpoint plain.pt", "net.module: cannot import 'no.Mine'"),
+        ("--net my_network.Mine --net.clases 3 --checkpoint plain.pt", "net.clases: unknown setting; did you mean"),
+        ("--net my_network.Mine --net.classes 3 --checkpoint plain.pt", "checkpoint: plain.pt holds another network"),
+        ("--net my_network.Headless --checkpoint plain.pt", "checkpoint: plain.pt holds another network"),
+        ("--net my_network.Mine --checkpoint plain.pt --key_map openood", "key_map: unknown name 'openood'; did you"),
+        ("--net Wrapped --net.module my_network.Mine --net.head clasify --checkpoint plain.pt",
+         "net.head: unknown name 'clasify'; did you mean 'classify'"),
+        ("--net Wrapped --net.module my_network.Mine --net.layers [stam] --checkpoint plain.pt", "unknown name 'stam'"),
+        ("--net Wrapped --net.module my_network.Mine --net.mean [0,0,0] --checkpoint plain.pt", "mean and std: one is"),
+        ("--net Torchvision --net.name resnet81", "net.name: unknown name 'resnet81' in torchvision; the nearest are"),
+    ],
+)  # fmt: skip
+def test_mistakes(capsys, grid, place, arguments, said):
+    assert refused(capsys, grid, *arguments.split()).startswith(f"error: {said}") or said.startswith("unknown")
+    assert said in refused(capsys, grid, *arguments.split())
+
+
+def test_a_network_without_a_linear_layer_is_refused(capsys, grid, place):
+    from my_network import Headless
+
+    torch.save(Headless().state_dict(), "headless.pt")
+    line = refused(capsys, grid, "--net", "my_network.Headless", "--checkpoint", "headless.pt")
+    assert line.startswith("error: head: Headless has no linear layer")
+
+
+def test_the_script_finds_a_class_in_the_working_folder(grid, place):
+    command = [sys.executable, ROOT / "evaluate.py", "-c", grid, "--net", "my_network.Mine", "--checkpoint", "plain.pt"]
+    done = subprocess.run([*command, "--attacks", "[]"], cwd=place, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("net: Mine, fed pixels: head classify")
+    assert (place / "results" / "results.json").exists()
+
+
+# By name --------------------------------------------------------------------------------------------------------------
+
+
+def test_torchvision_by_name(grid, place):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Torchvision("resnet18", 4)
+    torch.save({"model": net.module.state_dict()}, "theirs.pt")
+    named = ["--net", "Torchvision", "--net.name", "resnet18", "--net.num_classes", 4]
+    results = evaluated(grid, *named, "--checkpoint", "theirs.pt")
+    mean, std = "[0.485, 0.456, 0.406]", "[0.229, 0.224, 0.225]"
+    by_path = ["--net", "Wrapped", "--net.module", "torchvision.models.resnet18"]
+    by_path += ["--net.module.num_classes", 4, "--net.mean", mean, "--net.std", std]
+    assert rows(results) == rows(evaluated(grid, *by_path, "--checkpoint", "theirs.pt"))
+    assert rows(results) != rows(evaluated(grid, *named, "--net.mean", "[0, 0, 0]", "--checkpoint", "theirs.pt"))
+
+
+def test_timm_by_name(capsys, grid, place):
+    timm = pytest.importorskip("timm")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = timm.create_model("test_resnet", num_classes=4)
+    torch.save(net.state_dict(), "theirs.pt")
+    own = ["--net", "Timm", "--net.name", "test_resnet", "--net.num_classes", 4, "--checkpoint", "theirs.pt"]
+    results = evaluated(grid, *own, "--name", "timm")
+    assert "head fc (" in capsys.readouterr().out
+    assert {row["model"] for row in results["rows"]} == {"timm"}
+    ours = Timm("test_resnet", 4)
+    assert ours.normalize.mean.flatten().tolist() == pytest.approx(net.pretrained_cfg["mean"])
+    assert refused_cleanly(capsys, grid, own, "test_resnot").startswith("error: net.name: unknown name 'test_resnot'")
+    assert refused_cleanly(capsys, grid, own, "local-dir:/tmp").startswith("error: net.name: unknown name")
+
+
+def refused_cleanly(capsys, grid: Path, arguments: list[object], name: str) -> str:
+    shutil.rmtree("out")
+    try:
+        return refused(capsys, grid, *[name if argument == "test_resnet" else argument for argument in arguments])
+    finally:
+        Path("out").mkdir(exist_ok=True)
+
+
+@pytest.mark.parametrize("library", ["timm", "robustbench"])
+def test_a_library_that_is_not_there(capsys, monkeypatch, grid, place, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    net = {"timm": "Timm", "robustbench": "RobustBench"}[library]
+    line = refused(capsys, grid, "--net", net, "--net.name", "some", "--checkpoint", "plain.pt")
+    assert line.startswith(f"error: net: {net} needs the package {library}")
+    assert f"pip install 'robust-ood[{library}]'" in line
+
+
+ZOO = """
+from pathlib import Path
+
+import torch
+from my_network import Mine
+
+
+def load_model(model_name, model_dir="./models", dataset="cifar10", threat_model="Linf"):
+    path = Path(model_dir) / dataset / threat_model / f"{model_name}.pt"
+    if not path.is_file():
+        raise ConnectionError("Max retries exceeded with url: /uc?id=1")
+    model = Mine()
+    model.load_state_dict(torch.load(path, weights_only=True))
+    return model
+"""
+
+
+def test_robustbench_by_name_and_its_download_refused(capsys, monkeypatch, grid, place):
+    """The library's own call on a folder in its own layout, by a stand-in for the package."""
+    package = place / "robustbench"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "utils.py").write_text(ZOO)
+    monkeypatch.syspath_prepend(str(place))
+    for name in ("robustbench", "robustbench.utils"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    own = ["--net", "RobustBench", "--net.name", "Some2026", "--net.threat_model", "L2", "--net.folder", "zoo"]
+    line = refused(capsys, grid, *own)
+    assert line.startswith("error: net: cannot build RobustBench's Some2026 for cifar10, L2 (ConnectionError: Max")
+    assert "put them at zoo/cifar10/L2/Some2026.pt" in line
+    (place / "zoo/cifar10/L2").mkdir(parents=True)
+    shutil.copy("plain.pt", "zoo/cifar10/L2/Some2026.pt")
+    assert rows(evaluated(grid, *own)) == rows(evaluated(grid, "--net", "my_network.Mine", "--checkpoint", "plain.pt"))
+    for name in ("robustbench", "robustbench.utils"):
+        sys.modules.pop(name, None)
+
+
+def test_torchvisions_download_refused(capsys, monkeypatch, grid, place):
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("connection refused")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
+    monkeypatch.setenv("TORCH_HOME", str(place))
+    line = refused(capsys, grid, "--net", "Torchvision", "--net.name", "squeezenet1_1", "--net.weights", "DEFAULT")
+    assert line.startswith("error: net: cannot build torchvision's squeezenet1_1 (OSError: connection refused)")
+
+
+# One file, two networks -----------------------------------------------------------------------------------------------
+
+
+def test_resnet20_weights_as_a_users_class_and_as_ours(grid, place):
+    """What `benchmarks/resnet20_both_ways.py` does with the public weights, on random ones stored as those are."""
+    shutil.copy(ROOT / "benchmarks" / "their_resnet20.py", place)
+    from their_resnet20 import ResNet20
+
+    draws = torch.Generator().manual_seed(0)
+    state = ResNet20(4).state_dict()
+    for name, value in state.items():
+        if name.endswith("running_var"):
+            value.copy_(torch.rand(value.shape, generator=draws) + 0.5)
+        elif value.is_floating_point():
+            value.add_(torch.randn(value.shape, generator=draws) * 0.1)
+    torch.save({"state_dict": {f"module.{key}": v for key, v in state.items() if "num_batches" not in key}}, "r20.th")
+    detectors = ["--detectors", "[msp, energy, mahalanobis-layers, odin]", "--checkpoint", "r20.th"]
+    theirs = ["--net", "Wrapped", "--net.module", "their_resnet20.ResNet20", "--net.module.num_classes", 4]
+    ours = ["--net", "ThinResNet", "--net.num_classes", 4]
+    first = evaluated(grid, *theirs, *NORMALISED, *detectors)
+    second = evaluated(grid, *ours, *NORMALISED, *detectors)
+    assert first["classification"][0]["accuracy"] == second["classification"][0]["accuracy"]
+    for one, other in zip(rows(first), rows(second), strict=True):
+        assert one[:2] == other[:2]
+        assert one[2:] == pytest.approx(other[2:], abs=1e-9)
+
+    images = torch.rand(8, 3, 16, 16, generator=draws)
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    from robust_ood.models import wrap
+
+    nets = load_network("r20.th", wrap(ResNet20(4), mean, std)), load_network("r20.th", ThinResNet(20, 4, mean, std))
+    with torch.no_grad():
+        assert torch.equal(MSP(nets[0])(images), MSP(nets[1])(images))
+
+
+# Exports --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["pt", "safetensors"])
+def test_an_export_evaluates_as_the_run_does(grid, trained_run, place, form):
+    if form == "safetensors":
+        pytest.importorskip("safetensors")
+    last = str(trained_run / "last.ckpt")
+    assert cli.main(["export", "--checkpoint", last, "--output", "exported", "--format", form]) == 0
+    about = json.loads((place / "exported" / "network.json").read_text())
+    assert about["schema"] == 1
+    assert (about["architecture"], about["num_classes"]) == ("WideResNet", 4)
+    assert about["settings"] == {"depth": 10, "width": 1, "dropout": 0.0}
+    assert len(about["mean"]) == len(about["std"]) == 3
+    assert (about["training"]["method"], about["training"]["settings"]["outlier_weight"]) == ("ALOE", 0.5)
+    run = rows(evaluated(grid, "--checkpoint", last))
+    file = Path("exported") / f"weights.{form}"
+    for path in ("exported", "exported/network.json", file):
+        assert rows(evaluated(grid, "--checkpoint", path)) == run
+    shutil.move(file, "alone" + file.suffix)  # plain weights, for anybody
+    own = ["--net", "WideResNet", "--net.depth", 10, "--net.width", 1, "--net.num_classes", 4]
+    assert rows(evaluated(grid, *own, "--checkpoint", "alone" + file.suffix)) == run
+    assert cli.main(["export", "--checkpoint", "alone" + file.suffix, *map(str, own), "--output", "again"]) == 0
+    assert rows(evaluated(grid, "--checkpoint", "again")) == run
+
+
+def test_exported_weights_are_plain(trained_run, place):
+    export(load_network(trained_run / "last.ckpt"), "exported", training={"method": "ALOE"})
+    state = torch.load("exported/weights.pt", weights_only=True)
+    net = WideResNet(10, 1, 4)
+    assert set(state) == set(net.state_dict())
+    net.load_state_dict(state)
+    assert [path.name for path in sorted(Path("exported").iterdir())] == ["network.json", "weights.pt"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"weights": "../plain.pt"}, "a file beside it is wanted"),
+        ({"weights": "gone.pt"}, "no such file: exported/gone.pt"),
+        ({"architecture": "os.system"}, "describes a network 'os.system'; known: DenseNet"),
+        ({"num_classes": 7}, "another network than WideResNet"),
+        ({"settings": {"depth": 11}}, "6n + 4"),
+        ({"settings": {"height": 1}}, "WideResNet has no settings height"),
+        ({"schema": 2}, "has schema 2; this version reads 1"),
+        (None, "is not readable JSON"),
+    ],
+)
+def test_bad_exports(capsys, grid, trained_run, place, change, said):
+    export(load_network(trained_run / "last.ckpt"), "exported")
+    path = Path("exported/network.json")
+    path.write_text("{" if change is None else json.dumps(json.loads(path.read_text()) | change))
+    line = refused(capsys, grid, "--checkpoint", "exported")
+    assert line.startswith(("error: checkpoint: ", "error: depth: "))
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--checkpoint", "plain.pt", "--net", "my_network.Mine"], "net: Mine is not one of this project's networks"),
+        (["--checkpoint", "plain.pt"], "net: plain.pt does not say which network it holds"),
+        ([], "checkpoint: not given"),
+        (["--checkpoint", "plain.pt", "--format", "onnx"], "format: 'onnx' is not one of pt, safetensors"),
+        (["--checkpoint", "plain.pt", "--formt", "pt"], "formt: unknown setting; did you mean 'format'"),
+    ],
+)
+def test_mistakes_of_export(capsys, place, arguments, said):
+    assert cli.main(["export", "--output", "exported", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {said}")
+    assert not (place / "exported").exists()
+
+
+@pytest.mark.parametrize("build", [lambda: Torchvision("shufflenet_v2_x0_5", 4), lambda: Timm("test_resnet", 4)])
+def test_networks_of_libraries_are_rebuilt_from_their_description(build):
+    pytest.importorskip("timm")
+    net = build()
+    again = rebuild(json.loads(json.dumps(describe(net))))
+    assert type(again) is type(net)
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in net.state_dict().items()}
+    assert torch.equal(again.normalize.mean, net.normalize.mean)
+
+
+def test_a_description_does_not_download():
+    for settings in ({"name": "resnet18", "weights": "DEFAULT"}, {"name": "test_resnet", "pretrained": True}):
+        with pytest.raises(ValueError, match=r"has no settings (weights|pretrained)"):
+            rebuild({"name": "Torchvision" if "weights" in settings else "Timm", "settings": settings})

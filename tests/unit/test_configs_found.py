@@ -1,0 +1,34 @@
+"""Where `-c configs/...` is looked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from robust_ood.cli.configs import find_config, with_includes
+from robust_ood.errors import UserError
+
+NAME = Path("configs/experiments/digits_aloe.yaml")
+
+
+def test_the_package_s_own_config_is_found_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = with_includes(["fit", "-c", str(NAME)])
+    files = [Path(value) for flag, value in zip(found[1::2], found[2::2], strict=True) if flag == "-c"]
+    assert [file.name for file in files] == ["digits.yaml", "digits.yaml", "wrn_10_1.yaml", "digits_aloe.yaml"]
+    assert all(file.is_file() for file in files)
+
+
+def test_a_file_in_the_current_folder_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    NAME.parent.mkdir(parents=True)
+    NAME.write_text("experiment: mine")
+    assert find_config(NAME) == NAME
+
+
+@pytest.mark.parametrize("name", ["configs/experiments/no.yaml", "experiments/digits_aloe.yaml"])
+def test_what_is_nowhere_is_named_as_it_was_given(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"config: cannot read {name}"):
+        with_includes(["-c", name])

