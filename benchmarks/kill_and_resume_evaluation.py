@@ -59,14 +59,13 @@ def main() -> int:
         makers = {read_cell(folder / "store" / "cells" / name).about.get("process", "none") for name in last}
         verdicts = {
             "rows equal": rows(folder) == rows(whole),
-            "cells written twice": rewritten == 0,
+            "no cell written twice": rewritten == 0,
             "same cells": set(last) == set(cells(whole)),
         }
         failures += not all(verdicts.values())
-        lines.append(
-            f"| {processes} | {options.kills} | {', '.join(map(str, stored))} | {len(last)} of {total} "
-            f"| {len(makers)} | {rewritten} | {len(rows(folder))} | {'equal' if verdicts['rows equal'] else 'DIFFERENT'} |"
-        )
+        facts = [processes, options.kills, ", ".join(map(str, stored)), f"{len(last)} of {total}", len(makers)]
+        facts += [rewritten, len(rows(folder)), "equal" if verdicts["rows equal"] else "DIFFERENT"]
+        lines.append(f"| {' | '.join(map(str, facts))} |")
         print(lines[-1], "ok" if all(verdicts.values()) else f"FAILED: {verdicts}", flush=True)
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)

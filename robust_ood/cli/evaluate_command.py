@@ -80,7 +80,7 @@ def run(arguments: Sequence[str]) -> int:
     data.ood_sets()
     inliers, first = data.inliers("test"), _is_first()
     console = Console(quiet=not first)
-    nets = {}
+    nets: dict[str, nn.Module] = {}
     for name, path in models.checkpoints.items():
         own = _fresh(commands, config) if nets else built.get("net")
         net, found = find_parts(load(path, own, config.key_map), inliers.image_shape)
