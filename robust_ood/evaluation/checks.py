@@ -12,8 +12,6 @@ import torch
 from robust_ood.errors import UserError
 from robust_ood.evaluation.results import Results
 
-_CPU = torch.device("cpu")
-
 
 def check_count(field: str, number: int | None) -> None:
     """Raise `UserError` unless a number of images is absent or at least one."""
@@ -24,7 +22,9 @@ def check_count(field: str, number: int | None) -> None:
 def choose_device(name: str) -> torch.device:
     """Return the named device; "auto" is the GPU where there is one, under torchrun each process's own."""
     if name == "auto":
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else _CPU
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     wanted = "auto, cpu, cuda or cuda:N is accepted"
     if not re.fullmatch(r"cpu|cuda(:\d+)?|mps|xpu(:\d+)?", name):
         raise UserError(f"device: {name!r} is not known; {wanted}")

@@ -27,7 +27,7 @@ from robust_ood.data.files import ImageFiles
 _PACKAGE = Path(__file__).parents[1]
 _NUMERIC = (
     *("losses.py", "modes.py", "perturb.py", "randomness.py", "regions.py", "rules.py", "safe_spots.py"),
-    *("attacks", "detectors", "models", "evaluation/scores.py"),
+    *("attacks", "detectors", "models", "evaluation/cells.py", "evaluation/scores.py"),
 )
 _INTERNAL = {*vars(nn.Module()), "training"}  # hooks, flags, and the parts that are described on their own
 _PLAIN = (bool, int, float, str, type(None))

@@ -160,15 +160,15 @@ def torch_copy(source: Path, target: Path) -> Path:
 
 
 def test_a_detector_that_fails_costs_only_its_rows(capsys, grid, trained_run, tmp_path):
-    more = ["--detectors", "[msp, {name: vim, dimensions: 100000}]", "--attacks", "[]", "--intervals", "0"]
+    more = ["--detectors", "[msp, {name: knn, neighbours: 100}]", "--attacks", "[]", "--intervals", "0"]
     assert cli.evaluate(arguments(grid, trained_run, tmp_path, *more)) == 1
     printed = capsys.readouterr()
     (line,) = printed.err.splitlines()
-    assert line.startswith("failed: tiny, vim (fit): UserError: ")
-    assert "failed: tiny, vim (fit)" in " ".join(printed.out.split())
+    assert line.startswith("failed: tiny, knn (fit): UserError: ")
+    assert "failed: tiny, knn (fit)" in " ".join(printed.out.split())
     content = json.loads((tmp_path / "results.json").read_text())
     assert {row["detector"] for row in content["rows"]} == {"msp"}
-    assert [(one["detector"], one["stage"]) for one in content["failures"]] == [("vim", "fit")]
+    assert [(one["detector"], one["stage"]) for one in content["failures"]] == [("knn", "fit")]
 
 
 MISTAKES = [
