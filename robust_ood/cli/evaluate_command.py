@@ -1,93 +1,142 @@
-"""`evaluate.py`: a saved checkpoint, its detectors, attacks through them, and OOD sets, to a table and result files."""
+"""`evaluate.py`: saved checkpoints, their detectors, attacks through them and OOD sets, to tables and files."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
+from torch import nn
 
-from robust_ood import attacks, detectors, evaluation
+from robust_ood import attacks, detectors
 from robust_ood.cli.checks import check_classes
 from robust_ood.cli.configs import instantiated, with_includes
 from robust_ood.cli.messages import explain, option_names, user_errors
+from robust_ood.cli.models import Models, choose_models, each_radius, several_checkpoints
 from robust_ood.cli.networks import add_network_arguments, find_parts, load, name_of
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.quiet import quiet
 from robust_ood.cli.types import register_types
-from robust_ood.data import EvaluationLoader, OODData
-from robust_ood.evaluation.checks import check_limit, choose_device
+from robust_ood.data import OODData
+from robust_ood.errors import UserError
+from robust_ood.evaluation import CHUNK, FolderStore, Grid, ProgressBar, Results, print_results
+from robust_ood.evaluation.checks import check_count, check_output, choose_device
+from robust_ood.evaluation.rows import summarise
+from robust_ood.evaluation.table import describe_failure
+
+Specs = list[str | dict[str, Any]]
 
 
 def parser() -> ArgumentParser:
     """Return the parser of the evaluate command."""
     register_types()
-    parser = ArgumentParser(prog="evaluate.py", description="Evaluate a saved network.", exit_on_error=False)
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; several compose")
-    parser.add_argument("--include", type=list[str], default=[], help="config files that this one builds on")
-    add_network_arguments(parser)
-    parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results.json and results.csv")
-    parser.add_argument(
-        "--name", type=str | None, default=None, help="model name in the rows (default: the checkpoint's folder)"
-    )
-    parser.add_argument(
-        "--detectors", type=list[str | dict[str, Any]], default=["msp"], help="names, or name and settings"
-    )
-    parser.add_argument(
-        "--attacks", type=list[str | dict[str, Any]], default=["pgd"], help="names, or name and settings"
-    )
-    parser.add_argument("--limit", type=int | None, default=None, help="use only the first so many images of each set")
-    parser.add_argument("--checks", type=bool, default=True, help="look for signs of failed attacks")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    parser = ArgumentParser(prog="evaluate.py", description="Evaluate saved networks.", exit_on_error=False)
+    add = parser.add_argument
+    add("-c", "--config", action=ActionConfigFile, help="YAML file; several compose")
+    add("--include", type=list[str], default=[], help="config files that this one builds on")
+    add_network_arguments(parser, several=True)
+    add("--models", type=dict[str, Path | list[Path]] | None, default=None, help="checkpoints by name; lists: recipes")
+    add("--output", type=Path, default=Path("results"), help="folder of results.json, results.csv and what is computed")
+    add("--replace", type=bool, default=False, help="replace results of other models or data in the output folder")
+    add("--name", type=str | None, default=None, help="model name in the rows (default: checkpoint's folder)")
+    add("--detectors", type=Specs, default=["msp"], help="names, or name and settings")
+    add("--attacks", type=Specs, default=["pgd"], help="names, or name and settings; radius may be a list")
+    add("--limit", type=int | None, default=None, help="use only the first so many images of each set")
+    add("--checks", type=bool, default=True, help="look for signs of failed attacks")
+    add("--intervals", type=int, default=1000, help="resamples of the bootstrap intervals; 0 leaves them out")
+    add("--batch_size", type=int | None, default=None, help="images of a batch (default: found; halved if too large)")
+    add("--chunk", type=int, default=CHUNK, help="images that are computed and stored at a time")
+    add("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_class_arguments(OODData, "data")
     return parser
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Evaluate a checkpoint and return the exit code."""
+    """Evaluate checkpoints and return the exit code: 0, 1 where a detector failed, 130 after an interruption."""
     quiet()
     commands = parser()
     try:
-        config = commands.parse_args(with_includes(arguments))
+        config = commands.parse_args(several_checkpoints(with_includes(arguments)))
     except ArgumentError as error:
         raise explain(error, option_names(commands)) from error
-    check_limit(config.limit)
+    models = choose_models(config.checkpoint, config.models, config.name)
+    for field, number in (("limit", config.limit), ("batch_size", config.batch_size), ("chunk", config.chunk)):
+        check_count(field, number)
+    if config.intervals < 0:
+        raise UserError(f"intervals: {config.intervals} is not a number of resamples >= 0")
     device = choose_device(config.device)
     check_writable(config.output)
     with user_errors(dict(config.items())):
         built = instantiated(commands, config)
 
-    net = load(config.checkpoint, built.get("net"), config.key_map)
-    against = attacks.build_all(config.attacks)
     data: OODData = built.data
+    against = attacks.build_all(each_radius(config.attacks))
     data.setup("test")
     data.ood_sets()
-    net, found = find_parts(net, data.inliers("test").image_shape)
-    check_classes(net, data, "test")
-    chosen = detectors.build_all(config.detectors, net)
-    console = Console()
-    if found:
-        console.print(f"net: {found}", soft_wrap=True)
-    unfitted = [detector for detector in chosen.values() if not detector.fitted]
-    if unfitted:
-        with console.status("fitting detectors on the training images"):
-            net.to(device)
-            detectors.fit(unfitted, EvaluationLoader(data.inliers("train"), batch_size=data.evaluation_batch_size))
-    with console.status("evaluating") as status:
-        results = evaluation.evaluate(
-            net,
-            detectors=chosen,
-            attacks=against,
-            data=data,
-            model=config.name or name_of(config.checkpoint, net),
-            limit=config.limit,
-            device=device,
-            checks=config.checks,
-            progress=lambda step: status.update(step),
-        )
-    results.write(config.output)
-    evaluation.print_results(results, console)
-    console.print(f"wrote {config.output / 'results.json'} and {config.output / 'results.csv'}")
-    return 0
+    inliers, first = data.inliers("test"), _is_first()
+    console = Console(quiet=not first)
+    nets: dict[str, nn.Module] = {}
+    for name, path in models.checkpoints.items():
+        own = _fresh(commands, config) if nets else built.get("net")
+        net, found = find_parts(load(path, own, config.key_map), inliers.image_shape)
+        check_classes(net, data, "test")
+        nets[name or name_of(path, net)] = net
+        if found:
+            console.print(f"net: {found}", soft_wrap=True)
+    chosen = {name: detectors.build_all(config.detectors, net) for name, net in nets.items()}
+    if not config.replace:
+        check_output(config.output, nets, inliers.name)
+    stopped = False
+    with ProgressBar(console) as progress:
+        store, how = FolderStore(config.output), {"limit": config.limit, "device": device, "checks": config.checks}
+        grid = Grid(data, against, store, **how, progress=progress, batch_size=config.batch_size, chunk=config.chunk)
+        try:
+            for name, net in nets.items():
+                grid.add(name, net, chosen[name])
+            grid.compute()
+        except KeyboardInterrupt:
+            stopped = True
+        if not first:  # of several processes under torchrun: the first one reads what all have stored
+            return 130 if stopped else 0
+        try:
+            results = grid.results(config.intervals, new=not stopped)
+        except KeyboardInterrupt:
+            stopped = True
+            results = grid.results(config.intervals, new=False)
+    results.complete &= not stopped
+    settings = yaml.safe_load(commands.dump(config))
+    return _report(results, models, settings, grid.runner.computed, console, config.output)
+
+
+def _report(
+    results: Results, models: Models, settings: dict[str, Any], computed: int, console: Console, folder: Path
+) -> int:
+    """Write and print the results and return the exit code."""
+    results.summary = summarise(results.rows, results.classification, models.recipes)
+    results.environment |= {"config": settings, "cells_computed": computed}
+    results.write(folder)
+    if results.rows or results.classification:
+        print_results(results, console)
+    console.print(f"wrote {folder / 'results.json'} and {folder / 'results.csv'}")
+    if not results.complete:
+        print("stopped: what is done is kept; the same command computes the rest", file=sys.stderr)
+        return 130
+    for failure in results.failures:
+        print(f"failed: {describe_failure(failure)}", file=sys.stderr)
+    return 1 if results.failures else 0
+
+
+def _fresh(commands: ArgumentParser, config: Any) -> nn.Module | None:
+    """Return one more network of the config's own, for the next checkpoint; None where the config names none."""
+    net: nn.Module | None = instantiated(commands, config).get("net")
+    return net
+
+
+def _is_first() -> bool:
+    """Whether this process is the only one, or the first of those that torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", 1)) == 1 or int(os.environ.get("RANK", 0)) == 0

@@ -42,12 +42,14 @@ EVALUATE = """\
 usage: evaluate.py -c FILE --checkpoint FILE [--SETTING VALUE ...]
 
 Score a saved network's detectors on clean and attacked images, in- and out-of-distribution.
-Prints a table and writes results.json and results.csv.
+Prints a table and writes results.json and results.csv. What is computed is kept at once: the same
+command goes on where it was stopped, and a changed one computes only what is missing.
 
 what an evaluation needs:
   -c, --config FILE      test data, detectors and attacks (see configs/evaluate/)
-  --checkpoint FILE      checkpoint of a training run, an export, or any file of weights (then also --net)
-  --output DIR           folder of the results (default: results)
+  --checkpoint FILE      checkpoint of a training run, an export, or any file of weights (then also --net);
+                         given again, one more network
+  --output DIR           folder of the results and of what is computed (default: results)
 
 for networks of others (docs/networks.md):
   --net CLASS            class path of any torch.nn.Module, here or installed, that takes pixels in [0, 1];
@@ -57,12 +59,14 @@ for networks of others (docs/networks.md):
 
 what is often changed:
   --detectors '[msp, odin, {name: pro-gen, steps: 3}]'
-  --attacks '[{name: pgd, norm: Linf, radius: 8/255, steps: 20, restarts: 2}]'
+  --attacks '[{name: pgd, norm: Linf, radius: [4/255, 8/255], steps: 20, restarts: 2}]'
+  --models '{aloe: FILE, oe: [FILE, FILE, FILE]}'   names; several files are one recipe: mean and deviation
   --limit N              use only the first N images of each set
   --data.root DIR        folder of array files (.npz, .npy)
   --device NAME          auto, cpu, cuda or cuda:N
   --checks false         do not look for signs that an attack failed (masked gradients, too few steps)
   --name NAME            what the table calls the network (default: the checkpoint's folder)
+  --replace true         replace results of other networks or data in the output folder
   --print_config         show the settings that would be used, and stop
   --help-all             list every setting
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 from torch import nn
@@ -12,10 +13,11 @@ from robust_ood.errors import UserError
 from robust_ood.models import Wrapped, load_network, wrap
 
 
-def add_network_arguments(parser: ArgumentParser) -> None:
-    """Add `--checkpoint`, `--net` and `--key_map`."""
+def add_network_arguments(parser: ArgumentParser, *, several: bool = False) -> None:
+    """Add `--checkpoint`, `--net` and `--key_map`; `several` lets a list of files be given."""
+    kind: Any = Path | list[Path] | None if several else Path | None
     parser.add_argument(
-        "--checkpoint", type=Path | None, default=None, help="file of weights: a run's checkpoint, an export, any other"
+        "--checkpoint", type=kind, default=None, help="file of weights: a run's checkpoint, an export, any other"
     )
     parser.add_subclass_arguments(nn.Module, "net", required=False, help="network (default: the checkpoint's own)")
     parser.add_argument(
@@ -61,7 +63,7 @@ def find_parts(net: nn.Module, image_shape: tuple[int, int]) -> tuple[nn.Module,
     return net, net.find_parts(image_shape)
 
 
-def name_of(checkpoint: Path | None, net: nn.Module) -> str:
+def name_of(checkpoint: Path | None, net: nn.Module | None) -> str:
     """Return what results call a network that nobody named."""
     if checkpoint is not None:
         place = checkpoint.resolve()

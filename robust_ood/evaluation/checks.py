@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Collection
+from pathlib import Path
 
 import torch
 
 from robust_ood.errors import UserError
+from robust_ood.evaluation.results import Results
+
+_CPU = torch.device("cpu")
 
 
-def check_limit(limit: int | None) -> None:
-    """Raise `UserError` unless the limit is absent or at least one image."""
-    if limit is not None and limit < 1:
-        raise UserError(f"limit: {limit} is not a number of images >= 1")
+def check_count(field: str, number: int | None) -> None:
+    """Raise `UserError` unless a number of images is absent or at least one."""
+    if number is not None and number < 1:
+        raise UserError(f"{field}: {number} is not a number of images >= 1")
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the named device; "auto" is the GPU where there is one."""
+    """Return the named device; "auto" is the GPU where there is one, under torchrun each process's own."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else _CPU
     wanted = "auto, cpu, cuda or cuda:N is accepted"
     if not re.fullmatch(r"cpu|cuda(:\d+)?|mps|xpu(:\d+)?", name):
         raise UserError(f"device: {name!r} is not known; {wanted}")
@@ -28,3 +34,23 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device: {name!r} is not usable here ({str(error).splitlines()[0]}); {wanted}") from error
     return device
+
+
+def check_output(folder: Path, models: Collection[str], inliers: str) -> None:
+    """Refuse a folder whose results are of another evaluation, and would be replaced by these.
+
+    Results of the same in-distribution set, and of at least one of the same models, are the same evaluation: what
+    changed in it is computed, and the rest is found in the store.
+
+    Raises: `UserError` also for results that cannot be read or are of another schema.
+    """
+    if not (folder / "results.json").exists():
+        return
+    there = Results.read(folder)
+    subjects = [(row.model, row.id) for row in there.rows] + [(row.model, row.id) for row in there.classification]
+    old, sets = (list(dict.fromkeys(names)) for names in zip(*subjects, strict=True)) if subjects else ([], [])
+    hint = "take another folder, or replace them with --replace true"
+    if old and not set(old) & set(models):
+        raise UserError(f"output: {folder} holds results of {', '.join(old)}, these are of {', '.join(models)}; {hint}")
+    if sets and inliers not in sets:
+        raise UserError(f"output: {folder} holds results on {', '.join(sets)}, these are on {inliers}; {hint}")

@@ -1,35 +1,27 @@
-"""The grid: every detector against every attack on every OOD set."""
+"""The grid: every network's detectors against every attack on every OOD set, each cell computed once."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from robust_ood.attacks import Attack, Settings
-from robust_ood.attacks.objectives import Direction
-from robust_ood.data import EvaluationLoader, ImageSet, OODData
+from robust_ood.attacks import Attack
+from robust_ood.data import OODData
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
-from robust_ood.evaluation import sanity
-from robust_ood.evaluation.results import METRICS, Accuracy, Results, Row, describe_environment
-from robust_ood.evaluation.scores import attacked_scores, clean_scores, correct, on_device
-from robust_ood.metrics import ood_metrics
-
-Progress = Callable[[str], None]
-_FEW = 16  # images of each side that the sanity checks use
-_NO_ATTACK = Settings(norm="none", radius=0.0, steps=0, restarts=0)
-
-
-class Cell(NamedTuple):
-    """Scores of one set by one detector under one attack (or none), and the seconds they took."""
-
-    scores: Tensor
-    seconds: float
+from robust_ood.evaluation.batches import CHUNK, Batches, Chunk, chunks
+from robust_ood.evaluation.cells import Machine
+from robust_ood.evaluation.checks import check_count
+from robust_ood.evaluation.fitting import fit_missing
+from robust_ood.evaluation.jobs import Runner
+from robust_ood.evaluation.plan import FEW, Plan, Subject, TestSet, make_plan
+from robust_ood.evaluation.progress import Progress
+from robust_ood.evaluation.results import Results, describe_environment
+from robust_ood.evaluation.rows import Table, interval
+from robust_ood.evaluation.store import FolderStore, Store
 
 
 def evaluate(
@@ -42,156 +34,142 @@ def evaluate(
     limit: int | None = None,
     device: torch.device | str = "cpu",
     checks: bool = True,
-    progress: Progress = lambda step: None,
+    intervals: int = 1000,
+    folder: Path | str | None = None,
+    progress: Progress | None = None,
 ) -> Results:
     """Score every detector on clean and attacked images and return the results.
 
     Args:
         net: the classifier, for its accuracy.
-        detectors: detectors by label; each already fitted if it needs to be.
+        detectors: detectors by label; those not fitted yet are fitted on the training images of `data`.
         attacks: attacks by label; each goes through the detector that it is scored on.
         data: the test part is the in-distribution; `near` and `far` are the OOD sets.
         model: the name that rows carry.
         limit: use only the first so many images of each set.
         device: where to compute.
         checks: also look, on a few images, for signs that an attack failed for a reason other than a robust detector.
-        progress: told what is computed next.
+        intervals: resamples of the bootstrap intervals; 0 leaves them out.
+        folder: where cells are kept as soon as they are computed, so that a second call computes only what is missing;
+            None keeps them in memory until the call ends. `Results.write` writes the results themselves.
+        progress: told what is computed.
+
+    Returns:
+        The results. A detector that cannot be fitted, attacked or scored is in their `failures`; the rest goes on.
 
     Raises:
-        UserError: no OOD set, no detector, or images of different sizes.
+        UserError: no OOD set, no detector, images of different sizes, a detector to fit without training images.
     """
-    grid = _Grid(data, model, limit, torch.device(device), progress)
-    net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for detector in detectors.values():
-        detector.to(device)
-    results = Results(environment=describe_environment({"limit": limit, "device": str(device), "checks": checks}))
-    results.classification = grid.classification(net, attacks)
-    results.rows = grid.rows(detectors, attacks)
-    results.warnings = grid.warnings(detectors, attacks) if checks else []
-    return results
+    store = Store() if folder is None else FolderStore(Path(folder))
+    grid = Grid(data, attacks, store, limit=limit, device=device, checks=checks, progress=progress)
+    grid.add(model, net, detectors)
+    grid.compute()
+    return grid.results(intervals)
 
 
-class _Grid:
-    def __init__(self, data: OODData, model: str, limit: int | None, device: torch.device, progress: Progress) -> None:
-        self.inliers = data.inliers("test")
-        self.ood = data.ood_sets()
-        self.batch_size = data.evaluation_batch_size
-        self.model, self.limit, self.device, self.progress = model, limit, device, progress
-        if not self.ood:
+class Grid:
+    """Networks, detectors, attacks and sets whose scores lie in one store.
+
+    Args:
+        data, attacks, limit, device, checks, progress: as in `evaluate`.
+        store: where cells are kept.
+        batch_size: images of a batch, halved where they do not fit into memory. None begins on a GPU with a whole chunk
+            and on the CPU with `data.evaluation_batch_size`.
+        chunk: images of a cell.
+
+    Raises:
+        UserError: no OOD set, a number of images below 1.
+    """
+
+    def __init__(
+        self,
+        data: OODData,
+        attacks: Mapping[str, Attack],
+        store: Store,
+        *,
+        limit: int | None = None,
+        device: torch.device | str = "cpu",
+        checks: bool = True,
+        progress: Progress | None = None,
+        batch_size: int | None = None,
+        chunk: int = CHUNK,
+    ) -> None:
+        for field, number in (("limit", limit), ("batch_size", batch_size), ("chunk", chunk)):
+            check_count(field, number)
+        self.data, self.attacks, self.store, self.limit = data, attacks, store, limit
+        self.device, self.checks = torch.device(device), checks
+        start = chunk if self.device.type != "cpu" else data.evaluation_batch_size
+        self.machine = Machine(self.device, Batches(batch_size or start))
+        self.runner = Runner(store, progress or Progress())
+        inliers, ood = data.inliers("test"), data.ood_sets()
+        if not ood:
             raise UserError("data: neither near nor far names an OOD set to evaluate on")
+        sets = [("id", inliers), *ood]
+        self.sets = [TestSet(images, group, chunks(images, limit, chunk)) for group, images in sets]
+        self.plans: list[Plan] = []
+        self._on_device: nn.Module | None = None
 
-    def rows(self, detectors: Mapping[str, Detector], attacks: Mapping[str, Attack]) -> list[Row]:
+    def add(self, model: str, net: nn.Module, detectors: Mapping[str, Detector]) -> None:
+        """Plan the evaluation of a network, and fit those of its detectors that must be.
+
+        Raises: `UserError` for no detector, or one to fit without training images.
+        """
         if not detectors:
             raise UserError("detectors: none given")
-        clean = {images.name: self._clean(detectors, images) for images in self._sets()}
-        rows = []
-        for name, detector in detectors.items():
-            own = {images: cells[name] for images, cells in clean.items()}
-            rows += self._with_means(self._compare(name, "none", _NO_ATTACK, "none", own, own, own))
-            for label, attack in attacks.items():
-                hit = {images.name: self._attacked(name, detector, images, label, attack) for images in self._sets()}
-                settings = attack.settings()
-                for attacked, id_cells, ood_cells in (("in", hit, own), ("out", own, hit), ("both", hit, hit)):
-                    rows += self._with_means(self._compare(name, label, settings, attacked, own, id_cells, ood_cells))
-        return rows
+        chosen = Subject(model, net, dict(detectors))
 
-    def classification(self, net: nn.Module, attacks: Mapping[str, Attack]) -> list[Accuracy]:
-        table = []
-        every: dict[str, Attack | None] = {"none": None, **attacks}
-        for label, attack in every.items():
-            self.progress(f"{self.model}: accuracy, attack {label}")
-            begin = time.perf_counter()
-            right = correct(net, self._loader(self.inliers), attack, self.device)
-            settings = _NO_ATTACK if attack is None else attack.settings()
-            table.append(
-                Accuracy(
-                    model=self.model,
-                    id=self.inliers.name,
-                    attack=label,
-                    n=len(right),
-                    accuracy=right.double().mean().item(),
-                    seconds=time.perf_counter() - begin,
-                    **settings,
-                )
-            )
-        return table
+        def before() -> None:
+            self._bring(chosen)
 
-    def warnings(self, detectors: Mapping[str, Detector], attacks: Mapping[str, Attack]) -> list[str]:
-        """Return the alarms of every detector under every attack, each once, from a few images."""
-        inliers, outliers = self._few(self.inliers), self._few(self.ood[0][1])
-        found: dict[str, None] = {}
-        for name, detector in detectors.items():
-            self.progress(f"{self.model}: sanity of {name}")
-            alarms = sanity.check(detector, inliers, outliers, *attacks.values(), name=f"{self.model}, {name}")
-            found.update(dict.fromkeys(alarms))
-        return list(found)
+        size = self.data.evaluation_batch_size
+        fitted = fit_missing(model, net, detectors, lambda: self.data.inliers("train"), size, self.runner, before)
+        subject = Subject(model, net, fitted)
+        self.plans.append(make_plan(subject, self.sets, self.attacks, self.machine, self._few(), before))
 
-    def _few(self, images: ImageSet) -> Tensor:
-        (batch, *_) = EvaluationLoader(images, batch_size=_FEW, limit=min(_FEW, self.limit or _FEW))
-        return on_device(batch, self.device)
+    def compute(self) -> None:
+        """Compute what is missing in the store, unless another process does."""
+        self.runner.run([job for plan in self.plans for job in plan.jobs])
 
-    def _sets(self) -> list[ImageSet]:
-        return [self.inliers, *(images for _, images in self.ood)]
+    def results(self, intervals: int = 1000, *, new: bool = True) -> Results:
+        """Return the results of what is in the store.
 
-    def _loader(self, images: ImageSet) -> EvaluationLoader:
-        return EvaluationLoader(images, batch_size=self.batch_size, limit=self.limit)
+        Args:
+            intervals: resamples of the bootstrap intervals.
+            new: compute those that are not in the store.
+        """
+        settings = {"limit": self.limit, "device": str(self.device), "checks": self.checks}
+        results = Results(environment=describe_environment(settings))
+        for plan in self.plans:
+            table = Table(plan, self.sets, self.attacks, self.store)
+            results.classification += table.accuracies()
+            results.warnings += table.warnings()
+            results.members += table.wins()
+            results.cells += table.files()
+            for row, inliers, outliers in table.rows():
+                results.rows.append(row)
+                if intervals and len(inliers):
+                    found = interval(row, inliers, outliers, intervals, self.store, new=new)
+                    results.intervals += [] if found is None else [found]
+        results.failures = list(self.runner.failures)
+        results.warnings += list(self.store.damage.values())
+        results.complete = not self.runner.left(job for plan in self.plans for job in plan.jobs)
+        return results
 
-    def _clean(self, detectors: Mapping[str, Detector], images: ImageSet) -> dict[str, Cell]:
-        self.progress(f"{self.model}: clean scores on {images.name}")
-        begin = time.perf_counter()
-        scores = clean_scores(detectors, self._loader(images), self.device)
-        seconds = (time.perf_counter() - begin) / len(detectors)
-        return {name: Cell(column, seconds) for name, column in scores.items()}
+    def _few(self) -> tuple[Chunk, Chunk] | None:
+        """Return the images of the sanity checks, where they are wanted."""
+        if not self.checks:
+            return None
+        few = min(FEW, self.limit or FEW)
+        (inliers,), (outliers,) = (chunks(part.images, few) for part in self.sets[:2])
+        return inliers, outliers
 
-    def _attacked(self, name: str, detector: Detector, images: ImageSet, label: str, attack: Attack) -> Cell:
-        self.progress(f"{self.model}: {name} under {label} on {images.name}")
-        begin = time.perf_counter()
-        direction: Direction = 1 if images is self.inliers else -1
-        scores = attacked_scores(detector, self._loader(images), attack, direction, self.device)
-        return Cell(scores, time.perf_counter() - begin)
-
-    def _compare(
-        self,
-        detector: str,
-        attack: str,
-        settings: Settings,
-        attacked: str,
-        clean: Mapping[str, Cell],
-        id_cells: Mapping[str, Cell],
-        ood_cells: Mapping[str, Cell],
-    ) -> list[Row]:
-        """Return one row for each OOD set."""
-        rows = []
-        inliers = id_cells[self.inliers.name]
-        for group, images in self.ood:
-            outliers = ood_cells[images.name]
-            numbers: dict[str, Any] = ood_metrics(inliers.scores, outliers.scores, clean[self.inliers.name].scores)
-            rows.append(
-                Row(
-                    model=self.model,
-                    detector=detector,
-                    attack=attack,
-                    attacked=attacked,
-                    id=self.inliers.name,
-                    ood=images.name,
-                    group=group,
-                    n_id=len(inliers.scores),
-                    n_ood=len(outliers.scores),
-                    seconds=inliers.seconds + outliers.seconds,
-                    **settings,
-                    **numbers,
-                )
-            )
-        return rows
-
-    @staticmethod
-    def _with_means(rows: list[Row]) -> list[Row]:
-        """Add the mean over the near sets and over the far sets."""
-        means = []
-        for group in ("near", "far"):
-            members = [row for row in rows if row.group == group]
-            if members:
-                numbers = {name: sum(getattr(row, name) for row in members) / len(members) for name in METRICS}
-                n_ood, seconds = sum(row.n_ood for row in members), sum(row.seconds for row in members)
-                means.append(replace(members[0], ood=group, n_ood=n_ood, seconds=seconds, **numbers))
-        return rows + means
+    def _bring(self, subject: Subject) -> None:
+        """Move a network and its detectors to the device, and the one before back, so that there is room for one."""
+        if self._on_device is subject.net:
+            return
+        if self._on_device is not None and self.device.type != "cpu":
+            self._on_device.to("cpu")
+        subject.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for detector in subject.detectors.values():
+            detector.to(self.device)
+        self._on_device = subject.net

@@ -13,88 +13,54 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from robust_ood.errors import UserError
-
-SCHEMA = 1
-METRICS = (
-    "auroc",
-    "aupr_in",
-    "aupr_out",
-    "fpr95",
-    "fpr95_ood_positive",
-    "detection_error",
-    "tpr_deployed",
-    "fpr_deployed",
+from robust_ood.evaluation.records import (
+    Accuracy,
+    CellFiles,
+    Failure,
+    Interval,
+    Row,
+    Summary,
+    Wins,
 )
 
-
-@dataclass(frozen=True)
-class Row:
-    """One detector against one attack on one OOD set: rates in [0, 1], by the definitions in `robust_ood.metrics`.
-
-    attacked: which images the attack changed, "none", "in", "out" or "both". ood: the set, or "near" / "far" for the
-    mean over a group. fpr95: share of OOD accepted when 95 % of ID is accepted. fpr95_ood_positive: share of ID
-    rejected when 95 % of OOD is rejected. tpr_deployed, fpr_deployed: shares of ID and OOD accepted at the threshold
-    that accepts 95 % of the *clean* ID.
-    """
-
-    model: str
-    detector: str
-    attack: str
-    attacked: str
-    norm: str
-    radius: float
-    steps: int
-    restarts: int
-    id: str
-    ood: str
-    group: str
-    n_id: int
-    n_ood: int
-    auroc: float
-    aupr_in: float
-    aupr_out: float
-    fpr95: float
-    fpr95_ood_positive: float
-    detection_error: float
-    tpr_deployed: float
-    fpr_deployed: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Classification accuracy, a fraction in [0, 1], clean (attack "none") or under an attack on the classifier."""
-
-    model: str
-    id: str
-    attack: str
-    norm: str
-    radius: float
-    steps: int
-    restarts: int
-    n: int
-    accuracy: float
-    seconds: float
+SCHEMA = 1
+T = TypeVar("T")
+_LISTS: dict[str, type[Any]] = {
+    "intervals": Interval,
+    "members": Wins,
+    "failures": Failure,
+    "summary": Summary,
+    "cells": CellFiles,
+}
 
 
 @dataclass
 class Results:
-    """What an evaluation found, and where it was found."""
+    """What an evaluation found, and where it was found. `docs/results_schema.md` describes the fields.
+
+    complete: whether everything that was asked for is there, or failed; False after an interruption.
+    """
 
     rows: list[Row] = field(default_factory=list)
     classification: list[Accuracy] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
+    intervals: list[Interval] = field(default_factory=list)
+    members: list[Wins] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    summary: list[Summary] = field(default_factory=list)
+    cells: list[CellFiles] = field(default_factory=list)
+    complete: bool = True
 
     def extend(self, other: Results) -> None:
-        """Add another evaluation's rows, as for a second model."""
-        self.rows += other.rows
-        self.classification += other.classification
-        self.warnings += other.warnings
+        """Add another evaluation's rows, as for a second model; not its cells, which lie in a folder of their own."""
+        for name in ("rows", "classification", "warnings", *_LISTS):
+            getattr(self, name).extend(getattr(other, name) if name != "cells" else [])
         self.environment = self.environment or other.environment
+        self.complete &= other.complete
 
     @classmethod
     def read(cls, folder: Path) -> Results:
@@ -109,21 +75,24 @@ class Results:
             raise UserError(f"results: {path} is missing or damaged ({' '.join(str(error).split())})") from error
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             raise UserError(f"results: {path} is not of schema {SCHEMA}")
-        return cls(
-            [Row(**row) for row in content["rows"]],
-            [Accuracy(**row) for row in content["classification"]],
-            content["warnings"],
-            content["environment"],
-        )
+        try:
+            rows, accuracies = _records(Row, content["rows"]), _records(Accuracy, content["classification"])
+            others: dict[str, Any] = {name: _records(kind, content.get(name, [])) for name, kind in _LISTS.items()}
+            complete = content.get("complete", True)
+            return cls(rows, accuracies, content["warnings"], content["environment"], **others, complete=complete)
+        except (TypeError, KeyError) as error:
+            raise UserError(f"results: {path} is damaged ({' '.join(str(error).split())})") from error
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content of `results.json`."""
         return {
             "schema": SCHEMA,
+            "complete": self.complete,
             "environment": self.environment,
             "rows": [asdict(row) for row in self.rows],
             "classification": [asdict(row) for row in self.classification],
             "warnings": self.warnings,
+            **{name: [asdict(one) for one in getattr(self, name)] for name in _LISTS},
         }
 
     def write(self, folder: Path) -> None:
@@ -131,6 +100,11 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / "results.json", json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n")
         replace_file(folder / "results.csv", _csv([asdict(row) for row in self.rows]))
+
+
+def _records(kind: type[T], listed: Sequence[Mapping[str, Any]]) -> list[T]:
+    """Return records as they were before JSON made lists of their tuples."""
+    return [kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in one.items()}) for one in listed]
 
 
 def describe_environment(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,7 +122,7 @@ def describe_environment(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def replace_file(path: Path, text: str) -> None:
     """Write a text file so that readers see the old or the new content and nothing between."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_text(text)
     os.replace(partial, path)
 

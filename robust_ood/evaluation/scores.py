@@ -17,20 +17,20 @@ from robust_ood.modes import evaluating
 
 def clean_scores(detectors: Mapping[str, Detector], loader: Iterable[Batch], device: torch.device) -> dict[str, Tensor]:
     """Return each detector's scores `(N,)` of all images; detectors that read one network's outputs share a pass."""
-    sharing = _by_network(detectors)
-    alone = {name: d for name, d in detectors.items() if not isinstance(d, OutputsDetector)}
-    columns: dict[str, list[Tensor]] = {name: [] for name in detectors}
+    parts = [score_images(detectors, on_device(batch, device)) for batch in loader]
+    return {name: torch.cat([part[name] for part in parts]) for name in detectors}
+
+
+def score_images(detectors: Mapping[str, Detector], images: Tensor) -> dict[str, Tensor]:
+    """Return each detector's scores `(N,)`, on the CPU, of float images; one pass serves all that share a network."""
+    scores: dict[str, Tensor] = {}
     with evaluating(*detectors.values()), torch.no_grad():
-        for batch in loader:
-            images = on_device(batch, device)
-            for net, readers in sharing:
-                layers = tuple(sorted({layer for reader in readers.values() for layer in reader.layers}))
-                out = outputs(net, images, layers)
-                for name, reader in readers.items():
-                    columns[name].append(reader.score(out).cpu())
-            for name, detector in alone.items():
-                columns[name].append(detector(images).cpu())
-    return {name: torch.cat(column) for name, column in columns.items()}
+        for net, readers in _by_network(detectors):
+            layers = tuple(sorted({layer for reader in readers.values() for layer in reader.layers}))
+            out = outputs(net, images, layers)
+            scores |= {name: reader.score(out).cpu() for name, reader in readers.items()}
+        scores |= {name: d(images).cpu() for name, d in detectors.items() if name not in scores}
+    return scores
 
 
 def attacked_scores(
@@ -60,7 +60,12 @@ def correct(net: nn.Module, loader: Iterable[Batch], attack: LabelAttack | None,
 
 def on_device(batch: Batch, device: torch.device) -> Tensor:
     """Return the batch's images as floats in [0, 1], in channels-last memory, on the device."""
-    return to_float(batch.images.to(device)).contiguous(memory_format=torch.channels_last)
+    return as_input(batch.images, device)
+
+
+def as_input(images: Tensor, device: torch.device) -> Tensor:
+    """Return uint8 images as floats in [0, 1], in channels-last memory, on the device."""
+    return to_float(images.to(device)).contiguous(memory_format=torch.channels_last)
 
 
 def _by_network(detectors: Mapping[str, Detector]) -> list[tuple[nn.Module, dict[str, OutputsDetector]]]:

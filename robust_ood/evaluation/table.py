@@ -6,9 +6,11 @@ from itertools import groupby
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from robust_ood.evaluation.results import Results, Row
+from robust_ood.evaluation.records import Failure, Row
+from robust_ood.evaluation.results import Results
 
 _ATTACKED = {"none": "clean", "in": "inliers", "out": "outliers", "both": "both"}
 
@@ -24,7 +26,7 @@ def print_results(results: Results, console: Console | None = None) -> None:
         cells: dict[tuple[str, ...], dict[str, Row]] = {}
         for row in rows:
             cells.setdefault(_subject(row), {"none": clean[_subject(row)]})[row.attacked] = row
-        first = next(iter(cells.values()))["in"]
+        first = next(row for row in next(iter(cells.values())).values() if row.attack != "none")
         title = f"attack {attack}: {first.norm} {first.radius:.4f}, {first.steps} steps, {first.restarts} restarts"
         console.print(_detection(title, cells), "")
     console.print(
@@ -34,8 +36,19 @@ def print_results(results: Results, console: Console | None = None) -> None:
     )
     console.print()
     console.print(_accuracy(results))
+    if results.summary:
+        console.print(_summary(results), "")
     for warning in results.warnings:
-        console.print(f"[yellow]warning:[/yellow] {warning}")
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
+    for failure in results.failures:
+        console.print(f"[red]failed:[/red] {escape(describe_failure(failure))}")
+
+
+def describe_failure(failure: Failure) -> str:
+    """Return who failed, in what, and why, in one line."""
+    subject = f"{failure.model}, {failure.detector}" if failure.detector else failure.model
+    under = "" if failure.attack == "none" else f" under {failure.attack}"
+    return f"{subject} ({failure.stage}{under}): {failure.error}"
 
 
 def _subject(row: Row) -> tuple[str, ...]:
@@ -62,6 +75,18 @@ def _detection(title: str, lines: dict[tuple[str, ...], dict[str, Row]]) -> Tabl
         name = f"mean of {group}" if ood == group else ood
         table.add_row(*shown, name, *(_cell(cells.get(attacked)) for attacked in _ATTACKED))
         previous = (model, detector)
+    return table
+
+
+def _summary(results: Results) -> Table:
+    table = _table("mean +- standard deviation over the checkpoints of a recipe: AUROC (accuracy where no detector is)")
+    for name in ("recipe", "detector", "attack", "attacked", "OOD set"):
+        table.add_column(name, overflow="fold")
+    table.add_column("", justify="right", no_wrap=True)
+    for one in results.summary:
+        metric = "auroc" if one.detector else "accuracy"
+        names = (one.recipe, one.detector or "", one.attack, _ATTACKED[one.attacked or "none"], one.ood or "")
+        table.add_row(*names, f"{_rate(one.mean[metric])} +- {_rate(one.std[metric])}")
     return table
 
 

@@ -1,0 +1,128 @@
+"""Peak memory of an evaluation of 10,000 against one of 40,000 images a set, each in a process of its own.
+
+    python benchmarks/evaluation_memory.py --output docs/results/evaluation_memory.md
+    python benchmarks/evaluation_memory.py --images 500 2000
+
+Synthetic images in memory-mapped `.npy` files and labels in others, an untrained WideResNet-10-1, MSP and Energy, clean
+and under one step of FGSM. The pages of a mapped file that the system keeps in memory for others to reuse are not the
+process's own: what is compared is its anonymous memory (`RssAnon`), sampled every 5 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from kill_and_resume_evaluation import save_network
+from page import command, machine
+
+ROOT = Path(__file__).resolve().parent.parent
+_SIZE = 16
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, nargs=2, default=[10_000, 40_000])
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "evaluation_memory")
+    parser.add_argument("--output", type=Path, help="Markdown page of the outcome")
+    options = parser.parse_args()
+    shutil.rmtree(options.folder, ignore_errors=True)
+    options.folder.mkdir(parents=True)
+    checkpoint = save_network(options.folder / "net" / "last.ckpt")
+    peaks, seconds = [], []
+    for count in options.images:
+        begin = time.monotonic()
+        peaks.append(measure(checkpoint, write_arrays(options.folder / str(count), count), options.folder, count))
+        seconds.append(time.monotonic() - begin)
+        print(f"{count} images a set: peak {peaks[-1] / 2**20:.1f} MiB, {seconds[-1]:.0f} s", flush=True)
+    growth = peaks[1] / peaks[0] - 1
+    print(f"growth {growth:+.1%}, 5 % is allowed")
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(page(options.images, peaks, seconds))
+    return 0 if growth < 0.05 else 1
+
+
+def page(counts: list[int], peaks: list[int], seconds: list[float]) -> str:
+    lines = [
+        f"| {count} | {peak / 2**20:.1f} | {peak / peaks[0] - 1:+.1%} | {time:.0f} |"
+        for count, peak, time in zip(counts, peaks, seconds, strict=True)
+    ]
+    return "\n".join(
+        [
+            "# Memory of an evaluation",
+            "",
+            f"Three sets of that many synthetic {_SIZE} x {_SIZE} images, MSP and Energy, clean and under FGSM: the "
+            "largest anonymous memory of the process.",
+            "",
+            "| images a set | peak, MiB | against the first | seconds |",
+            "|---|---|---|---|",
+            *lines,
+            "",
+            f"Machine: {machine()}. Command: `{command()}`.",
+            "",
+        ]
+    )
+
+
+def write_arrays(folder: Path, count: int) -> Path:
+    """Write one labelled and two unlabelled sets, a part at a time."""
+    folder.mkdir()
+    draws = np.random.default_rng(0)
+    for name in ("test", "near", "far"):
+        shape = (count, _SIZE, _SIZE, 3)
+        images = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, shape)
+        for start in range(0, count, 1000):
+            part = images[start : start + 1000]
+            part[:] = draws.integers(0, 256, part.shape, dtype=np.uint8)
+        images.flush()
+    np.save(folder / "labels.npy", np.arange(count) % 10)
+    return folder
+
+
+def measure(checkpoint: Path, arrays: Path, folder: Path, count: int) -> int:
+    """Return the peak of a real evaluation, in bytes."""
+    given = [
+        *("--checkpoint", str(checkpoint), "--output", str(folder / f"results-{count}"), "--data.root", str(arrays)),
+        *(
+            "--data.test",
+            "{source: test.npy, labels: labels.npy}",
+            "--data.near",
+            "[near.npy]",
+            "--data.far",
+            "[far.npy]",
+        ),
+        *("--detectors", "[msp, energy]", "--attacks", "[{name: fgsm, radius: 8/255}]", "--checks", "false"),
+        *("--intervals", "200", "--data.num_classes", "10"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "evaluate.py"), *given], stdout=subprocess.DEVNULL, env=environment
+    )
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, anonymous(process.pid))
+        time.sleep(0.005)
+    if process.returncode:
+        raise SystemExit(f"evaluate.py ended with {process.returncode}")
+    return peak
+
+
+def anonymous(pid: int) -> int:
+    """Return the anonymous memory of a process in bytes, 0 once it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""The store: what has been computed, under a key of everything that determines it.
+
+A folder holds `cells/KEY.npz`, each written in one move, and `locks/`, by which processes that share the folder divide
+the work: what one of them computes, the others leave alone, and the system frees a dead process's claims.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from robust_ood.errors import UserError
+
+LAYOUT = 1
+Arrays = Mapping[str, NDArray[Any]]
+_DAMAGE = (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, json.JSONDecodeError, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one step of an evaluation found.
+
+    arrays: `scores (n,)` float32 (higher = more in-distribution; of a classifier 1 where it is right, else 0),
+    `indices (n,)` of the images in their set, and under an attack `winners (n,)`, positions in `about["members"]`.
+    about: settings, `seconds`, versions, and what is no array.
+    """
+
+    arrays: Arrays = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Store:
+    """Cells in memory, for one process."""
+
+    def __init__(self) -> None:
+        self.damage: dict[str, str] = {}
+        self._cells: dict[str, Cell] = {}
+
+    def read(self, key: str) -> Cell | None:
+        """Return a cell, or None where there is none."""
+        return self._cells.get(key)
+
+    def write(self, key: str, cell: Cell) -> None:
+        """Keep a cell."""
+        self._cells[key] = cell
+
+    @contextmanager
+    def claim(self, name: str, *, wait: bool) -> Iterator[bool]:
+        """Keep others from the work of that name inside the block; gives False where another one is at it."""
+        yield True
+
+    def path(self, key: str) -> str | None:
+        """Return where a cell lies, relative to the folder of results; None for cells in memory."""
+        return None
+
+
+class FolderStore(Store):
+    """Cells in a folder of results, for any number of processes. Nothing is made before the first claim.
+
+    Args:
+        folder: the folder of results; cells and locks are in its `store/`.
+
+    Raises:
+        UserError: the folder holds a store of another layout, or cannot be used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder / "store"
+        self._check_layout()
+
+    def read(self, key: str) -> Cell | None:
+        """Return a cell, or None where there is none or its file is damaged, which is noted in `damage`."""
+        try:
+            return read_cell(self._file(key), key)
+        except FileNotFoundError:
+            return None
+        except UserError as error:
+            self.damage[key] = f"store: {error}; it was computed again"
+            return None
+
+    def write(self, key: str, cell: Cell) -> None:
+        """Write a cell in one move: readers see all of it or nothing."""
+        content = io.BytesIO()
+        arrays: dict[str, Any] = {**cell.arrays, "about": np.array(json.dumps({**cell.about, "key": key}))}
+        np.savez(content, **arrays)
+        self._replace(self._file(key), content.getvalue())
+
+    @contextmanager
+    def claim(self, name: str, *, wait: bool) -> Iterator[bool]:
+        """Hold a lock of that name inside the block; gives False where another process has it and `wait` is False."""
+        lock = FileLock(self._locks() / f"{name}.lock")
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            yield False
+            return
+        except NotImplementedError as error:
+            raise UserError(f"output: {self.folder.parent} is on a file system without locks; take another") from error
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def path(self, key: str) -> str:
+        """Return where a cell lies, relative to the folder of results."""
+        return self._file(key).relative_to(self.folder.parent).as_posix()
+
+    def _file(self, key: str) -> Path:
+        return self.folder / "cells" / f"{key}.npz"
+
+    def _locks(self) -> Path:
+        locks = self.folder / "locks"
+        if not locks.is_dir():  # made last, so that who sees it sees the rest
+            (self.folder / "cells").mkdir(parents=True, exist_ok=True)
+            self._replace(self.folder / "store.json", json.dumps({"layout": LAYOUT}).encode())
+            locks.mkdir(exist_ok=True)
+        return locks
+
+    @staticmethod
+    def _replace(path: Path, content: bytes) -> None:
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial.write_bytes(content)
+        os.replace(partial, path)
+
+    def _check_layout(self) -> None:
+        path = self.folder / "store.json"
+        made = {entry.name for entry in self.folder.iterdir()} if self.folder.is_dir() else set()
+        if all(name == "cells" or name.startswith(".") for name in made):
+            return  # none yet, or being made by another process
+        try:
+            found = json.loads(path.read_text()).get("layout")
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"output: {self.folder} is no store of results; take another folder") from error
+        if found != LAYOUT:
+            raise UserError(f"output: {self.folder} has layout {found}, {LAYOUT} is wanted; take another folder")
+
+
+def read_cell(path: Path, key: str | None = None) -> Cell:
+    """Return the cell of a file.
+
+    Raises: `FileNotFoundError`; `UserError` for a file that is damaged or not the cell of that key.
+    """
+    try:
+        with np.load(path) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        about = json.loads(str(arrays.pop("about")))
+        if about["key"] != (key or path.stem):
+            raise ValueError("of another key")
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())[:80] or type(error).__name__
+        raise UserError(f"the cell {path} is unreadable ({reason})") from error
+    return Cell(arrays, about)

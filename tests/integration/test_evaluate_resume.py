@@ -1,0 +1,246 @@
+"""Real evaluations that are killed, stopped, shared by processes, extended, or asked for nonsense."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from robust_ood import cli
+from robust_ood.evaluation import FolderStore, Results, read_cell
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = ["--detectors", "[msp, pro-msp, {name: knn, neighbours: 3}]", "--chunk", "4", "--intervals", "20"]
+
+
+def arguments(grid, run, output, *more) -> list[str]:
+    return ["-c", str(grid), "--checkpoint", str(run / "last.ckpt"), "--output", str(output), *more]
+
+
+def rows(folder) -> list[dict[str, Any]]:
+    content = json.loads((folder / "results.json").read_text())
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in content["rows"]]
+
+
+def cells(folder) -> dict[str, tuple[int, int]]:
+    """Return what tells a file from one written again under its name."""
+    found = (folder / "store" / "cells").glob("[!.]*.npz")
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
+
+
+def start(command, output) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, stdout=output, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def wait_for(process, folder, count) -> None:
+    """Wait until so many cells are stored."""
+    deadline = time.monotonic() + 300
+    while process.poll() is None and len(cells(folder)) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def whole(grid, trained_run, tmp_path_factory) -> Path:
+    """The results of an evaluation that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert cli.evaluate(arguments(grid, trained_run, folder, *SETTINGS)) == 0
+    return folder
+
+
+def test_an_evaluation_that_is_killed_ends_like_one_that_is_not(grid, trained_run, tmp_path, whole):
+    command = ["evaluate.py", *arguments(grid, trained_run, tmp_path / "out", *SETTINGS)]
+    total, moments = len(cells(whole)), random.Random(0)
+    before: dict[str, tuple[int, int]] = {}
+    for part in range(3):
+        process = start(command, subprocess.DEVNULL)
+        wait_for(process, tmp_path / "out", total * (part + moments.random()) / 3)
+        time.sleep(moments.uniform(0, 0.05))
+        process.kill()
+        process.communicate()
+        now = cells(tmp_path / "out")
+        assert before.items() <= now.items()  # no cell was written again
+        before = now
+    process = start(command, subprocess.DEVNULL)
+    assert process.communicate() == (None, "")
+    assert process.returncode == 0
+    after = cells(tmp_path / "out")
+    assert before.items() <= after.items()
+    assert set(after) == set(cells(whole))
+    assert rows(tmp_path / "out") == rows(whole)
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    intervals = sum(read_cell(path).about["stage"] == "interval" for path in (whole / "store" / "cells").iterdir())
+    made = content["environment"]["cells_computed"]
+    assert total - intervals - len(before) <= made <= total - len(before)
+    seconds = {name: read_cell(tmp_path / "out" / "store" / "cells" / name).about.get("seconds") for name in before}
+    assert any(seconds.values())
+
+
+def test_ctrl_c_leaves_what_is_done_and_says_how_to_go_on(grid, trained_run, tmp_path, whole):
+    command = ["evaluate.py", *arguments(grid, trained_run, tmp_path, *SETTINGS)]
+    process = start(command, subprocess.DEVNULL)
+    wait_for(process, tmp_path, 45)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    (line,) = said.splitlines()
+    assert "same command" in line
+    partly = Results.read(tmp_path)
+    assert not partly.complete
+    assert 0 < len(rows(tmp_path)) < len(rows(whole))
+    assert [row for row in rows(whole) if row in rows(tmp_path)] == rows(tmp_path)
+    assert cli.evaluate(command[1:]) == 0
+    assert rows(tmp_path) == rows(whole)
+    assert Results.read(tmp_path).complete
+
+
+def test_two_processes_of_torchrun_find_what_one_finds(grid, trained_run, tmp_path, whole):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    out = tmp_path / "output.txt"
+    with out.open("w") as output:
+        process = start([*launch, "evaluate.py", *arguments(grid, trained_run, tmp_path / "out", *SETTINGS)], output)
+        _, said = process.communicate()
+    assert process.returncode == 0, said
+    assert rows(tmp_path / "out") == rows(whole)
+    assert set(cells(tmp_path / "out")) == set(cells(whole))
+    assert out.read_text().count("wrote ") == 1
+
+
+def test_two_evaluations_of_one_folder_at_once(grid, trained_run, tmp_path, whole):
+    command = ["evaluate.py", *arguments(grid, trained_run, tmp_path, *SETTINGS)]
+    both = [start(command, subprocess.DEVNULL) for _ in range(2)]
+    assert [(process.communicate()[1], process.returncode) for process in both] == [("", 0)] * 2
+    assert rows(tmp_path) == rows(whole)
+    assert FolderStore(tmp_path).damage == {}
+
+
+def test_several_checkpoints_and_radii(capsys, grid, trained_run, tmp_path):
+    first, second = trained_run / "last.ckpt", trained_run / "best.ckpt"
+    second = second if second.exists() else Path(torch_copy(first, tmp_path / "tiny" / "best.ckpt"))
+    radii = ["--attacks", "[{name: pgd, radius: [2/255, 8/255], steps: 2}]", "--checks", "false", "--intervals", "0"]
+    common = ["-c", str(grid), *radii, "--limit", "8"]
+    assert cli.evaluate([*common, "--checkpoint", str(first), "--checkpoint", str(second), "--output",
+                         str(tmp_path / "two")]) == 0  # fmt: skip
+    found = rows(tmp_path / "two")
+    names = {row["model"] for row in found}
+    assert len(names) == 2
+    assert {row["attack"]: row["radius"] for row in found} == {
+        "none": 0, "pgd-2/255": 2 / 255, "pgd-8/255": 8 / 255
+    }  # fmt: skip
+    models = json.dumps({"aloe": [str(first), str(second)], "one": str(first)})
+    assert cli.evaluate([*common, "--models", models, "--output", str(tmp_path / "recipe")]) == 0
+    content = json.loads((tmp_path / "recipe" / "results.json").read_text())
+    assert {row["model"] for row in content["rows"]} == {"aloe-1", "aloe-2", "one"}
+    assert {one["recipe"] for one in content["summary"]} == {"aloe"}
+    assert len([one for one in content["summary"] if one["detector"]]) == len(content["rows"]) / 3
+    assert "mean +- standard deviation" in " ".join(capsys.readouterr().out.split())
+
+
+def torch_copy(source: Path, target: Path) -> Path:
+    """Save a checkpoint with other weights."""
+    content = torch.load(source, weights_only=True)
+    content["state_dict"] = {
+        name: value * 1.1 if value.is_floating_point() else value for name, value in content["state_dict"].items()
+    }
+    target.parent.mkdir(exist_ok=True)
+    torch.save(content, target)
+    return target
+
+
+def test_a_detector_that_fails_costs_only_its_rows(capsys, grid, trained_run, tmp_path):
+    more = ["--detectors", "[msp, {name: vim, dimensions: 100000}]", "--attacks", "[]", "--intervals", "0"]
+    assert cli.evaluate(arguments(grid, trained_run, tmp_path, *more)) == 1
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert line.startswith("failed: tiny, vim (fit): UserError: ")
+    assert "failed: tiny, vim (fit)" in " ".join(printed.out.split())
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert {row["detector"] for row in content["rows"]} == {"msp"}
+    assert [(one["detector"], one["stage"]) for one in content["failures"]] == [("vim", "fit")]
+
+
+MISTAKES = [
+    ("--chunk 0", "chunk", "0"),
+    ("--batch_size 0", "batch_size", ">= 1"),
+    ("--intervals -1", "intervals", ">= 0"),
+    ("--attacks [{name:pgd,radius:[]}]", "attacks.pgd.radius", "no radius"),
+    ("--attacks [{name:pgd,radius:[1/255,1/255]}]", "attacks", "stands twice"),
+    ("--models {a:[]}", "models.a", "no checkpoint"),
+    ("--models {tiny:x.ckpt}", "models", "'tiny' stands twice"),
+    ("--models {a:missing.ckpt}", "checkpoint", "missing.ckpt"),
+    ("--models {a:other.ckpt} --name b", "name", "several"),
+]
+
+
+@pytest.mark.parametrize(("options", "field", "said"), MISTAKES)
+def test_a_mistake_is_one_line(capsys, grid, trained_run, tmp_path, options, field, said):
+    more = [part.replace(":", ": ") if part[0] in "[{" else part for part in options.split()]
+    assert cli.evaluate(arguments(grid, trained_run, tmp_path / "out", *more)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {field}: ")
+    assert said in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_must_be_given(capsys, grid):
+    assert cli.evaluate(["-c", str(grid)]) == 2
+    assert capsys.readouterr().err.startswith("error: checkpoint: not given")
+
+
+QUICK = ["--limit", "2", "--attacks", "[]", "--checks", "false", "--intervals", "0"]
+
+
+def other(folder, **changes) -> str:
+    """Write the results of another evaluation into a folder."""
+    row = json.loads((folder / "results.json").read_text())
+    for name, value in changes.items():
+        for record in (*row["rows"], *row["classification"]):
+            record[name] = value
+    (folder / "results.json").write_text(json.dumps(row))
+    return (folder / "results.json").read_text()
+
+
+@pytest.mark.parametrize("changes", [{"model": "another"}, {"id": "another"}])
+def test_results_of_another_evaluation_are_not_replaced_unasked(capsys, grid, trained_run, tmp_path, changes):
+    command = arguments(grid, trained_run, tmp_path, *QUICK)
+    assert cli.evaluate(command) == 0
+    before = other(tmp_path, **changes)
+    capsys.readouterr()
+    assert cli.evaluate(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: output: {tmp_path} holds results o")
+    assert "another" in line
+    assert (tmp_path / "results.json").read_text() == before
+    assert cli.evaluate([*command, "--replace", "true"]) == 0
+    assert (tmp_path / "results.json").read_text() != before
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("results.json", '{"schema": 7}', "not of schema 1"),
+        ("results.json", "{", "damaged"),
+        ("results.json", '{"schema": 1, "rows": [{"model": 3}], "classification": []}', "damaged"),
+        ("store/store.json", '{"layout": 7}', "layout 7"),
+        ("store/something", "else", "no store"),
+    ],
+)
+def test_an_output_folder_that_is_something_else(capsys, grid, trained_run, tmp_path, file, content, said):
+    (tmp_path / "store").mkdir()
+    (tmp_path / file).write_text(content)
+    assert cli.evaluate(arguments(grid, trained_run, tmp_path, *QUICK)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert (tmp_path / file).read_text() == content

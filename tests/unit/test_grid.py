@@ -1,0 +1,466 @@
+"""The grid: what is computed, what is not computed again, what fails, and that rows say what the scores say."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from torch import nn
+
+import robust_ood
+from robust_ood import detectors
+from robust_ood.attacks import PGD, attack_score, lower_score, raise_score, registry, transferred
+from robust_ood.attacks.suite import Suite
+from robust_ood.data import OODData
+from robust_ood.detectors import MSP, PRO, Detector, Energy
+from robust_ood.errors import UserError
+from robust_ood.evaluation import FolderStore, Grid, Progress, Results, cells
+from robust_ood.evaluation.batches import Batches
+from robust_ood.evaluation.cells import Machine
+from robust_ood.evaluation.rows import summarise
+from robust_ood.metrics import auroc, bootstrap_intervals, fpr95
+from robust_ood.randomness import generator
+from robust_ood.regions import Linf
+
+RADIUS = 16 / 255
+ATTACK = PGD(Linf(RADIUS), steps=2)
+SIZES = {"test": 10, "near": 6, "far": 7}
+CHUNK = 4
+
+
+@pytest.fixture
+def arrays(tmp_path):
+    draws = np.random.default_rng(0)
+    folder = tmp_path / "arrays"
+    folder.mkdir()
+    for name, count in {"train": 40, **SIZES}.items():
+        images = draws.integers(0, 256, (count, 6, 6, 3), dtype=np.uint8)
+        np.savez(folder / f"{name}.npz", images=images, labels=np.arange(count) % 4)
+    return folder
+
+
+def data_of(folder, **changes):
+    names = {"train": "train.npz", "test": "test.npz", "near": ["near.npz"], "far": ["far.npz"]} | changes
+    return OODData(root=folder, num_classes=4, evaluation_batch_size=4, **names)
+
+
+@pytest.fixture
+def net(make_net):
+    return make_net(dtype=torch.float32)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Count what is computed: (stage, detector, attack steps) to images."""
+    counts: Counter[tuple[str, str, int]] = Counter()
+    score, classify, check = Machine.score, Machine.classify, Machine.check
+
+    def counting_score(self, detectors, chunk, attack, direction):
+        counts.update({("score", name, attack.steps if attack else 0): chunk.stop - chunk.start for name in detectors})
+        return score(self, detectors, chunk, attack, direction)
+
+    def counting_classify(self, net, chunk, attack):
+        counts["classify", "", attack.steps if attack else 0] += chunk.stop - chunk.start
+        return classify(self, net, chunk, attack)
+
+    def counting_check(self, detector, *arguments):
+        counts["check", type(detector).__name__, 0] += 1
+        return check(self, detector, *arguments)
+
+    monkeypatch.setattr(Machine, "score", counting_score)
+    monkeypatch.setattr(Machine, "classify", counting_classify)
+    monkeypatch.setattr(Machine, "check", counting_check)
+    return counts
+
+
+def run(net, data, chosen, folder=None, attacks=None, model="net", **settings):
+    store = FolderStore(folder) if folder else robust_ood.evaluation.Store()
+    settings = {"checks": False, "chunk": CHUNK} | settings
+    grid = Grid(data, {"pgd": ATTACK} if attacks is None else attacks, store, **settings)
+    grid.add(model, net, chosen)
+    grid.compute()
+    return grid.results(50)
+
+
+def timeless(results):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in results.as_dict()["rows"]]
+
+
+def test_rows_are_those_of_the_plain_functions(net, arrays):
+    pro = PRO(Energy(net), steps=1, step_size=0.01)
+    results = robust_ood.evaluate(net, detectors={"pro": pro}, attacks={"pgd": ATTACK}, data=data_of(arrays))
+    inliers, outliers = (
+        torch.from_numpy(np.load(arrays / f"{name}.npz")["images"]).permute(0, 3, 1, 2) / 255
+        for name in ("test", "far")
+    )
+    with torch.no_grad():
+        low, high = pro(lower_score(pro, inliers, ATTACK)), pro(raise_score(pro, outliers, ATTACK))
+        clean = pro(inliers), pro(outliers)
+    rows = {(row.attacked, row.ood, row.n_ood): row for row in results.rows if row.group == "far"}
+    assert rows["both", "far", 7].auroc == auroc(low, high)
+    assert rows["none", "far", 7].fpr95 == fpr95(*clean)
+    assert rows["in", "far", 7].auroc == auroc(low, clean[1])
+    assert results.complete
+    assert results.cells == []  # in memory
+
+
+def test_a_second_run_computes_nothing_and_says_the_same(net, arrays, tmp_path, counted):
+    chosen = {"msp": MSP(net), "energy": Energy(net)}
+    first = run(net, data_of(arrays), chosen, tmp_path / "out", checks=True)
+    images = sum(SIZES.values())
+    assert counted == {
+        ("score", "msp", 0): images, ("score", "energy", 0): images, ("score", "msp", 2): images,
+        ("score", "energy", 2): images, ("classify", "", 0): 10, ("classify", "", 2): 10,
+        ("check", "MSP", 0): 1, ("check", "Energy", 0): 1,
+    }  # fmt: skip
+    counted.clear()
+    second = run(net, data_of(arrays), chosen, tmp_path / "out", checks=True)
+    assert counted == {}
+    assert {**first.as_dict(), "environment": 0} == {**second.as_dict(), "environment": 0}  # seconds too
+
+
+def test_one_more_detector_computes_only_its_own_cells(net, arrays, tmp_path, counted):
+    run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out")
+    counted.clear()
+    more = run(net, data_of(arrays), {"msp": MSP(net), "energy": Energy(net)}, tmp_path / "out")
+    assert {(stage, name) for stage, name, _ in counted} == {("score", "energy")}
+    assert timeless(more) == timeless(run(net, data_of(arrays), {"msp": MSP(net), "energy": Energy(net)}))
+
+
+def test_one_more_radius_computes_only_its_attack(net, arrays, tmp_path, counted):
+    run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out")
+    counted.clear()
+    attacks = {"pgd": ATTACK, "longer": PGD(Linf(RADIUS), steps=3)}
+    run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out", attacks)
+    assert set(counted) == {("score", "msp", 3), ("classify", "", 3)}
+
+
+def test_a_changed_setting_of_a_detector_touches_it_alone(net, arrays, tmp_path, counted):
+    run(net, data_of(arrays), {"msp": MSP(net), "energy": Energy(net)}, tmp_path / "out")
+    counted.clear()
+    run(net, data_of(arrays), {"msp": MSP(net), "energy": Energy(net, temperature=2.0)}, tmp_path / "out")
+    assert {(stage, name) for stage, name, _ in counted} == {("score", "energy")}
+
+
+def test_other_weights_touch_everything(net, make_net, arrays, tmp_path, counted):
+    run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out")
+    before = dict(counted)
+    counted.clear()
+    other = make_net(seed=1, dtype=torch.float32)
+    found = run(other, data_of(arrays), {"msp": MSP(other)}, tmp_path / "out")
+    assert counted == before
+    assert timeless(found) == timeless(run(other, data_of(arrays), {"msp": MSP(other)}))
+
+
+def test_a_changed_image_touches_its_chunk_alone(net, arrays, tmp_path, counted):
+    run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out")
+    counted.clear()
+    content = dict(np.load(arrays / "far.npz"))
+    content["images"][5] ^= 255
+    np.savez(arrays / "far.npz", **content)
+    found = run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out")
+    assert counted == {("score", "msp", 0): 3, ("score", "msp", 2): 3}
+    assert timeless(found) == timeless(run(net, data_of(arrays), {"msp": MSP(net)}))
+
+
+def test_names_and_more_sets_touch_nothing_that_is_there(net, arrays, tmp_path, counted):
+    run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out")
+    counted.clear()
+    again = run(net, data_of(arrays, near=[]), {"probability": MSP(net)}, tmp_path / "out", model="other name")
+    assert counted == {}
+    assert {(row.model, row.detector) for row in again.rows} == {("other name", "probability")}
+    run(net, data_of(arrays, near=["near.npz", "train.npz"]), {"msp": MSP(net)}, tmp_path / "out")
+    assert counted == {("score", "msp", 0): 40, ("score", "msp", 2): 40}
+
+
+def test_the_limit_cuts_the_sets(net, arrays):
+    results = run(net, data_of(arrays), {"msp": MSP(net)}, limit=5)
+    assert {(row.n_id, row.n_ood) for row in results.rows} == {(5, 5)}
+
+
+def test_what_is_fitted_is_kept(net, arrays, tmp_path, monkeypatch):
+    fits = []
+    fit = detectors.fit
+    monkeypatch.setattr(detectors, "fit", lambda chosen, loader: fits.append(len(chosen)) or fit(chosen, loader))
+
+    def both():
+        return {"knn": detectors.build("knn", net, neighbours=2), "maha": detectors.build("mahalanobis", net)}
+
+    first = run(net, data_of(arrays), both(), tmp_path / "out")
+    assert fits == [2]
+    assert timeless(run(net, data_of(arrays), both(), tmp_path / "out")) == timeless(first)
+    assert fits == [2]
+    run(net, data_of(arrays), {**both(), "vim": detectors.build("vim", net, dimensions=4)}, tmp_path / "out")
+    assert fits == [2, 1]
+
+
+def test_training_images_are_asked_for_only_to_fit(net, arrays):
+    data = data_of(arrays, train=None)
+    assert run(net, data, {"msp": MSP(net)}).rows
+    with pytest.raises(UserError, match=r"data\.train: not given"):
+        run(net, data, {"knn": detectors.build("knn", net)})
+
+
+@pytest.mark.parametrize("source", ["msp", "softmax"])
+def test_a_transferred_attack_is_made_once_for_all_detectors(net, arrays, monkeypatch, source):
+    calls = []
+    monkeypatch.setattr(cells, "attack_score", lambda *a, **k: calls.append(a) or attack_score(*a, **k))
+    attack = {"transfer": transferred(ATTACK, source)}
+    chosen = {"msp": MSP(net), "energy": Energy(net), "pro": PRO(MSP(net))}
+    together = run(net, data_of(arrays), chosen, attacks=attack)
+    once = len(calls)
+    assert once == sum(math.ceil(n / CHUNK) for n in SIZES.values())
+    apart = [run(net, data_of(arrays), {name: detector}, attacks=attack) for name, detector in chosen.items()]
+    assert len(calls) == 4 * once
+    assert timeless(together) == [row for one in apart for row in timeless(one)]
+
+
+class Hungry(Detector):
+    """Takes five images at most."""
+
+    def __init__(self, net: nn.Module, error: type[Exception]) -> None:
+        super().__init__()
+        self.detector, self.error = MSP(net), error
+
+    def forward(self, images):
+        if len(images) > 5:
+            raise self.error("not enough memory: you tried to allocate 10 bytes")
+        return self.detector(images)
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError, RuntimeError, MemoryError])
+def test_batches_that_do_not_fit_are_halved_and_the_rows_stay(net, arrays, error):
+    wanted = run(net, data_of(arrays), {"msp": MSP(net)}, chunk=10)
+    found = run(net, data_of(arrays), {"msp": Hungry(net, error)}, chunk=10, batch_size=10)
+    assert found.failures == []
+    for row, like in zip(timeless(found), timeless(wanted), strict=True):
+        assert row == pytest.approx(like, abs=1e-6)
+
+
+def test_a_size_that_fits_is_kept():
+    seen, batches = [], Batches(8)
+    images = cells.Taken(torch.zeros(9, 1), torch.zeros(9), torch.arange(9))
+
+    def work(part):
+        seen.append(len(part.images))
+        if len(part.images) > 3:
+            raise MemoryError
+        return part.indices.tolist()
+
+    assert [index for part in batches.map("kind", images, work) for index in part] == list(range(9))
+    assert seen == [8, 4, 2, 2, 2, 2, 1]
+    seen.clear()
+    batches.map("kind", images, work)
+    assert seen == [2, 2, 2, 2, 1]
+    with pytest.raises(RuntimeError, match="a bug"):
+        batches.map("kind", images, lambda part: (_ for _ in ()).throw(RuntimeError("a bug")))
+
+
+class Broken(Detector):
+    """Fails in one way."""
+
+    def __init__(self, net: nn.Module, how: str) -> None:
+        super().__init__()
+        self.detector, self.how = MSP(net), how
+        if how == "fit":
+            self.declare("mean")
+
+    def learn(self):
+        if self.how == "fit":
+            raise ValueError("two\nlines")
+        yield from ()
+
+    def forward(self, images):
+        if self.how == "score":
+            raise ValueError("two\nlines")
+        scores = self.detector(images)
+        return scores * math.nan if self.how == "nan" else scores
+
+    def surrogate(self, images):
+        if self.how == "attack":
+            raise ValueError("two\nlines")
+        return self.detector.surrogate(images)
+
+
+@pytest.mark.parametrize(
+    ("how", "stage", "attack"),
+    [("fit", "fit", "none"), ("score", "score", "none"), ("nan", "score", "none"), ("attack", "score", "pgd")],
+)
+def test_a_failure_is_reported_once_and_the_rest_goes_on(net, arrays, tmp_path, how, stage, attack):
+    wanted = run(net, data_of(arrays), {"msp": MSP(net), "energy": Energy(net)})
+    chosen = {"msp": MSP(net), "broken": Broken(net, how), "energy": Energy(net)}
+    for _ in range(2):  # what failed is tried again by a second start
+        found = run(net, data_of(arrays), chosen, tmp_path / "out")
+        (failure,) = found.failures
+        assert (failure.model, failure.detector, failure.stage, failure.attack) == ("net", "broken", stage, attack)
+        assert failure.error in ("ValueError: two lines", "UserError: 4 of 4 scores are not finite")
+        assert "Traceback" in failure.traceback
+        others = [row for row in timeless(found) if row["detector"] != "broken"]
+        assert others == timeless(wanted)
+        assert {row["attacked"] for row in timeless(found) if row["detector"] == "broken"} == (
+            {"none"} if how == "attack" else set()
+        )
+        assert found.complete
+        found.write(tmp_path / "out")
+        assert Results.read(tmp_path / "out").failures == found.failures
+    repaired = run(net, data_of(arrays), {**chosen, "broken": MSP(net)}, tmp_path / "out")
+    assert repaired.failures == []
+
+
+def test_damaged_cells_are_reported_and_computed_again(net, arrays, tmp_path, counted):
+    first = run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out")
+    counted.clear()
+    (entry,) = [e for e in first.cells if e.detector == "msp" and e.attack == "pgd" and e.images == "far"]
+    path = tmp_path / "out" / entry.files[1]
+    path.write_bytes(path.read_bytes()[:100])
+    second = run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out")
+    assert counted == {("score", "msp", 2): 3}
+    assert timeless(second) == timeless(first)
+    (warning,) = second.warnings
+    assert path.name in warning
+    assert run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out").warnings == []
+
+
+def test_what_another_process_is_at_is_left_to_it_and_waited_for(net, arrays, tmp_path, counted):
+    """Another process holds the first job, and dies without having done it when all others are done."""
+    store = FolderStore(tmp_path)
+    grid = Grid(data_of(arrays), {"pgd": ATTACK}, store, checks=False, chunk=CHUNK)
+    grid.add("net", net, {"msp": MSP(net)})
+    first = grid.plans[0].jobs[0]
+    other = FileLock(tmp_path / "store" / "locks" / f"{first.name}.lock")
+    with store.claim("any", wait=False):
+        other.acquire()
+    waits, claim = [], store.claim
+
+    def claiming(name, *, wait):
+        if wait:
+            waits.append((name, sum(counted.values())))
+            other.release()
+        return claim(name, wait=wait)
+
+    store.claim = claiming
+    grid.compute()
+    images = sum(SIZES.values())
+    assert waits == [(first.name, 2 * images + 2 * 10 - CHUNK)]
+    assert grid.results(0).complete
+
+
+class Impatient(Progress):
+    """Presses Ctrl-C before the n-th job."""
+
+    def __init__(self, jobs):
+        self.jobs = jobs
+
+    def begin(self, title):
+        self.jobs -= 1
+        if self.jobs < 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("jobs", [0, 2, 7, 13, 20, 26, 27])
+def test_what_was_done_before_an_interruption_is_a_valid_result(net, arrays, tmp_path, jobs):
+    chosen = {"msp": MSP(net), "energy": Energy(net)}
+    whole = run(net, data_of(arrays), chosen)
+    grid = Grid(data_of(arrays), {"pgd": ATTACK}, FolderStore(tmp_path), checks=False, chunk=CHUNK,
+                progress=Impatient(jobs))  # fmt: skip
+    grid.add("net", net, chosen)
+    try:
+        grid.compute()
+        assert jobs == 27
+    except KeyboardInterrupt:
+        assert jobs < 27
+    partly = grid.results(50, new=False)
+    assert partly.complete == (jobs == 27)
+    assert [row for row in timeless(whole) if row in timeless(partly)] == timeless(partly)
+    partly.write(tmp_path)
+    assert Results.read(tmp_path).as_dict() == partly.as_dict()
+    assert timeless(run(net, data_of(arrays), chosen, tmp_path)) == timeless(whole)
+
+
+def test_intervals_are_those_of_the_scores(net, arrays, tmp_path):
+    results = run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out")
+    rows = {(r.attacked, r.group): r for r in results.rows if r.n_ood in (6, 7)}
+    assert len(results.intervals) == 8  # near and far, four ways; averages have none
+    store = FolderStore(tmp_path / "out")
+
+    def scores(attack, images):
+        (entry,) = [e for e in results.cells if (e.detector, e.attack, e.images) == ("msp", attack, images)]
+        parts = [robust_ood.evaluation.read_cell(tmp_path / "out" / file) for file in entry.files]
+        assert np.concatenate([part.arrays["indices"] for part in parts]).tolist() == list(range(SIZES[images]))
+        return torch.from_numpy(np.concatenate([part.arrays["scores"] for part in parts]))
+
+    assert store.damage == {}
+    for one in results.intervals:
+        assert one.auroc[0] <= rows[one.attacked, one.group].auroc <= one.auroc[1]
+        low = scores("pgd" if one.attacked in ("in", "both") else "none", "test")
+        high = scores("pgd" if one.attacked in ("out", "both") else "none", one.ood)
+        wanted = bootstrap_intervals(low, high, generator(0, "bootstrap"), 50)
+        assert {"auroc": one.auroc, "fpr95": one.fpr95} == wanted
+
+
+def test_who_won_each_image(net, arrays, tmp_path):
+    suite = Suite({"weak": PGD(Linf(1e-6), steps=1), "strong": PGD(Linf(RADIUS), steps=4)}, {"strong": ATTACK})
+    results = run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out", {"suite": suite})
+    table = {(one.detector, one.images): one for one in results.members}
+    assert set(table) == {("msp", "test"), ("msp", "near"), ("msp", "far"), (None, "test")}
+    for (_, images), one in table.items():
+        assert sum(one.wins.values()) == one.n == SIZES[images]
+    assert table["msp", "far"].wins["strong"] > table["msp", "far"].wins["weak"]
+    assert set(table["msp", "far"].wins) == {"clean", "weak", "strong"}
+
+
+def test_mean_and_deviation_over_the_checkpoints_of_a_recipe(make_net, arrays):
+    results = Results()
+    for seed in range(3):
+        net = make_net(seed=seed, dtype=torch.float32)
+        results.extend(run(net, data_of(arrays), {"msp": MSP(net)}, model=f"aloe-{seed + 1}"))
+    names = [f"aloe-{number}" for number in (1, 2, 3)]
+    summary = summarise(results.rows, results.classification, {"aloe": names, "alone": names[:1]})
+    rows = [one for one in summary if one.detector]
+    assert len(rows) == len(results.rows) / 3
+    assert len(summary) == len(rows) + 2
+    for one in rows:
+        parts = [r for r in results.rows if (r.attacked, r.ood, r.norm) == (one.attacked, one.ood, one.norm)]
+        values = [part.auroc for part in parts[::2]]  # each is there twice: the set, and the mean of its group
+        assert one.recipe == "aloe"
+        assert one.mean["auroc"] == pytest.approx(statistics.fmean(values))
+        assert one.std["auroc"] == pytest.approx(np.std(values, ddof=1))
+    clean = next(one for one in summary if one.detector is None and one.attack == "none")
+    accuracies = [one.accuracy for one in results.classification if one.attack == "none"]
+    assert clean.mean == {"accuracy": pytest.approx(np.mean(accuracies))}
+
+
+def test_an_ood_set_may_be_called_like_the_inliers(net, arrays, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    np.savez(other / "test.npz", images=np.random.default_rng(9).integers(0, 256, (5, 6, 6, 3), dtype=np.uint8))
+    results = run(net, data_of(arrays, far=[str(other / "test.npz")]), {"msp": MSP(net)})
+    assert {row.n_ood for row in results.rows if row.group == "far"} == {5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "field"),
+    [
+        ({"near": [], "far": []}, {}, "data: neither near nor far"),
+        ({}, {"limit": 0}, "limit: 0"),
+        ({}, {"batch_size": 0}, "batch_size: 0"),
+        ({}, {"chunk": -1}, "chunk: -1"),
+        ({"test": None}, {}, "data.test: not given"),
+    ],
+)
+def test_mistakes(net, arrays, changes, settings, field):
+    with pytest.raises(UserError, match=field):
+        run(net, data_of(arrays, **changes), {"msp": MSP(net)}, **settings)
+    with pytest.raises(UserError, match="detectors: none given"):
+        run(net, data_of(arrays), {})
+
+
+def test_every_registered_attack_tells_what_a_row_needs():
+    for name in registry.REGISTRY:
+        settings = registry.build(name, **({"size": 4} if name == "pgd-low-resolution" else {})).settings()
+        assert set(settings) == {"norm", "radius", "steps", "restarts"}
