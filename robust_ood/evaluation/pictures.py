@@ -6,6 +6,7 @@ A picture is arrays in the folder of results, `figures/*.npz`. `robust-ood repor
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from robust_ood.detectors import Detector
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.evaluation.curves import concatenate, trace
 from robust_ood.evaluation.fingerprints import code_version, fingerprint
-from robust_ood.evaluation.picture_files import Arrays, Picture
+from robust_ood.evaluation.picture_files import Arrays, Picture, read_pictures, write_picture
 from robust_ood.modes import evaluating
 from robust_ood.perturb import minimize
 from robust_ood.randomness import generator
@@ -134,6 +135,23 @@ def draw(
             except (RuntimeError, ValueError) as error:
                 arrays, about = {}, {"failed": " ".join(str(error).split())}
             yield Picture(kind, model, name, arrays, about, key)
+
+
+def draw_into(
+    folder: Path,
+    model: str,
+    detectors: Mapping[str, Detector],
+    scene: Scene,
+    kinds: Sequence[str],
+    progress: Progress = lambda step: None,
+) -> int:
+    """Draw what a folder of results does not have yet of the pictures of a network, and return how many that were."""
+    made = {picture.key for picture in read_pictures(folder)}
+    count = 0
+    for picture in draw(model, detectors, scene, kinds, made=made, progress=progress):
+        write_picture(folder, picture)
+        count += 1
+    return count
 
 
 Made = tuple[Arrays, Mapping[str, Any]]

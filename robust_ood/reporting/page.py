@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
@@ -106,7 +107,9 @@ def _facts(environment: dict[str, object]) -> list[tuple[str, str, bool]]:
     """Return name and text of each entry, and whether the text is to be shown as it is written."""
     facts = []
     for name, value in environment.items():
-        if isinstance(value, dict):
+        if name == "config" and isinstance(value, dict):
+            text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True).strip()
+        elif isinstance(value, dict):
             text = ", ".join(f"{key} {entry}" for key, entry in value.items())
         else:
             text = value if isinstance(value, str) else json.dumps(value)
