@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,9 @@ from robust_ood.evaluation.store import Cell
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
-from robust_ood import reporting  # noqa: E402
-from robust_ood.reporting import summary, tables  # noqa: E402
-from robust_ood.reporting.source import read  # noqa: E402
+from robust_ood import reporting
+from robust_ood.reporting import summary, tables
+from robust_ood.reporting.source import read
 
 RADII = {"none": 0.0, "pgd-4/255": 4 / 255, "suite": 8 / 255}
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
@@ -37,7 +38,7 @@ def make_row(model: str, detector: str, attack: str, attacked: str, ood: str, gr
 
 
 def make_results(model: str, fall: float) -> Results:
-    """Make results of two detectors, three OOD sets and two attacks; the AUROC falls by `fall`, less under the weaker."""
+    """Make results of two detectors, three OOD sets and two attacks; the AUROC falls by `fall`, or half of it."""
     results = Results(environment={"command": "evaluate.py --name <x>", "checks": True, "versions": {"torch": "2"}})
     sets = [("cifar", "near", 0.9), ("svhn", "far", 0.98), ("dots", "far", 0.96)]
     for detector, extra in (("msp", 0.0), ("knn", 0.15)):
@@ -90,8 +91,9 @@ def add_pictures(folder: Path, model: str) -> None:
     sides = ("in", "near", "far")
     traces = {}
     for side in sides:
-        traces |= {f"{side}_scores": draws.normal(side == "in", 0.5, (4, 9)), f"{side}_linf": np.arange(4)[:, None] * np.full(9, 0.01),
-                   f"{side}_l2": np.arange(4)[:, None] * np.full(9, 0.3)}  # fmt: skip
+        steps = np.arange(4)[:, None] * np.ones(9)
+        traces |= {f"{side}_scores": draws.normal(side == "in", 0.5, (4, 9))}
+        traces |= {f"{side}_linf": 0.01 * steps, f"{side}_l2": 0.3 * steps}
     pixels = draws.integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
     groups = {"groups": ["in", "far"], "sets": ["digits", "svhn"]}
     for kind, arrays, about in (
@@ -195,7 +197,7 @@ def test_tables_have_captions_and_scopes_and_figures_have_words(page):
     levels = [int(tag[1]) for tag in tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
 def test_numbers_are_those_of_the_results(report, folders):
