@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 DEFINITIONS: tuple[tuple[str, str, str], ...] = (
-    ("score", "What a detector gives an image, which is accepted as in-distribution from a threshold on.",
-     "higher = more in-distribution"),
+    ("score", "What a detector gives an image, which is accepted as in-distribution from a threshold on; higher means "
+     "more in-distribution.", ""),
     ("AUROC (auroc)", "Chance that an inlier's score exceeds an outlier's, ties counted half. 0.5 is a coin; below, "
      "attacked outliers look more in-distribution than attacked inliers.", "higher"),
     ("FPR95 (fpr95)", "Share of OOD images accepted at the threshold that accepts at least 95 % of the in-distribution "

@@ -68,6 +68,7 @@ def page(source: Source, radius: Sequence[Figure], sections: Sequence[Section], 
         beside: the folder of the figures' files, relative to the page.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["whole"] = lambda words: words.replace(" %", "\N{NO-BREAK SPACE}%")
     text = {name: _resource(name) for name in ("page.html.j2", "page.css", "page.js")}
     results = source.results
     tested = all(env.get("checks") is True for _, env in source.environments)

@@ -64,29 +64,21 @@ def _fate(source: Source, model: str, group: str) -> str:
     worst = [row for name in source.detectors if (row := source.worst(model, name, group))]
     if not worst:
         return ""
-    kept = [row for row in worst if row.auroc >= KEPT]
-    lost = [row for row in worst if row.auroc < CHANCE]
-    total = _count(len(worst), "detector")
     begin = f"{model}, {group} OOD, strongest attack on both sides: "
-    if len(kept) == len(worst):
-        body = (
-            f"all of {total} keep an AUROC of at least {KEPT}"
-            if len(worst) > 1
-            else f"{_moved(source, worst[0])}, kept"
-        )
-        text = body + (f" ({_moves(source, kept)})" if len(worst) > 1 else "")
-    elif kept:
-        text = f"{len(kept)} of {total} keep an AUROC of at least {KEPT} ({_moves(source, kept)})"
-    else:
-        text = f"none of {total} keeps an AUROC of {KEPT}" if len(worst) > 1 else f"{_moved(source, worst[0])}"
-    if lost and len(worst) > 1:
-        text += f"; {len(lost)} fall{'s' if len(lost) == 1 else ''} below chance ({_moves(source, lost)})"
-    elif lost:
-        text += ", below chance"
-    between = [row for row in worst if CHANCE <= row.auroc < KEPT]
-    if between and len(worst) > 1:
-        text += f"; {len(between)} end{'s' if len(between) == 1 else ''} between ({_moves(source, between)})"
-    return begin + text + "."
+    if len(worst) == 1:
+        verdict = "kept" if worst[0].auroc >= KEPT else "below chance" if worst[0].auroc < CHANCE else "weakened"
+        return f"{begin}{_moved(source, worst[0])}, {verdict}."
+    fates = {
+        f"an AUROC of at least {KEPT}": [row for row in worst if row.auroc >= KEPT],
+        f"less, but at least {CHANCE}": [row for row in worst if CHANCE <= row.auroc < KEPT],
+        "less than chance": [row for row in worst if row.auroc < CHANCE],
+    }
+    parts = []
+    for fate, rows in fates.items():
+        if rows:
+            who = f"all {len(worst)} detectors" if len(rows) == len(worst) else f"{len(rows)} of {len(worst)} detectors"
+            parts.append(f"{who} keep{'s' * (len(rows) == 1)} {fate} ({_moves(source, rows)})")
+    return begin + "; ".join(parts) + "."
 
 
 def _moves(source: Source, rows: Sequence[Row]) -> str:

@@ -72,9 +72,8 @@ def _of_attack(source: Source, attack: str) -> Table:
             # The mean over a single set says nothing that the set does not.
             if row.attack == attack and not (means and source.is_single(row)):
                 found.setdefault((row.model, row.detector, row.group, str(means), row.ood), {})[row.attacked] = row
-    columns = [("Network", ""), ("Detector", ""), ("OOD set", ""), ("clean", ""), ("inliers", "attacked"),
-               ("outliers", "attacked"), ("both", "attacked"), ("change", ""),
-               ("clean", ""), ("both", "attacked"), ("change", "")]  # fmt: skip
+    columns = [("Network", ""), ("Detector", ""), ("OOD set", ""), ("clean", ""), ("inliers", ""),
+               ("outliers", ""), ("both", ""), ("change", ""), ("clean", ""), ("both", ""), ("change", "")]  # fmt: skip
     lines = []
     order = {name: index for index, name in enumerate([*source.models, *source.detectors])}
     for (model, detector, group, mean, ood), sides in sorted(
@@ -91,7 +90,7 @@ def _of_attack(source: Source, attack: str) -> Table:
         )  # fmt: skip
     first = next(row for row in source.sets if row.attack == attack)
     caption = f"{attack}: {budget(first)}, {first.steps} steps, {first.restarts} restart{'s' * (first.restarts != 1)}"
-    return Table(caption, columns, lines, [("", 3), ("AUROC", 5), ("FPR95", 3)])
+    return Table(caption, columns, lines, [("", 3), ("AUROC: clean, then attacked", 5), ("FPR95: clean, attacked", 3)])
 
 
 def _unattacked(source: Source) -> Table:
@@ -118,7 +117,7 @@ def accuracies(source: Source) -> Table:
         ]
         lines.append([_name(model), *cells])
     columns = [("Network", ""), *(("clean" if attack == "none" else attack, "") for attack in attacks)]
-    return Table("Classification accuracy", columns, lines)
+    return Table("Share of test images classified correctly", columns, lines)
 
 
 def metrics(source: Source) -> Table:

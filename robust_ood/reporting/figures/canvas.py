@@ -149,7 +149,10 @@ def _for_page(svg: str, name: str, alt: str) -> str:
     svg = svg.replace("xlink:href", "href")
     svg = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", svg)
     svg = re.sub(r"#[0-9a-f]{6}", lambda found: _variable(found[0]), svg)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{_escaped(alt)}"', 1).strip()
+    wide = float(svg.partition('viewBox="')[2].split()[2])  # in points; all figures at one scale
+    return svg.replace(
+        "<svg", f'<svg role="img" style="--width:{1.54 * wide:.0f}px" aria-label="{_escaped(alt)}"', 1
+    ).strip()
 
 
 def _variable(colour: str) -> str:

@@ -34,7 +34,7 @@ def landscapes(
     extent = (255 * offsets[0], 255 * offsets[-1], 255 * offsets[0], 255 * offsets[-1])
     wide = sum(group == "in" for group in groups)
     with style():
-        drawing, axes = panels(-(-len(groups) // wide), wide, height=1.9)
+        drawing, axes = panels(-(-len(groups) // wide), wide, height=1.9, width=1.6 * wide + 0.8)
         for index, one in enumerate(axes.ravel()):
             if index >= len(groups):
                 one.set_visible(False)
@@ -106,7 +106,7 @@ def image_strips(
                 _show(axes[row, index], pixels)
             axes[0, index].set_title(f"{_side(groups[index])}\n{_verdict(before[index], threshold)}", fontsize=7.5)
             axes[1, index].set_title(_verdict(after[index], threshold), fontsize=7.5)
-        for row, words in enumerate(("clean", "attacked", f"difference \N{MULTIPLICATION SIGN} {127 // largest}")):
+        for row, words in enumerate(("clean", "attacked", f"difference \N{MULTIPLICATION SIGN} {_factor(largest)}")):
             axes[row, 0].set_ylabel(words, color=MUTED)
         changed = [
             f"{s} ({_side(g)}) {b:.4g} to {a:.4g}" for s, g, b, a in zip(sets, groups, before, after, strict=True)
@@ -129,8 +129,12 @@ def image_strips(
         )
 
 
+def _factor(largest: int) -> int:
+    return max(1, 127 // largest)
+
+
 def _visible(added: NDArray[Any], largest: int) -> NDArray[Any]:
-    return np.asarray(np.clip(128 + added * (127 // largest), 0, 255), dtype=np.uint8)
+    return np.asarray(np.clip(128 + added * _factor(largest), 0, 255), dtype=np.uint8)
 
 
 def _show(axes: Axes, pixels: NDArray[Any]) -> None:

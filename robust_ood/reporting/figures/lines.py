@@ -67,7 +67,7 @@ def auroc_by_size(
         f"AUROC as {attacked} move away from the clean image in equal gradient steps, at each {norm} size of the "
         f"perturbation (Fort 2022, Fig. 7), from {images} images a side: steep beginnings are vulnerable detectors."
     )
-    return _lines(lines, norm, name, f"AUROC against {norm} perturbation norm", caption, alt, columns, rows)
+    return _lines(lines, norm, name, f"AUROC against {norm} norm, {attacked} perturbed", caption, alt, columns, rows)
 
 
 def _lines(
