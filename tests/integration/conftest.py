@@ -68,7 +68,7 @@ data:
 
 @pytest.fixture(scope="session")
 def grid(experiment, tmp_path_factory) -> Path:
-    """A config of a small evaluation on the arrays; the experiment's data, without what trains, and without a report."""
+    """A config of a small evaluation on the arrays; the data of the experiment; it ends without a report."""
     text = experiment.read_text()
     path = tmp_path_factory.mktemp("grid") / "grid.yaml"
     rest = "detectors: [msp]\nattacks: [{name: pgd, radius: 8/255, steps: 2}]\nfigures: false\nreport: false\n"
