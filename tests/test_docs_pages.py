@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -37,13 +38,21 @@ def workspace(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("path", [path for path in PAGES if blocks(path, "python")], ids=named)
-def test_python_runs(path, workspace, monkeypatch):
-    """All blocks of a page, one after the other, as someone who reads it would."""
+@pytest.mark.parametrize("path", [path for path in PAGES if blocks(path, "(?:python|sh)")], ids=named)
+def test_code_runs(path, workspace, monkeypatch):
+    """All of a page, one block after the other, as someone who reads it would: Python, files to save, our commands."""
     monkeypatch.chdir(workspace)
     names: dict[str, object] = {"__name__": "__main__"}
-    for number, block in enumerate(blocks(path, "python"), 1):
-        exec(compile(block, f"{path.name}, block {number}", "exec"), names)
+    found = re.findall(r"^```(python|yaml|sh)\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+    for number, (language, block) in enumerate(found, 1):
+        if language == "python":
+            exec(compile(block, f"{path.name}, block {number}", "exec"), names)
+        elif language == "yaml" and (name := re.match(r"# (\w+\.yaml)\n", block)):
+            Path(name[1]).write_text(block)
+        for line in block.splitlines() if language == "sh" else []:
+            program, *arguments = shlex.split(line)
+            assert program == "robust-ood"
+            assert cli.main(arguments) == 0, line
 
 
 def test_shell_scripts_parse():
@@ -57,7 +66,7 @@ def test_shell_scripts_parse():
 @pytest.mark.parametrize("path", PAGES, ids=named)
 def test_named_configs_and_scripts_are_there(path):
     found = re.findall(PATHS, path.read_text())
-    found = [one for one in found if not re.search(r"[A-Z]{4,}", one)]  # placeholders
+    found = [one for one in found if not re.search(r"[A-Z]{3,}", one)]  # placeholders
     assert [one for one in found if not (ROOT / one).is_file()] == []
 
 
@@ -76,7 +85,7 @@ def test_options_are_the_commands_own(capsys):
         assert command(arguments) == 0
         known += capsys.readouterr().out
     for path in PAGES:
-        for block in [*blocks(path, ""), *blocks(path, "bash")]:
+        for block in [*blocks(path, ""), *blocks(path, "bash"), *blocks(path, "sh")]:
             calls = [call for call in block.replace("\\\n", " ").splitlines() if re.search(r"(train|evaluate)\b", call)]
             for option in re.findall(r"\s--([a-z_]+(?:\.[a-z_]+)*)\b", " ".join(calls)):
                 if "torchrun" not in block or "." in option:
