@@ -29,6 +29,7 @@ DETECTORS = {
     "mahalanobis-all-layers": lambda net: detectors.Mahalanobis(net, "all"),
     "gram": detectors.Gram,
 }
+COLUMNS = ("inliers", "noise", "matched", "mape")
 
 
 def main() -> None:
@@ -39,92 +40,64 @@ def main() -> None:
     chosen = arguments.parse_args()
     settings = yaml.safe_load(chosen.config.read_text())
     (net,) = networks(chosen).values()
-    attack = EncoderAttack(L2(settings["radius"]), steps=settings["steps"], seed=settings["seed"])
-    targets = settings["targets"]
+    targets: dict[str, dict[str, Any]] = settings["targets"]
     fitted = {name: DETECTORS[name](net) for name in targets}
-    detectors.fit(
-        list(fitted.values()),
-        EvaluationLoader(load_set("cifar10_train", chosen.root), batch_size=250, limit=chosen.fit),
-    )
+    train = EvaluationLoader(load_set("cifar10_train", chosen.root), batch_size=250, limit=chosen.fit)
+    detectors.fit(list(fitted.values()), train)
     starts = range(0, chosen.limit, chosen.batch)
-    parts = Parts(
-        chosen.folder,
-        {**settings, "limit": chosen.limit, "fit": chosen.fit},
-        len(starts) * len(set(code_names(targets))),
-    )
+    # More images may follow in the same folder, so their number is no setting.
+    kept = {**settings, "fit": chosen.fit, "batch": chosen.batch}
+    parts = Parts(chosen.folder, kept, len(starts) * len(targets))
     found: dict[str, dict[str, list[float]]] = {name: {} for name in targets}
     for start in starts:
         inliers, _ = images_of("cifar10_test", chosen.root, min(chosen.batch, chosen.limit - start), first=start)
-        for code in dict.fromkeys(code_names(targets)):
-            readers = {name: fitted[name] for name in targets if code_name(name, targets) == code}
-            part = parts(
-                f"{start:05}-{code}",
-                partial(pair, net, attack, inliers, code, readers, start),
-            )
-            for name in readers:
-                for column, values in part[name].items():
-                    found[name].setdefault(column, []).extend(values)
+        for name, target in targets.items():
+            attack = EncoderAttack(L2(settings["radius"]), steps=target["steps"], seed=settings["seed"])
+            size = f"{start:05}-{len(inliers)}"
+            part = parts(f"{size}-{name}", partial(pair, fitted[name], net, attack, target["code"], inliers, start))
+            for column in COLUMNS:
+                found[name].setdefault(column, []).extend(part[column])
     write(chosen, settings, found)
 
 
-def code_name(name: str, targets: dict[str, str]) -> str:
-    """Return what is matched, once for all detectors that share it."""
-    return targets[name] if targets[name] != "score" else f"score of {name}"
-
-
-def code_names(targets: dict[str, str]) -> list[str]:
-    return [code_name(name, targets) for name in targets]
-
-
 def pair(
-    net: nn.Module, attack: EncoderAttack, inliers: Tensor, code: str, readers: dict[str, Any], first: int
-) -> dict[str, Any]:
-    """Match noise images with the inliers, and return each reader's scores and the pairs' errors."""
+    detector: detectors.Detector, net: nn.Module, attack: EncoderAttack, code: str, inliers: Tensor, first: int
+) -> dict[str, list[float]]:
+    """Match noise images with the inliers, and return the detector's scores and the pairs' errors."""
     indices = torch.arange(first, first + len(inliers))
     draws = generators(attack.seed, "encoder attack noise", indices=indices.tolist())
     noise = torch.stack([torch.rand(inliers.shape[1:], generator=draw) for draw in draws])
-    if code.startswith("score"):
-        ((_, detector),) = readers.items()
-        encode = encoder(detector, "score")
-    else:
-        encode = encoder(net, code)
+    encode = encoder(detector if code == "score" else net, code)
     matched = attack.match(encode, noise, inliers, indices)
     assert (matched - noise).flatten(1).norm(dim=1).max() <= attack.region.radius + 1e-4
     with torch.no_grad():
-        errors = mape(encode(matched), encode(inliers)).tolist()
-        return {
-            name: {
-                "inliers": detector(inliers).tolist(),
-                "noise": detector(noise).tolist(),
-                "matched": detector(matched).tolist(),
-                "mape": errors,
-            }
-            for name, detector in readers.items()
-        }
+        scores = [detector(images) for images in (inliers, noise, matched)]
+        columns = (*scores, mape(encode(matched), encode(inliers)))
+        return {name: column.tolist() for name, column in zip(COLUMNS, columns, strict=True)}
 
 
 def write(chosen: Any, settings: dict[str, Any], found: dict[str, dict[str, list[float]]]) -> None:
     rows = []
     for name, columns in found.items():
-        values = {key: torch.tensor(column) for key, column in columns.items()}
+        inliers, noise, matched, errors = (torch.tensor(columns[column]) for column in COLUMNS)
+        target = settings["targets"][name]
         rows.append(
             (
                 name,
-                settings["targets"][name],
-                f"{auroc(values['inliers'], values['noise']):.3f}",
-                f"{auroc(values['inliers'], values['matched']):.3f}",
-                f"{values['mape'].mean():.3%}",
-                f"{values['mape'].median():.3%}",
-                f"{(values['mape'] < 0.01).float().mean():.1%}",
+                f"{target['code']}, {target['steps']} steps",
+                f"{auroc(inliers, noise):.3f}",
+                f"{auroc(inliers, matched):.3f}",
+                f"{errors.mean():.2%}",
+                f"{errors.median():.2%}",
+                f"{(errors < 0.01).float().mean():.0%}",
             )
         )
     lines = [
         f"ResNet-20, the first {chosen.limit} CIFAR-10 test images, each paired with an image of uniform noise that is "
-        f"moved within an L2 ball of radius {settings['radius']} until the network encodes it like its partner: "
-        f"{settings['steps']} steps of Adamax, learning rate a hundredth of the radius (`{chosen.config.as_posix()}`, "
-        "which says where the radius is from). Detectors are fitted on "
-        f"{chosen.fit:,} training images. AUROC of CIFAR-10 against the noise, before and after; the mean absolute "
-        "percentage error (MAPE) of what was matched, over the pairs.",
+        f"moved within an L2 ball of radius {settings['radius']} until the network encodes it like its partner, by "
+        f"Adamax with a learning rate of a hundredth of the radius (`{chosen.config.as_posix()}` says where the "
+        f"settings are from). Detectors are fitted on {chosen.fit:,} training images. AUROC of CIFAR-10 against the "
+        "noise, before and after; the mean absolute percentage error (MAPE) of what was matched, over the pairs.",
         "",
         *table(
             ("detector", "matched", "AUROC, noise", "AUROC, attacked", "MAPE, mean", "median", "pairs below 1 %"), rows

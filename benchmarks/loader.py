@@ -1,21 +1,23 @@
-"""Images a second from disk to augmented float batches: our loaders and torchvision's data sets with a DataLoader.
+"""Images a second from disk to augmented float batches, and memory: our loaders, and torchvision's with a DataLoader.
 
-    python benchmarks/loader.py [--count 20000] [--files 2000] [--workers 2] [--threads 2]
+    python benchmarks/loader.py --output docs/results/loader.md [--count 50000] [--files 2000] [--workers 2]
 
 Both kinds on the same images with the same augmentation (crop with padding 4, mirror), batches of 128, in one run:
-uint8 arrays in memory (against torchvision's transforms image by image, as its CIFAR-10 recipe has them) and image
-files. Memory is the growth of what this process and its workers hold alone, at its peak; Linux only.
+CIFAR-sized arrays in memory (against `torchvision.datasets.CIFAR10` with its image-by-image transforms, as its recipes
+have them) and JPEG files (against `torchvision.datasets.ImageFolder`). Every case runs in a fresh process. Its memory
+is the peak of that process and its workers together, looked at every 20 ms: the proportional set size without files, so
+that what processes share counts once and libraries not at all. What the imports alone take is a case of its own. Linux.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
+import subprocess
+import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
-from torchvision.datasets import ImageFolder
+from torchvision.datasets import CIFAR10, ImageFolder, VisionDataset
+from workbench import table, write_page
 
 from robust_ood.data import ImageSet, Reading, TrainingLoader, to_float
 from robust_ood.data.augment import crop_and_flip
@@ -31,20 +34,34 @@ from robust_ood.data.files import Fit
 from robust_ood.data.folders import load_folder
 from robust_ood.randomness import generator
 
-BATCH = 128
+BATCH, SIDE = 128, 224
+CASES = (
+    "imports alone", "ours, memory", "torchvision, memory", "torchvision, memory, workers",
+    "ours, files", "torchvision, files", "ours, files, workers", "torchvision, files, workers",
+)  # fmt: skip
 
 
-class PerImage(Dataset):
-    """CIFAR as torchvision holds it: an array whose images become Pillow images, then tensors, one at a time."""
+class Generated(CIFAR10):
+    """torchvision's own data set, holding drawn images instead of the downloaded ones."""
 
-    def __init__(self, images, labels, transform):
-        self.images, self.labels, self.transform = images, labels, transform
+    def __init__(self, count: int, transform: transforms.Compose) -> None:
+        VisionDataset.__init__(self, transform=transform)
+        self.data, self.targets = drawn(count)
 
-    def __len__(self):
-        return len(self.images)
 
-    def __getitem__(self, index):
-        return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
+def drawn(count: int) -> tuple[np.ndarray, list[int]]:
+    draw = np.random.default_rng(0)
+    return draw.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), draw.integers(0, 10, count).tolist()
+
+
+def write_files(folder: Path, count: int) -> None:
+    """Write JPEG files of 288 x 256 smooth noise in two class folders."""
+    draw = np.random.default_rng(0)
+    for number in range(count):
+        path = folder / str(number % 2) / f"{number}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        noise = Image.fromarray(draw.integers(0, 256, (32, 36, 3), dtype=np.uint8))
+        noise.resize((288, 256), Image.Resampling.BICUBIC).save(path, quality=90)
 
 
 def recipe(size: int, resize: bool) -> transforms.Compose:
@@ -68,77 +85,106 @@ def theirs(dataset: Dataset, workers: int) -> Iterable[torch.Tensor]:
         yield images
 
 
-def measure(name: str, batches: Callable[[], Iterable[torch.Tensor]], rounds: int = 3) -> dict[str, object]:
-    """Return the images a second of the fastest of some epochs, and the growth of memory in MiB."""
-    peak, stop = [0], threading.Event()
-    before = resident()
-
-    def watch() -> None:
-        while not stop.wait(0.02):
-            peak[0] = max(peak[0], resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+def run_case(case: str, options: argparse.Namespace) -> dict[str, object]:
+    """Return the images a second of the fastest of some epochs; in a process of its own, which `watched` looks at."""
+    workers = options.workers if case.endswith("workers") else 0
+    if case == "imports alone":
+        return {"images_per_second": None}
+    if case == "ours, memory":
+        pixels, labels = drawn(options.count)
+        images, make = ImageSet("memory", pixels, np.array(labels)), ours
+    elif case.startswith("torchvision, memory"):
+        images, make = Generated(options.count, recipe(32, resize=False)), theirs
+    elif case.startswith("ours, files"):
+        images, make = load_folder(options.folder, Fit(SIDE)), ours
+    else:
+        images, make = ImageFolder(str(options.folder), recipe(SIDE, resize=True)), theirs
     rates = []
-    for _ in range(rounds):
+    for _ in range(options.rounds):
         begin, count = time.perf_counter(), 0
-        for images in batches():
-            count += len(images)
+        for batch in make(images, workers):
+            count += len(batch)
         rates.append(count / (time.perf_counter() - begin))
-    stop.set()
-    watcher.join()
-    row = {"loader": name, "images_per_second": round(max(rates)), "memory_mib": max(0, peak[0] - before) >> 20}
+    return {"images_per_second": round(max(rates))}
+
+
+def watched(case: str, options: argparse.Namespace) -> dict[str, object]:
+    """Run a case in a fresh process and return what it measured, with its peak memory in MiB."""
+    command = [sys.executable, __file__, "--case", case]
+    for name in ("count", "files", "workers", "threads", "rounds", "folder"):
+        command += [f"--{name}", str(getattr(options, name))]
+    peak = 0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            peak = max(peak, held(process.pid))
+            time.sleep(0.02)
+        assert process.stdout is not None
+        said = process.stdout.read()
+    if process.returncode:
+        raise SystemExit(f"{case}: ended with {process.returncode}")
+    row = {"case": case, **json.loads(said), "peak_mib": peak >> 20}
     print(json.dumps(row), flush=True)
     return row
 
 
-def resident() -> int:
-    """Return the bytes that this process and its children hold alone, so that shared pages do not count."""
-    own, total = os.getpid(), 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if own in (parent, int(folder.name)):
-                lines = (folder / "smaps_rollup").read_text().splitlines()
-                total += sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_"))
-        except (OSError, ValueError):  # it ended meanwhile
-            continue
-    return total
+def held(pid: int) -> int:
+    """Return the proportional set size, in bytes and without file pages, of a process and all that it started."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # it ended meanwhile
+        return 0
+    own = sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
+    return own + sum(held(int(child)) for child in children)
+
+
+def report(rows: dict[str, dict[str, object]], options: argparse.Namespace) -> list[str]:
+    """Return the page's lines."""
+    rates = {case: row["images_per_second"] for case, row in rows.items()}
+    base = rows["imports alone"]["peak_mib"]
+    body = [[case, rates[case] or "", row["peak_mib"], row["peak_mib"] - base] for case, row in rows.items()]
+    memory = rates["ours, memory"] / max(rates["torchvision, memory"], rates["torchvision, memory, workers"])
+    own, other = (max(rates[f"{who}, files"], rates[f"{who}, files, workers"]) for who in ("ours", "torchvision"))
+    return [
+        f"{options.count} images of 32 x 32 as one array ({options.count * 3072 >> 20} MiB), and {options.files} JPEG",
+        f"files of 288 x 256 read at {SIDE}; random crop with padding 4 and mirror, batches of {BATCH} floats;",
+        f"{options.threads} threads, and {options.workers} worker processes where the case says so. Each case is the",
+        f"fastest of {options.rounds} epochs in a fresh process; memory is that of the process with its workers at its",
+        "peak, what they share counted once and libraries left out (PSS without files).",
+        "",
+        *table(["case", "images a second", "peak memory, MiB", "above the imports, MiB"], body),
+        f"In memory, ours reads {memory:.1f} times as fast as the better of torchvision's; from files "
+        f"{own / other:.2f} times.",
+        "",
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=20_000, help="images in memory, 32 x 32")
-    parser.add_argument("--files", type=int, default=2_000, help="JPEG files, about 256 x 256, read at 224")
+    parser.add_argument("--output", type=Path, help="Markdown page to write")
+    parser.add_argument("--count", type=int, default=50_000, help="images in memory, 32 x 32")
+    parser.add_argument("--files", type=int, default=2_000, help="JPEG files")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3, help="epochs, of which the fastest counts")
+    parser.add_argument("--folder", type=Path, help="where the files are written; a temporary folder by default")
+    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-
-    draw = np.random.default_rng(0)
-    images = draw.integers(0, 256, (options.count, 32, 32, 3), dtype=np.uint8)
-    labels = draw.integers(0, 10, options.count)
-    memory = ImageSet("memory", images, labels)
-    per_image = PerImage(images, labels, recipe(32, resize=False))
-    fast = measure("ours, in memory", lambda: ours(memory, 0))
-    rivals = [
-        measure(f"torchvision, in memory, {workers} workers", lambda workers=workers: theirs(per_image, workers), 1)
-        for workers in (0, options.workers)
-    ]
-    best = max(rival["images_per_second"] for rival in rivals)
-    print(f"in memory: {fast['images_per_second'] / best:.1f} times torchvision's best\n")
-
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(options.files):
-            path = Path(folder) / str(number % 2) / f"{number}.jpg"
-            path.parent.mkdir(exist_ok=True)
-            noise = Image.fromarray(draw.integers(0, 256, (32, 36, 3), dtype=np.uint8))
-            noise.resize((288, 256), Image.Resampling.BICUBIC).save(path, quality=90)
-        files = load_folder(Path(folder), Fit(224))
-        rival_files = ImageFolder(folder, recipe(224, resize=True))
-        fast = measure("ours, files", lambda: ours(files, options.workers), 2)
-        rival = measure("torchvision, files", lambda: theirs(rival_files, options.workers), 2)
-        print(f"files: {fast['images_per_second'] / rival['images_per_second']:.2f} times torchvision's")
+    if min(options.count, options.files) < BATCH:
+        parser.error(f"--count and --files: at least one batch of {BATCH} is wanted")
+    if options.case:
+        print(json.dumps(run_case(options.case, options)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        options.folder = options.folder or Path(temporary)
+        write_files(options.folder, options.files)
+        rows = {case: watched(case, options) for case in CASES}
+    lines = report(rows, options)
+    if options.output:
+        write_page(options.output, "Loaders: images a second, and memory", lines)
+    else:
+        print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from workbench import FAR, MEAN, NEAR, STD, table, write_page
 
 from robust_ood.data import EvaluationLoader, load_set, to_float
 from robust_ood.detectors import Detector
@@ -23,14 +24,12 @@ from robust_ood.detectors.registry import build_all
 from robust_ood.models import ThinResNet, load_network, wrap
 
 ROOT = Path(__file__).resolve().parent.parent
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NORMALISED = ["--net.mean", str(list(MEAN)), "--net.std", str(list(STD))]
 WAYS = {
     "their class": ["--net", "Wrapped", "--net.module", "their_resnet20.ResNet20", *NORMALISED],
     "our ThinResNet": ["--net", "ThinResNet", "--net.depth", "20", *NORMALISED],
 }
 DETECTORS = ["msp", "maxlogit", "energy", "gen"]
-NEAR, FAR = ["cifar100_test", "tinyimagenet_val"], ["svhn_test", "dtd10", "miniplaces_test"]
 
 
 def main() -> int:
@@ -38,23 +37,23 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--root", type=Path, required=True, help="folder of the arrays")
     parser.add_argument("--output", type=Path, help="page to write")
-    parser.add_argument("--results", type=Path, default=Path("results/resnet20"))
+    parser.add_argument("--folder", type=Path, default=Path("results/resnet20"), help="where both results go")
     parser.add_argument("--limit", type=int, help="only the first so many images of each set")
     options = parser.parse_args()
 
     found = {name: evaluated(name, way, options) for name, way in WAYS.items()}
     differing = differences(*found.values()) + score_differences(options)
-    page = report(found, differing, options)
-    print(page)
+    lines = report(found, differing)
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(page)
+        write_page(options.output, "One file of weights, evaluated as two networks", lines)
+    else:
+        print("\n".join(lines))
     return 1 if differing else 0
 
 
 def evaluated(name: str, way: list[str], options: argparse.Namespace) -> dict[str, Any]:
     """Return the results of one run of `evaluate.py`, in the folder of the user's own file."""
-    output = options.results.resolve() / name.replace(" ", "-")
+    output = options.folder.resolve() / name.replace(" ", "-")
     arguments = [
         *way, "-c", ROOT / "configs/data/cifar10_arrays.yaml", "--data.root", options.root.resolve(),
         "--checkpoint", options.weights.resolve(), "--output", output, "--name", name,
@@ -105,25 +104,23 @@ def scores(detector: Detector, loader: EvaluationLoader) -> torch.Tensor:
     return torch.cat([detector(to_float(batch.images)) for batch in loader])
 
 
-def report(found: dict[str, dict[str, Any]], differing: list[str], options: argparse.Namespace) -> str:
-    """Return the page."""
-    lines = [
-        "# One file of weights, evaluated as two networks",
-        "",
-        f"CIFAR-10 ResNet-20, `{options.weights.name}`, through `evaluate.py`: as a class of a user's own file with",
-        "the names of the weights (`--net Wrapped --net.module their_resnet20.ResNet20`), and as our `ThinResNet`,",
-        "whose names the key map `resnet20` gives. Printed by `benchmarks/resnet20_both_ways.py`.",
-        "",
-        "| way | images | accuracy | " + " | ".join(f"{name} (MSP AUROC)" for name in [*NEAR, *FAR]) + " |",
-        "| --- |" + " ---: |" * (2 + len(NEAR + FAR)),
-    ]
+def report(found: dict[str, dict[str, Any]], differing: list[str]) -> list[str]:
+    """Return the page's lines."""
+    rows = []
     for name, results in found.items():
         (accuracy,) = results["classification"]
         auroc = {row["ood"]: row["auroc"] for row in results["rows"] if row["detector"] == "msp"}
-        cells = " | ".join(f"{auroc[ood]:.4f}" for ood in [*NEAR, *FAR])
-        lines.append(f"| {name} | {accuracy['n']} | {accuracy['accuracy']:.4f} | {cells} |")
-    words = f"Detectors {', '.join(DETECTORS)}: every rate and every single score is the same both ways."
-    return "\n".join([*lines, "", "Differences: " + "; ".join(differing) if differing else words]) + "\n"
+        rows.append([name, accuracy["n"], f"{accuracy['accuracy']:.4f}", *(f"{auroc[ood]:.4f}" for ood in NEAR + FAR)])
+    same = f"Detectors {', '.join(DETECTORS)}: every rate and every single score is the same both ways."
+    return [
+        "The weights of a CIFAR-10 ResNet-20 through `evaluate.py`: as a class of a user's own file with the names of",
+        "the weights (`--net Wrapped --net.module their_resnet20.ResNet20`), and as our `ThinResNet`, whose names the",
+        "key map `resnet20` gives. The AUROC is that of MSP on clean images.",
+        "",
+        *table(["way", "images", "accuracy", *NEAR, *FAR], rows),
+        f"Differences: {'; '.join(differing)}" if differing else same,
+        "",
+    ]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ FROM python:3.12.8-slim-bookworm
 # PyTorch without CUDA, a tenth of the size. Elsewhere than on x86: --build-arg TORCH_INDEX=https://pypi.org/simple
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 COPY --from=build /dist /dist
-RUN python -m pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" /dist/*.whl && rm -r /dist
+RUN python -m pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" "$(echo /dist/*.whl)[report]" && rm -r /dist
 COPY docker/health /usr/local/bin/robust-ood-health
 RUN useradd --create-home --uid 1000 ood && mkdir /work && chown 1000:1000 /work
 USER 1000

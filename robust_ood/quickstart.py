@@ -14,7 +14,9 @@ from pathlib import Path
 from rich.console import Console
 
 from robust_ood.cli import evaluate, train
+from robust_ood.errors import UserError
 from robust_ood.evaluation import Results, print_results
+from robust_ood.reporting import check_installed, write_report
 
 METHODS = ("oe", "aloe")
 
@@ -27,13 +29,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--short", action="store_true", help="a few steps and images: whether it runs, not what it shows"
     )
     options = parser.parse_args(arguments)
+    try:
+        check_installed()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     console = Console()
     results = Results()
     for method in METHODS:
         folder = options.output / method
         fit = ["fit", "-c", f"configs/experiments/digits_{method}.yaml", "--output", str(folder)]
         score = ["-c", "configs/evaluate/quickstart.yaml", "--checkpoint", str(folder / "last.ckpt"),
-                 "--name", method.upper(), "--output", str(folder)]  # fmt: skip
+                 "--name", method.upper(), "--output", str(folder), "--report", "false"]  # fmt: skip
         if options.short:
             fit += ["--trainer.max_steps", "3"]
             score += ["--limit", "4", "--checks", "false"]
@@ -49,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_results(results, console)
     console.print(_verdict(results))
     console.print(f"wrote {options.output / 'results.json'} and {options.output / 'results.csv'}")
+    page = write_report([options.output / method for method in METHODS], options.output / "report.html")
+    console.print(f"wrote {page}: open it in a browser")
     return 0
 
 

@@ -94,6 +94,7 @@ def test_every_code_name_is_there():
 def test_every_path_is_there():
     found = re.findall(r"\b(?:configs|tests|benchmarks|docs)/[\w/{},]+\.(?:py|yaml|md)", "\n".join(commands()))
     found = [path.replace("METHOD", "{standard,oe,adv,aoe,aloe}") for path in found]
+    found = [path.replace("SET", "{cifar10,cifar100,gtsrb}") for path in found]
     found = [path.replace("RECIPE", "{fgsm,pgd,fgsm_l2,pgd_l2}") for path in found]
     paths = {one for path in found for one in expanded(path)}
     assert len(paths) > 30

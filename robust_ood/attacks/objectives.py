@@ -83,6 +83,12 @@ def _feature_distance(net: nn.Module, direction: Direction, images: Tensor) -> O
     return objective
 
 
+def _ratio(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the DLR loss, or the margin where there are too few classes for it."""
+    loss = losses.difference_of_logits_ratio if logits.shape[1] >= 3 else losses.margin
+    return loss(logits, labels)
+
+
 SCORE_OBJECTIVES: dict[str, ScoreObjectives] = {
     "score": own_score,
     "unmoved": unmoved_score,
@@ -95,6 +101,7 @@ LABEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": lambda logits, labels: -losses.cross_entropy(logits, labels),
     "margin": losses.margin,
     "dlr": losses.difference_of_logits_ratio,
+    "dlr_or_margin": _ratio,
 }
 
 

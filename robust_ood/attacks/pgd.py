@@ -36,7 +36,8 @@ class PGD:
         objective: what an attack on a detector minimises: "score" differentiates the detector itself, "unmoved" leaves
             out its input noise or descent, "softmax" takes the ALOE paper's objectives of its classifier (Alg. 1),
             "msp" the classifier's largest probability, "features" its penultimate features.
-        loss: what an attack on a classifier climbs: "cross_entropy", "margin" or "dlr".
+        loss: what an attack on a classifier climbs: "cross_entropy", "margin", "dlr" (3 classes or more) or
+            "dlr_or_margin".
         keep: "best", the worst iterate by the true score or margin; "objective", the best by its own objective, and
             "last", the last iterate, never look at the true score: they make a transferred attack of it.
         rule: how a gradient becomes a step; steepest steps by default.
@@ -51,7 +52,7 @@ class PGD:
     restarts: int = 1
     random_start: bool = True
     objective: Literal["score", "unmoved", "softmax", "msp", "features"] = "score"
-    loss: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy"
+    loss: Literal["cross_entropy", "margin", "dlr", "dlr_or_margin"] = "cross_entropy"
     keep: Literal["best", "objective", "last"] = "best"
     rule: Rule | None = None
     noise: float = 0.0
@@ -155,7 +156,7 @@ def apgd(
     steps: int = 100,
     restarts: int = 1,
     objective: Literal["score", "unmoved", "softmax", "msp", "features"] = "score",
-    loss: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy",
+    loss: Literal["cross_entropy", "margin", "dlr", "dlr_or_margin"] = "cross_entropy",
     seed: int = 0,
 ) -> PGD:
     """Return the settings of Auto-PGD (Croce and Hein 2020): first step twice the radius, then adaptive."""

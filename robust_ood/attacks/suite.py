@@ -70,7 +70,7 @@ def standard(radius: float | str, norm: str = "Linf") -> Suite:
     On detectors: PGD and Auto-PGD through the detector's own score with restarts; both of the ALOE paper's attacks, on
     the published trajectory (10 steps of 1/255 for Linf); its softmax objectives by Auto-PGD; the classifier's MSP;
     features away from the image's own, or towards a class's; the likeliest classes one by one; Square. On classifiers,
-    after AutoAttack: Auto-PGD on the cross-entropy and on the margin (which, unlike DLR, serves any number of classes),
+    after AutoAttack: Auto-PGD with restarts on the cross-entropy and on the DLR loss (the margin below 3 classes),
     towards each class, and Square; a short PGD goes first and spares them the easy images.
 
     Args:
@@ -97,8 +97,8 @@ def standard(radius: float | str, norm: str = "Linf") -> Suite:
         },
         on_classifiers={
             "pgd": PGD(region, steps=10),
-            "apgd-ce": apgd(region, steps=100),
-            "apgd-margin": apgd(region, steps=100, loss="margin"),
+            "apgd-ce": apgd(region, steps=100, restarts=2),
+            "apgd-dlr": apgd(region, steps=100, restarts=3, loss="dlr_or_margin"),
             "targeted": Targeted(apgd(region, steps=100), classes=9),
             "square": Square(region, queries=1000),
         },

@@ -49,9 +49,15 @@ def export(arguments: Arguments = None) -> int:
     return _guarded("export", arguments)
 
 
+def report(arguments: Arguments = None) -> int:
+    """Write an HTML report over folders of results: see `robust-ood report --help`. Returns the exit code."""
+    return _guarded("report", arguments)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train, validate or test a network (fit, validate, test)"),
     "evaluate": (evaluate, "score a saved network's detectors, clean and under attack"),
+    "report": (report, "write an HTML page with tables and figures over folders of results"),
     "data": (data, "list, download, verify, preview and compare data sets"),
     "export": (export, "write a checkpoint's network as plain weights and a JSON description"),
 }

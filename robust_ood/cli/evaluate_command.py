@@ -20,6 +20,7 @@ from robust_ood.cli.messages import explain, option_names, user_errors
 from robust_ood.cli.models import Models, choose_models, each_radius, several_checkpoints
 from robust_ood.cli.networks import add_network_arguments, find_parts, load, name_of
 from robust_ood.cli.output import check_writable
+from robust_ood.cli.presentation import choose_figures, present
 from robust_ood.cli.quiet import quiet
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
@@ -51,6 +52,8 @@ def parser() -> ArgumentParser:
     add("--intervals", type=int, default=1000, help="resamples of the bootstrap intervals; 0 leaves them out")
     add("--batch_size", type=int | None, default=None, help="images of a batch (default: found; halved if too large)")
     add("--chunk", type=int, default=CHUNK, help="images that are computed and stored at a time")
+    add("--figures", type=bool | list[str], default=True, help="shift, curves, landscape, strips: on a few images")
+    add("--report", type=bool, default=True, help="end with report.html in the output folder")
     add("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_class_arguments(OODData, "data")
     return parser
@@ -69,6 +72,7 @@ def run(arguments: Sequence[str]) -> int:
         check_count(field, number)
     if config.intervals < 0:
         raise UserError(f"intervals: {config.intervals} is not a number of resamples >= 0")
+    kinds = choose_figures(config.figures, config.report)
     device = choose_device(config.device)
     check_writable(config.output)
     with user_errors(dict(config.items())):
@@ -110,7 +114,11 @@ def run(arguments: Sequence[str]) -> int:
             results = grid.results(config.intervals, new=False)
     results.complete &= not stopped
     settings = yaml.safe_load(commands.dump(config))
-    return _report(results, models, settings, grid.runner.computed, console, config.output)
+    code = _report(results, models, settings, grid.runner.computed, console, config.output)
+    if results.complete and results.rows:
+        ending = {"kinds": kinds, "report": config.report, "limit": config.limit, "device": device}
+        present(config.output, grid, data, against, **ending, console=console)
+    return code
 
 
 def _report(

@@ -42,8 +42,8 @@ EVALUATE = """\
 usage: evaluate.py -c FILE --checkpoint FILE [--SETTING VALUE ...]
 
 Score a saved network's detectors on clean and attacked images, in- and out-of-distribution.
-Prints a table and writes results.json and results.csv. What is computed is kept at once: the same
-command goes on where it was stopped, and a changed one computes only what is missing.
+Prints a table and writes results.json, results.csv and report.html. What is computed is kept at once: the
+same command goes on where it was stopped, and a changed one computes only what is missing.
 
 what an evaluation needs:
   -c, --config FILE      test data, detectors and attacks (see configs/evaluate/)
@@ -64,6 +64,8 @@ what is often changed:
   --limit N              use only the first N images of each set
   --data.root DIR        folder of array files (.npz, .npy)
   --device NAME          auto, cpu, cuda or cuda:N
+  --figures '[curves]'   which figures of a few images to draw: true, false, or of shift, curves, landscape, strips
+  --report false         do not end with report.html
   --checks false         do not look for signs that an attack failed (masked gradients, too few steps)
   --name NAME            what the table calls the network (default: the checkpoint's folder)
   --replace true         replace results of other networks or data in the output folder

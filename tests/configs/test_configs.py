@@ -112,9 +112,10 @@ def test_every_folder_of_configs_is_tested_here():
 def test_encoder_attack(path):
     """Read by benchmarks/encoder_attack.py."""
     settings = yaml.safe_load(path.read_text())
-    targets = settings.pop("targets")
-    assert EncoderAttack(L2(settings.pop("radius")), **settings).steps >= 100
-    assert set(targets.values()) <= {"features", "logits", "score"}
+    assert settings.keys() == {"radius", "seed", "targets"}
+    for target in settings["targets"].values():
+        assert target.pop("code") in {"features", "logits", "score"}
+        assert EncoderAttack(L2(settings["radius"]), seed=settings["seed"], **target).steps >= 100
 
 
 @pytest.mark.parametrize("path", files("experiments"))

@@ -68,10 +68,11 @@ data:
 
 @pytest.fixture(scope="session")
 def grid(experiment, tmp_path_factory) -> Path:
-    """A config of a small evaluation on the arrays; the experiment's data, without what trains."""
+    """A config of a small evaluation on the arrays; the data of the experiment; it ends without a report."""
     text = experiment.read_text()
     path = tmp_path_factory.mktemp("grid") / "grid.yaml"
-    path.write_text(text[text.index("data:") :] + "detectors: [msp]\nattacks: [{name: pgd, radius: 8/255, steps: 2}]\n")
+    rest = "detectors: [msp]\nattacks: [{name: pgd, radius: 8/255, steps: 2}]\nfigures: false\nreport: false\n"
+    path.write_text(text[text.index("data:") :] + rest)
     return path
 
 

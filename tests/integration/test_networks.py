@@ -304,6 +304,9 @@ def test_resnet20_weights_as_a_users_class_and_as_ours(grid, place):
         assert one[:2] == other[:2]
         assert one[2:] == pytest.approx(other[2:], abs=1e-9)
 
+    for key_map in ("resnet20", '{"linear\\\\.": "head."}'):
+        assert rows(evaluated(grid, *ours, *NORMALISED, *detectors, "--key_map", key_map)) == rows(second)
+
     images = torch.rand(8, 3, 16, 16, generator=draws)
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     from robust_ood.models import wrap

@@ -28,5 +28,8 @@ def test_quickstart_trains_evaluates_and_writes_both_models(tmp_path):
                         if r["model"] == model} for model in ("OE", "ALOE")}  # fmt: skip
     assert settings["OE"] == settings["ALOE"]
     assert (tmp_path / "quickstart" / "results.csv").exists()
+    page = (tmp_path / "quickstart" / "report.html").read_text()
+    assert page.count("<svg") >= 5
+    assert "OE, far OOD" in page
     for words in ("python train.py fit", "python evaluate.py", "OE with MSP on photograph patches", "wrote"):
         assert words in done.stdout

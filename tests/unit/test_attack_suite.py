@@ -178,7 +178,7 @@ def test_flags_and_gradients_are_left_alone(trained):
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "margin", "dlr"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "margin", "dlr", "dlr_or_margin"])
 def test_attacks_on_the_classifier_lower_its_margin(trained, loss):
     net, inliers, labels, _ = trained
     found = attacks.misclassify(net, inliers, labels, PGD(Linf(0.1), steps=10, loss=loss))
@@ -198,7 +198,12 @@ def test_dlr_below_three_classes_is_refused(make_net):
     net = make_net(classes=2, dtype=torch.float32)
     with pytest.raises(UserError, match="DLR needs at least 3 classes"):
         attacks.misclassify(net, draw(2), torch.tensor([0, 1]), PGD(Linf(0.1), loss="dlr"))
-    attacks.misclassify(net, draw(2), torch.tensor([0, 1]), standard(0.1))
+    labels = torch.tensor([0, 1])
+    attacks.misclassify(net, draw(2), labels, standard(0.1))
+    either, margin = (
+        attacks.misclassify(net, draw(2), labels, PGD(Linf(0.1), loss=loss)) for loss in ("dlr_or_margin", "margin")
+    )
+    assert torch.equal(either, margin)
 
 
 def test_targeted_raises_a_class_other_than_the_first(trained):

@@ -1,0 +1,48 @@
+"""What an evaluation ends with: pictures that need its networks and images, and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from robust_ood import reporting
+from robust_ood.attacks import Attack
+from robust_ood.data import OODData
+from robust_ood.evaluation import Grid
+from robust_ood.evaluation.pictures import draw_into, kinds_of, set_scene
+
+
+def choose_figures(figures: bool | Sequence[str], report: bool) -> list[str]:
+    """Return the kinds of pictures to draw; called before any work, it refuses what could not be done after it."""
+    if report:
+        reporting.check_installed()
+    return kinds_of(figures)
+
+
+def present(
+    folder: Path,
+    grid: Grid,
+    data: OODData,
+    attacks: Mapping[str, Attack],
+    *,
+    kinds: Sequence[str],
+    report: bool,
+    limit: int | None,
+    device: torch.device | str,
+    console: Console,
+) -> None:
+    """Draw what is missing of the pictures into the folder, write the report there, and say where it is."""
+    if kinds:
+        scene = set_scene(data, attacks, limit, device)
+        with console.status("drawing figures") as status:
+            for plan in grid.plans:
+                subject = plan.subject
+                subject.net.to(device)
+                for detector in subject.detectors.values():
+                    detector.to(device)
+                draw_into(folder, subject.name, subject.detectors, scene, kinds, lambda step: status.update(step))
+    if report:
+        console.print(f"wrote {reporting.write_report([folder])}")

@@ -1,0 +1,41 @@
+"""`robust-ood report`: one page over one or several folders of results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from robust_ood.cli.messages import explain, option_names
+from robust_ood.cli.output import check_writable
+from robust_ood.reporting import write_report
+
+
+def parser() -> ArgumentParser:
+    """Return the parser of the report command."""
+    parser = ArgumentParser(
+        prog="robust-ood report",
+        description="Write one HTML page, figures and their data, over one or several folders of results.",
+        exit_on_error=False,
+    )
+    parser.add_argument(
+        "results", type=Path, nargs="+", help="folders of results.json; their models stand side by side"
+    )
+    parser.add_argument(
+        "--output", type=Path | None, default=None, help="the page (default: report.html in the first folder)"
+    )
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Write a report and return the exit code."""
+    commands = parser()
+    try:
+        config = commands.parse_args(list(arguments))
+    except ArgumentError as error:
+        raise explain(error, option_names(commands)) from error
+    output = config.output or config.results[0] / "report.html"
+    check_writable(output.parent)
+    print(f"wrote {write_report(config.results, output)}")
+    return 0

@@ -1,0 +1,44 @@
+"""Reporting: one HTML page, figures and their data, from one or several folders of results.
+
+Nothing here computes a score. Figures and page need the extra `report` (matplotlib and Jinja2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from robust_ood.errors import UserError
+
+__all__ = ["check_installed", "write_report"]
+
+
+def check_installed() -> None:
+    """Raise `UserError` where what reports are made with is not installed."""
+    missing = [name for name, module in (("matplotlib", "matplotlib"), ("Jinja2", "jinja2")) if not find_spec(module)]
+    if missing:
+        raise UserError(
+            f"report: {' and '.join(missing)} not installed; pip install 'robust-ood[report]', "
+            "or evaluate with --report false"
+        )
+
+
+def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
+    """Write a report over folders of results and return its path.
+
+    Beside `NAME.html` stands the folder `NAME_files/` with each figure as PNG and its data as CSV. The same
+    results give the same page.
+
+    Args:
+        folders: folders with a `results.json` each; their models stand side by side.
+        output: the page; `report.html` in the first folder by default.
+
+    Raises:
+        UserError: matplotlib or Jinja2 is missing; a folder without results, with damaged ones or of another schema; no
+            folder; an output that is no HTML file.
+    """
+    check_installed()
+    from robust_ood.reporting.page import write  # needs matplotlib and Jinja2
+
+    return write(folders, output)

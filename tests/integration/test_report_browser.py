@@ -1,0 +1,232 @@
+"""The report in headless Chromium: no errors, no requests, sorting, both themes, phone and desktop widths."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from robust_ood.evaluation import Accuracy, Results, Row
+from robust_ood.evaluation.picture_files import Picture, write_picture
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"no browser: none of {', '.join(NAMES)} is on the PATH")
+
+
+class Tab:
+    """A tab of a headless browser, spoken to by its debugging protocol over pipes; keeps every event."""
+
+    def __init__(self, process: subprocess.Popen[bytes], reading: int, writing: int) -> None:
+        self.process, self.writing = process, writing
+        self.answers = os.fdopen(reading, "rb", buffering=0)
+        self.numbers, self.rest, self.session = count(1), b"", None
+        self.events: list[dict[str, Any]] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **settings: Any) -> dict[str, Any]:
+        """Send a command and return its result."""
+        number = next(self.numbers)
+        message = {"id": number, "method": method, "params": settings}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.writing, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self.next()
+            if answer.get("id") == number:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def next(self) -> dict[str, Any]:
+        """Return the next message, kept where it is an event."""
+        while b"\0" not in self.rest:
+            part = os.read(self.answers.fileno(), 2**20)
+            assert part, "the browser ended"
+            self.rest += part
+        text, _, self.rest = self.rest.partition(b"\0")
+        message = json.loads(text)
+        if "method" in message:
+            self.events.append(message)
+        return message
+
+    def open(self, page: Path, width: int, height: int, colours: str = "light", *, phone: bool = False) -> None:
+        """Load a page at a size of the window and with the system's preference of colours."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": colours}])
+        self.events.clear()
+        self.call("Page.navigate", url=page.as_uri())
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self.next()
+
+    def run(self, script: str) -> Any:
+        """Return the value of an expression."""
+        found = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def picture(self, path: Path, height: int = 0) -> Path:
+        """Save what is shown, or the page down to a height."""
+        clip = {
+            "x": 0,
+            "y": 0,
+            "width": self.run("innerWidth"),
+            "height": height or self.run("innerHeight"),
+            "scale": 1,
+        }
+        taken = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(taken["data"]))
+        return path
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory) -> Iterator[Tab]:
+    profile = tmp_path_factory.mktemp("profile")
+    (to_read, to_write), (from_read, from_write) = os.pipe(), os.pipe()
+
+    def place() -> None:  # the browser reads commands from 3 and writes to 4
+        first, second = os.dup(to_read), os.dup(from_write)
+        os.dup2(first, 3)
+        os.dup2(second, 4)
+
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+    process = subprocess.Popen(
+        [str(BROWSER), *flags, "--remote-debugging-pipe", f"--user-data-dir={profile}"],
+        preexec_fn=place,
+        pass_fds=(3, 4),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(to_read)
+    os.close(from_write)
+    try:
+        yield Tab(process, from_read, to_write)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(to_write)
+
+
+def made_up() -> Results:
+    """Results of two networks with eight detectors of long and short names."""
+    results = Results(environment={"command": "evaluate.py -c quickstart.yaml " + "--long_option value " * 12})
+    names = ["msp", "odin", "a detector with a rather long name", "energy", "knn", "vim", "gen", "pro-gen"]
+    for shift, model in enumerate(("OE", "ALOE")):
+        for place, detector in enumerate(names):
+            for attack, radius, attacked in (("none", 0.0, "none"), ("pgd-8/255", 8 / 255, "both")):
+                auroc = 0.99 - 0.01 * place - (radius > 0) * (0.7 - 0.5 * shift)
+                for ood, group in (("svhn", "far"), ("far", "far")):
+                    settings = ("Linf", radius, 10, 1, "digits", ood, group, 50, 50)
+                    results.rows.append(Row(model, detector, attack, attacked, *settings, *[auroc] * 8, 1.0))
+        results.classification.append(Accuracy(model, "digits", "none", "none", 0.0, 0, 0, 50, 0.9, 1.0))
+    results.warnings = ["OE, msp: " + "a_long_word" * 20]
+    return results
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
+    from robust_ood.reporting import write_report
+
+    folder = tmp_path_factory.mktemp("results")
+    made_up().write(folder)
+    draws = np.random.default_rng(0)
+    arrays = {"offsets": np.linspace(-0.1, 0.1, 5), "scores": draws.normal(0, 1, (8, 5, 5))}
+    about = {"groups": ["in"] * 4 + ["far"] * 4, "sets": ["digits"] * 4 + ["svhn"] * 4}
+    write_picture(folder, Picture("landscape", "OE", "msp", arrays, about))
+    return write_report([folder])
+
+
+def complaints(tab: Tab) -> list[dict[str, Any]]:
+    """Return what the console says, and what was requested other than the page."""
+    kinds = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
+    said = [event for event in tab.events if event["method"] in kinds]
+    asked = [event for event in tab.events if event["method"] == "Network.requestWillBeSent"]
+    fetched = [e for e in asked if not e["params"]["request"]["url"].startswith("data:")]
+    return said + fetched[1:]
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1440, 900)])
+def test_it_fits_the_window_and_asks_for_nothing(tab, page, width, height, colours):
+    tab.open(page, width, height, colours, phone=width < 500)
+    assert tab.run("document.querySelectorAll('svg').length") >= 2
+    assert complaints(tab) == []
+    assert tab.run("document.documentElement.scrollWidth") <= width
+    assert tab.run("getComputedStyle(document.body).backgroundColor") == background(colours)
+
+
+def background(colours: str) -> str:
+    return "rgb(252, 252, 251)" if colours == "light" else "rgb(20, 23, 28)"
+
+
+def test_the_toggle_overrules_the_system_and_is_remembered(tab, page):
+    tab.open(page, 1200, 800, "light")
+    shown = "getComputedStyle(document.body).backgroundColor"
+    ink = "getComputedStyle(document.querySelector('svg text')).fill"
+    light = tab.run(ink)
+    tab.run("document.querySelector('button[data-theme=dark]').click()")
+    assert tab.run(shown) == background("dark")
+    assert tab.run(ink) != light
+    tab.open(page, 1200, 800, "light")
+    assert tab.run(shown) == background("dark")
+    tab.run("document.querySelector('button[data-theme=auto]').click()")
+    assert tab.run(shown) == background("light")
+
+
+def test_tables_sort_by_number_and_by_name(tab, page):
+    tab.open(page, 1200, 800)
+    rows = "[...document.querySelectorAll('#survival tbody tr')]"
+    column = rows + ".map(row => row.cells[{0}].dataset.value ?? row.cells[{0}].textContent)"
+    press = "document.querySelectorAll('#survival thead tr:last-child th')[{}].querySelector('button').click()"
+    before = [float(v) for v in tab.run(column.format(3))]
+    assert before != sorted(before)
+    tab.run(press.format(3))
+    assert [float(v) for v in tab.run(column.format(3))] == sorted(before)
+    tab.run(press.format(3))
+    assert [float(v) for v in tab.run(column.format(3))] == sorted(before, reverse=True)
+    assert tab.run("document.querySelector('#survival th[aria-sort]').getAttribute('aria-sort')") == "descending"
+    tab.run(press.format(1))
+    names = tab.run(column.format(1))
+    assert names == sorted(names)
+    assert tab.run("document.querySelectorAll('#survival th[aria-sort]').length") == 1
+    assert complaints(tab) == []
+
+
+def test_it_is_readable_without_scripts(tab, page):
+    tab.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        tab.open(page, 1200, 800)
+        assert tab.run("getComputedStyle(document.querySelector('.theme')).display") == "none"
+        assert tab.run("document.querySelectorAll('#survival tbody tr').length") == 16
+        assert tab.run("document.querySelectorAll('th button').length") == 0
+    finally:
+        tab.call("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def test_it_prints(tab, page):
+    tab.open(page, 1200, 800, "dark")
+    printed = base64.b64decode(tab.call("Page.printToPDF", printBackground=True)["data"])
+    assert printed.startswith(b"%PDF")
+    assert 2 <= printed.count(b"/Type /Page\n") + printed.count(b"/Type /Page /") + printed.count(b"/Type/Page/") <= 40
+
+
+def test_screenshots_differ_between_themes(tab, page, tmp_path):
+    pictures = []
+    for colours in ("light", "dark"):
+        tab.open(page, 1200, 800, colours)
+        pictures.append(tab.picture(tmp_path / f"{colours}.png").read_bytes())
+    assert all(len(picture) > 10_000 for picture in pictures)
+    assert pictures[0] != pictures[1]

@@ -1,0 +1,103 @@
+"""The code in the documentation runs, its pictures are those that their script draws, its commands are there."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from robust_ood import cli
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+# results/ are written by scripts; the other folders hold prose.
+PATHS = r"(?<![\w/])(?:configs|benchmarks|docs/figures|docs/guides|tests)/[\w/]+\.(?:yaml|py|sbatch|md)"
+PAGES = sorted(path for path in DOCS.rglob("*.md") if "results" not in path.relative_to(DOCS).parts)
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def named(path: Path) -> str:
+    return path.relative_to(DOCS).as_posix()
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    """A folder as the quickstart leaves it, after a few steps."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    command = ["fit", "-c", str(ROOT / "configs/experiments/digits_aloe.yaml"), "--trainer.max_steps", "3"]
+    command += ["--trainer.enable_progress_bar", "false", "--output", str(folder / "runs" / "quickstart" / "aloe")]
+    assert cli.train(command) == 0
+    return folder
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if blocks(path, "(?:python|sh)")], ids=named)
+def test_code_runs(path, workspace, monkeypatch):
+    """All of a page, one block after the other, as someone who reads it would: Python, files to save, our commands."""
+    monkeypatch.chdir(workspace)
+    names: dict[str, object] = {"__name__": "__main__"}
+    found = re.findall(r"^```(python|yaml|sh)\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+    for number, (language, block) in enumerate(found, 1):
+        if language == "python":
+            exec(compile(block, f"{path.name}, block {number}", "exec"), names)
+        elif language == "yaml" and (name := re.match(r"# (\w+\.yaml)\n", block)):
+            Path(name[1]).write_text(block)
+        for line in block.splitlines() if language == "sh" else []:
+            program, *arguments = shlex.split(line)
+            assert program == "robust-ood"
+            assert cli.main(arguments) == 0, line
+
+
+def test_shell_scripts_parse():
+    for path in PAGES:
+        for block in blocks(path, "bash"):
+            subprocess.run(["bash", "-n"], input=block, text=True, check=True)
+    script = (DOCS / "guides" / "train.sbatch").read_text()
+    assert script in blocks(DOCS / "guides" / "clusters.md", "bash")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_named_configs_and_scripts_are_there(path):
+    found = re.findall(PATHS, path.read_text())
+    found = [one for one in found if not re.search(r"[A-Z]{3,}", one)]  # placeholders
+    assert [one for one in found if not (ROOT / one).is_file()] == []
+
+
+def test_make_targets_are_there():
+    makefile = (ROOT / "Makefile").read_text()
+    for path in PAGES:
+        for target in re.findall(r"(?:`|^)make ([a-z-]+)", path.read_text(), re.MULTILINE):
+            assert f"\n{target}:" in makefile, f"{path.name}: make {target}"
+
+
+def test_options_are_the_commands_own(capsys):
+    """Each `--option` of our commands in the pages stands in the full help of one of them."""
+    known = ""
+    for command in (cli.train, cli.evaluate):
+        arguments = ["fit", "--help-all"] if command is cli.train else ["--help-all"]
+        assert command(arguments) == 0
+        known += capsys.readouterr().out
+    for path in PAGES:
+        for block in [*blocks(path, ""), *blocks(path, "bash"), *blocks(path, "sh")]:
+            calls = [call for call in block.replace("\\\n", " ").splitlines() if re.search(r"(train|evaluate)\b", call)]
+            for option in re.findall(r"\s--([a-z_]+(?:\.[a-z_]+)*)\b", " ".join(calls)):
+                if "torchrun" not in block or "." in option:
+                    assert f"--{option}" in known or "init_args" in option, f"{path.name}: --{option}"
+
+
+def test_pictures_are_what_the_script_draws(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["metrics.py", str(tmp_path)])
+    runpy.run_path(str(DOCS / "figures" / "metrics.py"), run_name="__main__")
+    drawn = sorted(tmp_path.glob("*.svg"))
+    assert len(drawn) == 3
+    for picture in drawn:
+        assert picture.read_text() == (DOCS / "figures" / picture.name).read_text(), (
+            "run python docs/figures/metrics.py"
+        )

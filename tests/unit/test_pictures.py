@@ -1,0 +1,153 @@
+"""Pictures against naive loops, and how they are kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from robust_ood.attacks import PGD, attack_score
+from robust_ood.data import OODData
+from robust_ood.detectors import MSP, PRO, Detector
+from robust_ood.errors import UserError
+from robust_ood.evaluation import pictures
+from robust_ood.evaluation.picture_files import Picture, read_pictures, write_picture
+from robust_ood.evaluation.pictures import Scene, Side
+from robust_ood.regions import Linf
+
+
+@pytest.fixture(scope="module")
+def scene(trained) -> Scene:
+    _, inliers, _, outliers = trained
+    many = [Side("in", inliers[:10], ("patterns",)), Side("far", outliers[:9], ("noise",))]
+    shown = [Side("in", inliers[:2], ("patterns",) * 2), Side("far", outliers[:3], ("noise",) * 3)]
+    return Scene(many, shown, PGD(Linf(16 / 255), steps=3, restarts=1), "pgd", 4)
+
+
+@pytest.fixture(scope="module")
+def detector(trained) -> Detector:
+    return PRO(MSP(trained[0]), steps=2, step_size=0.01)
+
+
+def test_shift_is_the_change_of_the_true_score_after_one_sign_step_down(detector, scene):
+    arrays, about = pictures.shift(detector, scene)
+    assert about["sets"] == {"in": "patterns", "far": "noise"}
+    for row, size in enumerate(arrays["sizes"]):
+        for side in scene.many:
+            for place, image in enumerate(side.images):
+                leaf = image[None].clone().requires_grad_()
+                (gradient,) = torch.autograd.grad(detector.surrogate(leaf).sum(), leaf)
+                with torch.no_grad():
+                    wanted = detector(image[None] - size * gradient.sign()) - detector(image[None])
+                assert arrays[side.name][row, place] == pytest.approx(wanted.item(), abs=1e-5)
+    assert np.median(arrays["in"][1]) < 0
+
+
+def test_curves_begin_at_the_clean_scores_and_reach_twice_the_radius(detector, scene):
+    arrays, _ = pictures.curves(detector, scene)
+    for side, sign in (("in", 1), ("far", -1)):
+        images = next(one.images for one in scene.many if one.name == side)
+        with torch.no_grad():
+            clean = detector(images)
+        assert arrays[f"{side}_scores"].shape == (11, len(images))
+        assert arrays[f"{side}_scores"][0] == pytest.approx(clean.numpy(), abs=1e-5)
+        assert arrays[f"{side}_linf"].max() == pytest.approx(32 / 255, abs=1e-6)
+        assert (sign * (arrays[f"{side}_scores"][-1] - arrays[f"{side}_scores"][0])).mean() < 0
+
+
+def test_landscape_is_the_score_on_a_plane_through_the_image(detector, scene):
+    arrays, about = pictures.landscape(detector, scene)
+    offsets, scores = arrays["offsets"], arrays["scores"]
+    assert about["groups"] == ["in", "in", "far", "far", "far"]
+    assert scores.shape == (5, 15, 15)
+    images = torch.cat([side.images for side in scene.shown])
+    with torch.no_grad():
+        assert scores[:, 7, 7] == pytest.approx(detector(images).numpy(), abs=1e-5)
+    assert offsets[-1] == -offsets[0] == pytest.approx(32 / 255)
+    # The same directions for every image, u along columns and v along rows.
+    u, v = (torch.randn(images[0].shape, generator=pictures.generator(0, "landscape", axis)) for axis in range(2))
+    u, v = (noise / noise.square().mean().sqrt() for noise in (u, v))
+    moved = (images[3] + offsets[2] * u + offsets[11] * v).clamp(0, 1)
+    with torch.no_grad():
+        assert scores[3, 11, 2] == pytest.approx(detector(moved[None]).item(), abs=1e-5)
+
+
+def test_strips_show_what_the_attack_finds(detector, scene):
+    arrays, about = pictures.strips(detector, scene)
+    assert (about["attack"], about["radius"]) == ("pgd", 16 / 255)
+    lost = attack_score(detector, scene.shown[0].images, scene.attack, 1)
+    assert arrays["after"][:2] == pytest.approx(lost.values.numpy(), abs=1e-5)
+    assert (arrays["after"][:2] <= arrays["before"][:2]).all()
+    assert (arrays["after"][2:] >= arrays["before"][2:]).all()
+    difference = np.abs(arrays["attacked"].astype(int) - arrays["clean"])
+    assert arrays["clean"].shape == (5, 8, 8, 3)
+    assert 0 < difference.max() <= 17  # one level of rounding
+    pixels = scene.shown[0].images[1].permute(1, 2, 0).numpy() * 255
+    assert np.abs(arrays["clean"][1] - pixels).max() <= 0.5
+
+
+class _Blind(Detector):
+    def forward(self, images):
+        return (images.flatten(1).mean(1) > 0.5).float()
+
+
+def test_what_cannot_be_drawn_says_why_and_the_rest_goes_on(scene):
+    found = {one.kind: one for one in pictures.draw("tiny", {"blind": _Blind()}, scene, ["shift", "landscape"])}
+    assert "carry no gradient" in found["shift"].about["failed"]
+    assert found["shift"].arrays == {}
+    assert found["landscape"].arrays["scores"].shape == (5, 15, 15)
+
+
+def test_only_what_is_missing_or_changed_is_drawn(trained, scene, tmp_path):
+    def draw(size: float, kinds: list[str], where: Scene = scene) -> int:
+        detector = PRO(MSP(trained[0]), steps=1, step_size=size)
+        return pictures.draw_into(tmp_path, "tiny", {"pro": detector}, where, kinds)
+
+    assert draw(0.01, ["shift"]) == 1
+    assert draw(0.01, ["shift"]) == 0
+    assert draw(0.01, ["shift", "landscape"]) == 1
+    assert draw(0.02, ["shift", "landscape"]) == 2
+    fewer = scene._replace(many=[side._replace(images=side.images[:5]) for side in scene.many])
+    assert draw(0.02, ["shift"], fewer) == 1
+    assert sorted(picture.kind for picture in read_pictures(tmp_path)) == ["landscape", "shift"]
+
+
+def test_pictures_are_kept_under_names_that_differ(tmp_path):
+    for number, name in enumerate(("pro gen", "pro-gen", "PRO/gen")):
+        arrays = {"sizes": np.array([number])}
+        path = write_picture(
+            tmp_path, Picture("shift", "a/b", name, arrays, {"sets": {"in": "digits"}}, f"key{number}")
+        )
+        assert path.parent == tmp_path / "figures"
+    found = {picture.detector: picture for picture in read_pictures(tmp_path)}
+    assert {name: int(picture.arrays["sizes"][0]) for name, picture in found.items()} == {
+        "pro gen": 0, "pro-gen": 1, "PRO/gen": 2}  # fmt: skip
+    assert found["pro-gen"].key == "key1"
+    assert found["pro-gen"].about == {"sets": {"in": "digits"}}
+
+
+def test_the_scene_takes_the_first_images_of_each_group_and_the_largest_radius(tmp_path):
+    draws = np.random.default_rng(0)
+    for name in ("test", "near", "far", "other"):
+        images = draws.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(6) % 2)
+    data = OODData(test="test.npz", near=["near.npz"], far=["far.npz", "other.npz"], root=tmp_path, num_classes=2)
+    attacks = {str(radius): PGD(Linf(radius)) for radius in (0.1, 0.3, 0.2)}
+    data.setup("test")
+    scene = pictures.set_scene(data, attacks, limit=5)
+    assert scene.label == "0.3"
+    assert [(side.name, len(side.images), side.sets) for side in scene.many] == [
+        ("in", 5, ("test",)), ("near", 5, ("near",)), ("far", 5, ("far",))]  # fmt: skip
+    assert [(side.name, side.sets) for side in scene.shown] == [
+        ("in", ("test",) * 4), ("near", ("near", "near")), ("far", ("far", "other"))]  # fmt: skip
+    stored = np.load(tmp_path / "near.npz")["images"][1]
+    assert scene.shown[1].images[1].permute(1, 2, 0).mul(255).round().byte().numpy() == pytest.approx(stored)
+    assert pictures.set_scene(data, {}).region == Linf(8 / 255)
+
+
+def test_kinds_are_all_none_or_those_named():
+    assert pictures.kinds_of(True) == ["shift", "curves", "landscape", "strips"]
+    assert pictures.kinds_of(False) == []
+    assert pictures.kinds_of(["curves", "shift", "curves"]) == ["curves", "shift"]
+    with pytest.raises(UserError, match=r"figures: unknown name 'strip'; did you mean 'strips'"):
+        pictures.kinds_of(["strip"])
