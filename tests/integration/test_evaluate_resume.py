@@ -19,7 +19,8 @@ from robust_ood import cli
 from robust_ood.evaluation import FolderStore, Results, read_cell
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = ["--detectors", "[msp, pro-msp, {name: knn, neighbours: 3}]", "--chunk", "4", "--intervals", "20"]
+PLAIN = ["--report", "false", "--figures", "false"]
+SETTINGS = ["--detectors", "[msp, pro-msp, {name: knn, neighbours: 3}]", "--chunk", "4", "--intervals", "20", *PLAIN]
 
 
 def arguments(grid, run, output, *more) -> list[str]:
@@ -129,7 +130,15 @@ def test_two_evaluations_of_one_folder_at_once(grid, trained_run, tmp_path, whol
 def test_several_checkpoints_and_radii(capsys, grid, trained_run, tmp_path):
     first, second = trained_run / "last.ckpt", trained_run / "best.ckpt"
     second = second if second.exists() else Path(torch_copy(first, tmp_path / "tiny" / "best.ckpt"))
-    radii = ["--attacks", "[{name: pgd, radius: [2/255, 8/255], steps: 2}]", "--checks", "false", "--intervals", "0"]
+    radii = [
+        "--attacks",
+        "[{name: pgd, radius: [2/255, 8/255], steps: 2}]",
+        "--checks",
+        "false",
+        "--intervals",
+        "0",
+        *PLAIN,
+    ]
     common = ["-c", str(grid), *radii, "--limit", "8"]
     assert cli.evaluate([*common, "--checkpoint", str(first), "--checkpoint", str(second), "--output",
                          str(tmp_path / "two")]) == 0  # fmt: skip
@@ -160,7 +169,7 @@ def torch_copy(source: Path, target: Path) -> Path:
 
 
 def test_a_detector_that_fails_costs_only_its_rows(capsys, grid, trained_run, tmp_path):
-    more = ["--detectors", "[msp, {name: knn, neighbours: 100}]", "--attacks", "[]", "--intervals", "0"]
+    more = ["--detectors", "[msp, {name: knn, neighbours: 100}]", "--attacks", "[]", "--intervals", "0", *PLAIN]
     assert cli.evaluate(arguments(grid, trained_run, tmp_path, *more)) == 1
     printed = capsys.readouterr()
     (line,) = printed.err.splitlines()
@@ -199,7 +208,7 @@ def test_a_checkpoint_must_be_given(capsys, grid):
     assert capsys.readouterr().err.startswith("error: checkpoint: not given")
 
 
-QUICK = ["--limit", "2", "--attacks", "[]", "--checks", "false", "--intervals", "0"]
+QUICK = ["--limit", "2", "--attacks", "[]", "--checks", "false", "--intervals", "0", *PLAIN]
 
 
 def other(folder, **changes) -> str:
