@@ -74,9 +74,11 @@ class Source:
         return getattr(found, metric) if found else None
 
     def worst(self, model: str, detector: str, group: str) -> Row | None:
-        """Return the mean with both sides attacked that has the lowest AUROC, of all attacks."""
+        """Return the mean with both sides attacked of the lowest AUROC, of equal ones that of the largest radius."""
         rows = [row for row in self.means if (row.model, row.detector, row.group) == (model, detector, group)]
-        return min((row for row in rows if row.attacked == "both"), key=lambda row: row.auroc, default=None)
+        return min(
+            (row for row in rows if row.attacked == "both"), key=lambda row: (row.auroc, -row.radius), default=None
+        )
 
     def clean(self, row: Row) -> Row | None:
         """Return the row of the same detector and OOD set, or mean, without attack."""

@@ -68,16 +68,16 @@ def _fate(source: Source, model: str, group: str) -> str:
     if len(worst) == 1:
         verdict = "kept" if worst[0].auroc >= KEPT else "below chance" if worst[0].auroc < CHANCE else "weakened"
         return f"{begin}{_moved(source, worst[0])}, {verdict}."
-    fates = {
-        f"an AUROC of at least {KEPT}": [row for row in worst if row.auroc >= KEPT],
-        f"less, but at least {CHANCE}": [row for row in worst if CHANCE <= row.auroc < KEPT],
-        "less than chance": [row for row in worst if row.auroc < CHANCE],
-    }
+    fates = (
+        ("keep", f"an AUROC of at least {KEPT}", [row for row in worst if row.auroc >= KEPT]),
+        ("end", f"between {CHANCE} and {KEPT}", [row for row in worst if CHANCE <= row.auroc < KEPT]),
+        ("fall", "below chance", [row for row in worst if row.auroc < CHANCE]),
+    )
     parts = []
-    for fate, rows in fates.items():
+    for verb, where, rows in fates:
         if rows:
             who = f"all {len(worst)} detectors" if len(rows) == len(worst) else f"{len(rows)} of {len(worst)} detectors"
-            parts.append(f"{who} keep{'s' * (len(rows) == 1)} {fate} ({_moves(source, rows)})")
+            parts.append(f"{who} {verb}{'s' * (len(rows) == 1)} {where} ({_moves(source, rows)})")
     return begin + "; ".join(parts) + "."
 
 
@@ -96,7 +96,11 @@ def _best(source: Source, group: str) -> str:
     if len(every) < 2:
         return ""
     best = max(every, key=lambda row: row.auroc)
-    text = f"Best under its strongest attack on {group} OOD: {best.model} with {best.detector}, {rate(best.auroc)}"
+    equal = [row for row in every if rate(row.auroc) == rate(best.auroc)]
+    text = f"Best under its strongest attack on {group} OOD: "
+    if len(equal) > 1:
+        return f"{text}{len(equal)} of {len(every)} pairs of network and detector, all at {rate(best.auroc)}."
+    text += f"{best.model} with {best.detector}, {rate(best.auroc)}"
     interval = source.interval(best)
     if interval:
         text += f" (95 % interval {rate(interval[0])} to {rate(interval[1])})"

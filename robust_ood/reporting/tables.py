@@ -15,7 +15,7 @@ _STRONG = 0.5  # a difference of this size has the full colour
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: its text, the number that it sorts by, a second line, and how it is marked.
+    """A cell: its text, the number that it sorts by, further lines, and how it is marked.
 
     tint: of differences, -1 (worse) to 1 (better). chance: an AUROC below that of a coin. name: a row's header.
     """
@@ -192,7 +192,7 @@ def _auroc(source: Source, row: Row | None, *, with_attack: bool = False) -> Cel
     interval = source.interval(row)
     note = f"{rate(interval[0])}\N{EN DASH}{rate(interval[1])}" if interval else ""
     if with_attack:
-        note = " · ".join(part for part in (note, row.attack) if part)
+        note = "\n".join(part for part in (note, row.attack) if part)
     return Cell(rate(row.auroc), row.auroc, note, chance=row.auroc < CHANCE)
 
 

@@ -221,18 +221,22 @@ def test_survival_compares_clean_with_the_strongest_attack(folders):
     assert not line[2].chance
     assert line[4].tint == -1
     assert line[8].value == pytest.approx(0.97 - 0.85)  # far: the mean of two sets
-    assert line[3].note.startswith("0.040\N{EN DASH}0.060")  # one set: its interval
+    assert line[3].note.startswith("0.040\N{EN DASH}0.060\nsuite")  # one set: its interval
     assert line[8].note == "suite"  # two sets: none
 
 
 def test_summary_says_what_survived_and_what_did_not(folders):
     text = summary.sentences(read(folders))
     near = next(line for line in text if line.startswith("OE, near"))
-    assert near.endswith("all 2 detectors keep less than chance (msp 0.900 → 0.200, knn 0.900 → 0.050).")
+    assert near.endswith("all 2 detectors fall below chance (msp 0.900 → 0.200, knn 0.900 → 0.050).")
     far = next(line for line in text if line.startswith("ALOE, far"))
     assert "1 of 2 detectors keeps an AUROC of at least 0.9 (msp 0.970 → 0.920)" in far
-    assert "1 of 2 detectors keeps less, but at least 0.5 (knn 0.970 → 0.770)" in far
+    assert "1 of 2 detectors ends between 0.5 and 0.9 (knn 0.970 → 0.770)" in far
     assert any("Best under its strongest attack on near OOD: ALOE with msp, 0.850" in line for line in text)
+    equal = [replace(row, auroc=0.75) for row in read(folders).means]
+    source = read(folders)
+    source.means = equal
+    assert "4 of 4 pairs of network and detector, all at 0.750" in " ".join(summary.sentences(source))
     accuracy = next(line for line in text if line.startswith("Classification"))
     assert "OE 83.0 % (\N{MINUS SIGN}6.5 points), under suite 25.0 %" in accuracy
     assert "ALOE 89.5 %, under suite 25.0 %" in accuracy

@@ -119,6 +119,7 @@ def bin_edges(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
 def _bars(axes: Axes, sides: Values, edges: NDArray[np.float64], facts: list[object]) -> list[list[object]]:
     """Draw each side's share of images by bin, the inliers filled, and return the data."""
     gridlines(axes)
+    axes.locator_params(axis="x", nbins=5)
     rows: list[list[object]] = []
     for side, values in sides.items():
         counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)

@@ -9,7 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from robust_ood.reporting.figures.canvas import DIVERGING, INK, MUTED, RULE, Figure, finish, panels, style
+from robust_ood.reporting.figures.canvas import DIVERGING, MUTED, RULE, Figure, finish, panels, style
+
+_LINE = "#20242f"  # on the map, which is light in either theme
 
 
 def landscapes(
@@ -34,7 +36,7 @@ def landscapes(
     extent = (255 * offsets[0], 255 * offsets[-1], 255 * offsets[0], 255 * offsets[-1])
     wide = sum(group == "in" for group in groups)
     with style():
-        drawing, axes = panels(-(-len(groups) // wide), wide, height=1.9, width=1.6 * wide + 0.8)
+        drawing, axes = panels(-(-len(groups) // wide), wide, height=2.0, width=1.6 * wide + 0.8)
         for index, one in enumerate(axes.ravel()):
             if index >= len(groups):
                 one.set_visible(False)
@@ -43,9 +45,11 @@ def landscapes(
                                interpolation="none")  # fmt: skip
             if np.ptp(change[index]) > 0:
                 one.contour(255 * offsets, 255 * offsets, change[index], levels=np.linspace(-reach, reach, 13),
-                            colors=INK, linewidths=0.5, linestyles="solid")  # fmt: skip
-            one.plot(0, 0, marker="x", color=INK, markersize=5)
-            one.set_title(f"{_side(groups[index])}: {sets[index]}\nscore {centres[index]:.4g}", loc="left", fontsize=8)
+                            colors=_LINE, linewidths=0.5, linestyles="solid")  # fmt: skip
+            one.plot(0, 0, marker="x", color=_LINE, markersize=5)
+            one.set_title(
+                f"{_side(groups[index])}\n{sets[index]}\nscore {centres[index]:.4g}", loc="left", fontsize=7.5
+            )
             one.set_xticks([extent[0], 0, extent[1]])
             one.set_yticks([extent[0], 0, extent[1]])
             one.xaxis.set_major_formatter("{x:.3g}")
@@ -106,7 +110,7 @@ def image_strips(
                 _show(axes[row, index], pixels)
             axes[0, index].set_title(f"{_side(groups[index])}\n{_verdict(before[index], threshold)}", fontsize=7.5)
             axes[1, index].set_title(_verdict(after[index], threshold), fontsize=7.5)
-        for row, words in enumerate(("clean", "attacked", f"difference \N{MULTIPLICATION SIGN} {_factor(largest)}")):
+        for row, words in enumerate(("clean", "attacked", f"added \N{MULTIPLICATION SIGN} {_factor(largest)}")):
             axes[row, 0].set_ylabel(words, color=MUTED)
         changed = [
             f"{s} ({_side(g)}) {b:.4g} to {a:.4g}" for s, g, b, a in zip(sets, groups, before, after, strict=True)
