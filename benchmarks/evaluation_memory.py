@@ -100,7 +100,8 @@ def measure(checkpoint: Path, arrays: Path, folder: Path, count: int) -> int:
             "[far.npy]",
         ),
         *("--detectors", "[msp, energy]", "--attacks", "[{name: fgsm, radius: 8/255}]", "--checks", "false"),
-        *("--intervals", "200", "--data.num_classes", "10", "--report", "false", "--figures", "false"),
+        *("--intervals", "200", "--data.num_classes", "10"),
+        *("--report", "false", "--figures", "false"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(

@@ -33,17 +33,9 @@ from robust_ood.models import WideResNet, describe
 ROOT = Path(__file__).resolve().parent.parent
 GRID = [
     *("-c", str(ROOT / "configs/evaluate/digits.yaml"), "--chunk", "32", "--limit", "96", "--checks", "false"),
-    *(
-        "--detectors",
-        "[msp, odin, pro-msp, {name: knn, neighbours: 5}]",
-        "--intervals",
-        "50",
-        "--report",
-        "false",
-        "--figures",
-        "false",
-    ),
+    *("--detectors", "[msp, odin, pro-msp, {name: knn, neighbours: 5}]", "--intervals", "50"),
     *("--attacks", "[{name: pgd, radius: 16/255, steps: 4}, {name: transfer-msp, radius: 16/255, steps: 4}]"),
+    *("--report", "false", "--figures", "false"),
 ]
 
 

@@ -46,7 +46,8 @@ class Machine:
 
         taken = chunk.read()
         parts = self.batches.map((*detectors, id(attack)), taken, work)
-        arrays, about = _winners([found for _, found in parts if found is not None and len(detectors) == 1])
+        own = attack is not None and sharing(attack, first) is None
+        arrays, about = _winners([found for _, found in parts if found is not None and own])
         about["seconds"] = (time.perf_counter() - begin) / len(detectors)
         cells = {}
         for name in detectors:

@@ -213,10 +213,12 @@ def test_a_transferred_attack_is_made_once_for_all_detectors(net, arrays, monkey
     attack = {"transfer": transferred(ATTACK, source)}
     chosen = {"msp": MSP(net), "energy": Energy(net), "pro": PRO(MSP(net))}
     together = run(net, data_of(arrays), chosen, attacks=attack)
+    assert {one.detector for one in together.members} == {None}
     once = len(calls)
     assert once == sum(math.ceil(n / CHUNK) for n in SIZES.values())
     apart = [run(net, data_of(arrays), {name: detector}, attacks=attack) for name, detector in chosen.items()]
     assert len(calls) == 4 * once
+    assert {one.detector for result in apart for one in result.members} == {None}
     assert timeless(together) == [row for one in apart for row in timeless(one)]
 
 
