@@ -286,6 +286,25 @@ def test_the_encoder_attack_matches_features_of_paired_images(trained):
     assert (attacked - clean).abs().mean() < 0.2 * (Energy(net)(starts) - clean).abs().mean()
 
 
+def test_the_encoder_attack_matches_true_scores_where_the_surrogate_lies_elsewhere(trained):
+    class Shifted(Energy):
+        """A score that is flat above a bound, with a surrogate that is not and has another scale and origin."""
+
+        def score(self, out):
+            return super().score(out).clamp_max(6.0)
+
+        def surrogate_score(self, out):
+            return 3 * super().score(out) - 100 * out.features.detach().mean(1)
+
+    net, inliers, _, _ = trained
+    detector, starts = Shifted(net), torch.rand(inliers.shape, generator=torch.Generator().manual_seed(4))
+    encode = attacks.encoder(detector, "score")
+    assert torch.allclose(encode(starts)[:, 0], detector(starts), atol=1e-4)
+    matched = attacks.EncoderAttack(L2(10.0), steps=200).match(encode, starts, inliers)
+    error = (detector(matched) - detector(inliers)).abs()
+    assert error.max() < 0.1 < (detector(starts) - detector(inliers)).abs().mean()
+
+
 def test_mape_by_hand():
     codes, targets = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[2.0, -4.0], [0.0, 1.0]])
     assert attacks.mape(codes, targets).tolist() == [(1 + 6) / 2 / 4, 0.5]

@@ -44,7 +44,7 @@ def landscapes(
             shown = one.imshow(change[index], cmap=DIVERGING, vmin=-reach, vmax=reach, extent=extent, origin="lower",
                                interpolation="none")  # fmt: skip
             if np.ptp(change[index]) > 0:
-                one.contour(255 * offsets, 255 * offsets, change[index], levels=np.linspace(-reach, reach, 13),
+                one.contour(255 * offsets, 255 * offsets, change[index], levels=np.linspace(-reach, reach, 14),
                             colors=_LINE, linewidths=0.5, linestyles="solid")  # fmt: skip
             one.plot(0, 0, marker="x", color=_LINE, markersize=5)
             one.set_title(
