@@ -85,9 +85,7 @@ class EncoderAttack:
 def encoder(net: nn.Module | Detector, code: Literal["features", "logits", "score"] = "features") -> Encoder:
     """Return the callable that encodes images: a network's penultimate features or logits, or a detector's true score.
 
-    The score has the gradient of the detector's surrogate.
-
-    The network is in eval mode at each call.
+    The score has the gradient of the detector's surrogate. The network is in eval mode at each call.
     """
 
     def encode(images: Tensor) -> Tensor:
@@ -96,7 +94,8 @@ def encoder(net: nn.Module | Detector, code: Literal["features", "logits", "scor
                 assert isinstance(net, Detector)
                 stand_in = net.surrogate(images)
                 # What is matched is the true score; the surrogate may lie elsewhere and only leads the way.
-                return (stand_in + (net(images) - stand_in).detach())[:, None]
+                scores: Tensor = stand_in + (net(images) - stand_in).detach()
+                return scores[:, None]
             out = outputs(net, images)
             return out.features if code == "features" else out.logits
 
