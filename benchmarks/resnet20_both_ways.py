@@ -58,6 +58,7 @@ def evaluated(name: str, way: list[str], options: argparse.Namespace) -> dict[st
         *way, "-c", ROOT / "configs/data/cifar10_arrays.yaml", "--data.root", options.root.resolve(),
         "--checkpoint", options.weights.resolve(), "--output", output, "--name", name,
         "--detectors", f"[{', '.join(DETECTORS)}]", "--attacks", "[]", "--device", "cpu",
+        "--figures", "false", "--report", "false",
         *(["--limit", options.limit] if options.limit else []),
     ]  # fmt: skip
     command = [sys.executable, str(ROOT / "evaluate.py"), *map(str, arguments)]
