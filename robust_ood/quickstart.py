@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                  "--name", method.upper(), "--output", str(folder), "--report", "false"]  # fmt: skip
         if options.short:
             fit += ["--trainer.max_steps", "3"]
-            score += ["--limit", "4", "--checks", "false"]
+            score += ["--limit", "4", "--checks", "false", "--figures", "[shift]"]
         for name, command, run in (("train", fit, train), ("evaluate", score, evaluate)):
             script = f"python {name}.py" if Path(f"{name}.py").exists() else f"robust-ood {name}"
             console.rule(f"{script} {shlex.join(command)}", align="left", style="dim")
