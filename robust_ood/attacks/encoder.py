@@ -96,7 +96,8 @@ def encoder(net: nn.Module | Detector, code: Literal["features", "logits", "scor
                 assert isinstance(net, Detector)
                 stand_in = net.surrogate(images)
                 # What is matched is the true score; the surrogate may lie elsewhere and only leads the way.
-                return (stand_in + (net(images) - stand_in).detach())[:, None]
+                scores: Tensor = net(images)
+                return (stand_in + (scores - stand_in).detach())[:, None]
             out = outputs(net, images)
             return out.features if code == "features" else out.logits
 
