@@ -85,7 +85,9 @@ class EncoderAttack:
 def encoder(net: nn.Module | Detector, code: Literal["features", "logits", "score"] = "features") -> Encoder:
     """Return the callable that encodes images: a network's penultimate features or logits, or a detector's true score.
 
-    The score has the gradient of the detector's surrogate. The network is in eval mode at each call.
+    The score has the gradient of the detector's surrogate.
+
+    The network is in eval mode at each call.
     """
 
     def encode(images: Tensor) -> Tensor:
@@ -94,8 +96,8 @@ def encoder(net: nn.Module | Detector, code: Literal["features", "logits", "scor
                 assert isinstance(net, Detector)
                 stand_in = net.surrogate(images)
                 # What is matched is the true score; the surrogate may lie elsewhere and only leads the way.
-                scores: Tensor = stand_in + (net(images) - stand_in).detach()
-                return scores[:, None]
+                scores: Tensor = net(images)
+                return (stand_in + (scores - stand_in).detach())[:, None]
             out = outputs(net, images)
             return out.features if code == "features" else out.logits
 

@@ -17,7 +17,7 @@ from robust_ood.detectors.statistics import Average, ClassExtremes, require_all
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs
 
-_SLOPE = 0.01  # of the surrogate inside the range, where the score is flat
+_SLOPE = 0.1  # of the surrogate inside the range, where the score is flat
 
 
 class Gram(OutputsDetector):
@@ -31,8 +31,8 @@ class Gram(OutputsDetector):
     1.
 
     Numerics: the OOD-attack paper, App. H.2: float64 (float32 where the device has none), and roots whose gradient is
-    zero, not infinite, where the Gram matrix is. The score is flat inside the range, so the surrogate keeps a hundredth
-    of the slope there.
+    zero, not infinite, where the Gram matrix is. The score is flat inside the range, so the surrogate rises there, too,
+    from the nearer end inwards, by a twentieth for each value at most.
 
     Args:
         net: classifier.
@@ -108,11 +108,12 @@ class Gram(OutputsDetector):
         predicted = out.logits.argmax(1)
         low, high = (self.learned(name)[predicted].to(grams[0]) for name in ("low", "high"))  # (N, D)
         values = torch.cat(grams, dim=1)
-        below = F.leaky_relu(low - values, slope) / (low + 1e-6).abs()
-        above = F.leaky_relu(values - high, slope) / (high + 1e-6).abs()
-        return torch.stack(
-            [part.sum(1) for part in torch.split(below + above, [g.shape[1] for g in grams], dim=1)], dim=1
-        )
+        outside = F.relu(low - values) / (low + 1e-6).abs() + F.relu(values - high) / (high + 1e-6).abs()
+        if slope:
+            # Relative to the range's width: relative to its ends, which may be zero, it would drown what lies outside.
+            inside = F.relu(torch.minimum(values - low, high - values)) / (high - low + 1e-6)
+            outside = outside - slope * inside
+        return torch.stack([part.sum(1) for part in torch.split(outside, [g.shape[1] for g in grams], dim=1)], dim=1)
 
     def _grams(self, out: Outputs) -> list[Tensor]:
         """Return each layer's row sums of Gram matrices, all powers, `(N, powers * C)`."""

@@ -105,6 +105,17 @@ def test_an_attack_through_a_detector_is_at_least_as_strong_as_one_transferred_f
     assert high.mean() >= high_elsewhere.mean() - slack
 
 
+def test_what_gram_adds_inside_the_range_does_not_drown_what_lies_outside(digit_problem):
+    net, loader, inliers, outliers, _ = digit_problem
+    detector = build("gram", net, loader)
+    images = torch.cat([inliers, outliers])
+    with torch.no_grad():
+        added = detector.surrogate(images) - detector(images)
+    values = detector.low.shape[1]  # each adds a twentieth at most, divided by its layer's mean deviation
+    assert (added >= -1e-4).all()
+    assert (added <= 0.05 * values / detector.expected.min()).all()
+
+
 def short(attack, steps=2):
     """Make an attack a short one of the same kind."""
     if hasattr(attack, "search") and hasattr(attack, "classes"):
