@@ -85,9 +85,7 @@ class EncoderAttack:
 def encoder(net: nn.Module | Detector, code: Literal["features", "logits", "score"] = "features") -> Encoder:
     """Return the callable that encodes images: a network's penultimate features or logits, or a detector's true score.
 
-    The score has the gradient of the detector's surrogate.
-
-    The network is in eval mode at each call.
+    The score has the gradient of the detector's surrogate. The network is in eval mode at each call.
     """
 
     def encode(images: Tensor) -> Tensor:
