@@ -41,7 +41,14 @@ def cells(folder) -> dict[str, tuple[int, int]]:
 def start(command, output) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, stdout=output, stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, *command],
+        cwd=ROOT,
+        stdout=output,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # Tests that a shell runs in the background inherit that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

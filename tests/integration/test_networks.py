@@ -333,7 +333,7 @@ def test_an_export_evaluates_as_the_run_does(grid, trained_run, place, form):
     for path in ("exported", "exported/network.json", file):
         assert rows(evaluated(grid, "--checkpoint", path)) == run
     shutil.move(file, "alone" + file.suffix)  # plain weights, for anybody
-    own = ["--net", "WideResNet", "--net.depth", 10, "--net.width", 1, "--net.num_classes", 4]
+    own = ["--net", "robust_ood.models.WideResNet", "--net.depth", 10, "--net.width", 1, "--net.num_classes", 4]
     assert rows(evaluated(grid, *own, "--checkpoint", "alone" + file.suffix)) == run
     assert cli.main(["export", "--checkpoint", "alone" + file.suffix, *map(str, own), "--output", "again"]) == 0
     assert rows(evaluated(grid, "--checkpoint", "again")) == run
