@@ -14,7 +14,7 @@ ARG VERSION=0.1.0
 RUN SETUPTOOLS_SCM_PRETEND_VERSION="${VERSION}" python -m build --wheel --outdir /dist
 
 FROM python:3.12.8-slim-bookworm
-# PyTorch without CUDA, a tenth of the size. Elsewhere than on x86: --build-arg TORCH_INDEX=https://pypi.org/simple
+# PyTorch without CUDA, a tenth of the size.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 COPY --from=build /dist /dist
 RUN python -m pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" "$(echo /dist/*.whl)[report]" && rm -r /dist

@@ -15,10 +15,9 @@ ARG VERSION=0.1.0
 RUN SETUPTOOLS_SCM_PRETEND_VERSION="${VERSION}" python -m build --wheel --outdir /dist
 
 FROM python:3.12.8-slim-bookworm
-# PyTorch for Linux brings CUDA. Builds for other drivers: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu126
-ARG TORCH_INDEX=https://pypi.org/simple
+# PyTorch for Linux brings CUDA.
 COPY --from=build /dist /dist
-RUN python -m pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" "$(echo /dist/*.whl)[report]" && rm -r /dist
+RUN python -m pip install --no-cache-dir "$(echo /dist/*.whl)[report]" && rm -r /dist
 COPY docker/health /usr/local/bin/robust-ood-health
 RUN useradd --create-home --uid 1000 ood && mkdir /work && chown 1000:1000 /work
 USER 1000
