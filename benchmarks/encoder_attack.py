@@ -19,6 +19,7 @@ from workbench import Parts, images_of, networks, parser, table, write_page
 
 from robust_ood import L2, detectors
 from robust_ood.attacks import EncoderAttack, encoder, mape
+from robust_ood.attacks.encoder import Encoder
 from robust_ood.data import EvaluationLoader, load_set
 from robust_ood.metrics import auroc
 from robust_ood.randomness import generators
@@ -67,7 +68,9 @@ def pair(
     indices = torch.arange(first, first + len(inliers))
     draws = generators(attack.seed, "encoder attack noise", indices=indices.tolist())
     noise = torch.stack([torch.rand(inliers.shape[1:], generator=draw) for draw in draws])
-    encode = encoder(detector if code == "score" else net, code)
+    encode = encoder(detector, "score") if code.endswith("score") else encoder(net, code)
+    if code == "log score":  # of scores that range over decades: monotone, so equal where the scores are
+        encode = logarithm(encode)
     matched = attack.match(encode, noise, inliers, indices)
     assert (matched - noise).flatten(1).norm(dim=1).max() <= attack.region.radius + 1e-4
     with torch.no_grad():
@@ -76,11 +79,20 @@ def pair(
         return {name: column.tolist() for name, column in zip(COLUMNS, columns, strict=True)}
 
 
+def logarithm(encode: Encoder) -> Encoder:
+    """Return `sign(z) log(1 + |z|)` of codes z."""
+    return lambda images: (lambda codes: codes.sign() * codes.abs().log1p())(encode(images))
+
+
 def write(chosen: Any, settings: dict[str, Any], found: dict[str, dict[str, list[float]]]) -> None:
     rows = []
     for name, columns in found.items():
         inliers, noise, matched, errors = (torch.tensor(columns[column]) for column in COLUMNS)
         target = settings["targets"][name]
+        if target["code"].endswith(
+            "score"
+        ):  # a score may be 0, so the largest of all takes the place of the pair's own
+            errors = (matched - inliers).abs() / inliers.abs().max()
         rows.append(
             (
                 name,
@@ -97,7 +109,8 @@ def write(chosen: Any, settings: dict[str, Any], found: dict[str, dict[str, list
         f"moved within an L2 ball of radius {settings['radius']} until the network encodes it like its partner, by "
         f"Adamax with a learning rate of a hundredth of the radius (`{chosen.config.as_posix()}` says where the "
         f"settings are from). Detectors are fitted on {chosen.fit:,} training images. AUROC of CIFAR-10 against the "
-        "noise, before and after; the mean absolute percentage error (MAPE) of what was matched, over the pairs.",
+        "noise, before and after; the mean absolute percentage error (MAPE) of what was matched, over the pairs (of a "
+        "score, which is one number and may be 0, relative to the largest score of the inliers).",
         "",
         *table(
             ("detector", "matched", "AUROC, noise", "AUROC, attacked", "MAPE, mean", "median", "pairs below 1 %"), rows

@@ -114,7 +114,7 @@ def test_encoder_attack(path):
     settings = yaml.safe_load(path.read_text())
     assert settings.keys() == {"radius", "seed", "targets"}
     for target in settings["targets"].values():
-        assert target.pop("code") in {"features", "logits", "score"}
+        assert target.pop("code") in {"features", "logits", "score", "log score"}
         assert EncoderAttack(L2(settings["radius"]), seed=settings["seed"], **target).steps >= 100
 
 
