@@ -4,8 +4,8 @@
     python benchmarks/kill_and_resume_evaluation.py --kills 2 --processes 1
 
 An untrained network, the embedded digits and photographs; `evaluate.py` with four detectors (one of them fitted) and
-two attacks. For each number of processes (several: torchrun), one evaluation is killed `--kills` times, its whole
-process group at once, at moments spread over its cells, and then left to end. What must hold: its rows are those of
+two attacks. For each number of processes (several: torchrun), one evaluation is killed `--kills` times, all its
+processes at once, at moments spread over its cells, and then left to end. What must hold: its rows are those of
 one process that was left alone, but for `seconds`; no cell that was stored at a kill is written again (same inode, same
 time); and the cells that the starts computed, by the process named in each, are each there once.
 """
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -81,7 +82,7 @@ def page(lines: list[str]) -> str:
         [
             "# Evaluations killed with SIGKILL",
             "",
-            "One evaluation on the embedded digits, killed again and again (its whole process group) and started "
+            "One evaluation on the embedded digits, killed again and again (all its processes at once) and started "
             "again; what was stored at a kill must neither be lost nor computed once more.",
             "",
             f"| {' | '.join(head)} |",
@@ -110,10 +111,9 @@ def start(checkpoint: Path, folder: Path, processes: int) -> subprocess.Popen[by
     folder.mkdir(exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (folder / "output.txt").open("ab") as output:
-        # A session of its own, so that all the processes of a distributed run can be killed at once.
         return subprocess.Popen(
             [sys.executable, *(launch if processes > 1 else []), *given],
-            stdout=output, stderr=output, start_new_session=True, env=environment,
+            stdout=output, stderr=output, env=environment,
         )  # fmt: skip
 
 
@@ -132,7 +132,9 @@ def run_killed(
         time.sleep(moments.uniform(0, 0.1))
         if process.poll() is not None:
             raise SystemExit(f"ended before kill {kill + 1}:\n{(folder / 'output.txt').read_text()}")
-        os.killpg(process.pid, signal.SIGKILL)
+        for pid in family(process.pid):
+            with suppress(ProcessLookupError):  # a worker may end when its launcher does
+                os.kill(pid, signal.SIGKILL)
         process.wait()
         now = cells(folder)
         rewritten += sum(now.get(name) != mark for name, mark in before.items())
@@ -140,6 +142,16 @@ def run_killed(
         stored.append(len(now))
     end(start(checkpoint, folder, processes), folder)
     return stored, rewritten + sum(cells(folder).get(name) != mark for name, mark in before.items())
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and its descendants, the launcher first: torchrun gives its workers groups of their own."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(child): int(parent) for child, parent in map(str.split, listed.splitlines())}
+    found = [pid]
+    for member in found:  # grows while it is read
+        found += [child for child, parent in parents.items() if parent == member]
+    return found
 
 
 def end(process: subprocess.Popen[bytes], folder: Path) -> None:

@@ -168,9 +168,12 @@ def interval(row: Row, inliers: Tensor, outliers: Tensor, samples: int, store: S
     key = fingerprint(["interval", code_version("metrics"), samples, _LEVEL, inliers, outliers])
     cell = store.read(key)
     if cell is None and new:
-        found = bootstrap_intervals(inliers, outliers, generator(0, "bootstrap"), samples, _LEVEL)
-        cell = Cell({}, {"stage": "interval", **found})
-        store.write(key, cell)
+        with store.claim(key, wait=True):
+            cell = store.read(key)  # another process may just have written it
+            if cell is None:
+                found = bootstrap_intervals(inliers, outliers, generator(0, "bootstrap"), samples, _LEVEL)
+                cell = Cell({}, {"stage": "interval", **found})
+                store.write(key, cell)
     if cell is None:
         return None
     bounds = {name: (float(cell.about[name][0]), float(cell.about[name][1])) for name in ("auroc", "fpr95")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from robust_ood.attacks.suite import Suite
 from robust_ood.data import OODData
 from robust_ood.detectors import MSP, PRO, Detector, Energy
 from robust_ood.errors import UserError
-from robust_ood.evaluation import FolderStore, Grid, Progress, Results, cells
+from robust_ood.evaluation import FolderStore, Grid, Progress, Results, cells, rows
 from robust_ood.evaluation.batches import Batches
 from robust_ood.evaluation.cells import Machine
 from robust_ood.evaluation.rows import summarise
@@ -101,10 +102,10 @@ def test_rows_are_those_of_the_plain_functions(net, arrays):
     with torch.no_grad():
         low, high = pro(lower_score(pro, inliers, ATTACK)), pro(raise_score(pro, outliers, ATTACK))
         clean = pro(inliers), pro(outliers)
-    rows = {(row.attacked, row.ood, row.n_ood): row for row in results.rows if row.group == "far"}
-    assert rows["both", "far", 7].auroc == auroc(low, high)
-    assert rows["none", "far", 7].fpr95 == fpr95(*clean)
-    assert rows["in", "far", 7].auroc == auroc(low, clean[1])
+    found = {(row.attacked, row.ood, row.n_ood): row for row in results.rows if row.group == "far"}
+    assert found["both", "far", 7].auroc == auroc(low, high)
+    assert found["none", "far", 7].fpr95 == fpr95(*clean)
+    assert found["in", "far", 7].auroc == auroc(low, clean[1])
     assert results.complete
     assert results.cells == []  # in memory
 
@@ -386,7 +387,7 @@ def test_what_was_done_before_an_interruption_is_a_valid_result(net, arrays, tmp
 
 def test_intervals_are_those_of_the_scores(net, arrays, tmp_path):
     results = run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out")
-    rows = {(r.attacked, r.group): r for r in results.rows if r.n_ood in (6, 7)}
+    plain = {(r.attacked, r.group): r for r in results.rows if r.n_ood in (6, 7)}
     assert len(results.intervals) == 8  # near and far, four ways; averages have none
     store = FolderStore(tmp_path / "out")
 
@@ -398,11 +399,29 @@ def test_intervals_are_those_of_the_scores(net, arrays, tmp_path):
 
     assert store.damage == {}
     for one in results.intervals:
-        assert one.auroc[0] <= rows[one.attacked, one.group].auroc <= one.auroc[1]
+        assert one.auroc[0] <= plain[one.attacked, one.group].auroc <= one.auroc[1]
         low = scores("pgd" if one.attacked in ("in", "both") else "none", "test")
         high = scores("pgd" if one.attacked in ("out", "both") else "none", one.ood)
         wanted = bootstrap_intervals(low, high, generator(0, "bootstrap"), 50)
         assert {"auroc": one.auroc, "fpr95": one.fpr95} == wanted
+
+
+def test_an_interval_that_another_process_is_at_is_waited_for(net, arrays, tmp_path, monkeypatch):
+    wanted = run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out").intervals
+    others = FolderStore(tmp_path / "out")
+    grid = Grid(data_of(arrays), {"pgd": ATTACK}, FolderStore(tmp_path / "new"), checks=False, chunk=CHUNK)
+    grid.add("net", net, {"msp": MSP(net)})
+    grid.compute()
+
+    @contextmanager
+    def claim(name, *, wait):
+        assert wait
+        grid.store.write(name, others.read(name))  # the other process ends while this one waits
+        yield True
+
+    monkeypatch.setattr(grid.store, "claim", claim)
+    monkeypatch.setattr(rows, "bootstrap_intervals", None)
+    assert grid.results(50).intervals == wanted
 
 
 def test_who_won_each_image(net, arrays, tmp_path):
@@ -423,10 +442,10 @@ def test_mean_and_deviation_over_the_checkpoints_of_a_recipe(make_net, arrays):
         results.extend(run(net, data_of(arrays), {"msp": MSP(net)}, model=f"aloe-{seed + 1}"))
     names = [f"aloe-{number}" for number in (1, 2, 3)]
     summary = summarise(results.rows, results.classification, {"aloe": names, "alone": names[:1]})
-    rows = [one for one in summary if one.detector]
-    assert len(rows) == len(results.rows) / 3
-    assert len(summary) == len(rows) + 2
-    for one in rows:
+    detection = [one for one in summary if one.detector]
+    assert len(detection) == len(results.rows) / 3
+    assert len(summary) == len(detection) + 2
+    for one in detection:
         parts = [r for r in results.rows if (r.attacked, r.ood, r.norm) == (one.attacked, one.ood, one.norm)]
         values = [part.auroc for part in parts[::2]]  # each is there twice: the set, and the mean of its group
         assert one.recipe == "aloe"
