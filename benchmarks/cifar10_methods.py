@@ -1,9 +1,11 @@
 """Train every method on CIFAR-10 arrays with one small network and budget, attack all of them, and write one table.
 
     python benchmarks/cifar10_methods.py --root ARRAYS --output docs/results/cifar10_methods.md
+    python benchmarks/cifar10_methods.py --root ARRAYS --weights cifar10_resnet20.th --epochs 2 --learning-rate 0.02
 
-Uses the real commands. Stopped at any moment, the same call goes on where it was: training from the last checkpoint,
-evaluations that are finished are not repeated. `--limit-train-batches` and `--limit` make a trial run of it.
+The second call fine-tunes a trained ResNet-20 by every method instead. Uses the real commands. Stopped at any moment, the
+same call goes on where it was: training from the last checkpoint, evaluations that are finished are not repeated.
+`--limit-train-batches` and `--limit` make a trial run of it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from page import command, machine
 from robust_ood.evaluation import Results
 
 ROOT = Path(__file__).resolve().parent.parent
+WEIGHTS_MEAN, WEIGHTS_STD = "[0.485, 0.456, 0.406]", "[0.229, 0.224, 0.225]"  # what the ResNet-20 was trained with
 SPOTS = "--model.init_args.spot_search"
 ATTACK = "--model.init_args.inlier_attack"
 METHODS: dict[str, list[str]] = {
@@ -43,21 +46,28 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/cifar10_methods"), help="where runs are kept")
     parser.add_argument("--output", type=Path, default=None, help="Markdown file of the table (default: in the folder)")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--depth", type=int, default=16)
-    parser.add_argument("--width", type=int, default=1)
+    parser.add_argument("--depth", type=int, default=16, help="of a WideResNet trained from scratch")
+    parser.add_argument("--width", type=int, default=1, help="of the same")
+    parser.add_argument("--weights", type=Path, default=None, help="fine-tune the CIFAR-10 ResNet-20 of this file")
+    parser.add_argument("--learning-rate", type=float, default=0.1)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--limit", type=int, default=1000, help="test images of each set")
     parser.add_argument("--limit-train-batches", type=int, default=None)
     parser.add_argument("--precision", default="bf16-mixed")
     parser.add_argument("--accelerator", default="cpu")
+    parser.add_argument("--train-only", action="store_true", help="leave the evaluation and the table out")
     options = parser.parse_args()
     results, begin = Results(), time.monotonic()
     for method in options.methods:
         folder = options.folder / method
         train(method, folder, options)
+        if options.train_only:
+            continue
         if not (folder / "results.json").exists():
             evaluate(method, folder, options)
         results.extend(Results.read(folder))
+    if options.train_only:
+        return 0
     output = options.output or options.folder / "table.md"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(table(results, options, (time.monotonic() - begin) / 3600))
@@ -67,9 +77,9 @@ def main() -> int:
 
 def train(method: str, folder: Path, options: argparse.Namespace) -> None:
     config, *settings = METHODS[method]
-    arguments = ["fit", "-c", "configs/data/cifar10_arrays.yaml", "-c", "configs/models/wrn_16_2.yaml",
+    arguments = ["fit", "-c", "configs/data/cifar10_arrays.yaml", *network(options),
                "-c", f"configs/methods/{config}.yaml", *settings, "--data.root", options.root,
-               "--net.init_args.depth", str(options.depth), "--net.init_args.width", str(options.width),
+               "--model.init_args.optimization.init_args.learning_rate", str(options.learning_rate),
                "--trainer.max_epochs", str(options.epochs), "--trainer.precision", options.precision,
                "--trainer.accelerator", options.accelerator, "--trainer.devices", "1",
                "--checkpoints.every_n_steps", "100", "--output", str(folder.resolve())]  # fmt: skip
@@ -78,6 +88,15 @@ def train(method: str, folder: Path, options: argparse.Namespace) -> None:
     if (folder / "last.ckpt").exists():
         arguments += ["--ckpt_path", "last"]
     run("train.py", arguments)
+
+
+def network(options: argparse.Namespace) -> list[str]:
+    """Return the arguments that name the network, and the weights that it begins with."""
+    if options.weights is None:
+        return ["-c", "configs/models/wrn_16_2.yaml", "--net.init_args.depth", str(options.depth),
+                "--net.init_args.width", str(options.width)]  # fmt: skip
+    return ["-c", "configs/models/resnet20.yaml", "--net.init_args.mean", WEIGHTS_MEAN, "--net.init_args.std",
+            WEIGHTS_STD, "--init_from", str(options.weights.resolve())]  # fmt: skip
 
 
 def evaluate(method: str, folder: Path, options: argparse.Namespace) -> None:
@@ -100,12 +119,14 @@ def table(results: Results, options: argparse.Namespace, hours: float) -> str:
     budget = f"{options.epochs} epochs" + (
         f" of {options.limit_train_batches} batches" if options.limit_train_batches is not None else ""
     )
+    start = (
+        f"WideResNet-{options.depth}-{options.width}" if options.weights is None else "a trained ResNet-20 fine-tuned"
+    )
     lines = [
         "# CIFAR-10: methods under attack",
         "",
-        f"- Budget: WideResNet-{options.depth}-{options.width}, {budget}, 64 inliers + 128 outliers a batch, SGD 0.1 "
-        f"with a cosine, {options.precision}, seed 0; evaluated in float32 on the first {options.limit} images of each "
-        "test set.",
+        f"- Budget: {start}, {budget}, 64 inliers + 128 outliers a batch, SGD {options.learning_rate} with a cosine, "
+        f"{options.precision}, seed 0; evaluated in float32 on the first {options.limit} images of each test set.",
         "- Training attacks: Linf 1/255, 2 steps; S-FGSM+ADV one step of 1/255 to the safe spot, then 2 from there.",
         "- Evaluation attack: Linf 1/255, 10 steps of 1/255 with a random start, through each detector's own score, "
         "the worst iterate kept; on inliers and outliers. PGD accuracy: the same attack on the classifier.",

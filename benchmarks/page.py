@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-FOLDERS = {"--root": "ARRAYS", "--folder": "RUNS", "--output": "PAGE.md"}
+FOLDERS = {"--root": "ARRAYS", "--weights": "WEIGHTS", "--folder": "RUNS", "--output": "PAGE.md"}
 
 
 def command() -> str:
