@@ -3,8 +3,8 @@
     python benchmarks/cifar10_methods.py --root ARRAYS --output docs/results/cifar10_methods.md
     python benchmarks/cifar10_methods.py --root ARRAYS --weights cifar10_resnet20.th --epochs 2 --learning-rate 0.02
 
-The second call fine-tunes a trained ResNet-20 by every method instead. Uses the real commands. Stopped at any moment, the
-same call goes on where it was: training from the last checkpoint, evaluations that are finished are not repeated.
+The second call fine-tunes a trained ResNet-20 by every method instead. Uses the real commands. Stopped at any moment,
+the same call goes on where it was: training from the last checkpoint, finished evaluations are not repeated.
 `--limit-train-batches` and `--limit` make a trial run of it.
 """
 
