@@ -16,6 +16,7 @@ from markupsafe import Markup
 from robust_ood.errors import UserError
 from robust_ood.evaluation.results import replace_file
 from robust_ood.reporting import gallery, summary, tables
+from robust_ood.reporting.comparison import comparisons
 from robust_ood.reporting.definitions import DEFINITIONS
 from robust_ood.reporting.figures import Figure
 from robust_ood.reporting.source import Source, read
@@ -84,6 +85,7 @@ def page(source: Source, radius: Sequence[Figure], sections: Sequence[Section], 
         failures=[*map(_failure, results.failures), *gallery.failures(source)],
         survival=tables.survival(source),
         by_attack=tables.by_attack(source),
+        comparisons=comparisons(source),
         accuracies=tables.accuracies(source),
         metrics=tables.metrics(source),
         winners=tables.winners(source),
