@@ -54,6 +54,7 @@ def parser() -> ArgumentParser:
     add("--chunk", type=int, default=CHUNK, help="images that are computed and stored at a time")
     add("--figures", type=bool | list[str], default=True, help="shift, curves, landscape, strips: on a few images")
     add("--report", type=bool, default=True, help="end with report.html in the output folder")
+    add("--tensorboard", type=bool, default=False, help="also write the report's tables and figures for TensorBoard")
     add("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_class_arguments(OODData, "data")
     return parser
@@ -72,7 +73,7 @@ def run(arguments: Sequence[str]) -> int:
         check_count(field, number)
     if config.intervals < 0:
         raise UserError(f"intervals: {config.intervals} is not a number of resamples >= 0")
-    kinds = choose_figures(config.figures, config.report)
+    kinds = choose_figures(config.figures, config.report, config.tensorboard)
     device = choose_device(config.device)
     check_writable(config.output)
     with user_errors(dict(config.items())):
@@ -116,8 +117,8 @@ def run(arguments: Sequence[str]) -> int:
     settings = yaml.safe_load(commands.dump(config))
     code = _report(results, models, settings, grid.runner.computed, console, config.output)
     if results.complete and results.rows:
-        ending = {"kinds": kinds, "report": config.report, "limit": config.limit, "device": device}
-        present(config.output, grid, data, against, **ending, console=console)
+        ending = {"report": config.report, "tensorboard": config.tensorboard, "limit": config.limit, "device": device}
+        present(config.output, grid, data, against, kinds=kinds, **ending, console=console)
     return code
 
 

@@ -11,12 +11,15 @@ from rich.console import Console
 from robust_ood import reporting
 from robust_ood.attacks import Attack
 from robust_ood.data import OODData
+from robust_ood.errors import UserError
 from robust_ood.evaluation import Grid
 from robust_ood.evaluation.pictures import draw_into, kinds_of, set_scene
 
 
-def choose_figures(figures: bool | Sequence[str], report: bool) -> list[str]:
+def choose_figures(figures: bool | Sequence[str], report: bool, tensorboard: bool) -> list[str]:
     """Return the kinds of pictures to draw; called before any work, it refuses what could not be done after it."""
+    if tensorboard and not report:
+        raise UserError("tensorboard: true shows what a report has; it needs --report true")
     if report:
         reporting.check_installed()
     return kinds_of(figures)
@@ -30,6 +33,7 @@ def present(
     *,
     kinds: Sequence[str],
     report: bool,
+    tensorboard: bool,
     limit: int | None,
     device: torch.device | str,
     console: Console,
@@ -45,4 +49,4 @@ def present(
                     detector.to(device)
                 draw_into(folder, subject.name, subject.detectors, scene, kinds, lambda step: status.update(step))
     if report:
-        console.print(f"wrote {reporting.write_report([folder])}")
+        console.print(f"wrote {reporting.write_report([folder], tensorboard=tensorboard)}")

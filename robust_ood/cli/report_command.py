@@ -25,6 +25,9 @@ def parser() -> ArgumentParser:
     parser.add_argument(
         "--output", type=Path | None, default=None, help="the page (default: report.html in the first folder)"
     )
+    parser.add_argument(
+        "--tensorboard", type=bool, default=False, help="also write tables and figures for TensorBoard, beside the page"
+    )
     return parser
 
 
@@ -37,5 +40,5 @@ def run(arguments: Sequence[str]) -> int:
         raise explain(error, option_names(commands)) from error
     output = config.output or config.results[0] / "report.html"
     check_writable(output.parent)
-    print(f"wrote {write_report(config.results, output)}")
+    print(f"wrote {write_report(config.results, output, tensorboard=config.tensorboard)}")
     return 0

@@ -24,7 +24,7 @@ def check_installed() -> None:
         )
 
 
-def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
+def write_report(folders: Sequence[Path], output: Path | None = None, *, tensorboard: bool = False) -> Path:
     """Write a report over folders of results and return its path.
 
     Beside `NAME.html` stands the folder `NAME_files/` with each figure as PNG and its data as CSV. The same
@@ -33,6 +33,7 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     Args:
         folders: folders with a `results.json` each; their models stand side by side.
         output: the page; `report.html` in the first folder by default.
+        tensorboard: also write tables and figures for TensorBoard, into `NAME_files/tensorboard/`.
 
     Raises:
         UserError: matplotlib or Jinja2 is missing; a folder without results, with damaged ones or of another schema; no
@@ -41,4 +42,4 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     check_installed()
     from robust_ood.reporting.page import write  # needs matplotlib and Jinja2
 
-    return write(folders, output)
+    return write(folders, output, tensorboard=tensorboard)

@@ -24,11 +24,11 @@ _POINTS = 25  # of a curve
 
 def radius_figures(source: Source) -> Iterator[Figure]:
     """Yield AUROC against radius, a figure for each norm."""
-    for norm in dict.fromkeys(row.norm for row in source.means if row.attacked == "both"):
+    for norm in source.norms:
         lines: dict[tuple[str, str], dict[str, Points]] = {}
         for model in source.models:
             for group in source.groups:
-                found = {name: _by_radius(source, model, name, group, norm) for name in source.detectors}
+                found = {name: by_radius(source, model, name, group, norm) for name in source.detectors}
                 kept = {name: points for name, points in found.items() if len(points) > 1}
                 if kept:
                     lines[model, group] = kept
@@ -36,7 +36,7 @@ def radius_figures(source: Source) -> Iterator[Figure]:
             yield auroc_by_radius(lines, norm, slug("auroc by radius", norm))
 
 
-def _by_radius(source: Source, model: str, detector: str, group: str, norm: str) -> Points:
+def by_radius(source: Source, model: str, detector: str, group: str, norm: str) -> Points:
     """Return the lowest AUROC at each radius, the clean one first."""
     rows = [row for row in source.means if (row.model, row.detector, row.group) == (model, detector, group)]
     found: dict[float, float] = {}

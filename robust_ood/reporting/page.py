@@ -41,7 +41,7 @@ _SECTIONS: tuple[tuple[str, str, str, Callable[[Source], Iterator[Figure]]], ...
 )
 
 
-def write(folders: Sequence[Path], output: Path | None = None) -> Path:
+def write(folders: Sequence[Path], output: Path | None = None, *, tensorboard: bool = False) -> Path:
     """Write a report; see `robust_ood.reporting.write_report`."""
     source = read(folders)
     path = output or folders[0] / "report.html"
@@ -52,10 +52,15 @@ def write(folders: Sequence[Path], output: Path | None = None) -> Path:
     sections = [Section(name, title, words, list(draw(source))) for name, title, words, draw in _SECTIONS]
     sections = [section for section in sections if section.figures]
     beside.mkdir(parents=True, exist_ok=True)
-    for figure in [*radius, *(figure for section in sections for figure in section.figures)]:
+    figures = [*radius, *(figure for section in sections for figure in section.figures)]
+    for figure in figures:
         _replace(beside / f"{figure.name}.png", figure.png)
         replace_file(beside / f"{figure.name}.csv", figure.csv())
     replace_file(path, page(source, radius, sections, beside.name))
+    if tensorboard:
+        from robust_ood.reporting import board  # TensorBoard takes a second to import
+
+        board.log(beside / "tensorboard", source, figures)
     return path
 
 

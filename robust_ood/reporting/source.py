@@ -59,6 +59,11 @@ class Source:
         """Those of "near" and "far" that have rows."""
         return [group for group in GROUPS if any(row.group == group for row in self.means)]
 
+    @property
+    def norms(self) -> list[str]:
+        """The norms of the attacks."""
+        return list(dict.fromkeys(row.norm for row in self.means if row.attacked == "both"))
+
     def is_single(self, mean: Row) -> bool:
         """Return whether a mean is that of a single set."""
         return len(self._members.get(_subject(mean), [])) == 1

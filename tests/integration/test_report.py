@@ -20,7 +20,7 @@ KINDS = ["shift", "curves", "landscape", "strips"]
 def evaluated(grid, trained_run, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("evaluated") / "tiny"
     command = ["-c", str(grid), "--checkpoint", str(trained_run / "last.ckpt"), "--output", str(output)]
-    options = ["--checks", "false", "--limit", "8", "--figures", "true", "--report", "true"]
+    options = ["--checks", "false", "--limit", "8", "--figures", "true", "--report", "true", "--tensorboard", "true"]
     assert cli.evaluate([*command, *options]) == 0
     return output
 
@@ -31,6 +31,8 @@ def test_an_evaluation_ends_with_a_report(evaluated):
         assert f'id="{name}"' in page
         assert (evaluated / "report_files" / f"{name}.png").is_file()
     assert len(list((evaluated / "figures").glob("*.npz"))) == len(KINDS)
+    boards = {path.parent.name for path in (evaluated / "report_files" / "tensorboard").rglob("events.*")}
+    assert boards == {"tiny", "report"}
     rows = json.loads((evaluated / "results.json").read_text())["rows"]
     assert all(f'data-value="{row["auroc"]}"' in page for row in rows)
 
@@ -92,6 +94,13 @@ def test_unknown_figures_are_refused_before_any_work(capsys, grid, trained_run, 
     command = ["-c", str(grid), "--checkpoint", str(trained_run / "last.ckpt"), "--output", str(tmp_path / "out")]
     assert cli.evaluate([*command, "--figures", "[shift, pie]"]) == 2
     assert "figures: unknown name 'pie'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_tensorboard_without_a_report_is_refused_before_any_work(capsys, grid, trained_run, tmp_path):
+    command = ["-c", str(grid), "--checkpoint", str(trained_run / "last.ckpt"), "--output", str(tmp_path / "out")]
+    assert cli.evaluate([*command, "--report", "false", "--tensorboard", "true"]) == 2
+    assert "tensorboard: true shows what a report has" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

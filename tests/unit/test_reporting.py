@@ -297,6 +297,37 @@ def test_the_same_results_give_the_same_bytes(report, folders, tmp_path):
         assert path.read_bytes() == (report.parent / "all_files" / path.name).read_bytes()
 
 
+def test_tensorboard_gets_the_numbers_the_tables_and_the_figures(folders, tmp_path):
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for _ in range(2):  # the second report replaces what the first one wrote
+        page = reporting.write_report(folders, tmp_path / "all.html", tensorboard=True)
+    assert len(list((tmp_path / "all_files" / "tensorboard").rglob("events.*"))) == 3
+
+    def run(name: str) -> EventAccumulator:
+        found = EventAccumulator(str(tmp_path / "all_files" / "tensorboard" / name), {"scalars": 0, "tensors": 0})
+        return found.Reload()
+
+    curve = run("OE").Scalars("AUROC, far OOD, Linf/msp")
+    assert [event.step for event in curve] == [0, 16, 31]  # 0, 4/255 and 8/255
+    assert [event.value for event in curve] == pytest.approx([0.97, 0.97 - 0.35, 0.97 - 0.7])
+    assert [event.value for event in run("ALOE").Scalars("accuracy/suite")] == [0.25]
+    report = run("report")
+    texts = {tag: report.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in report.Tags()["tensors"]}
+    assert "OE, knn: the gradients are masked <b>" in texts["warnings/text_summary"]
+    assert "all 2 detectors fall below chance" in texts["findings/text_summary"]
+    (survival,) = [text for tag, text in texts.items() if "strongest attack on inliers" in tag]
+    lines = survival.splitlines()
+    assert lines[0].startswith("| Network | Detector | near OOD: AUROC clean | near OOD: AUROC attacked |")
+    assert lines[2].startswith("| OE | msp | 0.900 (0.890\N{EN DASH}0.910) | 0.200 (0.190\N{EN DASH}0.210, suite) |")
+    pictures = sorted((tmp_path / "all_files").glob("*.png"))
+    assert len(report.Tags()["images"]) == len(pictures)
+    sizes = {Image.open(path).size for path in pictures}
+    assert {(event[0].width, event[0].height) for event in map(report.Images, report.Tags()["images"])} == sizes
+    assert page.read_text() == reporting.write_report(folders, tmp_path / "all.html").read_text()
+
+
 def test_two_folders_with_one_name_stay_apart(folders, tmp_path):
     other = tmp_path / "second"
     results = make_results("OE", 0.1)
