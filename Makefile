@@ -49,7 +49,7 @@ minimum-test:
 
 # An environment of its own, .venv-docs: reading docstrings needs none of the libraries. Building needs no network.
 docs: .venv-docs/ready
-	.venv-docs/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 .venv-docs/ready: docs/requirements.txt
 	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs

@@ -37,6 +37,18 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return re.sub(r"(?<!!)\[(?P<text>[^\]]+)\]\((?P<path>\.\.?/[^)#:]+)(#[^)]*)?\)", named, markdown)
 
 
+def on_post_build(config: Any) -> None:
+    """Warn of a public name that the reference does not describe: one without a docstring, or of no page."""
+    site = Path(config.site_dir) / "reference"
+    pages = "".join(page.read_text() for page in site.glob("*.html"))
+    table = (Path(config.docs_dir) / "reference" / "index.md").read_text()
+    for module, names in re.findall(r"^\| `(robust_ood\.[\w.]+)` \| (.+) \|$", table, re.MULTILINE):
+        for name in re.findall(r"`(\w+)`", names):
+            # A function of its module's name hides it: `robust_ood.models.wrap` is described under `wrap.wrap`.
+            if not re.search(rf'id="{module}(\.{name})?\.{name}"', pages):
+                log.warning("the reference does not describe %s.%s", module, name)
+
+
 def _present(entries: list[Any], docs: Path) -> list[Any]:
     kept: list[Any] = []
     for entry in entries:

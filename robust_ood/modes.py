@@ -41,7 +41,7 @@ def differentiating() -> Iterator[None]:
 
 
 def ordinary(tensor: Tensor) -> Tensor:
-    """Return the tensor, detached, in a form that autograd accepts: one made under `inference_mode` is copied.
+    """Return the tensor, of any shape, detached, as autograd accepts it: one made under `inference_mode` is copied.
 
     The copy is made outside that mode: inside, it would be an inference tensor again.
     """

@@ -18,6 +18,8 @@ from robust_ood.modes import differentiating, ordinary
 from robust_ood.regions import Region
 from robust_ood.rules import Rule, Steepest
 
+__all__ = ["Minimum", "Objective", "Trace", "minimize"]
+
 Objective = Callable[[Tensor], Tensor]
 """Images `(N, C, H, W)` to one value per image `(N,)`, images independent of each other."""
 

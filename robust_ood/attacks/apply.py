@@ -46,7 +46,7 @@ class ScoreAttack(Protocol):
     def on_score(
         self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor
     ) -> Iterator[Candidate]:
-        """Yield candidates that make `direction * score` small."""
+        """Yield candidates for images `(N, C, H, W)` that make `direction * score` small; indices `(N,)` key draws."""
 
 
 class LabelAttack(Protocol):
@@ -56,7 +56,7 @@ class LabelAttack(Protocol):
         """Return what a row of results says of the attack."""
 
     def on_label(self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor) -> Iterator[Candidate]:
-        """Yield candidates that make the classifier err."""
+        """Yield candidates for images `(N, C, H, W)` on which the classifier errs about their labels `(N,)`."""
 
 
 class Attack(ScoreAttack, LabelAttack, Protocol):
@@ -100,14 +100,14 @@ def lower_score(detector: Detector, inliers: Tensor, attack: ScoreAttack, *, ind
 
 
 def raise_score(detector: Detector, outliers: Tensor, attack: ScoreAttack, *, indices: Tensor | None = None) -> Tensor:
-    """Return outliers perturbed so that they look in-distribution: the outlier attack. See `lower_score`."""
+    """Return outliers `(N, C, H, W)` that look in-distribution: the outlier attack. Otherwise as `lower_score`."""
     return attack_score(detector, outliers, attack, -1, indices=indices).images
 
 
 def attack_score(
     detector: Detector, images: Tensor, attack: ScoreAttack, direction: Direction, *, indices: Tensor | None = None
 ) -> Attacked:
-    """Return what an attack on a detector achieved: images, their true scores, and which member of a suite found each.
+    """Return what an attack on a detector achieved: images, their true scores `(N,)`, and which member found each.
 
     `direction` is +1 to lower scores and -1 to raise them; other arguments as in `lower_score`.
     """
@@ -142,7 +142,7 @@ def misclassify(
 def attack_labels(
     net: nn.Module, images: Tensor, labels: Tensor, attack: LabelAttack, *, indices: Tensor | None = None
 ) -> Attacked:
-    """Return what an attack on a classifier achieved: images, the true class's margins, and who found each."""
+    """Return what an attack on a classifier achieved: images, the true class's margins `(N,)`, and who found each."""
     images, labels, indices = ordinary(images), ordinary(labels), _indices(images, indices)
     with evaluating(net):
         candidates = chain([Candidate(images, "clean")], attack.on_label(net, images, labels, indices))

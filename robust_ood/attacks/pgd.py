@@ -24,7 +24,9 @@ Draws = Callable[[int], Generators]
 
 @dataclass(frozen=True)
 class PGD:
-    """Settings of projected gradient descent (Madry et al. 2018); one step of it is FGSM.
+    """Settings of projected gradient descent; one step of it is FGSM.
+
+    Source: Madry et al. 2018; on detectors, ALOE Alg. 1 and 2 and Fort Eq. 2. Images are `(N, C, H, W)` in [0, 1].
 
     Args:
         region: where the perturbed image may be, such as `Linf(8/255)`.
@@ -146,7 +148,7 @@ class PGD:
 
 
 def fgsm(region: Region, *, random_start: bool = False, seed: int = 0) -> PGD:
-    """Return the settings of one step of the region's radius (Goodfellow et al. 2015)."""
+    """Return the settings of one step of the region's radius. Source: Goodfellow et al. 2015."""
     return PGD(region, steps=1, step_size=region.radius, random_start=random_start, seed=seed)
 
 
@@ -159,7 +161,10 @@ def apgd(
     loss: Literal["cross_entropy", "margin", "dlr", "dlr_or_margin"] = "cross_entropy",
     seed: int = 0,
 ) -> PGD:
-    """Return the settings of Auto-PGD (Croce and Hein 2020): first step twice the radius, then adaptive."""
+    """Return the settings of Auto-PGD: the first step is twice the radius, later ones adapt.
+
+    Source: Croce and Hein 2020, Alg. 1. The arguments are those of `PGD`.
+    """
     return PGD(
         region,
         steps=steps,
@@ -184,17 +189,18 @@ def transferred(attack: PGD, source: Literal["msp", "softmax", "unmoved", "featu
 
 
 def aloe_softmax(region: Region, *, steps: int = 10, step_size: float | Fraction = 1 / 255, seed: int = 0) -> PGD:
-    """Return the attack on softmax scores as published: ALOE paper Alg. 1, for MSP and ODIN.
+    """Return the attack on softmax scores as published, for MSP and ODIN.
 
-    Random start, steps of 1/255, the last iterate, transferred: ODIN is scored on images made without its temperature
-    and its input noise. The random start is not rounded to whole pixel levels, which the public code does.
+    Source: ALOE paper Alg. 1. Random start, steps of 1/255, the last iterate, transferred: ODIN is scored on images
+    made without its temperature and its input noise. The random start is not rounded to whole pixel levels, which the
+    public code does.
     """
     return PGD(region, steps=steps, step_size=step_size, objective="softmax", keep="last", seed=seed)
 
 
 def aloe_mahalanobis(region: Region, *, steps: int = 10, step_size: float | Fraction = 1 / 255, seed: int = 0) -> PGD:
-    """Return the attack on the Mahalanobis regression as published: ALOE paper Alg. 2, through all but the input noise.
+    """Return the attack on the Mahalanobis regression as published, through all but the input noise.
 
-    The regression's log-odds stand for its cross-entropy, whose gradient has the same sign.
+    Source: ALOE paper Alg. 2. The regression's log-odds stand for its cross-entropy, whose gradient has the same sign.
     """
     return PGD(region, steps=steps, step_size=step_size, objective="unmoved", keep="last", seed=seed)

@@ -18,17 +18,17 @@ from robust_ood.settings import configured
 
 
 def pgd_low_resolution(region: Region, *, size: int, **settings: Any) -> LowResolution:
-    """Return PGD at a lower resolution; `size` is the height and width of the perturbation."""
+    """Return PGD at a lower resolution; `size` is the perturbation's height and width. Source: Fort 2022, Sec. 3.4."""
     return LowResolution(PGD(region, **settings), size)
 
 
 def standard_of(region: Region) -> Attack:
-    """Return the standard suite of a region's norm and radius."""
+    """Return the standard suite of a region's norm and radius. Source: `standard` names its members' papers."""
     return standard(region.radius, region.name)
 
 
 def targeted(region: Region, *, classes: int = 9, **settings: Any) -> Targeted:
-    """Return Auto-PGD towards each of the likeliest classes."""
+    """Return Auto-PGD towards each of the likeliest classes. Source: Croce and Hein 2020 (APGD-T of AutoAttack)."""
     return Targeted(apgd(region, **settings), classes)
 
 
@@ -48,6 +48,7 @@ REGISTRY: dict[str, Callable[..., Attack]] = {
     "transfer-softmax": partial(PGD, objective="softmax", keep="objective"),
     "transfer-unmoved": partial(PGD, objective="unmoved", keep="objective"),
 }
+"""Attacks by the names that configs use; each takes a region first."""
 
 
 def region_of(norm: str, radius: float | str) -> Region:

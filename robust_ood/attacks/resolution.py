@@ -20,7 +20,7 @@ class LowResolution:
 
     Source: Fort 2022, Sec. 3.4: gradients of score(resize(x)) with respect to small images x. Resizing is linear, so
     for images that were enlarged from that size this is the same; others keep their own detail. Enlarging never exceeds
-    an Linf radius; an L2 radius is measured on the small perturbation.
+    an Linf radius; an L2 radius is measured on the small perturbation. Images are `(N, C, H, W)` at the full one.
 
     Args:
         attack: what is done at the low resolution.

@@ -23,9 +23,10 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries out of 1
 
 @dataclass(frozen=True)
 class Square:
-    """Settings of the Square attack, a black-box attack on scores (Andriushchenko et al. 2020, Alg. 1-3).
+    """Settings of the Square attack, a black-box attack on scores of images `(N, C, H, W)`.
 
-    Differs from the public code in that each image has its own squares, keyed by its sample index.
+    Source: Andriushchenko et al. 2020, Alg. 1-3. Differs from the public code in that each image has its own squares,
+    keyed by its sample index.
 
     Args:
         region: `Linf` or `L2`.

@@ -22,7 +22,7 @@ from robust_ood.regions import NORMS
 
 @dataclass(frozen=True)
 class Suite:
-    """A union of attacks, at least as strong as each.
+    """A union of attacks on images `(N, C, H, W)`, at least as strong as each.
 
     Args:
         on_detectors: members that attack detectors, by name. Those that read a classifier are left out where the

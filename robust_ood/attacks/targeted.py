@@ -18,10 +18,11 @@ from robust_ood.perturb import Objective
 
 @dataclass(frozen=True)
 class Targeted:
-    """Settings of an attack towards each of the likeliest classes in turn (multi-targeted, as APGD-T of AutoAttack).
+    """Settings of an attack towards each of the likeliest classes in turn, on images `(N, C, H, W)`.
 
-    Classifiers: the margin of the true class over the target is lowered. Detectors: the target's log-odds are raised,
-    which makes outliers look like one of that class; nothing is proposed against inliers.
+    Source: multi-targeted, as APGD-T of AutoAttack (Croce and Hein 2020). Classifiers: the margin of the true class
+    over the target is lowered. Detectors: the target's log-odds are raised, which makes outliers look like one of that
+    class; nothing is proposed against inliers.
 
     Args:
         search: region, steps, rule and starts of the attack on each class; one restart a class.

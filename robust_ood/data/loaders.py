@@ -149,5 +149,5 @@ class EvaluationLoader:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Return uint8 images as floats in [0, 1]."""
+    """Return uint8 images `(N, C, H, W)` as floats in [0, 1]."""
     return images.float().div_(255)

@@ -21,6 +21,7 @@ from robust_ood.errors import UserError
 from robust_ood.randomness import generator
 
 Group = Literal["near", "far"]
+"""How foreign an OOD test set is: `near` shares the look of the in-distribution and not its classes, `far` neither."""
 Spec = str | SetSpec
 
 

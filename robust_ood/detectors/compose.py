@@ -66,7 +66,7 @@ class Standardize(Wrapper):
 
 
 class Mean(Detector):
-    """The mean of several detectors' scores.
+    """The mean of several detectors' scores, unbounded where one of them is.
 
     Source: Fort Eq. 8. Scores of different kinds have different scales; wrap them in `Standardize`.
 
@@ -145,7 +145,7 @@ class Resized(nn.Module):
 
 
 class DeepEnsemble(Detector):
-    """The entropy, negated, or the largest probability of several networks' mean softmax.
+    """Of several networks' mean softmax, the entropy, negated, in [-log K, 0], or the largest value, in (1/K, 1].
 
     Source: Lakshminarayanan et al. 2017; the OOD-attack paper, App. F (entropy). Computed in logarithms, so that
     neither saturates; the surrogate of "msp" is the log-odds of the most probable class.

@@ -80,7 +80,7 @@ class Detector(nn.Module, ABC):
             self.register_buffer(name, torch.empty(0))
 
     def keep(self, **learned: Tensor) -> None:
-        """Store what was learned on the network's device, in float64 for a float64 network and else in float32."""
+        """Store tensors of any shape on the network's device, in float64 for a float64 network and else in float32."""
         like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         for name, value in learned.items():
@@ -89,7 +89,7 @@ class Detector(nn.Module, ABC):
             setattr(self, name, plain.to(like.device, dtype if value.is_floating_point() else None))
 
     def learned(self, name: str) -> Tensor:
-        """Return what was learned under that name, or raise `UserError` where the detector has not been fitted."""
+        """Return what was learned under that name, of any shape, or raise `UserError` where nothing has been fitted."""
         value = self.get_buffer(name)
         if not value.numel():
             raise UserError(

@@ -31,7 +31,8 @@ class Mahalanobis(OutputsDetector):
     Source: Lee et al. 2018; ALOE Eq. 8; Fort Eq. 3-4. S is the covariance around the class means, shared by the classes
     and divided by the number of images. The public codes of Lee et al. and ALOE halve the distance (`reference`).
     With several layers, the score is `sum over layers of weight M_layer + bias`: the log-odds of ALOE Eq. 9, which
-    order images as its probability does and do not saturate. Wrap it in `LayerNoise` for that paper's input noise.
+    order images as its probability does and do not saturate. One layer's score is <= 0, log-odds are unbounded.
+    `LayerNoise` around it gives that paper's input noise.
 
     Args:
         net: classifier, images to logits.
@@ -101,8 +102,8 @@ class Mahalanobis(OutputsDetector):
 class RelativeMahalanobis(OutputsDetector):
     """Minus the class-conditional distance relative to the one to all classes together, `-min over k of MD_k - MD_0`.
 
-    Source: Ren et al. 2021; Fort Eq. 5. Both covariances are divided by the number of images (pytorch-ood 0.4 does not
-    divide, which scales the scores).
+    Unbounded. Source: Ren et al. 2021; Fort Eq. 5. Both covariances are divided by the number of images (pytorch-ood
+    0.4 does not divide, which scales the scores).
 
     Args:
         net: classifier, images to logits.

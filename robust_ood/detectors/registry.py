@@ -124,6 +124,7 @@ REGISTRY: dict[str, Entry] = {
     "mean": Entry(mean, "Fort Eq. 8"),
     "deep-ensemble": Entry(ensemble, "Lakshminarayanan et al. 2017; OOD-attack paper App. F"),
 }
+"""Detectors by the names that configs use."""
 
 
 def build(name: str, net: nn.Module, /, **settings: Any) -> Detector:

@@ -16,7 +16,7 @@ from robust_ood.errors import UserError
 
 
 def double(tensor: Tensor) -> Tensor:
-    """Return the tensor, detached, as float64."""
+    """Return the tensor, of any shape, detached, as float64."""
     tensor = tensor.detach()
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
@@ -26,7 +26,7 @@ class Statistic(ABC):
 
     @abstractmethod
     def add(self, *values: Tensor) -> None:
-        """See one batch: tensors of N rows."""
+        """See one batch: tensors `(N, ...)` of as many rows."""
 
     @abstractmethod
     def reduce(self) -> None:
@@ -196,7 +196,7 @@ class Sample(Statistic):
 
 
 def require_all(counts: Tensor) -> None:
-    """Raise `UserError` where a class has no images."""
+    """Raise `UserError` where one of the counts `(K,)` is zero: a class has no images."""
     empty = (counts == 0).nonzero().flatten().tolist()
     if empty:
         shown = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")

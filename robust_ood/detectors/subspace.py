@@ -60,7 +60,7 @@ class Residual(OutputsDetector):
 
 
 class ViM(Residual):
-    """The free energy minus a virtual logit, `logsumexp(z) - alpha |residual|`.
+    """The free energy minus a virtual logit, `logsumexp(z) - alpha |residual|`, unbounded.
 
     Source: Wang et al. 2022, Eq. 7, as in its code; the same order as minus the virtual class's probability. alpha is
     the mean largest logit over the mean residual on the training images.

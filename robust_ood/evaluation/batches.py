@@ -14,6 +14,7 @@ from robust_ood.evaluation.fingerprints import content
 
 T = TypeVar("T")
 CHUNK = 512
+"""How many images are scored, stored and found again together, by default."""
 
 
 class Chunk(NamedTuple):

@@ -76,9 +76,13 @@ def _sources(path: Path) -> list[Path]:
 def _code(path: Path) -> bytes:
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False):
-            node.body = node.body[1:] or [ast.Pass()]
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            node.body = [part for part in node.body if not _is_text(part)] or [ast.Pass()]
     return f"{path.relative_to(_PACKAGE).as_posix()} {ast.dump(tree)}".encode()
+
+
+def _is_text(part: ast.stmt) -> bool:
+    return isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant) and isinstance(part.value.value, str)
 
 
 def _hash(parts: Iterable[bytes]) -> str:

@@ -74,7 +74,7 @@ class OODMetrics(_PooledScores):
     """
 
     def compute(self) -> dict[str, Tensor]:
-        """Return `auroc, aupr_in, aupr_out, fpr95, fpr95_ood_positive, detection_error` over all processes."""
+        """Return scalars `auroc, aupr_in, aupr_out, fpr95, fpr95_ood_positive, detection_error` over all processes."""
         return {name: self._result(value) for name, value in ood_metrics(*self._pools()).items()}
 
 

@@ -56,7 +56,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
 
 
 def network_state(content: Mapping[str, Any], source: Path | str = "checkpoint") -> dict[str, Tensor]:
-    """Return the network's tensors out of what a checkpoint file holds.
+    """Return the network's tensors, of any shape, by name, out of what a checkpoint file holds.
 
     Understands our training checkpoints (`state_dict` with keys `net.*`), state dicts, those nested under `state_dict`,
     `model`, `net` and other usual names, and the prefixes `module.` of DataParallel, `_orig_mod.` of `torch.compile`

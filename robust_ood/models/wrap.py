@@ -82,7 +82,7 @@ class Wrapped(nn.Module):
         return f"{type(self.module).__name__}, fed {pixels}: head {head}; feature layers {names} ({named})"
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits."""
+        """Return logits `(N, K)` of images `(N, C, H, W)` in [0, 1]."""
         logits: Tensor = self.module(self.normalize(images))
         return logits
 

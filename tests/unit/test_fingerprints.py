@@ -179,7 +179,7 @@ def test_the_code_counts_but_not_its_comments(tmp_path, monkeypatch):
 
     try:
         plain = version("def f(x):\n    return x + 1\n")
-        assert plain == version('"""Says."""\ndef f(x):\n    """Adds."""\n    # why\n    return x+1\n')
+        assert plain == version('"""Says."""\ndef f(x):\n    """Adds."""\n    # why\n    return x+1\n"""Is."""\n')
         assert plain != version("def f(x):\n    return x + 2\n")
         (tmp_path / "parts" / "two.py").write_text("x = 2\n")
         assert plain != version("def f(x):\n    return x + 1\n")
