@@ -5,12 +5,14 @@ PYTHON ?= python3
 VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.robust-ood-ready
+TESTS ?= tests
 
-.PHONY: help quickstart test lint format wheel-test minimum-test docker-test docs clean
+.PHONY: help quickstart test coverage lint format wheel-test minimum-test docker-test docs clean
 
 help:
 	@echo "make quickstart   train and attack a plain and a robust detector on real images (about 5 minutes)"
-	@echo "make test         run all tests"
+	@echo "make test         run all tests; a part of them: make test TESTS=tests/unit"
+	@echo "make coverage     run them and say which lines of robust_ood/ they do not reach"
 	@echo "make lint         style, types and import rules"
 	@echo "make minimum-test run all tests with the oldest versions allowed"
 	@echo "make docker-test  lint the Dockerfiles and execute their RUN lines in an empty folder"
@@ -28,7 +30,14 @@ quickstart: $(READY)
 
 # One worker a core, each with one thread: the tests are many and small.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto $(TESTS)
+
+# Of all processes: the tests' workers, and the commands and runs that the tests start.
+coverage: $(READY)
+	rm -f .coverage .coverage.*
+	OMP_NUM_THREADS=1 $(RUN) -m coverage run -m pytest -n auto $(TESTS)
+	$(RUN) -m coverage combine --quiet
+	$(RUN) -m coverage report
 
 lint: $(READY)
 	$(RUN) -m ruff check .
@@ -41,11 +50,14 @@ wheel-test: $(READY)
 	$(RUN) tests/packaging/check_wheel.py
 
 # An environment of its own: .venv-minimum.
-minimum-test:
-	$(PYTHON) -m venv .venv-minimum
+minimum-test: .venv-minimum/ready
+	OMP_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -n auto $(TESTS)
+
+.venv-minimum/ready: pyproject.toml constraints/minimum.txt
+	test -x .venv-minimum/bin/python || $(PYTHON) -m venv .venv-minimum
 	.venv-minimum/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	.venv-minimum/bin/python -m pip install --quiet --constraint constraints/minimum.txt --editable '.[dev,parity]'
-	OMP_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -n auto
+	@touch $@
 
 # An environment of its own, .venv-docs: reading docstrings needs none of the libraries. Building needs no network.
 docs: .venv-docs/ready
@@ -65,4 +77,4 @@ format: $(READY)
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

