@@ -13,9 +13,10 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from page import table, write_page
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
-from workbench import Parts, images_of, networks, parser, table, write_page
+from workbench import Parts, images_of, networks, parser
 
 from robust_ood import Linf
 from robust_ood.attacks import PGD, LabelAttack, misclassify, standard

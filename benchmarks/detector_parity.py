@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import torch
+from page import table, write_page
 from workbench import images_of, resnet20
 
 from robust_ood import metrics
@@ -65,21 +66,19 @@ def main() -> None:
         gap = references.difference(ours, theirs)
         areas = [metrics.auroc(scores[: len(inliers)], scores[len(inliers) :]) for scores in (ours, theirs)]
         worst = max(worst, gap)
-        rows.append(f"| {name} | {gap:.1e} | {areas[0]:.4f} | {areas[1]:.4f} |")
-        print(rows[-1], f"{time.perf_counter() - begin:.0f} s", flush=True)
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    chosen.output.write_text(
-        "# Detectors against independent implementations\n\n"
+        rows.append((name, f"{gap:.1e}", *(f"{area:.4f}" for area in areas)))
+        print(*rows[-1], f"{time.perf_counter() - begin:.0f} s", flush=True)
+    lines = [
         f"CIFAR-10 ResNet-20; fitted on {len(train)} training images; {len(inliers)} test images against "
-        f"{len(outliers)} of {chosen.ood}. Our detectors run in float32 on images; the references, pytorch-ood 0.4 or "
+        f"{len(outliers)} of {chosen.ood}. Our detectors run in float32 on images; the references, pytorch-ood or "
         "naive formulas (see `tests/parity/test_detectors.py`), run in float64 on its outputs; where gradient signs "
-        "decide (ODIN, PRO), both run the network in float64. The difference "
-        "is the largest over all images, relative to the reference's score or their standard deviation, whichever "
-        f"is larger. Made by `benchmarks/detector_parity.py`. Largest difference: {worst:.1e}.\n\n"
-        "| detector | largest difference | AUROC, ours | AUROC, reference |\n| --- | --- | --- | --- |\n"
-        + "\n".join(rows)
-        + "\n"
-    )
+        "decide (ODIN, PRO), both run the network in float64. The difference is the largest over all images, relative "
+        "to the reference's score or their standard deviation, whichever is larger. "
+        f"Largest difference: {worst:.1e}.",
+        "",
+        *table(("detector", "largest difference", "AUROC, ours", "AUROC, reference"), rows),
+    ]
+    write_page(chosen.output, "Detectors against independent implementations", lines, "pytorch-ood")
 
 
 if __name__ == "__main__":

@@ -14,31 +14,19 @@ import time
 from pathlib import Path
 
 import torch
+from page import table, write_page
 from torch import nn
+from workbench import resnet20
 
 from robust_ood import detectors
 from robust_ood.data import EvaluationLoader, load_set
 from robust_ood.evaluation.scores import clean_scores, on_device
-from robust_ood.models import ThinResNet, load_weights
 from robust_ood.modes import evaluating
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what these weights were trained with
-NAMES = [
-    *("msp", "msp-t", "entropy", "gen", "maxlogit", "energy", "oe-score", "kl-matching", "mahalanobis"),
-    *(
-        "relative-mahalanobis",
-        "knn",
-        "vim",
-        "residual",
-        "react",
-        "ash-p",
-        "ash-b",
-        "ash-s",
-        "scale",
-        "dice",
-        "gradnorm",
-    ),
-]
+NAMES = (
+    "msp", "msp-t", "entropy", "gen", "maxlogit", "energy", "oe-score", "kl-matching", "mahalanobis",
+    "relative-mahalanobis", "knn", "vim", "residual", "react", "ash-p", "ash-b", "ash-s", "scale", "dice", "gradnorm",
+)  # fmt: skip
 
 
 def arguments() -> argparse.Namespace:
@@ -51,10 +39,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="Markdown page to write")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)  # one fit, in a process of its own
     return parser.parse_args()
-
-
-def network(weights: Path) -> nn.Module:
-    return load_weights(ThinResNet(mean=MEAN, std=STD), weights, key_map={"linear.": "head."}).eval()
 
 
 def fitted(net: nn.Module, root: Path, count: int) -> dict[str, detectors.Detector]:
@@ -92,7 +76,7 @@ def measure_memory(chosen: argparse.Namespace, count: int) -> dict[str, float]:
 
 def main() -> None:
     chosen = arguments()
-    net = network(chosen.weights)
+    net = resnet20(chosen.weights)
     if chosen.memory_of is not None:
         images = load_set("cifar10_train", chosen.data)
         loader = EvaluationLoader(images, batch_size=256, limit=512)
@@ -108,25 +92,25 @@ def main() -> None:
     rows = []
     for name in NAMES:
         alone = fastest(1, lambda name=name: clean_scores({name: ready[name]}, loader, torch.device("cpu")))
-        rows.append(f"| {name} | {alone / bare:.2f} |")
-        print(rows[-1], flush=True)
+        rows.append((name, f"{alone / bare:.2f}"))
+        print(*rows[-1], flush=True)
     few, many = (measure_memory(chosen, count) for count in chosen.fit)
-    text = (
-        "# Sharing forward passes, and the memory of fitting\n\n"
-        f"ResNet-20 on one CPU core, {len(loader.indices)} images, processor time, fastest of {chosen.repeats}. Made "
-        "by `benchmarks/detector_sharing.py`.\n\n"
-        f"One bare forward pass takes {bare:.1f} s; scoring with all {len(NAMES)} detectors that read logits or "
-        f"features takes {shared:.1f} s: **{shared / bare:.2f} times** as long. Each alone, in bare passes:\n\n"
-        "| detector | passes |\n| --- | --- |\n" + "\n".join(rows) + "\n\n"
-        f"Fitting all of them together raises the process's peak memory by {few['after'] - few['before']:.0f} MiB "
-        f"for {chosen.fit[0]:,} images and by {many['after'] - many['before']:.0f} MiB for {chosen.fit[1]:,} "
+    lines = [
+        f"ResNet-20, {len(loader.indices)} images, processor time, fastest of {chosen.repeats}. One bare forward pass "
+        f"takes {bare:.1f} s; scoring with all {len(NAMES)} detectors that read logits or features takes {shared:.1f} "
+        f"s: **{shared / bare:.2f} times** as long. Each alone, in bare passes:",
+        "",
+        *table(("detector", "passes"), rows),
+        f"Fitting all of them together raises the process's peak memory by {few['after'] - few['before']:.0f} MiB for "
+        f"{chosen.fit[0]:,} images and by {many['after'] - many['before']:.0f} MiB for {chosen.fit[1]:,} "
         f"({many['before']:.0f} MiB before, with data and network loaded). KNN's bank of 64 float32 features an image, "
-        "of at most 50,000 images, is the only part that grows.\n"
-    )
-    print(text)
+        "of at most 50,000 images, is the only part that grows.",
+        "",
+    ]
     if chosen.output:
-        chosen.output.parent.mkdir(parents=True, exist_ok=True)
-        chosen.output.write_text(text)
+        write_page(chosen.output, "Sharing forward passes, and the memory of fitting", lines)
+    else:
+        print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from page import table, write_page
 from torch import nn
 from workbench import FAR, NEAR, resnet20
 
@@ -99,8 +100,8 @@ def measure(detector: detectors.Detector, sets: Sets, device: torch.device) -> d
     return {"auroc": areas, "seconds": time.perf_counter() - begin, "limit": sets.limit, "fit": sets.fit}
 
 
-def page(name: str, results: dict[str, dict[str, Any]]) -> str:
-    """Return the Markdown page, the most robust detector first."""
+def report(results: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the page's lines, the most robust detector first."""
 
     def mean(result: dict[str, Any], label: str, group: tuple[str, ...]) -> float:
         return sum(result["auroc"][label][one] for one in group) / len(group)
@@ -109,18 +110,17 @@ def page(name: str, results: dict[str, dict[str, Any]]) -> str:
     cells = {key: [mean(result, *column) for column in columns] for key, result in results.items()}
     order = sorted(cells, key=lambda key: -(cells[key][1] + cells[key][4]))
     first = next(iter(results.values()))
-    lines = [
-        f"## {name}",
-        "",
+    return [
         f"AUROC, mean over the near sets ({', '.join(NEAR)}) and the far ones ({', '.join(FAR)}), the first "
         f"{first['limit']} images of each against as many of CIFAR-10; fitted on {first['fit']:,} training images. "
         "Inliers and outliers are both attacked through the detector's own score by PGD in Linf: 1/255 with 10 steps "
         "and 3/255 with 20, random start, step 2.5 radius / steps. Sorted by the mean at 1/255.",
         "",
-        "| detector | near, clean | 1/255 | 3/255 | far, clean | 1/255 | 3/255 |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        *table(
+            ("detector", "near, clean", "1/255", "3/255", "far, clean", "1/255", "3/255"),
+            [(key, *(f"{value:.3f}" for value in cells[key])) for key in order],
+        ),
     ]
-    return "\n".join([*lines, *(f"| {key} | {' | '.join(f'{v:.3f}' for v in cells[key])} |" for key in order)]) + "\n"
 
 
 def main() -> None:
@@ -137,8 +137,7 @@ def main() -> None:
         (chosen.work / f"{name}.json").write_text(json.dumps(result))
         print(f"{name}: {result['seconds']:.0f} s", flush=True)
     results = {path.stem: json.loads(path.read_text()) for path in sorted(chosen.work.glob("*.json"))}
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    chosen.output.write_text(page(chosen.name, results))
+    write_page(chosen.output, f"Detectors on {chosen.name}", report(results))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 import yaml
+from page import table, write_page
 from torch import Tensor, nn
-from workbench import Parts, images_of, networks, parser, table, write_page
+from workbench import Parts, images_of, networks, parser
 
 from robust_ood import L2, detectors
 from robust_ood.attacks import EncoderAttack, encoder, mape

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from kill_and_resume_evaluation import save_network
-from page import command, machine
+from page import table, write_page
 
 ROOT = Path(__file__).resolve().parent.parent
 _SIZE = 16
@@ -45,31 +45,22 @@ def main() -> int:
     growth = peaks[1] / peaks[0] - 1
     print(f"growth {growth:+.1%}, 5 % is allowed")
     if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(page(options.images, peaks, seconds))
+        write_page(options.output, "Memory of an evaluation", report(options.images, peaks, seconds))
     return 0 if growth < 0.05 else 1
 
 
-def page(counts: list[int], peaks: list[int], seconds: list[float]) -> str:
-    lines = [
-        f"| {count} | {peak / 2**20:.1f} | {peak / peaks[0] - 1:+.1%} | {time:.0f} |"
-        for count, peak, time in zip(counts, peaks, seconds, strict=True)
+def report(counts: list[int], peaks: list[int], seconds: list[float]) -> list[str]:
+    """Return the page's lines."""
+    rows = [
+        (count, f"{peak / 2**20:.1f}", f"{peak / peaks[0] - 1:+.1%}", f"{taken:.0f}")
+        for count, peak, taken in zip(counts, peaks, seconds, strict=True)
     ]
-    return "\n".join(
-        [
-            "# Memory of an evaluation",
-            "",
-            f"Three sets of that many synthetic {_SIZE} x {_SIZE} images, MSP and Energy, clean and under FGSM: the "
-            "largest anonymous memory of the process.",
-            "",
-            "| images a set | peak, MiB | against the first | seconds |",
-            "|---|---|---|---|",
-            *lines,
-            "",
-            f"Machine: {machine()}. Command: `{command()}`.",
-            "",
-        ]
-    )
+    return [
+        f"Three sets of that many synthetic {_SIZE} x {_SIZE} images, MSP and Energy, clean and under FGSM: the "
+        "largest anonymous memory of the process.",
+        "",
+        *table(("images a set", "peak, MiB", "against the first", "seconds"), rows),
+    ]
 
 
 def write_arrays(folder: Path, count: int) -> Path:

@@ -26,7 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from page import command, machine
+from page import table, write_page
 
 from robust_ood.evaluation import read_cell
 from robust_ood.models import WideResNet, describe
@@ -53,7 +53,7 @@ def main() -> int:
     checkpoint = save_network(options.folder / "net" / "last.ckpt")
     whole = options.folder / "whole"
     end(start(checkpoint, whole, 1), whole)
-    total, moments, lines, failures = len(cells(whole)), random.Random(options.seed), [], 0
+    total, moments, found, failures = len(cells(whole)), random.Random(options.seed), [], 0
     for processes in options.processes:
         folder = options.folder / f"killed-{processes}"
         stored, rewritten = run_killed(checkpoint, folder, processes, options.kills, total, moments)
@@ -67,32 +67,23 @@ def main() -> int:
         failures += not all(verdicts.values())
         facts = [processes, options.kills, ", ".join(map(str, stored)), f"{len(last)} of {total}", len(makers)]
         facts += [rewritten, len(rows(folder)), "equal" if verdicts["rows equal"] else "DIFFERENT"]
-        lines.append(f"| {' | '.join(map(str, facts))} |")
-        print(lines[-1], "ok" if all(verdicts.values()) else f"FAILED: {verdicts}", flush=True)
+        found.append(facts)
+        print(*facts, "ok" if all(verdicts.values()) else f"FAILED: {verdicts}", flush=True)
     if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(page(lines))
+        write_page(options.output, "Evaluations killed with SIGKILL", report(found))
     return 1 if failures else 0
 
 
-def page(lines: list[str]) -> str:
+def report(rows: list[list[object]]) -> list[str]:
+    """Return the page's lines."""
     head = ["processes", "kills", "cells stored at each kill", "cells at the end", "processes that computed some",
             "cells written twice", "rows", "rows against those of one process left alone"]  # fmt: skip
-    return "\n".join(
-        [
-            "# Evaluations killed with SIGKILL",
-            "",
-            "One evaluation on the embedded digits, killed again and again (all its processes at once) and started "
-            "again; what was stored at a kill must neither be lost nor computed once more.",
-            "",
-            f"| {' | '.join(head)} |",
-            f"|{'---|' * len(head)}",
-            *lines,
-            "",
-            f"Machine: {machine()}. Command: `{command()}`.",
-            "",
-        ]
-    )
+    return [
+        "One evaluation on the embedded digits, killed again and again (all its processes at once) and started again; "
+        "what was stored at a kill must neither be lost nor computed once more.",
+        "",
+        *table(head, rows),
+    ]
 
 
 def save_network(path: Path) -> Path:

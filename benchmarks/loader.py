@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from page import table, write_page
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.datasets import CIFAR10, ImageFolder, VisionDataset
-from workbench import table, write_page
 
 from robust_ood.data import ImageSet, Reading, TrainingLoader, to_float
 from robust_ood.data.augment import crop_and_flip

@@ -12,8 +12,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from page import table, write_page
 from torch import Tensor
-from workbench import FAR, NEAR, Parts, networks, parser, table, write_page
+from workbench import FAR, NEAR, Parts, networks, parser
 
 from robust_ood import Linf, detectors
 from robust_ood.attacks import PGD, transferred

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from workbench import FAR, MEAN, NEAR, STD, table, write_page
+from page import table, write_page
+from workbench import FAR, MEAN, NEAR, STD
 
 from robust_ood.data import EvaluationLoader, load_set, to_float
 from robust_ood.detectors import Detector

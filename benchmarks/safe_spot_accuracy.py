@@ -12,8 +12,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from page import table, write_page
 from torch import Tensor, nn
-from workbench import Parts, images_of, networks, parser, table, write_page
+from workbench import Parts, images_of, networks, parser
 
 from robust_ood import safe_spots
 

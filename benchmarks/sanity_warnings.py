@@ -11,8 +11,9 @@ from functools import partial
 from typing import Any
 
 from detector_table import LEFT_OUT, Sets, fitted
+from page import table, write_page
 from torch import Tensor
-from workbench import Parts, images_of, networks, parser, table, write_page
+from workbench import Parts, images_of, networks, parser
 
 from robust_ood import L2, Linf, detectors
 from robust_ood.attacks import PGD

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from detector_table import LEFT_OUT, Sets, fitted
+from page import table, write_page
 from torch import Tensor
-from workbench import Parts, images_of, networks, parser, table, write_page
+from workbench import Parts, images_of, networks, parser
 
 from robust_ood import Linf, detectors
 from robust_ood.attacks import aloe_mahalanobis, aloe_softmax, attack_score, standard

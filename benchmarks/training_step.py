@@ -20,7 +20,7 @@ from pathlib import Path
 import clock
 import numpy as np
 import torch
-from page import command, machine
+from page import table, write_page
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -58,15 +58,12 @@ def main() -> None:
             ratios = [ours / theirs for ours, theirs in zip(stack, bare, strict=True)]
             speeds[precision] = statistics.median(stack)
             faster = speeds[options.precisions[0]] / speeds[precision]
-            rows.append(
-                f"| {method} | {network} | {precision} | {1e3 * statistics.median(bare):.0f} | "
-                f"{1e3 * statistics.median(stack):.0f} | {statistics.median(ratios):.3f} "
-                f"({min(ratios):.3f} to {max(ratios):.3f}) | {faster:.2f} |"
-            )
-            print(rows[-1], flush=True)
+            ratio = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+            times = [f"{1e3 * statistics.median(one):.0f}" for one in (bare, stack)]
+            rows.append((method, network, precision, *times, ratio, f"{faster:.2f}"))
+            print(*rows[-1], flush=True)
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(page(rows, options))
+        write_page(options.output, "Training steps against a bare loop", report(rows, options))
 
 
 def measure(method: str, network: str, precision: str, options: argparse.Namespace) -> tuple[list[float], list[float]]:
@@ -176,25 +173,16 @@ def typical(times: list[float]) -> float:
     return statistics.median(np.diff(times)[2:])
 
 
-def page(rows: list[str], options: argparse.Namespace) -> str:
-    return "\n".join(
-        [
-            "# Training steps against a bare loop",
-            "",
-            f"Milliseconds a step on {options.batch_size} inliers and {2 * options.batch_size} outliers (where the "
-            f"method has them); attacks of {STEPS} steps from a random start; {torch.get_num_threads()} threads. The "
-            "stack is `train.py fit` with Lightning, loader, augmentation and logging. Ratio: stack / bare loop, "
-            f"median of {options.blocks} interleaved blocks of {options.steps} steps (range). Last column: times "
-            f"faster than {options.precisions[0]} in the stack.",
-            "",
-            f"`{command()}`, {machine()}.",
-            "",
-            "| method | network | precision | bare | stack | ratio | faster |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
-            *rows,
-            "",
-        ]
-    )
+def report(rows: list[tuple[str, ...]], options: argparse.Namespace) -> list[str]:
+    """Return the page's lines."""
+    return [
+        f"Milliseconds a step on {options.batch_size} inliers and {2 * options.batch_size} outliers (where the method "
+        f"has them); attacks of {STEPS} steps from a random start. The stack is `train.py fit` with Lightning, loader, "
+        f"augmentation and logging. Ratio: stack / bare loop, median of {options.blocks} interleaved blocks of "
+        f"{options.steps} steps (range). Last column: times faster than {options.precisions[0]} in the stack.",
+        "",
+        *table(("method", "network", "precision", "bare", "stack", "ratio", "faster"), rows),
+    ]
 
 
 if __name__ == "__main__":

@@ -1,19 +1,17 @@
-"""What the benchmark scripts share: networks, arrays, parts that are not computed twice, and pages."""
+"""What the scripts on given networks and arrays share: both, and parts that are not computed twice."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from datetime import date
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from page import table as table  # kept for scripts that take both from here
+from page import write_page as write_page
 from torch import Tensor, nn
 
 from robust_ood.data import load_set, to_float
@@ -22,7 +20,6 @@ from robust_ood.models import ThinResNet, load_network, load_weights
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what the ResNet-20's weights were trained with
 NEAR, FAR = ("cifar100_test", "tinyimagenet_val"), ("svhn_test", "dtd10", "miniplaces_test")
-_SHOWN = {"--weights": "WEIGHTS", "--root": "ARRAYS", "--folder": "FOLDER"}  # paths differ from machine to machine
 
 
 def parser(doc: str | None, *, limit: int, output: str) -> argparse.ArgumentParser:
@@ -97,35 +94,3 @@ class Parts:
         left = (time.perf_counter() - self.begin) / self.made * (self.total - self.seen)
         print(f"[{self.seen}/{self.total}] {name}: {part['seconds']:.0f} s, about {left / 60:.0f} min left", flush=True)
         return part
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """Return the lines of a Markdown table, and an empty one."""
-    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-    return [*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows), ""]
-
-
-def write_page(output: Path, title: str, lines: Iterable[str]) -> None:
-    """Write a page: title, the given lines, then machine, date and command, and print it."""
-    text = "\n".join([f"# {title}", "", *lines, made_by(), ""])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(output, text)
-    print(text)
-
-
-def made_by() -> str:
-    """Return the line that says how, where and when a page was made, without the names of this machine's folders."""
-    shown: list[str] = []
-    for flag, value in zip(["", *sys.argv[1:]], sys.argv[1:], strict=False):
-        if flag in _SHOWN:
-            shown.append(_SHOWN[flag])
-        elif flag == "--checkpoint":
-            shown.append(f"{value.partition('=')[0]}=CHECKPOINT")
-        elif flag == "--output":
-            shown.append("OUTPUT" if Path(value).is_absolute() else value)
-        else:
-            shown.append(value)
-    threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
-    device = torch.cuda.get_device_name() if "cuda" in " ".join(shown) else f"{platform.machine()} CPU, {threads}"
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *shown])
-    return f"Made on {date.today()} by `{command}` ({device} of {os.cpu_count()}, torch {torch.__version__})."
