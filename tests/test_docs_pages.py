@@ -99,11 +99,10 @@ def test_options_are_the_commands_own(capsys):
 
 
 def test_pictures_are_what_the_script_draws(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["metrics.py", str(tmp_path)])
-    runpy.run_path(str(DOCS / "figures" / "metrics.py"), run_name="__main__")
-    drawn = sorted(tmp_path.glob("*.svg"))
-    assert len(drawn) == 3
-    for picture in drawn:
-        assert picture.read_text() == (DOCS / "figures" / picture.name).read_text(), (
-            "run python docs/figures/metrics.py"
-        )
+    for script in ("architecture.py", "metrics.py"):
+        monkeypatch.setattr(sys, "argv", [script, str(tmp_path)])
+        runpy.run_path(str(DOCS / "figures" / script), run_name="__main__")
+    drawn = {picture.name: picture.read_text() for picture in tmp_path.glob("*.svg")}
+    assert drawn == {picture.name: picture.read_text() for picture in (DOCS / "figures").glob("*.svg")}, (
+        "run the scripts in docs/figures"
+    )
