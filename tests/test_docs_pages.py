@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ def named(path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Path:
-    """A folder with the quickstart's checkpoint, after a few steps, and results in `results`."""
+    """A folder with the quickstart's checkpoint, after a few steps, and results in `results` and two folders there."""
     folder = tmp_path_factory.mktemp("tutorial")
     command = ["fit", "-c", str(ROOT / "configs/experiments/digits_aloe.yaml"), "--trainer.max_steps", "3"]
     command += ["--trainer.enable_progress_bar", "false", "--output", str(folder / "runs" / "quickstart" / "aloe")]
@@ -39,6 +40,10 @@ def workspace(tmp_path_factory) -> Path:
     command += ["--detectors", "[msp]", "--attacks", "[{name: fgsm, radius: 8/255}]"]
     command += ["--checkpoint", str(folder / "runs/quickstart/aloe/last.ckpt"), "--output", str(folder / "results")]
     assert cli.evaluate(command) == 0
+    for name in ("oe", "aloe"):
+        shutil.copytree(folder / "results", folder / "copies" / name)
+    shutil.move(folder / "copies" / "oe", folder / "results" / "oe")
+    shutil.move(folder / "copies" / "aloe", folder / "results" / "aloe")
     return folder
 
 

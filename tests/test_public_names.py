@@ -103,6 +103,14 @@ def test_where_tensors_pass_their_shapes_are_said():
     assert [one.path for one in passing if not re.search(SHAPE, one.own + one.around)] == []
 
 
+def test_the_names_for_configs_are_those_of_the_page():
+    page = (Path(__file__).parents[1] / "docs" / "reference" / "names.md").read_text()
+    detector_rows, attack_rows = page.split("## Attacks")
+    listed = dict(re.findall(r"^\| `([\w-]+)` \| ([^|]+) \| [^|]+ \|$", detector_rows, re.MULTILINE))
+    assert listed == {name: entry.paper for name, entry in detectors.REGISTRY.items()}
+    assert re.findall(r"^\| `([\w-]+)` \| [^|]+ \|$", attack_rows, re.MULTILINE) == list(attacks.REGISTRY)
+
+
 def classes(module: ModuleType, kind: type) -> list[type]:
     found = [getattr(module, name) for name in module.__all__]
     return [one for one in found if inspect.isclass(one) and issubclass(one, kind) and not inspect.isabstract(one)]

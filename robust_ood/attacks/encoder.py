@@ -28,9 +28,8 @@ class EncoderAttack:
     """Settings of the OOD attack on an encoder.
 
     Source: "An algorithm for out-of-distribution attack to neural network encoder", Alg. 1 with Adamax, as in the
-    authors'
-    code: the squared distance to the code of a paired in-distribution image is minimised within an L2 ball around the
-    start.
+    authors' code: the squared distance to the code of a paired in-distribution image is minimised within an L2 ball
+    around the start.
 
     Args:
         region: around the start images; `L2(10)` in the paper (5 to 30 at 224 px).

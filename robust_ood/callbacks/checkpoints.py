@@ -17,8 +17,7 @@ from robust_ood.errors import UserError
 
 
 class Checkpoints(Checkpoint):
-    """Writes `last.ckpt` every so many steps or minutes and at the end, and `best.ckpt` when the monitored number
-    improves.
+    """Writes `last.ckpt` every so many steps or minutes and at the end, `best.ckpt` when the monitored number improves.
 
     They go into the trainer's root folder; a `fast_dev_run` writes nothing. The last few are kept as `last.ckpt`
     (newest), `last-1.ckpt`, `last-2.ckpt`, ... A file is written beside its place, flushed to the disk and renamed

@@ -28,12 +28,10 @@ class Guards(Callback):
 
     - A loss or a weight that is not finite stops the run before the next checkpoint is written: the last one is good.
     - An in-loop attack that makes its objective no better on most images of a batch is warned about, and under float16
-    so
-      are input gradients of which more than 1 % are exactly zero. Both are looked at every so many steps.
+      so are input gradients of which more than 1 % are exactly zero. Both are looked at every so many steps.
     - Training with a single-step attack can come to resist single steps only (catastrophic overfitting, Wong et al.
-    2020
-      Sec. 5.2). There each validation also logs `val/fgsm_accuracy` and `val/pgd_accuracy` (10 steps of a quarter of
-      the radius), and warns when the latter falls below a quarter of its best while the former is twice as high.
+      2020, Sec. 5.2). There each validation also logs `val/fgsm_accuracy` and `val/pgd_accuracy` (10 steps of a
+      quarter of the radius), and warns when the latter falls below a quarter of its best while the former is twice as high.
 
     Args:
         attacks_every_n_steps: optimiser steps between two looks at the in-loop attacks, >= 1; None for never.
