@@ -31,7 +31,7 @@ class Guards(Callback):
       so are input gradients of which more than 1 % are exactly zero. Both are looked at every so many steps.
     - Training with a single-step attack can come to resist single steps only (catastrophic overfitting, Wong et al.
       2020, Sec. 5.2). There each validation also logs `val/fgsm_accuracy` and `val/pgd_accuracy` (10 steps of a
-      quarter of the radius), and warns when the latter falls below a quarter of its best while the former is twice as high.
+      quarter of the radius), and warns when the latter falls below a quarter of its best, the former being twice it.
 
     Args:
         attacks_every_n_steps: optimiser steps between two looks at the in-loop attacks, >= 1; None for never.
