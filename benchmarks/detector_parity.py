@@ -1,83 +1,88 @@
 """Every detector against its reference in tests/parity/test_detectors.py, on a CIFAR-10 ResNet-20 and real images.
 
-python benchmarks/detector_parity.py --weights cifar10_resnet20.th --data arrays \
-        --output docs/results/detector_parity.md
+python benchmarks/detector_parity.py --weights cifar10_resnet20.th --root ARRAYS --folder runs/detector_parity
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from page import table, write_page
-from workbench import images_of, resnet20
+from torch import Tensor
+from workbench import Parts, images_of, parser, resnet20
 
 from robust_ood import metrics
 
 LAYERS = ("layer1", "layer2", "layer3")
 TESTS = Path(__file__).parents[1] / "tests" / "parity" / "test_detectors.py"
+HELD_OUT = 2000  # test images that a temperature is fitted on, because the network was not trained on them
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, required=True, help="weights of the ResNet-20")
-    parser.add_argument(
-        "--data", type=Path, required=True, help="folder of cifar10_train, cifar10_test and the OOD set"
-    )
-    parser.add_argument("--ood", default="svhn_test", help="OOD set")
-    parser.add_argument("--fit", type=int, default=5000, help="training images to fit on")
-    parser.add_argument("--limit", type=int, default=1000, help="images of each test set")
-    parser.add_argument("--only", nargs="*", help="names of references; all by default")
-    parser.add_argument("--output", type=Path, required=True, help="Markdown page to write")
-    return parser.parse_args()
-
-
-def main() -> None:
-    chosen = arguments()
+def load_references() -> Any:
     spec = importlib.util.spec_from_file_location("references", TESTS)
     assert spec is not None
     assert spec.loader is not None
-    references = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(references)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
-    net = resnet20(chosen.weights)
-    train, labels = images_of("cifar10_train", chosen.data, chosen.fit)
-    inliers, _ = images_of("cifar10_test", chosen.data, chosen.limit)
-    outliers, _ = images_of(chosen.ood, chosen.data, chosen.limit)
-    scored = torch.cat([inliers, outliers])
-    fitted_on = references.read(net, train, labels, LAYERS)
-    test = references.read(net, scored, torch.zeros(len(scored)), LAYERS)
-    loader = list(zip(train.split(250), labels.split(250), strict=True))
-    validation = images_of("cifar10_test", chosen.data, chosen.limit + 2000)
-    unseen, truth = (tensor[chosen.limit :] for tensor in validation)
-    held_out = references.read(net, unseen, truth)
-    held_out_loader = list(zip(unseen.split(250), truth.split(250), strict=True))
-    rows, worst = [], 0.0
-    for name in chosen.only or references.REFERENCES:
-        begin = time.perf_counter()
-        # A temperature is fitted on images that the network was not trained on.
-        known, batches = (held_out, held_out_loader) if name == "msp-t" else (fitted_on, loader)
-        detector = references.make(name, net, LAYERS).fit(batches)
-        ours = references.scores_of(name, detector, scored)
-        theirs = references.REFERENCES[name](known, test).detach()
-        gap = references.difference(ours, theirs)
-        areas = [metrics.auroc(scores[: len(inliers)], scores[len(inliers) :]) for scores in (ours, theirs)]
-        worst = max(worst, gap)
-        rows.append((name, f"{gap:.1e}", *(f"{area:.4f}" for area in areas)))
-        print(*rows[-1], f"{time.perf_counter() - begin:.0f} s", flush=True)
+
+class Problem:
+    """What detectors and references are fitted on, and what both score."""
+
+    def __init__(self, references: Any, chosen: Any) -> None:
+        self.references, self.net = references, resnet20(chosen.weights)
+        train, labels = images_of("cifar10_train", chosen.root, chosen.fit)
+        held_out, truth = images_of("cifar10_test", chosen.root, HELD_OUT, first=chosen.limit)
+        inliers, _ = images_of("cifar10_test", chosen.root, chosen.limit)
+        outliers, _ = images_of(chosen.ood, chosen.root, chosen.limit)
+        self.count, self.scored = len(inliers), torch.cat([inliers, outliers])
+        self.known = {False: self.read(train, labels), True: self.read(held_out, truth)}
+        self.test = self.read(self.scored, torch.zeros(len(self.scored)))
+
+    def read(self, images: Tensor, labels: Tensor) -> Any:
+        return self.references.read(self.net, images, labels, LAYERS)
+
+    def compare(self, name: str) -> dict[str, Any]:
+        known = self.known[name == "msp-t"]
+        loader = list(zip(known.images.split(250), known.labels.split(250), strict=True))
+        detector = self.references.fit(self.references.make(name, self.net, LAYERS), loader)
+        ours = self.references.scores_of(name, detector, self.scored)
+        theirs = self.references.REFERENCES[name](known, self.test).detach()
+        areas = [metrics.auroc(scores[: self.count], scores[self.count :]) for scores in (ours, theirs)]
+        return {"difference": self.references.difference(ours, theirs), "ours": areas[0], "theirs": areas[1]}
+
+
+def main() -> None:
+    arguments = parser(__doc__, limit=500, output="docs/results/detector_parity.md")
+    arguments.add_argument("--ood", default="svhn_test", help="OOD set")
+    arguments.add_argument("--fit", type=int, default=2000, help="training images to fit on")
+    arguments.add_argument("--only", nargs="*", help="names of references; all by default")
+    chosen = arguments.parse_args()
+    references = load_references()
+    names = chosen.only or list(references.REFERENCES)
+    settings = {"limit": chosen.limit, "fit": chosen.fit, "ood": chosen.ood}
+    parts, problem = Parts(chosen.folder, settings, len(names)), Problem(references, chosen)
+    found = {name: parts(name.replace(" ", "-"), partial(problem.compare, name)) for name in names}
+    worst = max(part["difference"] for part in found.values())
+    unequal = [name for name, part in found.items() if abs(part["ours"] - part["theirs"]) >= 5e-5]
     lines = [
-        f"CIFAR-10 ResNet-20; fitted on {len(train)} training images; {len(inliers)} test images against "
-        f"{len(outliers)} of {chosen.ood}. Our detectors run in float32 on images; the references, pytorch-ood or "
-        "naive formulas (see `tests/parity/test_detectors.py`), run in float64 on its outputs; where gradient signs "
-        "decide (ODIN, PRO), both run the network in float64. The difference is the largest over all images, relative "
-        "to the reference's score or their standard deviation, whichever is larger. "
-        f"Largest difference: {worst:.1e}.",
+        f"CIFAR-10 ResNet-20; fitted on {chosen.fit:,} training images (the temperature on {HELD_OUT:,} test images "
+        f"that are not scored); {chosen.limit} test images against {chosen.limit} of {chosen.ood}. Our detectors run "
+        "in float32 on images. The references, pytorch-ood or naive formulas (`tests/parity/test_detectors.py`), run "
+        "in float64 on what the network gives. Where signs of gradients decide (ODIN, input noise, PRO, safe spot), "
+        "both run the network in float64. The difference is the largest over all images, relative to the reference's "
+        "score or to the scores' standard deviation, whichever is larger.",
         "",
-        *table(("detector", "largest difference", "AUROC, ours", "AUROC, reference"), rows),
+        f"**Largest difference: {worst:.1e}.** AUROCs whose fourth decimal differs: {', '.join(unequal) or 'none'}.",
+        "",
     ]
+    rows = [(k, f"{p['difference']:.1e}", f"{p['ours']:.4f}", f"{p['theirs']:.4f}") for k, p in found.items()]
+    lines += table(("detector", "largest difference", "AUROC, ours", "AUROC, reference"), rows)
     write_page(chosen.output, "Detectors against independent implementations", lines, "pytorch-ood")
 
 

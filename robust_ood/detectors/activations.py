@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood import losses
-from robust_ood.detectors.contract import Detector, OutputsDetector
+from robust_ood.detectors.contract import Detector, OutputsDetector, full_precision
 from robust_ood.detectors.fitting import Pass, Rounds
 from robust_ood.detectors.logits import Energy
 from robust_ood.detectors.quantiles import Quantile
 from robust_ood.detectors.statistics import Average
 from robust_ood.errors import UserError
-from robust_ood.models import Outputs
+from robust_ood.models import Outputs, outputs
 
 _MOST = 50.0  # largest exponent of a scale, so that logits stay finite; features >= 0 reach 20 at the 95th percentile
 
@@ -124,7 +124,8 @@ class ASH(Shaped):
 
     Source: Djurisic et al. 2023, on the pooled penultimate features as in OpenOOD: each image's smallest `percentile`
     of features are set to zero; S multiplies the others by `exp(sum before / sum after)`. The exponent is capped at 50.
-    B forgets how large the kept features were, so its surrogate chooses them by a sigmoid around the smallest kept one.
+    Which features are kept changes without a gradient, and B forgets how large they were. Attackers follow P's score
+    for B, then, for every variant, features chosen by a sigmoid around the smallest kept one.
 
     Args:
         scored: a network (scored by its energy, as in the paper) or a detector that reads outputs.
@@ -148,23 +149,35 @@ class ASH(Shaped):
         return _with_features(out, _scaled(pruned, features, kept) if self.variant == "S" else pruned)
 
     def shape_smoothly(self, out: Outputs) -> Outputs:
-        """Return the forward pass as an attacker differentiates it."""
+        """Return the forward pass with pruned features, for B those of P."""
         if self.variant != "B":
             return self.shape(out)
         features = losses.wide(out.features)
-        kept, _ = _largest(features, self.share)
-        edge, width = kept[:, -1:], features.std(1, keepdim=True).detach() / 4 + 1e-6
-        soft = torch.sigmoid((features - edge) / width)
-        return _with_features(out, soft * features.sum(1, keepdim=True) / soft.sum(1, keepdim=True))
+        kept, places = _largest(features, self.share)
+        return _with_features(out, torch.zeros_like(features).scatter(1, places, kept))
+
+    def softly(self, images: Tensor) -> Tensor:
+        """Return the wrapped surrogate `(N,)` of features that are pruned softly, so that others can become large."""
+        out = outputs(self.net, images, self.layers)
+        with full_precision(images):
+            features = losses.wide(out.features)
+            edge = _largest(features, self.share)[0][:, -1:]
+            width = features.std(1, correction=0, keepdim=True).detach() / 2 + 1e-6
+            kept = torch.sigmoid((features - edge) / width)  # (N, D), how much of each feature is kept
+            pruned = kept * features
+            if self.variant == "B":
+                pruned = kept * features.sum(1, keepdim=True) / kept.sum(1, keepdim=True)
+            shaped = _scaled(pruned, features, pruned) if self.variant == "S" else pruned
+            return self.detector.surrogate_score(_with_features(out, shaped))
 
     @property
     def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """The smooth score, then the log-odds of the predicted class."""
-        return (self.surrogate, self.confidence)
+        """The score with hard choices, with soft ones, then the log-odds of the predicted class."""
+        return (self.surrogate, self.softly, self.confidence)
 
     @property
     def exact_surrogate(self) -> bool:
-        """Whether the wrapped surrogate is exact, and no smooth choice stands in for a hard one."""
+        """Whether the wrapped surrogate is exact, and what is kept is read as it is."""
         return self.detector.exact_surrogate and self.variant != "B"
 
 

@@ -134,7 +134,7 @@ class Detector(nn.Module, ABC):
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 
-def _full_precision(images: Tensor) -> torch.autocast:
+def full_precision(images: Tensor) -> torch.autocast:
     """Return a context without autocast: the network may run in half precision, distances and softmaxes may not."""
     return torch.autocast(images.device.type, enabled=False)
 
@@ -172,13 +172,13 @@ class OutputsDetector(Detector):
     def forward(self, images: Tensor) -> Tensor:
         """Return scores `(N,)`, higher = more in-distribution, of images `(N, C, H, W)` in [0, 1]."""
         out = outputs(self.net, images, self.layers)
-        with _full_precision(images):
+        with full_precision(images):
             return self.score(out)
 
     def surrogate(self, images: Tensor) -> Tensor:
         """Return a differentiable stand-in for the score, `(N,)`, for attackers."""
         out = outputs(self.net, images, self.layers)
-        with _full_precision(images):
+        with full_precision(images):
             return self.surrogate_score(out)
 
     @property

@@ -44,7 +44,8 @@ def fit_layer_weights(
     scores = torch.cat([known, unknown])  # (N, L)
     mean, std = scores.mean(0), scores.std(0).clamp_min(1e-12)
     target = torch.cat([torch.ones(len(known)), torch.zeros(len(unknown))])
-    model = LogisticRegression(max_iter=1000).fit(((scores - mean) / std).numpy(), target.numpy())
+    # The default tolerance stops a thousandth away from the weights.
+    model = LogisticRegression(tol=1e-10, max_iter=10_000).fit(((scores - mean) / std).numpy(), target.numpy())
     weights = torch.from_numpy(model.coef_[0].copy()) / std
     detector.keep(weights=weights, bias=torch.tensor(float(model.intercept_[0])) - weights @ mean)
 

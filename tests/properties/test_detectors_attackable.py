@@ -105,6 +105,49 @@ def test_an_attack_through_a_detector_is_at_least_as_strong_as_one_transferred_f
     assert high.mean() >= high_elsewhere.mean() - slack
 
 
+def gains(detector, sides, attacked, scale):
+    """How far attacked inliers fell and attacked outliers rose, on average, in units of `scale`."""
+    with torch.no_grad():
+        return torch.stack(
+            [
+                (direction * (detector(clean) - detector(images))).mean() / scale
+                for direction, clean, images in zip((1, -1), sides, attacked, strict=True)
+            ]
+        )
+
+
+class FirstSurrogate(detectors.Wrapper):
+    """A detector whose attackers follow the first surrogate alone."""
+
+    def forward(self, images):
+        return self.detector(images)
+
+    def surrogate(self, images):
+        return self.detector.surrogate(images)
+
+
+def test_no_attack_transferred_from_another_detector_is_clearly_stronger(digit_problem):
+    """Nor do the other surrogates do the work of a missing gradient."""
+    net, loader, *sides, _ = digit_problem
+    built = {name: build(name, net, loader) for name in [*detectors.REGISTRY, "ensemble-msp"]}
+
+    def attacked(detector):
+        return lower_score(detector, sides[0], ATTACK), raise_score(detector, sides[1], ATTACK)
+
+    images = {name: attacked(detector) for name, detector in built.items()}
+    weak = []
+    for name, detector in built.items():
+        with torch.no_grad():
+            scale = detector(sides[0]).std()
+        own = gains(detector, sides, images[name], scale)
+        if not (gains(detector, sides, attacked(FirstSurrogate(detector)), scale) >= 0.6 * own).all():
+            weak.append(f"{name}: first surrogate")
+        for other, transferred in images.items():
+            if not (own >= 0.9 * gains(detector, sides, transferred, scale)).all():
+                weak.append(f"{name}: {other}")
+    assert not weak
+
+
 def test_what_gram_adds_inside_the_range_does_not_drown_what_lies_outside(digit_problem):
     net, loader, inliers, outliers, _ = digit_problem
     detector = build("gram", net, loader)
