@@ -14,8 +14,8 @@ from robust_ood.detectors.statistics import Sample
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs
 
-_GROUP = 16
-_CHUNK = 16384  # bank rows compared at a time: bounds the memory of a batch's distances
+_GROUP = 8
+_ENTRIES = 1 << 23  # distances held at a time: bounds their memory, which is reused because fresh pages cost more
 
 
 class KNN(OutputsDetector):
@@ -70,31 +70,34 @@ class KNN(OutputsDetector):
         """Return features `(N, D)` and the bank's k-th nearest to each `(N, D)`, a constant."""
         features, bank = self._prepare(out), self.learned("bank")
         with torch.no_grad():
-            near = features.new_empty(len(features), 0)
-            places = torch.empty(len(features), 0, dtype=torch.int64, device=features.device)
-            for first in range(0, len(bank), _CHUNK):
-                part = bank[first : first + _CHUNK].to(features)
-                # Squared distances up to the feature's own length, which does not change their order.
-                distances = torch.addmm(part.square().sum(1), features, part.T, alpha=-2)  # (N, chunk)
-                values, found = smallest(distances, min(self.neighbours, len(part)))
-                near, places = torch.cat([near, values], dim=1), torch.cat([places, found + first], dim=1)
-                kept = near.topk(min(self.neighbours, near.shape[1]), dim=1, largest=False)
-                near, places = kept.values, places.gather(1, kept.indices)
-        return features, bank[places[:, -1]].to(features)
+            rows = max(_ENTRIES // len(bank), 1)
+            held = features.new_empty(min(rows, len(features)), len(bank))
+            bank = bank.to(features)
+            squares = bank.square().sum(1)
+            places = [self._place(part, bank, squares, held[: len(part)]) for part in torch.split(features, rows)]
+        return features, bank[torch.cat(places)]
+
+    def _place(self, features: Tensor, bank: Tensor, squares: Tensor, held: Tensor) -> Tensor:
+        """Return the row `(N,)` of each feature's k-th nearest in the bank; `held` is written over."""
+        # Squared distances up to the feature's own length, which does not change their order.
+        distances = torch.addmm(squares, features, bank.T, alpha=-2, out=held)  # (N, rows of the bank)
+        near, places = smallest(distances, self.neighbours)
+        return places.gather(1, near.argmax(1, keepdim=True))[:, 0]
 
 
 def smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the `count` smallest values of each row and their columns, `(N, count)` each, in any order.
 
     Those are in the groups of columns whose minima are smallest: an element is preceded by fewer than `count` others,
-    and each group that precedes its own holds one of them. Minima are much cheaper than selections.
+    and each group that precedes its own holds one of them. Minima are much cheaper than selections, so the groups are
+    found in the same way.
     """
     groups = values.shape[1] // _GROUP
     if groups < 4 * count:
         found = values.topk(count, dim=1, largest=False, sorted=False)
         return found.values, found.indices
     grouped = values[:, : _GROUP * groups].reshape(len(values), _GROUP, groups)  # column c is in group c % groups
-    chosen = grouped.amin(1).topk(count, dim=1, largest=False, sorted=False).indices  # (N, count)
+    _, chosen = smallest(grouped.amin(1), count)  # (N, count)
     steps = torch.arange(_GROUP, device=values.device) * groups
     rest = torch.arange(_GROUP * groups, values.shape[1], device=values.device).expand(len(values), -1)
     columns = torch.cat([(chosen[:, :, None] + steps).flatten(1), rest], dim=1)
