@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from robust_ood import losses
 from robust_ood.detectors import MSP, Detector
-from robust_ood.detectors.perturbed import Moved
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.models import outputs
 from robust_ood.perturb import Objective
@@ -40,9 +39,7 @@ def unmoved_score(detector: Detector, direction: Direction, images: Tensor) -> l
     Source: how the ALOE paper's Alg. 2 attacks Mahalanobis; its code differentiates the score and ignores the input
     noise.
     """
-    while isinstance(detector, Moved):
-        detector = detector.detector
-    return own_score(detector, direction, images)
+    return own_score(detector.unmoved, direction, images)
 
 
 def softmax(detector: Detector, direction: Direction, images: Tensor) -> list[Objective]:

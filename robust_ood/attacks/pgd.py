@@ -101,6 +101,8 @@ class PGD:
         """Return the outcome of each restart: its best by the judge (or by the objective), or its last iterate."""
         if self.noise or self.noise_draws > 1:
             judge = judge or objective
+            if not self.noise:  # the score is random itself, and the luck of one draw is no strength
+                judge = expected(judge, 0.0, self.noise_draws, self.seed)
             objective = expected(objective, self.noise, self.noise_draws, self.seed)
         return [
             minimize(
@@ -125,6 +127,8 @@ class PGD:
         own = self.objective == "score" and detector.exact_surrogate
         judge = None if own or self.keep != "best" else lambda x: direction * detector(x)
         yield from self._candidates(self.search(first, images, self.draws(indices), judge))
+        if self.keep != "best":
+            return  # a transferred attack follows one source: choosing between two would take a look at the true score
         for other in others:  # best by their own values: judging every iterate would cost more than the search
             yield from self._candidates(self.search(other, images, self.draws(indices)))
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood.attacks.apply import Attack, Candidate, Settings
 from robust_ood.attacks.objectives import Direction
+from robust_ood.attacks.suite import Suite
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
 
@@ -29,11 +31,17 @@ class LowResolution:
 
     attack: Attack
     size: int
-    keeps_clean = True
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise UserError(f"size: {self.size} is not a number of pixels >= 1")
+        if isinstance(self.attack, Suite):  # its members take parts of a batch, which a view of it cannot follow
+            raise UserError("attack: a suite given; put LowResolution around each of its members instead")
+
+    @property
+    def keeps_clean(self) -> bool:
+        """As the attack at the low resolution."""
+        return self.attack.keeps_clean
 
     def settings(self) -> Settings:
         """Return the settings of the attack at the low resolution."""
@@ -100,6 +108,17 @@ class _EnlargedDetector(Detector):
     @property
     def exact_surrogate(self) -> bool:
         return self.detector.exact_surrogate
+
+    @property
+    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        return tuple(partial(self._enlarged, surrogate) for surrogate in self.detector.surrogates)
+
+    @property
+    def unmoved(self) -> Detector:
+        return _EnlargedDetector(self.detector.unmoved, self.view)
+
+    def _enlarged(self, surrogate: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        return surrogate(self.view(images))
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:

@@ -156,7 +156,7 @@ def _bump(size: int) -> Tensor:
         down = (torch.arange(height) - height // 2).abs()[:, None]
         across = (torch.arange(size) - size // 2).abs()
         ring = torch.maximum(down, across)
-        falls = torch.tensor([1 / (k + 1) ** 2 for k in range(size + 1)]).flip(0).cumsum(0).flip(0)
+        falls = torch.tensor([1 / (k + 1) ** 2 for k in range(size // 2 + 1)]).flip(0).cumsum(0).flip(0)
         part = falls[ring]
         bump[rows] = sign * part / part.norm().clamp_min(1e-12)
     bump /= bump.norm()

@@ -44,23 +44,28 @@ class Suite:
         self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor
     ) -> Iterator[Candidate]:
         """Yield every member's candidates, under the member's name."""
+        left_out = self.left_out(detector)
         for name, member in self.on_detectors.items():
-            if _reads_classifier(member) and not detector.networks:
+            if name in left_out:
                 continue
             for candidate in member.on_score(detector, images, direction, indices):
                 yield candidate._replace(member=name)
 
+    def left_out(self, detector: Detector) -> list[str]:
+        """Return the members that read a classifier, where the detector names none in its `networks`."""
+        return [] if detector.networks else [n for n, member in self.on_detectors.items() if _reads_classifier(member)]
+
     def on_label(self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor) -> Iterator[Candidate]:
         """Yield every member's candidates; a member leaves alone what is already misclassified."""
-        with torch.no_grad():
-            correct = losses.margin(net(images), labels) > 0
+        with torch.no_grad():  # a tie, which coarse logits have, may still be decided for the label
+            correct = losses.margin(net(images), labels) >= 0
         for name, member in self.on_classifiers.items():
             left = correct.nonzero()[:, 0]
             if not len(left):
                 return
             for candidate in member.on_label(net, images[left], labels[left], indices[left.cpu()]):
                 with torch.no_grad():
-                    correct[left] &= losses.margin(net(candidate.images), labels[left]) > 0
+                    correct[left] &= losses.margin(net(candidate.images), labels[left]) >= 0
                 yield Candidate(images.index_copy(0, left, candidate.images), name)
 
 

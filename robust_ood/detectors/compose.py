@@ -60,6 +60,11 @@ class Standardize(Wrapper):
         """The standardised surrogate, then the wrapped detector's others."""
         return (self.surrogate, *self.detector.surrogates[1:])
 
+    @property
+    def unmoved(self) -> Detector:
+        """The wrapped detector without its movement: the same order of images, on another scale."""
+        return self.detector.unmoved
+
     def _scaled(self, values: Tensor, place: int) -> Tensor:
         mean, std = (self.learned(name)[place].to(values) for name in ("mean", "std"))
         return (values - mean) / std

@@ -49,6 +49,14 @@ class Detector(nn.Module, ABC):
         """All stand-ins that an attack should follow: `surrogate`, then others that may lead further on some images."""
         return (self.surrogate,)
 
+    @property
+    def unmoved(self) -> Detector:
+        """The detector without its own movement of the images (ODIN, PRO, input noise); itself where it has none.
+
+        Published attacks differentiate this one.
+        """
+        return self
+
     def fit(self, loader: Iterable[Any]) -> Self:
         """Learn from in-distribution batches what the score needs, and return the detector; see `detectors.fit`."""
         fit([self], loader)

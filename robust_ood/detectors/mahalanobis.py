@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood import losses
-from robust_ood.detectors.contract import OutputsDetector, Wrapper
+from robust_ood.detectors.contract import Detector, OutputsDetector, Wrapper
 from robust_ood.detectors.fitting import Rounds
 from robust_ood.detectors.gaussians import Shrinkage, nearest_center, squared_lengths, whitening
 from robust_ood.detectors.layers import PENULTIMATE, Layers, named, vectors
@@ -182,6 +182,11 @@ class LayerNoise(Wrapper):
     def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
         """Its own stand-in, then the score without noise."""
         return (self.surrogate, self.detector.surrogate)
+
+    @property
+    def unmoved(self) -> Detector:
+        """The wrapped detector."""
+        return self.detector
 
     def _layer_scores(self, images: Tensor) -> list[Tensor]:
         return [self._layer_score(images, place) for place in range(len(self.detector.read))]

@@ -43,6 +43,11 @@ class Moved(Wrapper):
         """
         return (self.surrogate, *self.detector.surrogates)
 
+    @property
+    def unmoved(self) -> Detector:
+        """The wrapped detector, without movements of its own."""
+        return self.detector.unmoved
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the wrapped detector's scores `(N,)` at the moved images."""
         scores: Tensor = self.detector(self._straight_through(images))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robust_ood.attacks import PGD, ScoreAttack, Square, attack_score
+from robust_ood.attacks import PGD, ScoreAttack, Square, Suite, attack_score
 from robust_ood.attacks.objectives import Direction
 from robust_ood.detectors import MSP, Detector
 from robust_ood.errors import UserError
@@ -65,6 +65,8 @@ def check(
             warnings += _of_everything(probe)
         for region, sharing in budgets.items():
             warnings += _of_attacks(probe, region, sharing) if differentiable else _of_black_boxes(probe, region)
+        for attack in attacks:
+            warnings += _of_members(detector, attack)
     return [f"{name}: {warning}" for warning in dict.fromkeys(warnings)]
 
 
@@ -183,6 +185,15 @@ def _of_attacks(probe: _Probe, region: Region, attacks: list[ScoreAttack]) -> It
                 f"the reported attack (AUROC {reported:.2f}) is far weaker than one through the detector "
                 f"({found:.2f}); report the adaptive one"
             )
+
+
+def _of_members(detector: Detector, attack: ScoreAttack) -> Iterator[str]:
+    left_out = attack.left_out(detector) if isinstance(attack, Suite) else []
+    if left_out:
+        yield (
+            f"the suite's {', '.join(left_out)} do not apply, because it names no classifier; "
+            "override `networks` to return those that its score reads"
+        )
 
 
 def _plain(attack: ScoreAttack) -> bool:

@@ -6,6 +6,7 @@ from torch import nn
 
 from robust_ood import L2, Linf, losses, minimize
 from robust_ood.attacks import Square
+from robust_ood.attacks.square import _bump
 from robust_ood.rules import AutoPGD
 
 torchattacks = pytest.importorskip("torchattacks")
@@ -83,3 +84,39 @@ def test_square_is_as_strong_with_the_same_queries(problem, norm, region, radius
     )
     fooled = [(net(found).argmax(1) != labels).sum().item() for found in (theirs(images, labels), ours)]
     assert fooled[1] >= fooled[0] - 1
+
+
+@pytest.mark.parametrize("size", [3, 6, 7, 15, 29])
+def test_square_moves_the_same_bumps(problem, size):
+    theirs = torchattacks.Square(problem[0], norm="L2").eta(size)
+    upright = theirs if (theirs[0] > 0).all() else theirs.T  # turned at random
+    assert torch.allclose(_bump(size), upright, atol=1e-6)
+
+
+@pytest.mark.parametrize(("norm", "region", "radius"), CASES)
+def test_square_shrinks_its_squares_by_the_same_schedule(problem, norm, region, radius):
+    theirs = torchattacks.Square(problem[0], norm=norm, n_queries=700, p_init=0.8, resc_schedule=True)
+    ours = Square(region(radius), queries=700)
+    for query in range(700):
+        side = max(round((theirs.p_selection(query) * 32 * 32) ** 0.5), 1 if norm == "Linf" else 3)
+        assert ours._size(query, 32, 32) == side + (norm == "L2" and side % 2 == 0)
+
+
+@pytest.mark.parametrize(("norm", "region", "radius"), [("Linf", Linf, 0.03), ("L2", L2, 0.3)])
+def test_square_lowers_margins_as_far_as_theirs_where_neither_stops_early(norm, region, radius):
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8 * 64, 5)).eval()
+    images = torch.rand(32, 3, 10, 10)
+    labels = net(images).argmax(1)
+
+    def margins(x):
+        return losses.margin(net(x), labels)
+
+    theirs = torchattacks.Square(net, norm=norm, eps=radius, n_queries=150, p_init=0.8, loss="margin", seed=0)
+    theirs.margin_and_loss = lambda x, y: (margins(x) + 100, margins(x))  # never taken for misclassified
+    theirs.init_hyperparam(images)
+    with torch.no_grad():
+        _, their_best = theirs.attack_single_run(images, labels)
+        our_best = Square(region(radius), queries=150).search(margins, images, torch.arange(32))
+        falls = [(margins(images) - margins(best)).mean() for best in (their_best, our_best)]
+    assert falls[1] > 0.9 * falls[0] > 0

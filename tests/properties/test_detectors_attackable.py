@@ -21,6 +21,7 @@ from robust_ood.attacks import (
     standard,
 )
 from robust_ood.data.digits import digits, photograph_patches
+from robust_ood.evaluation import sanity
 from robust_ood.models import Normalize
 
 COUNT = 20
@@ -185,6 +186,13 @@ def test_the_standard_suite_is_at_least_as_strong_as_its_members_and_the_publish
             continue  # nothing to propose against inliers
         alone = attack_score(detector, images, attack, direction)
         assert (direction * (together.values - alone.values) <= slack).all(), rival
+
+
+@pytest.mark.parametrize("name", [*detectors.REGISTRY, "ensemble-msp"])
+def test_no_alarm_is_raised(digit_problem, name):
+    net, loader, inliers, outliers, _ = digit_problem
+    reported = standard("4/255"), PGD(Linf("4/255"), steps=10)
+    assert sanity.check(build(name, net, loader), inliers, outliers, *reported) == []
 
 
 @pytest.mark.parametrize("name", detectors.REGISTRY)

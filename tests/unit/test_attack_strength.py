@@ -1,0 +1,174 @@
+"""Places where an attack could be weaker than it says, or a published one stronger than it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from robust_ood import Linf, attacks
+from robust_ood.attacks import PGD, LowResolution, Suite, aloe_mahalanobis, attack_score, standard, transferred
+from robust_ood.detectors import ODIN, PRO, Detector, Energy, Entropy, LayerNoise, Mahalanobis, Standardize
+from robust_ood.errors import UserError
+from robust_ood.evaluation import sanity
+
+REGION = Linf(0.05)
+WEIGHT = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(9)) - 0.5
+
+
+class Linear(Detector):
+    def forward(self, images):
+        return (images * WEIGHT).flatten(1).sum(1)
+
+
+class Misled(Linear):
+    """The first stand-in leads nowhere, the second one is the score."""
+
+    exact_surrogate = False
+
+    def surrogate(self, images):
+        return 0 * images.flatten(1).sum(1)
+
+    @property
+    def surrogates(self):
+        return (self.surrogate, self)
+
+
+class Noisy(Linear):
+    """A score with noise that is drawn anew at each use."""
+
+    def __init__(self):
+        super().__init__()
+        self.draws = torch.Generator().manual_seed(0)
+
+    def forward(self, images):
+        return super().forward(images) + 0.5 * torch.randn(len(images), generator=self.draws)
+
+
+def draw(count, size=4):
+    return 0.4 + 0.2 * torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def gain(images, found):
+    """How far the linear score fell, as a share of how far it can fall."""
+    return ((images - found) * WEIGHT).flatten(1).sum(1) / (REGION.radius * WEIGHT.abs().sum())
+
+
+def candidates(detector, images, attack, direction=1):
+    return [one.images for one in attack.on_score(detector, images, direction, torch.arange(len(images)))]
+
+
+def moving(net, inliers, labels):
+    """Detectors that move images before they score them, and each one's score without the movement."""
+    layers = Mahalanobis(net, ["conv", "penultimate"]).fit([(inliers, labels)])
+    entropy = Entropy(net)
+    odin = ODIN(net, 10.0, 0.01)
+    return {
+        "odin": (odin, odin.detector),
+        "pro": (PRO(entropy, step_size=0.01), entropy),
+        "pro-odin": (PRO(odin), odin.detector),
+        "layer-noise": (LayerNoise(layers, 0.01), layers),
+        "standardize": (Standardize(odin).fit([(inliers, labels)]), odin.detector),
+    }
+
+
+@pytest.mark.parametrize("name", ["odin", "pro", "pro-odin", "layer-noise", "standardize"])
+@pytest.mark.parametrize("low", [False, True], ids=["full", "low resolution"])
+def test_the_attack_as_published_knows_nothing_of_the_movement(trained, name, low):
+    net, inliers, labels, _ = trained
+    detector, unmoved = moving(net, inliers, labels)[name]
+
+    def published(chosen):
+        attack = aloe_mahalanobis(REGION)
+        (found,) = candidates(chosen, inliers[:4], LowResolution(attack, 4) if low else attack)
+        return found
+
+    assert torch.allclose(published(detector), published(unmoved), atol=1e-6)
+    adaptive = candidates(detector, inliers[:4], PGD(REGION, step_size=1 / 255, keep="last"))[0]
+    assert not torch.allclose(published(detector), adaptive, atol=1e-3)
+
+
+@pytest.mark.parametrize("source", ["msp", "softmax", "unmoved", "features"])
+@pytest.mark.parametrize("keep", ["objective", "last"])
+def test_a_transferred_attack_does_not_choose_by_the_true_score(trained, source, keep):
+    net, inliers, _, _ = trained
+    for detector in (Entropy(net), ODIN(net), PRO(Entropy(net))):  # these have several stand-ins
+        assert len(detector.surrogates) > 1
+        attack = PGD(REGION, objective=source, keep=keep, steps=2, restarts=2 if keep == "objective" else 1)
+        assert len(candidates(detector, inliers[:4], attack)) == 1
+
+
+def test_low_resolution_follows_every_stand_in():
+    images = draw(3)
+    assert (gain(images, attack_score(Misled(), images, PGD(REGION), 1).images) > 0.99).all()
+    whole = attack_score(Misled(), images, LowResolution(PGD(REGION), 4), 1).images
+    assert (gain(images, whole) > 0.99).all()
+
+
+def test_low_resolution_hands_over_what_is_handed_over():
+    assert not LowResolution(transferred(PGD(REGION)), 4).keeps_clean
+    assert LowResolution(PGD(REGION), 4).keeps_clean
+    with pytest.raises(UserError, match="attack: a suite given"):
+        LowResolution(standard(0.05), 4)
+
+
+def test_low_resolution_works_inside_a_suite_on_what_is_left(trained):
+    net, inliers, labels, _ = trained
+    low = LowResolution(PGD(Linf(0.1)), 4)
+    suite = Suite({"low": low}, {"pgd": PGD(Linf(0.02), steps=3), "low": low})
+    found = attacks.misclassify(net, inliers, labels, suite)
+    alone = attacks.misclassify(net, inliers, labels, low)
+    assert ((net(found).argmax(1) == labels).sum() <= (net(alone).argmax(1) == labels).sum()).all()
+
+
+def test_a_random_score_s_best_image_is_not_its_luckiest():
+    images = draw(8)
+    lucky, averaged = (candidates(Noisy(), images, PGD(REGION, 10, noise_draws=draws))[0] for draws in (1, 64))
+    assert gain(images, lucky).mean() < 0.9
+    assert gain(images, averaged).mean() > 0.97
+
+
+def test_a_tie_is_not_taken_for_an_error():
+    class Coarse(nn.Module):
+        """Whole-number logits; the pixel sum decides between class 0, which wins ties, and class 1."""
+
+        def forward(self, images):
+            fine = 20 * (images.flatten(1).sum(1, keepdim=True) - 24)  # (N, 1)
+            rounded = fine + (fine.round() - fine).detach()
+            return torch.cat([torch.zeros_like(fine), rounded], 1)
+
+    class Step(PGD):
+        """Goes to a tie and stops there."""
+
+        def on_label(self, net, images, labels, indices):
+            yield attacks.Candidate(images * (24 / images.flatten(1).sum(1)).view(-1, 1, 1, 1), "tie")
+
+    images = 0.499 * torch.ones(2, 3, 4, 4)
+    labels = torch.zeros(2, dtype=torch.long)
+    suite = Suite({}, {"tie": Step(REGION), "pgd": PGD(REGION, steps=5, loss="margin")})
+    found = attacks.misclassify(Coarse(), images, labels, suite)
+    assert (Coarse()(found).argmax(1) == 1).all()
+
+
+def test_members_that_cannot_apply_are_named(trained):
+    net, inliers, _, outliers = trained
+
+    class Nameless(Detector):
+        """Its network is no detector's, so nobody knows that it is a classifier."""
+
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, images):
+            return self.net(images).logsumexp(1)
+
+    suite = standard(0.05)
+    left_out = ["aloe", "softmax", "msp", "features", "targeted"]
+    assert suite.left_out(Nameless()) == left_out
+    assert suite.left_out(Energy(net)) == []
+    warnings = sanity.check(Nameless(), inliers, outliers, suite, limit=4)
+    assert any(f"{', '.join(left_out)} do not apply" in warning for warning in warnings)
+    assert not any("do not apply" in w for w in sanity.check(Energy(net), inliers, outliers, suite, limit=4))
+    won = attack_score(Nameless(), outliers[:2], suite, -1).wins()
+    assert set(won) == {"clean", "pgd", "apgd", "aloe-unmoved", "square"}
