@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from robust_ood.attacks import PGD, fgsm
 from robust_ood.data import Batch, OODData
 from robust_ood.errors import UserError
 from robust_ood.evaluation.scores import correct
+from robust_ood.losses import wide
 from robust_ood.training import Method
 
 
@@ -121,6 +122,7 @@ class Guards(Callback):
         return float(mean.compute())
 
 
-def _finite(tensors: list[Tensor]) -> bool:
-    sizes = [tensor.detach().float().norm() for tensor in tensors if tensor.is_floating_point()]
-    return bool(torch.stack(sizes).isfinite().all())
+def _finite(tensors: Iterable[Tensor]) -> bool:
+    numbers = [wide(tensor.detach()) for tensor in tensors if tensor.is_floating_point()]
+    # One call for all of them, because a large network has hundreds.
+    return bool(torch.stack(torch._foreach_norm(numbers)).isfinite().all())

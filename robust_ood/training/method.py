@@ -22,7 +22,7 @@ from robust_ood.errors import UserError
 from robust_ood.models import describe
 from robust_ood.modes import mode
 from robust_ood.perturb import Objective, minimize
-from robust_ood.randomness import derive_seed, generator
+from robust_ood.randomness import generator, seed_torch
 from robust_ood.training.inspection import Finding, Watch
 from robust_ood.training.optimization import SGD
 
@@ -206,7 +206,8 @@ class Method(LightningModule):
             outliers=batch.outliers.contiguous(memory_format=torch.channels_last),
         )
         # Dropout draws from torch's own generator: keyed by the step, its draws survive a resumption too.
-        torch.manual_seed(derive_seed(self.seed, "dropout", batch.epoch, batch.step, self.global_rank))
+        keys = ("dropout", batch.epoch, batch.step, self.global_rank)
+        seed_torch(self.seed, *keys, device=batch.images.device)
         loss = self.objective(batch)
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss

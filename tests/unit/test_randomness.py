@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robust_ood.randomness import derive_seed, generator, generators
+from robust_ood.randomness import derive_seed, generator, generators, seed_torch
 
 keys = st.lists(st.one_of(st.integers(), st.text(max_size=5)), max_size=4).map(tuple)
 
@@ -78,3 +78,12 @@ def test_global_random_state_is_not_touched():
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
 def test_generators_live_where_asked(device):
     assert generator(0, device=device).device == torch.device("cpu")
+
+
+def test_seeding_for_dropout_is_torchs_own_seeding():
+    torch.manual_seed(derive_seed(3, "dropout", 1, 2))
+    expected = torch.dropout(torch.ones(50), 0.5, True)
+    torch.rand(7)
+    seed_torch(3, "dropout", 1, 2, device=torch.device("cpu"))
+    assert torch.equal(torch.dropout(torch.ones(50), 0.5, True), expected)
+    assert not torch.equal(torch.dropout(torch.ones(50), 0.5, True), expected)

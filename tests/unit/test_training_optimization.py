@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.optim import lr_scheduler
 
 from robust_ood import Linf
 from robust_ood.attacks import PGD, fgsm
 from robust_ood.data import Batch
-from robust_ood.training import ADV, ALOE, SGD, SafeSpotAware
+from robust_ood.randomness import generator
+from robust_ood.training import ADV, ALOE, AOE, OE, SGD, SafeSpotAware, Standard
 
 STEPS = 40
 RADIUS = 8 / 255
@@ -90,6 +93,81 @@ def batches(make_images):
               torch.arange(24), 0, step)
         for step in range(3)
     ]  # fmt: skip
+
+
+def loop_losses(net, batches, inside, exposed, outside) -> list[float]:
+    """Return the losses of the same steps in a loop that is written out, with two attack batches and no shortcut.
+
+    Random starts are the only draws that it takes from the package.
+    """
+    optimizer, values = torch.optim.SGD(net.parameters(), lr=0.05), []
+    for batch in batches:
+        sides = [(batch.images, lambda z, y=batch.labels: F.cross_entropy(z, y, reduction="sum"), inside)]
+        if exposed:
+            sides.append((batch.outliers, lambda z: -z.log_softmax(1).mean(1).sum(), outside))
+        purpose = "attack both" if outside else "attack inliers"
+        count = sum(len(clean) for clean, _, attacked in sides if attacked)
+        draws = generator(0, purpose, batch.epoch, batch.step, 0)
+        noise = torch.rand((count, *batch.images.shape[1:]), generator=draws) * 2 - 1
+        parts = []
+        for clean, loss, attacked in sides:
+            moved = clean
+            if attacked:
+                net.eval()
+                moved, noise = (clean + RADIUS * noise[: len(clean)]).clamp(0, 1), noise[len(clean) :]
+                for _ in range(STARTED.steps):
+                    moved.requires_grad_()
+                    (gradient,) = torch.autograd.grad(loss(net(moved)), moved)
+                    moved = (moved.detach() + STARTED.step_size * gradient.sign()).clamp(clean - RADIUS, clean + RADIUS)
+                    moved = moved.clamp(0, 1)
+                net.train()
+            parts.append(moved)
+        logits = net(torch.cat(parts))
+        loss = F.cross_entropy(logits[: len(batch.images)], batch.labels)
+        if exposed:
+            loss = loss - 0.5 * logits[len(batch.images) :].log_softmax(1).mean(1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        values.append(loss.item())
+    return values
+
+
+STARTED = PGD(Linf(RADIUS), steps=3, step_size=RADIUS / 2)
+WRITTEN_OUT = {
+    "Standard": (lambda net: Standard(net), (False, False, False)),
+    "OE": (lambda net: OE(net), (False, True, False)),
+    "ADV": (lambda net: ADV(net, STARTED), (True, False, False)),
+    "AOE": (lambda net: AOE(net, STARTED), (True, True, False)),
+    "ALOE": (lambda net: ALOE(net, STARTED, STARTED), (True, True, True)),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN_OUT)
+def test_seeded_losses_are_those_of_a_loop_written_out(make_net, batches, name):
+    """Whatever makes training faster must leave the losses of its steps where they are."""
+    make, parts = WRITTEN_OUT[name]
+    net = make_net(dtype=torch.float64).train()
+    batches = [one._replace(images=one.images.double(), outliers=one.outliers.double()) for one in batches]
+    for module in net.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    reference = copy.deepcopy(net)
+    assert descend(make(net), batches) == pytest.approx(loop_losses(reference, batches, *parts), rel=1e-6)
+
+
+def test_an_attack_costs_a_pass_a_step_of_both_batches_in_channels_last(make_net, batches):
+    """No forward pass to see where the attack ended, and no copy between the attack's and the network's layout."""
+    net = make_net(dtype=torch.float32).train()
+    seen = []
+
+    def see(module, given):
+        last = given[0].is_contiguous(memory_format=torch.channels_last)
+        seen.append((len(given[0]), last, {part.training for part in net.modules()}))
+
+    net.register_forward_pre_hook(see)
+    ALOE(net, STARTED, STARTED).training_step(batches[0], 0)
+    assert seen == [*[(40, True, {False})] * STARTED.steps, (40, True, {True})]
 
 
 @pytest.mark.parametrize("name", METHODS)
