@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -98,7 +98,7 @@ def make_plan(
                 missing: Sequence[str], chunk: Chunk = chunk, direction: Direction = sets[place].direction
             ) -> Mapping[str, Cell]:
                 before()
-                return _noted(machine.score({n: group[n] for n in missing}, chunk, attack, direction), chunk)
+                return _noted(machine.score({n: group[n] for n in missing}, chunk, attack, direction), chunk, attack)
 
             own = keys[names[0]] if len(names) == 1 else fingerprint([net, budgets[label], side, chunk.content])
             title = _title(subject.name, names if attack else (), label, chunk)
@@ -114,7 +114,7 @@ def make_plan(
 
             def compute(_: Sequence[str], chunk: Chunk = chunk) -> Mapping[str, Cell]:
                 before()
-                return _noted({_OF_LABELS: machine.classify(subject.net, chunk, attack)}, chunk)
+                return _noted({_OF_LABELS: machine.classify(subject.net, chunk, attack)}, chunk, attack)
 
             title, work = _title(subject.name, ("accuracy",), label, chunk), _work(attack) * (chunk.stop - chunk.start)
             keys = {_OF_LABELS: key}
@@ -169,7 +169,8 @@ def _title(model: str, names: Sequence[str], label: str, chunk: Chunk) -> str:
     return f"{model}: {what}{under} on {chunk.images.name} {chunk.start}-{chunk.stop}"
 
 
-def _noted(cells: Mapping[str, Cell], chunk: Chunk) -> Mapping[str, Cell]:
-    """Return the cells with the name of their set and which of its images they are of."""
-    where = {"images": chunk.images.name, "start": chunk.start, "stop": chunk.stop}
+def _noted(cells: Mapping[str, Cell], chunk: Chunk, attack: Attack | None) -> Mapping[str, Cell]:
+    """Return the cells with what they are of, for who reads them by themselves: images, attack, and this code."""
+    where: dict[str, Any] = {"images": chunk.images.name, "start": chunk.start, "stop": chunk.stop}
+    where |= {"code": code_version(), "settings": attack.settings() if attack is not None else {}}
     return {name: Cell(cell.arrays, {**where, **cell.about}) for name, cell in cells.items()}

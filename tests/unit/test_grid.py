@@ -20,9 +20,10 @@ from robust_ood.attacks.suite import Suite
 from robust_ood.data import OODData
 from robust_ood.detectors import MSP, PRO, Detector, Energy
 from robust_ood.errors import UserError
-from robust_ood.evaluation import FolderStore, Grid, Progress, Results, cells, rows
+from robust_ood.evaluation import FolderStore, Grid, Progress, Results, cells, read_cell, rows
 from robust_ood.evaluation.batches import Batches
 from robust_ood.evaluation.cells import Machine
+from robust_ood.evaluation.fingerprints import code_version
 from robust_ood.evaluation.rows import summarise
 from robust_ood.metrics import auroc, bootstrap_intervals, fpr95
 from robust_ood.randomness import generator
@@ -123,6 +124,19 @@ def test_a_second_run_computes_nothing_and_says_the_same(net, arrays, tmp_path, 
     second = run(net, data_of(arrays), chosen, tmp_path / "out", checks=True)
     assert counted == {}
     assert {**first.as_dict(), "environment": 0} == {**second.as_dict(), "environment": 0}  # seconds too
+
+
+def test_a_cell_says_by_itself_what_it_is_of(net, arrays, tmp_path):
+    results = run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out")
+    budgets = {"none": {}, "pgd": ATTACK.settings()}
+    for entry in results.cells:
+        for number, file in enumerate(entry.files):
+            about = read_cell(tmp_path / "out" / file).about
+            names = (about["model"], about["detector"], about["attack"], about["images"])
+            assert names == (entry.model, entry.detector, entry.attack, entry.images)
+            assert about["settings"] == budgets[entry.attack]
+            assert about["code"] == code_version()
+            assert about["start"] == number * CHUNK
 
 
 def test_one_more_detector_computes_only_its_own_cells(net, arrays, tmp_path, counted):

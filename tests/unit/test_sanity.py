@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from robust_ood import L2, Linf
-from robust_ood.attacks import PGD, aloe_softmax, standard
+from robust_ood.attacks import PGD, Square, aloe_softmax, attack_score, standard
 from robust_ood.data.digits import digits, photograph_patches
 from robust_ood.detectors import GEN, MSP, ODIN, PRO, Detector, Energy, OutputsDetector
 from robust_ood.evaluation import sanity
+from robust_ood.metrics import auroc
 from robust_ood.models import WideResNet
 
 PGD_10 = PGD(Linf(8 / 255), steps=10)
@@ -185,12 +186,25 @@ def test_the_checks_are_cheap_shared_and_leave_no_trace(digits_net):
         assert alone < 100
         assert cost(standard(8 / 255), PGD_10, PGD(Linf(8 / 255), steps=40, restarts=2)) == alone
         assert cost(standard(8 / 255), PGD(Linf(8 / 255), steps=9, objective="softmax")) > alone  # tried itself
-        assert cost(PGD_10, PGD(Linf(2 / 255))) < 2 * alone
+        apart = cost(PGD_10, PGD(Linf(2 / 255)))
+        assert apart < 2 * alone
+        assert cost(PGD_10, PGD(Linf(16 / 255))) <= apart - 8  # twice 8/255 is attacked once for both budgets
         assert all(part.training for part in net.modules())
     finally:
         net.eval()
         hook.remove()
     assert all(parameter.grad is None for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("kind", [MSP, ODIN, lambda net: PRO(MSP(net), steps=1)])
+@pytest.mark.parametrize("attack", [PGD(Linf(8 / 255), steps=5), Square(Linf(8 / 255), queries=20)])
+def test_both_sides_in_one_batch_are_attacked_as_each_by_itself(digits_net, kind, attack):
+    net, inliers, outliers = digits_net
+    probe = sanity._Probe(kind(net), inliers[:8], outliers[:16])
+    low = attack_score(probe.detector, probe.inliers, attack, 1).values
+    high = attack_score(probe.detector, probe.outliers, attack, -1).values
+    assert probe.probed(attack) == pytest.approx(auroc(low, high))
+    assert not torch.equal(low, probe.scores()[:8])
 
 
 def test_the_published_attack_is_tried(digits_net):
