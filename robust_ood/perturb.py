@@ -23,6 +23,9 @@ __all__ = ["Minimum", "Objective", "Trace", "minimize"]
 Objective = Callable[[Tensor], Tensor]
 """Images `(N, C, H, W)` to one value per image `(N,)`, images independent of each other."""
 
+JudgedObjective = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""The same with a second value per image from the same pass, `(N,)`, by which the best iterate is chosen."""
+
 
 class Trace(NamedTuple):
     """What happened at the start and after each step: values and sizes of the perturbation, each `(steps + 1, N)`."""
@@ -36,16 +39,18 @@ class Minimum(NamedTuple):
     """Where the engine ended.
 
     images: `(N, C, H, W)`, detached. values: the kept images' values `(N,)` by the judge (by the objective where there
-    is none), or None with `keep="last"`, which does not spend a forward pass on them. trace: None unless asked for.
+    is none), or None with `keep="last"`, which does not spend a forward pass on them. last: the last iterate, whatever
+    was kept. trace: None unless asked for.
     """
 
     images: Tensor
     values: Tensor | None
+    last: Tensor
     trace: Trace | None
 
 
 def minimize(
-    objective: Objective,
+    objective: Objective | JudgedObjective,
     images: Tensor,
     region: Region,
     *,
@@ -60,7 +65,8 @@ def minimize(
     """Search, for each image, the point of its region where the objective is smallest.
 
     Args:
-        objective: callable to minimise, `(N, C, H, W)` in [0, 1] to `(N,)`; differentiable.
+        objective: callable to minimise, `(N, C, H, W)` in [0, 1] to `(N,)`; differentiable. It may give a pair: what is
+            minimised, and what `"best"` is measured by, which then costs no pass of its own.
         images: clean images `(N, C, H, W)`, the region's centres.
         region: the allowed set, `Linf(8/255)`, `L2(0.5)` or `Unbounded()`.
         steps: number of gradient steps, >= 1.
@@ -69,7 +75,7 @@ def minimize(
         start: first iterate, projected into the region; the clean images by default.
         keep: `"best"` returns each image's best iterate out of the steps + 1 seen, start included; `"last"` the final
             one, and saves one forward pass.
-        judge: what `"best"` is measured by where that is not the objective itself (the true score, while the
+        judge: what `"best"` is measured by where that is not the objective's to give (the true score, while the
             objective is its differentiable stand-in); evaluated without gradient at every iterate.
         trace: also record values and perturbation sizes at every iterate.
 
@@ -95,19 +101,24 @@ def minimize(
         differentiate = _Differentiator(objective, center)
         recorder = _Recorder(center, judge, best=keep == "best", trace=trace)
         for _ in range(steps):
-            values, gradient = differentiate(current)
-            recorder.see(current, values)
+            values, judged, gradient = differentiate(current)
+            recorder.see(current, values, judged)
             current = advance(current, gradient, values)
         if recorder.wants_last:
             with torch.no_grad():
-                recorder.see(current, objective(current))
+                recorder.see(current, *both_values(objective(current)))
         return recorder.result(current)
+
+
+def both_values(found: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return what is minimised and what the best is measured by, one and the same where the objective gave one."""
+    return found if isinstance(found, tuple) else (found, found)
 
 
 class _Differentiator:
     """Values and input gradients of an objective, with dynamic scaling where half precision needs it."""
 
-    def __init__(self, objective: Objective, like: Tensor) -> None:
+    def __init__(self, objective: Objective | JudgedObjective, like: Tensor) -> None:
         self.objective = objective
         kind = like.device.type
         half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
@@ -115,9 +126,9 @@ class _Differentiator:
         # The scale doubles after each step up to here: a value's own gradient of 2^16 would overflow float16.
         self.limit = like.new_full((len(like),), 2.0**15)
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         leaf = images.detach().requires_grad_()
-        values = self.objective(leaf)
+        values, judged = both_values(self.objective(leaf))
         if values.shape != images.shape[:1]:
             raise UserError(
                 f"objective: gave shape {tuple(values.shape)} for {len(images)} images, one value each wanted"
@@ -135,7 +146,7 @@ class _Differentiator:
                 "objective: its values do not depend on the images, so it cannot be attacked by gradients; "
                 "give the detector a differentiable surrogate"
             )
-        return values.detach(), self._unscale(gradient)
+        return values.detach(), judged.detach(), self._unscale(gradient)
 
     def _unscale(self, gradient: Tensor) -> Tensor:
         # A non-finite entry would turn its pixel into NaN for good; zero leaves the pixel where it is for this step.
@@ -161,9 +172,8 @@ class _Recorder:
         self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
         self.wants_last = best or trace
 
-    def see(self, images: Tensor, values: Tensor) -> None:
+    def see(self, images: Tensor, values: Tensor, judged: Tensor) -> None:
         if self.best:
-            judged = values
             if self.judge is not None:
                 with torch.no_grad():
                     judged = self.judge(images)
@@ -176,4 +186,4 @@ class _Recorder:
 
     def result(self, last: Tensor) -> Minimum:
         trace = Trace(*(torch.stack(column) for column in zip(*self.rows, strict=True))) if self.traced else None
-        return Minimum(self.images, self.values, trace) if self.best else Minimum(last, None, trace)
+        return Minimum(self.images, self.values, last, trace) if self.best else Minimum(last, None, last, trace)

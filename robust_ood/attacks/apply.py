@@ -27,10 +27,11 @@ class Settings(TypedDict):
 
 
 class Candidate(NamedTuple):
-    """Perturbed images `(N, C, H, W)` and the name of the attack that proposes them."""
+    """Perturbed images `(N, C, H, W)`, the name of the attack that proposes them, the precision of its gradients."""
 
     images: Tensor
     member: str
+    precision: str | None = None
 
 
 class ScoreAttack(Protocol):
@@ -67,13 +68,15 @@ class Attacked(NamedTuple):
     """What an attack achieved.
 
     images: `(N, C, H, W)`, detached. values: `(N,)`, the true score, or the true class's margin. winners: `(N,)`
-    positions in `members`, which names the attack that each image is from; "clean" is the image itself.
+    positions in `members`, which names the attack that each image is from; "clean" is the image itself. precisions:
+    those of the gradients, each once.
     """
 
     images: Tensor
     values: Tensor
     winners: Tensor
     members: tuple[str, ...]
+    precisions: tuple[str, ...]
 
     def wins(self) -> dict[str, int]:
         """Return for how many images each member's candidate was kept."""
@@ -111,13 +114,14 @@ def attack_score(
 
     `direction` is +1 to lower scores and -1 to raise them; other arguments as in `lower_score`.
     """
-    images, indices = ordinary(images), _indices(images, indices)
+    given, indices = ordinary(images), _indices(images, indices)
+    images = _fast_layout(given)
     with evaluating(detector):
         candidates: Iterable[Candidate] = attack.on_score(detector, images, direction, indices)
         if attack.keeps_clean:
             candidates = chain([Candidate(images, "clean")], candidates)
         found = worst(lambda x: direction * detector(x), candidates)
-    return found._replace(values=direction * found.values)
+    return found._replace(images=_layout_of(given, found.images), values=direction * found.values)
 
 
 def misclassify(
@@ -143,10 +147,22 @@ def attack_labels(
     net: nn.Module, images: Tensor, labels: Tensor, attack: LabelAttack, *, indices: Tensor | None = None
 ) -> Attacked:
     """Return what an attack on a classifier achieved: images, the true class's margins `(N,)`, and who found each."""
-    images, labels, indices = ordinary(images), ordinary(labels), _indices(images, indices)
+    given, labels, indices = ordinary(images), ordinary(labels), _indices(images, indices)
+    images = _fast_layout(given)
     with evaluating(net):
         candidates = chain([Candidate(images, "clean")], attack.on_label(net, images, labels, indices))
-        return worst(lambda x: losses.margin(net(x), labels), candidates)
+        found = worst(lambda x: losses.margin(net(x), labels), candidates)
+    return found._replace(images=_layout_of(given, found.images))
+
+
+def _fast_layout(images: Tensor) -> Tensor:
+    """Return the images in channels-last memory, which convolutions like best; weights stay as the user has them."""
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def _layout_of(given: Tensor, found: Tensor) -> Tensor:
+    """Return found images in the memory layout in which the user gave theirs."""
+    return found.contiguous() if given.is_contiguous() else found
 
 
 def _indices(images: Tensor, indices: Tensor | None) -> Tensor:
@@ -161,14 +177,17 @@ def worst(value: Objective, candidates: Iterable[Candidate]) -> Attacked:
     """Return, image by image, the candidate with the smallest value; of equals and of NaNs the first."""
     kept: Attacked | None = None
     members: list[str] = []
+    precisions: list[str] = []
     with torch.no_grad():
-        for images, member in candidates:
+        for images, member, precision in candidates:
             if member not in members:
                 members.append(member)
+            if precision is not None and precision not in precisions:
+                precisions.append(precision)
             values, place = value(images), members.index(member)
             here = torch.full_like(values, place, dtype=torch.long)
             if kept is None:
-                kept = Attacked(images, values, here, ())
+                kept = Attacked(images, values, here, (), ())
                 continue
             lower = values < kept.values
             kept = Attacked(
@@ -176,6 +195,7 @@ def worst(value: Objective, candidates: Iterable[Candidate]) -> Attacked:
                 torch.where(lower, values, kept.values),
                 torch.where(lower, here, kept.winners),
                 (),
+                (),
             )
     assert kept is not None  # every attack proposes something
-    return kept._replace(members=tuple(members))
+    return kept._replace(members=tuple(members), precisions=tuple(precisions))

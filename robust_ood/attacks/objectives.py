@@ -20,7 +20,7 @@ from robust_ood import losses
 from robust_ood.detectors import MSP, Detector
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.models import outputs
-from robust_ood.perturb import Objective
+from robust_ood.perturb import JudgedObjective, Objective
 from robust_ood.randomness import generator
 
 Direction = Literal[1, -1]
@@ -74,7 +74,7 @@ def _feature_distance(net: nn.Module, direction: Direction, images: Tensor) -> O
     prototypes = (weights - weights.mean(0))[clean.logits.argmax(1)]  # (N, D)
 
     def objective(x: Tensor) -> Tensor:
-        now = outputs(net, x).features
+        now = losses.wide(outputs(net, x).features)
         return -(now - own).square().sum(1) if direction == 1 else -F.cosine_similarity(now, prototypes)
 
     return objective
@@ -108,6 +108,17 @@ def wrong_label(net: nn.Module, labels: Tensor, loss: str) -> Objective:
         raise unknown_name("loss", loss, LABEL_LOSSES)
     signed = LABEL_LOSSES[loss]
     return lambda images: signed(net(images), labels)
+
+
+def wrong_label_judged(net: nn.Module, labels: Tensor, loss: str) -> JudgedObjective:
+    """Return the same with the true class's margin, from one pass."""
+    signed = LABEL_LOSSES[loss]
+
+    def both(images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = net(images)
+        return signed(logits, labels), losses.margin(logits, labels)
+
+    return both
 
 
 def expected(objective: Objective, sigma: float, draws: int, seed: int) -> Objective:

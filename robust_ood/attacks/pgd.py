@@ -10,10 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood.attacks.apply import Candidate, Settings
-from robust_ood.attacks.objectives import LABEL_LOSSES, SCORE_OBJECTIVES, Direction, expected, wrong_label
+from robust_ood.attacks.objectives import (
+    LABEL_LOSSES,
+    SCORE_OBJECTIVES,
+    Direction,
+    expected,
+    wrong_label,
+    wrong_label_judged,
+)
+from robust_ood.attacks.precision import PRECISIONS, Precision, computed_in, resolve, rounds
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError, unknown_name
-from robust_ood.perturb import Minimum, Objective, minimize
+from robust_ood.perturb import JudgedObjective, Minimum, Objective, both_values, minimize
 from robust_ood.randomness import generators
 from robust_ood.regions import Fraction, Generators, Region
 from robust_ood.rules import AutoPGD, Rule
@@ -46,6 +54,8 @@ class PGD:
         noise: standard deviation of Gaussian noise over which the objective is averaged, in pixel fractions.
         noise_draws: draws averaged at each step, for `noise` or for a detector that is random itself.
         seed: seed of the random starts, which are keyed by sample index.
+        precision: of the gradients; "auto" is bfloat16 where the device has it and the detector bears it, else float32.
+            True scores are float32 always. An autocast around the attack, and a float64 network, keep theirs.
     """
 
     region: Region
@@ -60,6 +70,7 @@ class PGD:
     noise: float = 0.0
     noise_draws: int = 1
     seed: int = 0
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         for field in ("steps", "restarts", "noise_draws"):
@@ -71,6 +82,8 @@ class PGD:
             raise unknown_name("loss", self.loss, LABEL_LOSSES)
         if self.keep not in ("best", "objective", "last"):
             raise unknown_name("keep", self.keep, ("best", "objective", "last"))
+        if self.precision not in PRECISIONS:
+            raise unknown_name("precision", self.precision, PRECISIONS)
         if self.keep == "last" and self.restarts > 1:
             raise UserError(f"restarts: {self.restarts} with keep='last', which cannot choose among them; give 1")
         object.__setattr__(self, "step_size", self._step_size())
@@ -96,17 +109,18 @@ class PGD:
         return Settings(norm=self.region.name, radius=self.region.radius, steps=self.steps, restarts=self.restarts)
 
     def search(
-        self, objective: Objective, images: Tensor, draws: Draws, judge: Objective | None = None
+        self, objective: Objective | JudgedObjective, images: Tensor, draws: Draws, judge: Objective | None = None
     ) -> list[Minimum]:
         """Return the outcome of each restart: its best by the judge (or by the objective), or its last iterate."""
+        searched = objective
         if self.noise or self.noise_draws > 1:
-            judge = judge or objective
+            judge = judge or (lambda x: both_values(objective(x))[1])
             if not self.noise:  # the score is random itself, and the luck of one draw is no strength
                 judge = expected(judge, 0.0, self.noise_draws, self.seed)
-            objective = expected(objective, self.noise, self.noise_draws, self.seed)
+            searched = expected(lambda x: both_values(objective(x))[0], self.noise, self.noise_draws, self.seed)
         return [
             minimize(
-                objective,
+                searched,
                 images,
                 self.region,
                 steps=self.steps,
@@ -123,37 +137,57 @@ class PGD:
         self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor
     ) -> Iterator[Candidate]:
         """Yield candidates that make `direction * score` small."""
-        first, *others = SCORE_OBJECTIVES[self.objective](detector, direction, images)
+        precision = resolve(self.precision, images, detector)
         own = self.objective == "score" and detector.exact_surrogate
-        judge = None if own or self.keep != "best" else lambda x: direction * detector(x)
-        yield from self._candidates(self.search(first, images, self.draws(indices), judge))
-        if self.keep != "best":
-            return  # a transferred attack follows one source: choosing between two would take a look at the true score
-        for other in others:  # best by their own values: judging every iterate would cost more than the search
-            yield from self._candidates(self.search(other, images, self.draws(indices)))
+        judge: Objective | None = None if own or self.keep != "best" else lambda x: direction * detector(x)
+        for objective in SCORE_OBJECTIVES[self.objective](detector, direction, images):
+            yield from self._candidates(objective, judge, images, indices, precision)
+            if self.keep != "best":
+                return  # a transferred attack follows one source: choosing between two would take a look at the score
+            judge = None  # others, best by their own values: judging every iterate would cost more than the search
 
     def on_label(self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor) -> Iterator[Candidate]:
         """Yield candidates that make the classifier err."""
-        judge = None if self.loss == "margin" or self.keep != "best" else wrong_label(net, labels, "margin")
-        objective = wrong_label(net, labels, self.loss)
-        yield from self._candidates(self.search(objective, images, self.draws(indices), judge))
+        precision = resolve(self.precision, images, net)
+        judged = self.keep == "best" and self.loss != "margin"
+        objective = (wrong_label_judged if judged else wrong_label)(net, labels, self.loss)
+        yield from self._candidates(objective, None, images, indices, precision)
 
-    def _candidates(self, found: list[Minimum]) -> Iterator[Candidate]:
+    def _candidates(
+        self,
+        objective: Objective | JudgedObjective,
+        judge: Objective | None,
+        images: Tensor,
+        indices: Tensor,
+        precision: str,
+    ) -> Iterator[Candidate]:
+        found = self.search(computed_in(precision, objective), images, self.draws(indices), judge)
         if self.keep != "objective":
-            yield from (Candidate(one.images, "pgd") for one in found)
+            yield from proposed(found, "pgd", precision, judged=judge is not None)
             return
         values = torch.stack([one.values for one in found if one.values is not None])  # (restarts, N)
-        images = torch.stack([one.images for one in found])  # (restarts, N, C, H, W)
-        yield Candidate(images[values.argmin(0), torch.arange(images.shape[1])], "pgd")
+        kept = torch.stack([one.images for one in found])  # (restarts, N, C, H, W)
+        yield Candidate(kept[values.argmin(0), torch.arange(len(images))], "pgd", precision)
 
     def draws(self, indices: Tensor) -> Draws:
         """Return what keys the random starts: seed, restart and sample index."""
         return lambda restart: generators(self.seed, "attack start", restart, indices=indices.tolist())
 
 
-def fgsm(region: Region, *, random_start: bool = False, seed: int = 0) -> PGD:
+def proposed(found: list[Minimum], member: str, precision: str, *, judged: bool) -> Iterator[Candidate]:
+    """Yield what the restarts kept; the last iterates, too, where no judge chose and rounded values did.
+
+    Steps change a score by less than rounding does where the radius is small or the search has settled.
+    """
+    for one in found:
+        yield Candidate(one.images, member, precision)
+        if rounds(precision) and one.values is not None and not judged:
+            yield Candidate(one.last, member, precision)
+
+
+def fgsm(region: Region, *, random_start: bool = False, seed: int = 0, precision: Precision = "auto") -> PGD:
     """Return the settings of one step of the region's radius. Source: Goodfellow et al. 2015."""
-    return PGD(region, steps=1, step_size=region.radius, random_start=random_start, seed=seed)
+    return PGD(region, steps=1, step_size=region.radius, random_start=random_start, seed=seed, precision=precision)
 
 
 def apgd(
@@ -164,6 +198,7 @@ def apgd(
     objective: Literal["score", "unmoved", "softmax", "msp", "features"] = "score",
     loss: Literal["cross_entropy", "margin", "dlr", "dlr_or_margin"] = "cross_entropy",
     seed: int = 0,
+    precision: Precision = "auto",
 ) -> PGD:
     """Return the settings of Auto-PGD: the first step is twice the radius, later ones adapt.
 
@@ -178,6 +213,7 @@ def apgd(
         loss=loss,
         rule=AutoPGD(),
         seed=seed,
+        precision=precision,
     )
 
 
@@ -192,19 +228,37 @@ def transferred(attack: PGD, source: Literal["msp", "softmax", "unmoved", "featu
     return replace(attack, objective=source, keep="objective")
 
 
-def aloe_softmax(region: Region, *, steps: int = 10, step_size: float | Fraction = 1 / 255, seed: int = 0) -> PGD:
+def aloe_softmax(
+    region: Region,
+    *,
+    steps: int = 10,
+    step_size: float | Fraction = 1 / 255,
+    seed: int = 0,
+    precision: Precision = "auto",
+) -> PGD:
     """Return the attack on softmax scores as published, for MSP and ODIN.
 
     Source: ALOE paper Alg. 1. Random start, steps of 1/255, the last iterate, transferred: ODIN is scored on images
     made without its temperature and its input noise. The random start is not rounded to whole pixel levels, which the
     public code does.
     """
-    return PGD(region, steps=steps, step_size=step_size, objective="softmax", keep="last", seed=seed)
+    return PGD(
+        region, steps=steps, step_size=step_size, objective="softmax", keep="last", seed=seed, precision=precision
+    )
 
 
-def aloe_mahalanobis(region: Region, *, steps: int = 10, step_size: float | Fraction = 1 / 255, seed: int = 0) -> PGD:
+def aloe_mahalanobis(
+    region: Region,
+    *,
+    steps: int = 10,
+    step_size: float | Fraction = 1 / 255,
+    seed: int = 0,
+    precision: Precision = "auto",
+) -> PGD:
     """Return the attack on the Mahalanobis regression as published, through all but the input noise.
 
     Source: ALOE paper Alg. 2. The regression's log-odds stand for its cross-entropy, whose gradient has the same sign.
     """
-    return PGD(region, steps=steps, step_size=step_size, objective="unmoved", keep="last", seed=seed)
+    return PGD(
+        region, steps=steps, step_size=step_size, objective="unmoved", keep="last", seed=seed, precision=precision
+    )

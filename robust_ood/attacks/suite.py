@@ -66,7 +66,7 @@ class Suite:
             for candidate in member.on_label(net, images[left], labels[left], indices[left.cpu()]):
                 with torch.no_grad():
                     correct[left] &= losses.margin(net(candidate.images), labels[left]) >= 0
-                yield Candidate(images.index_copy(0, left, candidate.images), name)
+                yield candidate._replace(images=images.index_copy(0, left, candidate.images), member=name)
 
 
 def standard(radius: float | str, norm: str = "Linf") -> Suite:

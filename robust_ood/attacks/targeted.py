@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from robust_ood import losses
 from robust_ood.attacks.apply import Candidate, Settings
-from robust_ood.attacks.objectives import Direction, wrong_label
-from robust_ood.attacks.pgd import PGD
+from robust_ood.attacks.objectives import Direction
+from robust_ood.attacks.pgd import PGD, proposed
+from robust_ood.attacks.precision import computed_in, resolve
 from robust_ood.detectors import Detector
-from robust_ood.perturb import Objective
+from robust_ood.perturb import JudgedObjective, Objective
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Targeted:
             def objective(x: Tensor, target: Tensor = target) -> Tensor:
                 return -torch.stack([losses.log_odds(net(x), target) for net in networks]).sum(0)
 
-            yield from self._search(objective, lambda x: -detector(x), images, indices, rank)
+            yield from self._search(objective, lambda x: -detector(x), images, indices, rank, detector)
 
     def on_label(self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor) -> Iterator[Candidate]:
         """Yield a candidate for each class other than the true one."""
@@ -63,15 +64,23 @@ class Targeted:
         for rank in range(min(self.classes, others.shape[1])):
             target = others[:, rank : rank + 1]  # (N, 1)
 
-            def objective(x: Tensor, target: Tensor = target) -> Tensor:
+            def objective(x: Tensor, target: Tensor = target) -> tuple[Tensor, Tensor]:
                 logits = losses.wide(net(x))
-                return (logits.gather(1, labels[:, None]) - logits.gather(1, target))[:, 0]
+                behind = (logits.gather(1, labels[:, None]) - logits.gather(1, target))[:, 0]
+                return behind, losses.margin(logits, labels)
 
-            yield from self._search(objective, wrong_label(net, labels, "margin"), images, indices, rank)
+            yield from self._search(objective, None, images, indices, rank, net)
 
     def _search(
-        self, objective: Objective, judge: Objective, images: Tensor, indices: Tensor, rank: int
+        self,
+        objective: Objective | JudgedObjective,
+        judge: Objective | None,
+        images: Tensor,
+        indices: Tensor,
+        rank: int,
+        target: nn.Module,
     ) -> Iterator[Candidate]:
-        starts = self.search.draws(indices)
-        found = self.search.search(objective, images, lambda restart: starts(rank + restart * self.classes), judge)
-        yield from (Candidate(one.images, "targeted") for one in found)
+        starts, precision = self.search.draws(indices), resolve(self.search.precision, images, target)
+        searched = computed_in(precision, objective)
+        found = self.search.search(searched, images, lambda restart: starts(rank + restart * self.classes), judge)
+        yield from proposed(found, "targeted", precision, judged=judge is not None)

@@ -133,6 +133,8 @@ class ASH(Shaped):
         variant: "P", "B" or "S".
     """
 
+    needs_float32 = True  # which features are kept, and with them the score, jumps where rounding swaps two
+
     def __init__(self, scored: nn.Module, percentile: float = 90.0, variant: Literal["P", "B", "S"] = "S") -> None:
         super().__init__(scored)
         if variant not in ("P", "B", "S"):

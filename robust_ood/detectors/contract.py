@@ -24,7 +24,11 @@ class Detector(nn.Module, ABC):
 
     A detector that needs in-distribution statistics names its buffers with `declare`, overrides `learn` and reads them
     with `learned`. A detector whose score is not, or not usefully, differentiable overrides `surrogate`.
+
+    needs_float32: whether attacks that differentiate it in bfloat16 are weaker than in float32; they then keep to that.
     """
+
+    needs_float32: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,6 +151,12 @@ def full_precision(images: Tensor) -> torch.autocast:
     return torch.autocast(images.device.type, enabled=False)
 
 
+def _widened(out: Outputs) -> Outputs:
+    """Return a forward pass in float32 or wider: many operations, and many scores, do not bear half precision."""
+    maps = {name: losses.wide(one) for name, one in out.maps.items()}
+    return out._replace(logits=losses.wide(out.logits), features=losses.wide(out.features), maps=maps)
+
+
 def _alike(own: Any, other: Any) -> bool:
     """Whether a loaded entry can take the place of an own one: a tensor of its shape, or the same setting."""
     if isinstance(own, Tensor) and isinstance(other, Tensor):
@@ -181,13 +191,13 @@ class OutputsDetector(Detector):
         """Return scores `(N,)`, higher = more in-distribution, of images `(N, C, H, W)` in [0, 1]."""
         out = outputs(self.net, images, self.layers)
         with full_precision(images):
-            return self.score(out)
+            return self.score(_widened(out))
 
     def surrogate(self, images: Tensor) -> Tensor:
         """Return a differentiable stand-in for the score, `(N,)`, for attackers."""
         out = outputs(self.net, images, self.layers)
         with full_precision(images):
-            return self.surrogate_score(out)
+            return self.surrogate_score(_widened(out))
 
     @property
     def exact_surrogate(self) -> bool:

@@ -42,6 +42,8 @@ class Gram(OutputsDetector):
         held_out: the share of images that estimates the mean deviations, in (0, 1).
     """
 
+    needs_float32 = True  # beyond an end near zero, a difference as small as bfloat16's rounding counts for thousands
+
     def __init__(
         self,
         net: nn.Module,

@@ -48,6 +48,7 @@ class Machine:
         parts = self.batches.map((*detectors, id(attack)), taken, work)
         own = attack is not None and sharing(attack, first) is None
         arrays, about = _winners([found for _, found in parts if found is not None and own])
+        about["precisions"] = _precisions([found for _, found in parts if found is not None])
         about["seconds"] = (time.perf_counter() - begin) / len(detectors)
         cells = {}
         for name in detectors:
@@ -72,6 +73,7 @@ class Machine:
         taken = chunk.read()
         parts = self.batches.map(("label", id(attack)), taken, work)
         arrays, about = _winners([found for _, found in parts if found is not None])
+        about["precisions"] = _precisions([found for _, found in parts if found is not None])
         right = torch.cat([right for right, _ in parts])
         about["seconds"] = time.perf_counter() - begin
         return Cell({"scores": right.numpy(), "indices": taken.indices.numpy(), **arrays}, about)
@@ -93,6 +95,11 @@ def sharing(attack: Attack, detector: Detector) -> Hashable | None:
     if isinstance(attack, PGD) and attack.keep != "best" and attack.objective in READ_CLASSIFIERS:
         return tuple(id(net) for net in detector.networks) or None
     return None
+
+
+def _precisions(found: list[Attacked]) -> list[str]:
+    """Return the precisions of the gradients that the attacks took."""
+    return sorted({precision for one in found for precision in one.precisions})
 
 
 def _winners(found: list[Attacked]) -> tuple[Arrays, dict[str, Any]]:

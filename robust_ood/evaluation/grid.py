@@ -138,13 +138,16 @@ class Grid:
             new: compute those that are not in the store.
         """
         settings = {"limit": self.limit, "device": str(self.device), "checks": self.checks}
-        results = Results(environment=describe_environment(settings))
+        precisions: dict[str, list[str]] = {}
+        results = Results(environment=describe_environment({**settings, "attack_precisions": precisions}))
         for plan in self.plans:
             table = Table(plan, self.sets, self.attacks, self.store)
             results.classification += table.accuracies()
             results.warnings += table.warnings()
             results.members += table.wins()
             results.cells += table.files()
+            for precision, users in table.precisions().items():
+                precisions[precision] = sorted(users.union(precisions.get(precision, ())))
             for row, inliers, outliers in table.rows():
                 results.rows.append(row)
                 if intervals and len(inliers):

@@ -110,6 +110,15 @@ class Table:
                 table.append(CellFiles(self.plan.subject.name, detector or None, label, images, group, files))
         return table
 
+    def precisions(self) -> dict[str, set[str]]:
+        """Return, by precision of attacks' gradients, which detectors it was used on; "classifier" is the network."""
+        found: dict[str, set[str]] = {}
+        for (detector, _, _), keys in self.plan.columns.items():
+            for cell in map(self.store.read, keys):
+                for precision in cell.about.get("precisions", ()) if cell is not None else ():
+                    found.setdefault(precision, set()).add(detector or "classifier")
+        return found
+
     def _columns(self) -> list[tuple[tuple[str, str, int], Column]]:
         every = [(place, self.column(*place)) for place in self.plan.columns]
         return [(place, column) for place, column in every if column is not None]

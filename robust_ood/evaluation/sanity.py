@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from robust_ood.attacks import PGD, ScoreAttack, Square, Suite, attack_score
 from robust_ood.attacks.objectives import Direction
+from robust_ood.attacks.precision import resolve
 from robust_ood.detectors import MSP, Detector
 from robust_ood.errors import UserError
 from robust_ood.metrics import auroc
@@ -36,8 +38,9 @@ def check(
 ) -> list[str]:
     """Return warnings, one line each, that name the detector and what to do; none for a healthy detector.
 
-    The probes are short attacks of the checks' own, one set of them for each norm and radius that occurs, however many
-    attacks share it; what two radii have in common, such as twice the one being the other, is computed once.
+    The probes are short attacks of the checks' own in float32, one set of them for each norm and radius that occurs,
+    however many attacks share it; what two radii have in common, such as twice the one being the other, is computed
+    once.
 
     Args:
         detector: the detector that numbers are reported of.
@@ -192,7 +195,7 @@ def _of_gradients(probe: _Probe, region: Region) -> Iterator[str]:
 
 
 def _of_everything(probe: _Probe) -> Iterator[str]:
-    everything = probe.probed(PGD(Linf(1.0), steps=2 * _STEPS, random_start=False))
+    everything = probe.probed(_exact(Linf(1.0), steps=2 * _STEPS, random_start=False))
     if everything > 0.2:
         yield (
             f"with every image allowed (Linf 1) the attacked AUROC is still {everything:.2f} and not near 0; "
@@ -201,13 +204,20 @@ def _of_everything(probe: _Probe) -> Iterator[str]:
 
 
 def _of_attacks(probe: _Probe, region: Region, attacks: list[ScoreAttack]) -> Iterator[str]:
-    found = probe.probed(PGD(region, steps=_STEPS))
-    wider = probe.probed(PGD(_scaled(region, 2), steps=_STEPS))
+    found = probe.probed(_exact(region, steps=_STEPS))
+    wider = probe.probed(_exact(_scaled(region, 2), steps=_STEPS))
     if wider > found + _SLACK:
         yield f"twice the radius is a weaker attack (AUROC {found:.2f} -> {wider:.2f}); try more steps and Auto-PGD"
-    longer = probe.probed(PGD(region, steps=3 * _STEPS))
+    longer = probe.probed(_exact(region, steps=3 * _STEPS))
     if longer > found + _SLACK:
         yield f"three times the steps are a weaker attack (AUROC {found:.2f} -> {longer:.2f}); check the gradients"
+    if resolve("auto", probe.images, probe.detector) != "float32":
+        rounded = probe.probed(PGD(region, steps=_STEPS))
+        if rounded > found + _SLACK:
+            yield (
+                f"the attack in bfloat16 is weaker than in float32 (AUROC {found:.2f} -> {rounded:.2f}); "
+                "set its precision to float32, or needs_float32 in the detector's class"
+            )
     found = min(found, longer)
     yield from _blind_beats(probe, region, found)
     if _idle(probe, region):
@@ -246,7 +256,7 @@ def _blind_beats(probe: _Probe, region: Region, found: float) -> Iterator[str]:
     values = {"random noise": _under_noise(probe, region)}
     values["Square"] = probe.probed(Square(region, queries=4 * _STEPS))
     if probe.detector.networks and not isinstance(probe.detector, MSP):
-        transferred = PGD(region, steps=_STEPS, objective="msp", keep="objective")
+        transferred = _exact(region, steps=_STEPS, objective="msp", keep="objective")
         values["the attack transferred from MSP"] = probe.attacked(transferred)
     for name, value in values.items():
         if value < found - _SLACK:
@@ -278,13 +288,18 @@ def _under_noise(probe: _Probe, region: Region) -> float:
 def _idle(probe: _Probe, region: Region) -> bool:
     """Return whether the restarts of an attack on inliers all end where they began, at the same value."""
     objective = probe.detector.surrogate
-    attack = PGD(region, steps=2, restarts=2)
+    attack = _exact(region, steps=2, restarts=2)
     found = attack.search(objective, probe.inliers, attack.draws(torch.arange(len(probe.inliers))))
     ends = torch.stack([run.values for run in found if run.values is not None])  # (restarts, N)
     with torch.no_grad():
         begin = objective(probe.inliers)
     flat = (ends - begin).abs().amax(0) <= 1e-6 * begin.abs().clamp_min(1e-6)
     return flat.float().mean().item() > 0.5
+
+
+def _exact(region: Region, **settings: Any) -> PGD:
+    """Return PGD in float32: what bfloat16 rounds away must not pass for a property of the detector."""
+    return PGD(region, precision="float32", **settings)
 
 
 def _scaled(region: Region, factor: float) -> Region:

@@ -118,7 +118,8 @@ def _facts(environment: dict[str, object]) -> list[tuple[str, str, bool]]:
         if name == "config" and isinstance(value, dict):
             text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True).strip()
         elif isinstance(value, dict):
-            text = ", ".join(f"{key} {entry}" for key, entry in value.items())
+            entries = {key: ", ".join(entry) if isinstance(entry, list) else entry for key, entry in value.items()}
+            text = "; ".join(f"{key} {entry}" for key, entry in entries.items())
         else:
             text = value if isinstance(value, str) else json.dumps(value)
         facts.append((name, text, name in ("command", "config")))

@@ -67,7 +67,7 @@ def test_fgsm_equals_its_formula(problem):
     leaf = images.clone().requires_grad_()
     F.cross_entropy(net(leaf), labels, reduction="sum").backward()
     expected = (images + RADIUS * leaf.grad.sign()).clamp(0, 1)
-    settings = fgsm(Linf(RADIUS))
+    settings = fgsm(Linf(RADIUS), precision="float32")
     assert (settings.steps, settings.restarts, settings.random_start) == (1, 1, False)
     (candidate,) = settings.on_label(net, images, labels, torch.arange(8))
     candidate = candidate.images
@@ -83,7 +83,7 @@ def test_best_iterate_equals_a_loop_that_remembers(problem):
     own = logits.gather(2, labels.expand(len(trail), -1)[..., None])[..., 0]
     others = logits.masked_fill(F.one_hot(labels, 4).bool(), -torch.inf).amax(2)
     expected = trail[(own - others).argmin(0), torch.arange(8)]  # smallest margin, not largest cross-entropy
-    attack = PGD(Linf(RADIUS), steps=STEPS, step_size=STEP, random_start=False)
+    attack = PGD(Linf(RADIUS), steps=STEPS, step_size=STEP, random_start=False, precision="float32")
     torch.testing.assert_close(attacks.misclassify(net, images, labels, attack), expected, rtol=0, atol=1e-6)
 
 

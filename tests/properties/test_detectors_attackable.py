@@ -17,11 +17,13 @@ from robust_ood.attacks import (
     aloe_softmax,
     attack_score,
     lower_score,
+    precision,
     raise_score,
     standard,
 )
 from robust_ood.data.digits import digits, photograph_patches
 from robust_ood.evaluation import sanity
+from robust_ood.metrics import auroc
 from robust_ood.models import Normalize
 
 COUNT = 20
@@ -68,6 +70,7 @@ def digit_problem():
     return net, loader, inliers, outliers, transferred
 
 
+REFUSE = {"ash-p", "ash-b", "ash-s", "gram"}  # attacks on them lose strength in bfloat16
 SETTINGS = {
     "knn": {"neighbours": 5},
     "safe-spot": {"method": "fgsm", "attack_steps": 3},
@@ -147,6 +150,23 @@ def test_no_attack_transferred_from_another_detector_is_clearly_stronger(digit_p
             if not (own >= 0.9 * gains(detector, sides, transferred, scale)).all():
                 weak.append(f"{name}: {other}")
     assert not weak
+
+
+@pytest.mark.parametrize("name", [*detectors.REGISTRY, "ensemble-msp"])
+def test_attacks_in_the_precision_that_a_detector_bears_are_as_strong_as_in_float32(digit_problem, name, monkeypatch):
+    net, loader, inliers, outliers, _ = digit_problem
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    detector = build(name, net, loader)
+    found = {}
+    for setting in ("auto", "float32"):
+        attack = replace(ATTACK, precision=setting)
+        low, high = attack_score(detector, inliers, attack, 1), attack_score(detector, outliers, attack, -1)
+        assert low.precisions == ("float32" if setting == "float32" or name in REFUSE else "bfloat16",)
+        found[setting] = auroc(low.values, high.values), low.values.mean(), high.values.mean()
+    (fast, fast_low, fast_high), (exact, exact_low, exact_high) = found["auto"], found["float32"]
+    assert fast <= exact + 0.01
+    assert fast_low - exact_low <= 0.01 * exact_low.abs()
+    assert exact_high - fast_high <= 0.01 * exact_high.abs()
 
 
 def test_what_gram_adds_inside_the_range_does_not_drown_what_lies_outside(digit_problem):

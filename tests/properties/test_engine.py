@@ -425,6 +425,34 @@ def test_the_judge_chooses_among_the_iterates():
     assert graded == [False] * 9  # start and 8 steps, never with gradient
 
 
+def test_an_objective_that_judges_itself_needs_no_judge(make_net, make_images):
+    net, images = make_net(), make_images()
+    labels = torch.arange(len(images)) % 4
+    passes = []
+
+    def both(x):
+        passes.append(len(x))
+        logits = net(x)
+        return -F.cross_entropy(logits, labels, reduction="none"), logits[:, 0]
+
+    settings = {"steps": 5, "step_size": 0.02}
+    found = minimize(both, images, Linf(0.1), **settings)
+    assert len(passes) == 6  # no forward pass of the judge's own
+    apart = minimize(lambda x: both(x)[0], images, Linf(0.1), judge=lambda x: both(x)[1], **settings)
+    assert torch.equal(found.images, apart.images)
+    assert torch.equal(found.values, apart.values)
+
+
+def test_the_last_iterate_is_there_whatever_was_kept(make_net, make_images):
+    net, images = make_net(), make_images()
+    best, last = (
+        minimize(lambda x: net(x)[:, 0], images, Linf(0.1), steps=4, step_size=0.05, keep=keep)
+        for keep in ("best", "last")
+    )
+    assert torch.equal(best.last, last.images)
+    assert torch.equal(last.last, last.images)
+
+
 def test_among_equals_the_first_is_kept():
     images = clean(3, 0)
     found = minimize(waves(0), images, Linf(0.1), steps=3, step_size=0.05, judge=lambda x: x.new_zeros(len(x)))

@@ -15,7 +15,7 @@ from torch import nn
 
 import robust_ood
 from robust_ood import detectors
-from robust_ood.attacks import PGD, attack_score, lower_score, raise_score, registry, transferred
+from robust_ood.attacks import PGD, attack_score, lower_score, precision, raise_score, registry, transferred
 from robust_ood.attacks.suite import Suite
 from robust_ood.data import OODData
 from robust_ood.detectors import MSP, PRO, Detector, Energy
@@ -196,6 +196,16 @@ def test_names_and_more_sets_touch_nothing_that_is_there(net, arrays, tmp_path, 
 def test_the_limit_cuts_the_sets(net, arrays):
     results = run(net, data_of(arrays), {"msp": MSP(net)}, limit=5)
     assert {(row.n_id, row.n_ood) for row in results.rows} == {(5, 5)}
+
+
+def test_the_environment_says_which_precision_attacks_used(net, arrays, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    few = {"msp": MSP(net), "ash": detectors.build("ash-s", net)}
+    chosen = {"attacks": {"pgd": ATTACK}, "data": data_of(arrays), "checks": False, "folder": tmp_path / "cells"}
+    expected = {"bfloat16": ["classifier", "msp"], "float32": ["ash"]}
+    for _ in range(2):  # computed, then found
+        results = robust_ood.evaluate(net, detectors=few, intervals=0, **chosen)
+        assert results.environment["attack_precisions"] == expected
 
 
 def test_what_is_fitted_is_kept(net, arrays, tmp_path, monkeypatch):
