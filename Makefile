@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.robust-ood-ready
 TESTS ?= tests
 
-.PHONY: help quickstart test coverage lint format wheel-test minimum-test docker-test docs clean
+.PHONY: help quickstart test coverage lint format wheel-test minimum-test robustbench-test docker-test docs clean
 
 help:
 	@echo "make quickstart   train and attack a plain and a robust detector on real images (about 5 minutes)"
@@ -15,6 +15,7 @@ help:
 	@echo "make coverage     run them and say which lines of robust_ood/ they do not reach"
 	@echo "make lint         style, types and import rules"
 	@echo "make minimum-test run all tests with the oldest versions allowed"
+	@echo "make robustbench-test  RobustBench's own package with random weights"
 	@echo "make docker-test  lint the Dockerfiles and execute their RUN lines in an empty folder"
 	@echo "make docs         the documentation as a site in site/, links checked"
 	@echo "make wheel-test   build, install the wheel into a new environment, use it from an empty folder"
@@ -57,6 +58,16 @@ minimum-test: .venv-minimum/ready
 	test -x .venv-minimum/bin/python || $(PYTHON) -m venv .venv-minimum
 	.venv-minimum/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	.venv-minimum/bin/python -m pip install --quiet --constraint constraints/minimum.txt --editable '.[dev,parity]'
+	@touch $@
+
+# An environment of its own, .venv-robustbench: the library pins versions that others do not get along with.
+robustbench-test: .venv-robustbench/ready
+	OMP_NUM_THREADS=1 .venv-robustbench/bin/python -m pytest tests/parity/test_robustbench.py
+
+.venv-robustbench/ready: pyproject.toml
+	test -x .venv-robustbench/bin/python || $(PYTHON) -m venv .venv-robustbench
+	.venv-robustbench/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[robustbench]'
+	.venv-robustbench/bin/python -m pip install --quiet --disable-pip-version-check hypothesis pytest pytest-timeout
 	@touch $@
 
 # An environment of its own, .venv-docs: reading docstrings needs none of the libraries. Building needs no network.

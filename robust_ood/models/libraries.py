@@ -1,11 +1,10 @@
-"""Networks of other libraries by name, behind our contract: torchvision, timm and RobustBench."""
+"""Networks of other libraries by name, behind our contract: torchvision and timm."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -45,9 +44,9 @@ class Torchvision(Wrapped):
 
         known = models.list_models(module=models)
         if name not in known:
-            raise _unknown_model("torchvision", name, known)
+            raise unknown_model("torchvision", name, known)
         classes = {} if num_classes is None else {"num_classes": num_classes}
-        module = _built(f"torchvision's {name}", lambda: models.get_model(name, weights=weights, **classes))
+        module = built(f"torchvision's {name}", lambda: models.get_model(name, weights=weights, **classes))
         super().__init__(module, mean, std, head, layers)
         self.pretrained = weights is not None
         self.settings = _settings(self, name, num_classes, mean, std, head, layers)
@@ -83,9 +82,9 @@ class Timm(Wrapped):
             raise UserError("net: Timm needs the package timm; pip install 'robust-ood[timm]'") from error
         # Names with a colon would have timm read folders and hubs that the name chooses.
         if ":" in name or not timm.is_model(name):
-            raise _unknown_model("timm", name, timm.list_models())
+            raise unknown_model("timm", name, timm.list_models())
         classes: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-        module = _built(f"timm's {name}", lambda: timm.create_model(name, pretrained=pretrained, **classes))
+        module = built(f"timm's {name}", lambda: timm.create_model(name, pretrained=pretrained, **classes))
         wanted: Any = module.pretrained_cfg
         mean, std = mean or wanted.get("mean", IMAGENET_MEAN), std or wanted.get("std", IMAGENET_STD)
         super().__init__(module, mean, std, head, layers)
@@ -93,55 +92,14 @@ class Timm(Wrapped):
         self.settings = _settings(self, name, num_classes, mean, std, head, layers)
 
 
-class RobustBench(Wrapped):
-    """A network of RobustBench's model zoo, by name, with its weights; needs the package robustbench.
-
-    The library normalises inside its networks and downloads what `folder` does not have yet.
-
-    Args:
-        name: as the leaderboard has it, such as "Carmon2019Unlabeled".
-        dataset: what it was trained on.
-        threat_model: the leaderboard that it is on.
-        folder: where the weights are, or go: FOLDER/DATASET/THREAT_MODEL/NAME.pt.
-        head, layers: as in `Wrapped`.
-
-    Raises:
-        UserError: no such package or model, a download that fails.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        dataset: Literal["cifar10", "cifar100", "imagenet"] = "cifar10",
-        threat_model: Literal["Linf", "L2", "corruptions"] = "Linf",
-        folder: Path | str = "models",
-        head: str | None = None,
-        layers: Sequence[str] = (),
-    ) -> None:
-        try:
-            from robustbench.utils import load_model
-        except ImportError as error:
-            raise UserError(
-                f"net: RobustBench needs the package robustbench ({error}); pip install 'robust-ood[robustbench]'"
-            ) from error
-        file = Path(folder) / dataset / threat_model / f"{name}.pt"
-        module = _built(
-            f"RobustBench's {name} for {dataset}, {threat_model}",
-            lambda: load_model(model_name=name, model_dir=str(folder), dataset=dataset, threat_model=threat_model),
-            f"; where its download is refused, get the weights by hand and put them at {file}",
-        )
-        super().__init__(module, None, None, head, layers)
-        self.pretrained = True
-
-
-def _unknown_model(library: str, name: str, known: list[str]) -> UserError:
+def unknown_model(library: str, name: str, known: list[str]) -> UserError:
     """Return the error for a name that a library of hundreds does not have, with the few nearest."""
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
     hint = f"the nearest are {', '.join(near)}" if near else f"it has {len(known)} others"
     return UserError(f"name: unknown name {name!r} in {library}; {hint}")
 
 
-def _built(what: str, build: Callable[[], nn.Module], advice: str = "") -> nn.Module:
+def built(what: str, build: Callable[[], nn.Module], advice: str = "") -> nn.Module:
     """Return what a library builds; whatever it raises is about the name, its weights or the download."""
     try:
         return build()

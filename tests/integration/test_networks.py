@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -221,6 +222,8 @@ def test_timm_by_name(capsys, grid, place):
 
 @pytest.mark.parametrize("library", ["timm", "robustbench"])
 def test_a_library_that_is_not_there(capsys, monkeypatch, grid, place, library):
+    for name in [name for name in sys.modules if name.startswith(f"{library}.")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, library, None)
     net = {"timm": "Timm", "robustbench": "RobustBench"}[library]
     line = refused(capsys, grid, "--net", net, "--net.name", "some", "--checkpoint", "plain.pt")
@@ -228,7 +231,24 @@ def test_a_library_that_is_not_there(capsys, monkeypatch, grid, place, library):
     assert f"pip install 'robust-ood[{library}]'" in line
 
 
-ZOO = """
+ZOO = {
+    "eval": "from autoattack import AutoAttack\nfrom autoattack.state import EvaluationState\n",
+    "model_zoo/enums": """
+from enum import Enum
+
+BenchmarkDataset = Enum("BenchmarkDataset", {"one": "cifar10", "two": "cifar100", "three": "imagenet"})
+ThreatModel = Enum("ThreatModel", {"Linf": "Linf", "L2": "L2", "corruptions": "corruptions"})
+""",
+    "model_zoo/__init__": """
+from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
+
+several = {"gdrive_id": ["1", "2"]}
+model_dicts = {
+    BenchmarkDataset.one: {ThreatModel.L2: {"Some2026": {"gdrive_id": "1"}, "Deck2026": several, "Timm2026": {}}},
+    BenchmarkDataset.two: {},
+}
+""",
+    "utils": """
 from pathlib import Path
 
 import torch
@@ -240,29 +260,64 @@ def load_model(model_name, model_dir="./models", dataset="cifar10", threat_model
     if not path.is_file():
         raise ConnectionError("Max retries exceeded with url: /uc?id=1")
     model = Mine()
-    model.load_state_dict(torch.load(path, weights_only=True))
+    model.load_state_dict(torch.load(path, weights_only=False))  # what a bare call meant before torch 2.6
     return model
-"""
+""",
+    "__init__": "from robustbench import eval\n",
+}
 
 
-def test_robustbench_by_name_and_its_download_refused(capsys, monkeypatch, grid, place):
-    """The library's own call on a folder in its own layout, by a stand-in for the package."""
-    package = place / "robustbench"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "utils.py").write_text(ZOO)
+@pytest.fixture
+def zoo(place, monkeypatch):
+    """A stand-in for the package robustbench; `tests/parity/test_robustbench.py` is for the package itself.
+
+    As the release does, it imports `autoattack`, while what is installed with it is called `pyautoattack`.
+    """
+    packages = {f"robustbench/{name}": text for name, text in ZOO.items()}
+    packages |= {"pyautoattack/__init__": "class AutoAttack: ...", "pyautoattack/state": "class EvaluationState: ..."}
+    for name, text in packages.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / f"{name}.py").write_text(text)
+    for name in [name for name in sys.modules if name.split(".")[0] in ("robustbench", "pyautoattack", "autoattack")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(str(place))
-    for name in ("robustbench", "robustbench.utils"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    own = ["--net", "RobustBench", "--net.name", "Some2026", "--net.threat_model", "L2", "--net.folder", "zoo"]
-    line = refused(capsys, grid, *own)
+    yield ["--net", "RobustBench", "--net.threat_model", "L2", "--net.folder", "zoo", "--net.name"]
+    for name in [name for name in sys.modules if name.split(".")[0] in ("robustbench", "pyautoattack")]:
+        del sys.modules[name]
+
+
+def test_robustbench_by_name_and_its_download_refused(capsys, grid, place, zoo):
+    line = refused(capsys, grid, *zoo, "Some2026")
     assert line.startswith("error: net: cannot build RobustBench's Some2026 for cifar10, L2 (ConnectionError: Max")
-    assert "put them at zoo/cifar10/L2/Some2026.pt" in line
+    assert line.endswith("; or get the weights by hand and put them at zoo/cifar10/L2/Some2026.pt")
+    line = refused(capsys, grid, *zoo, "Deck2026")
+    assert "Deck2026.pt_m0.pt, zoo/cifar10/L2/Deck2026.pt_m1.pt" in line
+    assert "by hand" not in refused(capsys, grid, *zoo, "Timm2026")
     (place / "zoo/cifar10/L2").mkdir(parents=True)
     shutil.copy("plain.pt", "zoo/cifar10/L2/Some2026.pt")
-    assert rows(evaluated(grid, *own)) == rows(evaluated(grid, "--net", "my_network.Mine", "--checkpoint", "plain.pt"))
-    for name in ("robustbench", "robustbench.utils"):
-        sys.modules.pop(name, None)
+    found = rows(evaluated(grid, *zoo, "Some2026"))
+    assert found == rows(evaluated(grid, "--net", "my_network.Mine", "--checkpoint", "plain.pt"))
+    assert "autoattack" not in sys.modules
+
+
+def test_what_robustbench_does_not_have(capsys, grid, zoo):
+    line = refused(capsys, grid, *zoo, "Some2025")
+    assert line.startswith("error: net.name: unknown name 'Some2025' in RobustBench's models for cifar10, L2; the nea")
+    line = refused(capsys, grid, *zoo, "Some2026", "--net.dataset", "cifar100")
+    assert line == "error: net.threat_model: RobustBench has no models for cifar100, L2"
+
+
+def test_robustbenchs_weights_run_no_code(capsys, monkeypatch, grid, place, zoo):
+    class Bomb:
+        def __reduce__(self):
+            return (open, ("exploded", "w"))
+
+    (place / "zoo/cifar10/L2").mkdir(parents=True)
+    torch.save({"stem.weight": Bomb()}, "zoo/cifar10/L2/Some2026.pt")
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0")
+    assert "UnpicklingError" in refused(capsys, grid, *zoo, "Some2026")
+    assert not (place / "exploded").exists()
+    assert os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "0"
 
 
 def test_torchvisions_download_refused(capsys, monkeypatch, grid, place):
