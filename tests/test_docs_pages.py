@@ -51,13 +51,14 @@ def workspace(tmp_path_factory) -> Path:
 def test_code_runs(path, workspace, monkeypatch):
     """All of a page, one block after the other, as someone who reads it would: Python, files to save, our commands."""
     monkeypatch.chdir(workspace)
+    monkeypatch.syspath_prepend(workspace)
     names: dict[str, object] = {"__name__": "__main__"}
     found = re.findall(r"^```(python|yaml|sh)\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
     for number, (language, block) in enumerate(found, 1):
-        if language == "python":
-            exec(compile(block, f"{path.name}, block {number}", "exec"), names)
-        elif language == "yaml" and (name := re.match(r"# (\w+\.yaml)\n", block)):
+        if name := re.match(r"# (\w+\.(?:py|yaml))\n", block):
             Path(name[1]).write_text(block)
+        elif language == "python":
+            exec(compile(block, f"{path.name}, block {number}", "exec"), names)
         for line in block.splitlines() if language == "sh" else []:
             program, *arguments = shlex.split(line)
             assert program == "robust-ood"

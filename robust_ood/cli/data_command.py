@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from robust_ood.cli.messages import explain, option_names
-from robust_ood.data import CATALOGUE, EMBEDDED, GROUPS, ImageSet, load_set
+from robust_ood.data import CATALOGUE, EMBEDDED, GROUPS, ImageSet, SetSpec, load_set
 from robust_ood.data.catalogue import Entry, find_entry
 from robust_ood.data.catalogue.entry import Link
 from robust_ood.data.download import checksum, fetch
+from robust_ood.data.named import has_any_size
 from robust_ood.data.overlap import Overlap, overlap
 from robust_ood.data.preview import save_contact_sheet
 from robust_ood.data.unpack import unpack
@@ -40,7 +41,9 @@ def parser() -> ArgumentParser:
         if name != "list":
             command.add_argument("--root", type=Path, default=Path("data"), help="folder of the data")
         if name in ("preview", "overlap", "verify"):
-            command.add_argument("--size", type=int | None, default=None, help="side of the images in pixels")
+            command.add_argument(
+                "--size", type=int | None, default=None, help="side in pixels of images that have many"
+            )
         if name == "preview":
             command.add_argument("--output", type=Path | None, default=None, help="picture (default: NAME.png)")
         if name == "overlap":
@@ -114,7 +117,7 @@ def verify(config: Any, console: Console) -> None:
 
 def preview(config: Any, console: Console) -> None:
     """Write a contact sheet of a set."""
-    images = load_set(config.name, config.root, "name", config.size or _size(config.name), memory_limit=0)
+    images = load_set(config.name, config.root, "name", config.size or _size(config.root, config.name), memory_limit=0)
     path = config.output or Path(config.name.replace("/", "-") + ".png")
     try:
         console.print(f"wrote {save_contact_sheet(images, path)}")
@@ -124,9 +127,14 @@ def preview(config: Any, console: Console) -> None:
 
 def find_overlap(config: Any, console: Console) -> None:
     """Print, and write where asked to, what two sets share."""
-    size = config.size or _size(config.first) or _size(config.second)
-    first = load_set(config.first, config.root, "first", size)
-    second = first if config.first == config.second else load_set(config.second, config.root, "second", size)
+    size = config.size or _size(config.root, config.first, config.second)
+
+    # Not into memory: what cannot be read must not move the places of the rest, which a config's `exclude` counts.
+    def read(name: str, field: str) -> ImageSet:
+        return load_set(SetSpec(name, name=name, max_unreadable=1), config.root, field, size, memory_limit=0)
+
+    first = read(config.first, "first")
+    second = first if config.first == config.second else read(config.second, "second")
     found = overlap(first, second, config.distance, config.workers)
     shared = found.first()
     console.print(
@@ -140,7 +148,8 @@ def find_overlap(config: Any, console: Console) -> None:
         console.print(f"wrote {config.output}")
     if config.exclude:
         _write(config.exclude, "exclude", lambda file: file.writelines(f"{index}\n" for index in shared.tolist()))
-        console.print(f"wrote {config.exclude}: give it as `exclude` of {first.name}")
+        given = os.path.relpath(config.exclude, config.root)  # configs name files from the data's root
+        console.print(f"wrote {config.exclude}; in a config: {{source: {config.first}, exclude: {given}}}")
 
 
 COMMANDS: dict[str, tuple[Callable[[Any, Console], None], str]] = {
@@ -195,10 +204,9 @@ def _unreadable(images: ImageSet) -> list[str]:
     return [which for indices in batches for which in images.take(indices).unreadable]
 
 
-def _size(name: str) -> int | None:
-    """Return the size at which to look at a set whose images come in many."""
-    entry = CATALOGUE.get(name.partition("/")[0])
-    return 96 if entry is not None and any(part.sized for part in entry.parts.values()) else None
+def _size(root: Path, *names: str) -> int | None:
+    """Return the size at which to look at sets of which some have images of many sizes; None where none has."""
+    return 96 if any(has_any_size(name, root) for name in names) else None
 
 
 def _write(path: Path, field: str, write: Callable[[Any], None]) -> None:

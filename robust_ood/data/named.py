@@ -72,6 +72,17 @@ def origin(spec: str | SetSpec, root: Path) -> str:
     return str(path.resolve()) if path is not None else source
 
 
+def has_any_size(source: str, root: Path) -> bool:
+    """Return whether a source's images may have any size, so that whoever reads them has to state one."""
+    if source in EMBEDDED:
+        return False
+    if source.partition("/")[0] in CATALOGUE:
+        entry, part = find_part(source, CATALOGUE)
+        return entry.parts[part].sized
+    path = _existing(root / source)
+    return path is None or path.suffix not in arrays.SUFFIXES
+
+
 def _source(spec: SetSpec, root: Path, field: str, fit: Fit | None) -> ImageSet:
     source = spec.source
     if source in EMBEDDED:

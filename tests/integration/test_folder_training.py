@@ -1,5 +1,6 @@
 """Training on a folder of images with outliers in a `.npy`, read by two workers, killed and resumed: the same run."""
 
+import csv
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from robust_ood.cli import train
+from robust_ood.cli import main, train
 
 ROOT = Path(__file__).parents[2]
 STEPS = 8 * (30 // 4)
@@ -50,9 +51,27 @@ def arguments(folder, output, *more):
     return list(map(str, ["fit", *places, *more]))
 
 
-def weights(folder, output):
-    checkpoint = torch.load(folder / output / "last.ckpt", weights_only=True)
-    return checkpoint["global_step"], checkpoint["state_dict"]
+def checkpoint(folder, output):
+    return torch.load(folder / output / "last.ckpt", weights_only=True)
+
+
+def differences(one, other, place=""):
+    """Return where two checkpoints differ, down to the last tensor, apart from what each was called with."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = {*one, *other} - ({"config", "hyper_parameters", "callbacks"} if not place else set())
+        return [found for key in keys for found in differences(one.get(key), other.get(key), f"{place}/{key}")]
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        return [found for number, pair in pairs for found in differences(*pair, f"{place}/{number}")]
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return [] if torch.equal(one, other) else [place]
+    return [] if one == other else [f"{place}: {one}, {other}"]
+
+
+def logged(folder, output):
+    """Return the rows of `metrics.csv`, without the time."""
+    with (folder / output / "metrics.csv").open() as file:
+        return [{key: value for key, value in row.items() if "second" not in key} for row in csv.DictReader(file)]
 
 
 def test_killed_and_resumed_equals_never_stopped(folder):
@@ -70,12 +89,29 @@ def test_killed_and_resumed_equals_never_stopped(folder):
         process.send_signal(signal.SIGKILL)
         _, error = process.communicate(timeout=30)
     assert last.exists(), error
-    assert 0 < weights(folder, "killed")[0] < STEPS
+    assert 0 < checkpoint(folder, "killed")["global_step"] < STEPS
     assert train(arguments(folder, "killed", "--ckpt_path", "last")) == 0
 
-    (steps, whole), (inline_steps, inline), (killed_steps, killed) = (
-        weights(folder, output) for output in ("whole", "inline", "killed")
-    )
-    assert steps == inline_steps == killed_steps == STEPS
-    assert not [name for name, value in whole.items() if not torch.equal(value, inline[name])]
-    assert not [name for name, value in whole.items() if not torch.equal(value, killed[name])]
+    whole, inline, killed = (checkpoint(folder, output) for output in ("whole", "inline", "killed"))
+    assert whole["global_step"] == STEPS
+    assert differences(whole, inline) == []
+    assert differences(whole, killed) == []
+    assert logged(folder, "whole") == logged(folder, "killed") == logged(folder, "inline")
+    assert {"state_dict", "optimizer_states", "lr_schedulers", "loops"} <= set(whole)
+
+
+def test_excluded_images_are_as_if_they_had_never_been(folder):
+    """What `data overlap` finds and a config leaves out: the run is that on a file without those images."""
+    outliers = np.load(folder / "outliers.npy")
+    np.savez(folder / "test.npz", images=outliers[[11, 4]], labels=[0, 1])
+    found = ["overlap", "outliers", "test", "--root", folder, "--exclude", folder / "leave.txt"]
+    assert main(["data", *map(str, found)]) == 0
+    np.save(folder / "without.npy", np.delete(outliers, [4, 11], 0))
+    spec = "{source: outliers.npy, exclude: leave.txt}"
+    short = ("--trainer.max_epochs", "2", "--data.outliers")
+    assert train(arguments(folder, "excluded", *short, spec)) == 0
+    assert train(arguments(folder, "without", *short, "without.npy")) == 0
+    assert train(arguments(folder, "all", *short, "outliers.npy")) == 0
+    excluded, without, everything = (checkpoint(folder, output) for output in ("excluded", "without", "all"))
+    assert differences(excluded, without) == []
+    assert [place for place in differences(excluded, everything) if place.startswith("/state_dict")]

@@ -301,10 +301,26 @@ def harmful(path, kind):
     return path
 
 
-ARCHIVED = [name for name, entry in CATALOGUE.items() if any(link.unpack for link in entry.links)]
+DOWNLOADED = [name for name, entry in CATALOGUE.items() if entry.links]
+FILES = [name for name in DOWNLOADED if not any(link.unpack for link in CATALOGUE[name].links)]
 
 
-@pytest.mark.parametrize("name", ARCHIVED)
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("kind", ["wrong checksum", "truncated"])
+def test_each_bare_files_bad_download_ends_with_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, name, kind):
+    entry = CATALOGUE[name]
+    link = entry.links[0]
+    (tmp_path / link.file).write_bytes(CONTENT[:1000] if kind == "truncated" else CONTENT[::-1])
+    links = (replace(link, urls=((tmp_path / link.file).as_uri(),), md5=MD5),)
+    monkeypatch.setitem(CATALOGUE, name, replace(entry, links=links))
+    assert main(["data", "download", name, "--root", str(tmp_path / "data")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{link.file}: its MD5 sum is" in line
+    assert f"not {MD5}; the file was removed" in line
+    assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("name", [name for name in DOWNLOADED if name not in FILES])
 @pytest.mark.parametrize("kind", ["wrong checksum", "truncated", "escaping"])
 def test_each_entrys_bad_download_ends_with_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, name, kind):
     entry = CATALOGUE[name]

@@ -114,7 +114,10 @@ def test_the_command_writes_what_a_config_can_exclude(patches, tmp_path, capsys)
     arguments = ["overlap", "pool", "test", "--distance", "-1", "--root", tmp_path]
     outputs = ["--output", tmp_path / "new" / "pairs.csv", "--exclude", tmp_path / "leave.txt"]
     assert main(["data", *map(str, [*arguments, *outputs])]) == 0
-    assert "2 exact and 0 near pairs" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 exact and 0 near pairs" in said
+    assert "2 of the 4 images of pool are in test" in said
+    assert "in a config: {source: pool, exclude: leave.txt}" in said
     with (tmp_path / "new" / "pairs.csv").open() as file:
         assert list(csv.reader(file)) == [["first", "second", "distance"], ["0", "2", "exact"], ["2", "0", "exact"]]
     left = load_set(SetSpec("pool", exclude="leave.txt"), tmp_path)
@@ -124,3 +127,20 @@ def test_the_command_writes_what_a_config_can_exclude(patches, tmp_path, capsys)
         == 2
     )
     assert "output: cannot write" in capsys.readouterr().err
+
+
+def test_files_that_cannot_be_read_do_not_move_the_places_of_the_rest(patches, tmp_path, capsys, monkeypatch):
+    """Files of any size against an array, neither with a size stated; the indices count all files."""
+    (tmp_path / "data/pets").mkdir(parents=True)
+    for index in range(6):
+        Image.fromarray(patches[index]).resize((80, 70)).save(tmp_path / f"data/pets/{index}.png")
+    (tmp_path / "data/pets/2.png").write_bytes(b"")
+    np.save(tmp_path / "data/test.npy", np.asarray(Image.open(tmp_path / "data/pets/4.png").resize((64, 56)))[None])
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match=r"2\.png \(empty file\)"):
+        code = main(["data", "overlap", "pets", "test", "--exclude", "leave.txt", "--distance", "8"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert (code, "in a config: {source: pets, exclude: ../leave.txt}" in said) == (0, True)
+    assert (tmp_path / "leave.txt").read_text() == "4\n"
+    left = load_set(SetSpec("pets", exclude="../leave.txt", size=8), tmp_path / "data", memory_limit=0)
+    assert [left.images.indices.tolist(), len(left)] == [[0, 1, 2, 3, 5], 5]

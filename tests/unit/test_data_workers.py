@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from robust_ood.data import EvaluationLoader, ImageSet, Reading, TrainingLoader
+from robust_ood.data import EvaluationLoader, ImageSet, OODData, Reading, TrainingLoader
 from robust_ood.data.files import Fit, ImageFiles
 from robust_ood.errors import UserError
 
@@ -92,3 +92,45 @@ def test_workers_leave_the_global_generator_alone(in_files):
 def test_a_negative_number_of_workers_is_refused():
     with pytest.raises(UserError, match="workers: -1"):
         Reading(-1)
+
+
+# On a GPU ---------------------------------------------------------------------------------------------------------
+
+
+class Strategy:
+    root_device = torch.device("cuda")
+
+
+class Trainer:
+    """What the module asks of a trainer on a GPU."""
+
+    strategy, global_rank, world_size, training = Strategy(), 0, 1, True
+
+
+@pytest.mark.parametrize(
+    ("settings", "free", "wanted"),
+    [
+        ({}, 40_000, Reading(device=Strategy.root_device)),
+        ({}, 30_000, Reading(pin=True)),  # 9,600 bytes are more than a quarter of that
+        ({"on_device": False}, 40_000, Reading(pin=True)),
+        ({"outliers": "mapped", "workers": 2}, 10**9, Reading(2, pin=True)),
+        ({"workers": 2}, 40_000, Reading(device=Strategy.root_device)),
+    ],
+)
+def test_sets_are_kept_on_the_gpu_where_they_fit_and_pinned_where_not(tmp_path, monkeypatch, settings, free, wanted):
+    images = np.zeros((50, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "train.npz", images=images, labels=np.zeros(50, int))
+    np.save(tmp_path / "mapped.npy", images)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**10))
+    data = OODData(train="train", root=tmp_path, **settings)
+    data.trainer = Trainer()
+    assert data._reading() == wanted
+
+
+def test_pinned_batches_are_the_same_and_nothing_of_them_is_left_out(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: (pinned.append(tensor), tensor.clone())[1])
+    inliers, outliers = numbered(50), numbered(23, labels=False)
+    found = epoch(loader(inliers, outliers, Reading(pin=True)), 1)
+    assert all(map(same, found, epoch(loader(inliers, outliers), 1)))
+    assert len(pinned) == 3 * len(found)  # images, labels, outliers
