@@ -20,9 +20,8 @@ from page import table, write_page
 from workbench import FAR, MEAN, NEAR, STD
 
 from robust_ood.data import EvaluationLoader, load_set, to_float
-from robust_ood.detectors import Detector
 from robust_ood.detectors.registry import build_all
-from robust_ood.models import ThinResNet, load_network, wrap
+from robust_ood.models import ThinResNet, load_network, outputs, wrap
 
 ROOT = Path(__file__).resolve().parent.parent
 NORMALISED = ["--net.mean", str(list(MEAN)), "--net.std", str(list(STD))]
@@ -92,18 +91,15 @@ def score_differences(options: argparse.Namespace) -> list[str]:
         load_network(options.weights, ThinResNet(20, mean=MEAN, std=STD)),
     )
     theirs, ours = (build_all(DETECTORS, net) for net in nets)
-    differing = []
+    differing = {}  # in the order found
     for name in ("cifar10_test", *NEAR, *FAR):
-        loader = EvaluationLoader(load_set(name, options.root), batch_size=256, limit=options.limit)
-        for label in theirs:
-            if not torch.equal(scores(theirs[label], loader), scores(ours[label], loader)):
-                differing.append(f"scores of {label} on {name}")
-    return differing
-
-
-@torch.no_grad()
-def scores(detector: Detector, loader: EvaluationLoader) -> torch.Tensor:
-    return torch.cat([detector(to_float(batch.images)) for batch in loader])
+        for batch in EvaluationLoader(load_set(name, options.root), batch_size=256, limit=options.limit):
+            with torch.no_grad():
+                first, second = (outputs(net, to_float(batch.images)) for net in nets)
+                for label in theirs:
+                    if not torch.equal(theirs[label].score(first), ours[label].score(second)):
+                        differing[f"scores of {label} on {name}"] = None
+    return list(differing)
 
 
 def report(found: dict[str, dict[str, Any]], differing: list[str]) -> list[str]:

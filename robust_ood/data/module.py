@@ -176,7 +176,7 @@ class OODData(LightningDataModule):
 
     def _augment(self, images: Tensor, purpose: str, batch: Batch) -> Tensor:
         keys = (purpose, batch.epoch, batch.step, self._place()[0])
-        return crop_and_flip(images, generator(self.seed, *keys, device=images.device))
+        return crop_and_flip(images, generator(self.seed, *keys))
 
     def evaluation_loader(self, images: ImageSet, limit: int | None = None) -> EvaluationLoader:
         """Return the loader of any set of this experiment, for this process."""

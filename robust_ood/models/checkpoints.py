@@ -151,7 +151,7 @@ def load_weights(
         shown = ", ".join(differing[:3]) + (", ..." if len(differing) > 3 else "")
         raise UserError(
             f"checkpoint: {source} holds another network than {type(net).__name__}: "
-            f"{len(differing)} of {len(own)} weights differ or are missing ({shown})"
+            f"{len(differing)} names or shapes differ from its {len(own)} weights ({shown})"
         )
     net.load_state_dict(_converted(own, state, source))
     return net

@@ -93,7 +93,7 @@ def test_other_shapes_are_refused(stored):
     message = refused(fresh(classes=7), stored)
     assert "another network than WideResNet" in message
     assert "head.weight" in message
-    assert "2 of" in message
+    assert "2 names" in message
 
 
 def test_missing_and_unexpected_keys_are_named(stored):
