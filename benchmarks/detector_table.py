@@ -56,12 +56,7 @@ class Sets:
 def fitted(names: list[str], net: nn.Module, sets: Sets) -> dict[str, detectors.Detector]:
     """Return the detectors, all fitted in shared passes."""
     chosen = {name: detectors.build(name, net, **SETTINGS.get(name, {})) for name in names}
-    detectors.fit([d for name, d in chosen.items() if name != "msp-t"], sets.training())
-    if "msp-t" in chosen:
-        chosen["msp-t"].fit(sets.held_out())
-    layered = chosen.get("mahalanobis-layers")
-    if isinstance(layered, detectors.LayerNoise):
-        layered.fit_weights(sets.training(1000), sets.outliers())
+    detectors.fit(chosen.values(), sets.training(), validation=sets.held_out(), outliers=sets.outliers())
     return chosen
 
 

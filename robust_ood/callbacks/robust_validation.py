@@ -87,9 +87,7 @@ class RobustValidation(Callback):
         """Return the numbers to log, by name."""
         data, device = _data(trainer), module.device
         inliers, outliers = data.inliers("validation"), data.validation_ood_sets()
-        for detector in self._detectors.values():
-            detector.to(device)
-            detector.fit(EvaluationLoader(data.inliers("train"), batch_size=data.evaluation_batch_size, limit=2000))
+        self._fit(data, device)
         scores = {images.name: self._scores(trainer, data, images, inliers, device) for images in (inliers, *outliers)}
         values: dict[str, float] = {}
         worst = []
@@ -113,6 +111,20 @@ class RobustValidation(Callback):
             add_strips(trainer, f"{name}/{label}", detector, attack, inliers, outliers[0], device)
         values["val/robust_auroc"] = sum(worst) / len(worst)
         return values
+
+    def _fit(self, data: OODData, device: torch.device) -> None:
+        """Fit the detectors on some images of each kind, the same in every process."""
+
+        def some(images: ImageSet) -> EvaluationLoader:
+            return EvaluationLoader(images, batch_size=data.evaluation_batch_size, limit=2000)
+
+        exposed = data.outliers()
+        for detector in self._detectors.values():
+            detector.to(device).fit(
+                some(data.inliers("train")),
+                validation=some(data.inliers("validation")),
+                outliers=None if exposed is None else some(exposed),
+            )
 
     def _comparisons(self) -> dict[str, tuple[str, str]]:
         """Return, for each label, which scores of the inliers are compared with which of the outliers."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood import losses
-from robust_ood.detectors.fitting import Pass, Rounds, Seen, fit
+from robust_ood.detectors.fitting import Pass, Rounds, Seen, Source, fit
 from robust_ood.detectors.statistics import Statistic
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs, find_head, outputs
@@ -61,14 +61,26 @@ class Detector(nn.Module, ABC):
         """
         return self
 
-    def fit(self, loader: Iterable[Any]) -> Self:
-        """Learn from in-distribution batches what the score needs, and return the detector; see `detectors.fit`."""
-        fit([self], loader)
+    def fit(
+        self,
+        loader: Iterable[Any],
+        *,
+        validation: Iterable[Any] | None = None,
+        outliers: Iterable[Any] | None = None,
+    ) -> Self:
+        """Learn from batches of images what the score needs, and return the detector; see `detectors.fit`."""
+        fit([self], loader, validation=validation, outliers=outliers)
         return self
 
     def learn(self) -> Rounds:
-        """Yield the passes over in-distribution data that fitting needs, and keep what they give; none by default."""
+        """Yield the passes over images that fitting needs, and keep what they give; none by default."""
         yield from ()
+
+    @property
+    def learns_from(self) -> Mapping[Source, str]:
+        """What `learn` reads besides in-distribution images, and in words what it does without them."""
+        children = [child for child in self.children() if isinstance(child, Detector)]
+        return {source: text for child in children for source, text in child.learns_from.items()}
 
     @property
     def fitted(self) -> bool:
@@ -234,9 +246,11 @@ class OutputsDetector(Detector):
         """How many logits the classifier gives."""
         return find_head(self.net).out_features
 
-    def reading(self, statistic: Statistic, read: Callable[[Seen], tuple[Tensor, ...]]) -> Pass:
+    def reading(
+        self, statistic: Statistic, read: Callable[[Seen], tuple[Tensor, ...]], source: Source = "inliers"
+    ) -> Pass:
         """Return a pass of the classifier whose outputs `read` turns into what the statistic adds."""
-        return Pass(statistic, read, self.net, self.layers)
+        return Pass(statistic, read, self.net, self.layers, source=source)
 
 
 class Wrapper(Detector):

@@ -1,13 +1,13 @@
-"""Fitting: passes over in-distribution images, in bounded memory, shared by all detectors that are fitted together.
+"""Fitting: passes over images, in bounded memory, shared by all detectors that are fitted together.
 
-A detector's `learn` is a generator. Each time it yields passes, the driver here streams the loader once through all of
-them, and resumes the generator when their statistics are complete, over all processes.
+A detector's `learn` is a generator. Each time it yields passes, the driver here streams each loader once through all
+that read it, and resumes the generator when their statistics are complete, over all processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,10 @@ from robust_ood.modes import differentiating, evaluating
 
 if TYPE_CHECKING:
     from robust_ood.detectors.contract import Detector
+
+
+Source = Literal["inliers", "validation", "outliers"]
+"""Which images a pass reads: in-distribution ones, such that the network was not trained on, or auxiliary outliers."""
 
 
 class Seen(NamedTuple):
@@ -49,7 +53,7 @@ class Pass(NamedTuple):
     """One statistic of one pass over the data.
 
     statistic: what is accumulated. read: what it is given of each batch. module: a network, run once a batch with the
-    chosen `layers` for all its readers, or (`forward=False`) a detector that `read` calls itself.
+    chosen `layers` for all its readers, or (`forward=False`) a detector that `read` calls itself. source: whose images.
     """
 
     statistic: Statistic
@@ -57,6 +61,7 @@ class Pass(NamedTuple):
     module: nn.Module
     layers: tuple[str, ...] = ()
     forward: bool = True
+    source: Source = "inliers"
 
 
 Rounds = Iterator[list[Pass]]
@@ -69,7 +74,13 @@ def together(runs: Iterable[Rounds]) -> Rounds:
         yield passes
 
 
-def fit(detectors: Iterable[Detector], loader: Iterable[Any]) -> None:
+def fit(
+    detectors: Iterable[Detector],
+    loader: Iterable[Any],
+    *,
+    validation: Iterable[Any] | None = None,
+    outliers: Iterable[Any] | None = None,
+) -> None:
     """Fit several detectors in as few passes over the data, and forward passes of their networks, as possible.
 
     Args:
@@ -77,6 +88,10 @@ def fit(detectors: Iterable[Detector], loader: Iterable[Any]) -> None:
         loader: in-distribution batches, iterated once a pass: `Batch`es of our loaders, `(images, labels)` tuples, or
             bare images; images `(N, C, H, W)`, uint8 or float in [0, 1]. In a distributed run, each process's own
             share.
+        validation: likewise, of images that the network was not trained on, for what must be calibrated; `loader`
+            serves where there are none.
+        outliers: batches of auxiliary outliers, never a test set, for what is learned from them; without any, that is
+            left out (a detector's `learns_from` says what it means).
 
     Raises:
         UserError: a loader without images (or one that can be iterated only once where two passes are needed), missing
@@ -85,12 +100,20 @@ def fit(detectors: Iterable[Detector], loader: Iterable[Any]) -> None:
     Networks are in eval mode meanwhile and their flags are restored. Fitted state is in buffers that autograd accepts.
     """
     chosen = list(detectors)
+    loaders: dict[Source, Iterable[Any] | None] = {"inliers": loader, "validation": validation, "outliers": outliers}
     with differentiating(), torch.no_grad(), evaluating(*chosen):
         for number, passes in enumerate(together([detector.learn() for detector in chosen])):
-            _stream(loader, passes, number)
+            for source, images in loaders.items():
+                reading = [item for item in passes if _source(item, validation) == source]
+                if reading and images is not None:
+                    _stream(images, reading, number, "loader" if source == "inliers" else source)
 
 
-def _stream(loader: Iterable[Any], passes: Sequence[Pass], number: int) -> None:
+def _source(item: Pass, validation: Iterable[Any] | None) -> Source:
+    return "inliers" if item.source == "validation" and validation is None else item.source
+
+
+def _stream(loader: Iterable[Any], passes: Sequence[Pass], number: int, field: str) -> None:
     groups: dict[int, list[Pass]] = {}
     for item in passes:
         groups.setdefault(id(item.module), []).append(item)
@@ -103,7 +126,7 @@ def _stream(loader: Iterable[Any], passes: Sequence[Pass], number: int) -> None:
             for item in members:
                 item.statistic.add(*item.read(seen))
     hint = "gives no images" if number == 0 else f"gives no images when it is iterated for the {number + 1}. time"
-    require_images(count, "loader", f"{hint}; a list, a DataLoader or another iterable that starts anew is wanted")
+    require_images(count, field, f"{hint}; a list, a DataLoader or another iterable that starts anew is wanted")
     for item in passes:
         item.statistic.reduce()
 

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robust_ood import losses
 from robust_ood.detectors.contract import Detector, OutputsDetector, Wrapper
-from robust_ood.detectors.fitting import Rounds
+from robust_ood.detectors.fitting import Rounds, Source
 from robust_ood.detectors.gaussians import Shrinkage, nearest_center, squared_lengths, whitening
 from robust_ood.detectors.layers import PENULTIMATE, Layers, named, vectors
-from robust_ood.detectors.regression import fit_layer_weights
+from robust_ood.detectors.regression import Columns, LayerRegression
 from robust_ood.detectors.statistics import ClassMoments
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs, outputs
 from robust_ood.modes import ordinary
 from robust_ood.perturb import minimize
 from robust_ood.regions import Fraction, Unbounded
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class Mahalanobis(OutputsDetector):
@@ -31,8 +28,9 @@ class Mahalanobis(OutputsDetector):
     Source: Lee et al. 2018; ALOE Eq. 8; Fort Eq. 3-4. S is the covariance around the class means, shared by the classes
     and divided by the number of images. The public codes of Lee et al. and ALOE halve the distance (`reference`).
     With several layers, the score is `sum over layers of weight M_layer + bias`: the log-odds of ALOE Eq. 9, which
-    order images as its probability does and do not saturate. One layer's score is <= 0, log-odds are unbounded.
-    `LayerNoise` around it gives that paper's input noise.
+    order images as its probability does and do not saturate. Weights and bias are learned where `fit` gets outliers;
+    otherwise all layers count alike. One layer's score is <= 0, log-odds are unbounded. `LayerNoise` around it gives
+    that paper's input noise.
 
     Args:
         net: classifier, images to logits.
@@ -50,19 +48,36 @@ class Mahalanobis(OutputsDetector):
         self.read, self.shrinkage, self.reference = names, shrinkage, reference
         for place in range(len(self.read)):
             self.declare(f"origin{place}", f"whitening{place}", f"centers{place}")
-        self.register_buffer("weights", torch.ones(len(self.read)))
-        self.register_buffer("bias", torch.zeros(()))
+        self.declare("weights", "bias")
+
+    @property
+    def learns_from(self) -> Mapping[Source, str]:
+        """Auxiliary outliers, for the weights of several layers."""
+        return {"outliers": "its layers all count alike"} if len(self.read) > 1 else {}
 
     def learn(self) -> Rounds:
-        """Find class means and the tied covariance of each layer, by one pass over labelled images."""
+        """Find class means and the tied covariance of each layer, then the layers' weights where there are outliers."""
+        yield from self.learn_with(self._layer_scores)
+
+    def learn_with(self, columns: Columns) -> Rounds:
+        """Do what `learn` does; `columns` gives the scores `(N,)` of the layers that the weights are for."""
         moments = [ClassMoments(self.num_classes) for _ in self.read]
 
         def reader(layer: str) -> Any:
             return lambda seen: (vectors(seen.out, layer), seen.classes(self.num_classes))
 
-        yield [self.reading(moment, reader(layer)) for moment, layer in zip(moments, self.read, strict=True)]
+        regression = LayerRegression(self, columns)
+        choosing = regression.choose() if len(self.read) > 1 else []
+        yield [
+            *(self.reading(moment, reader(layer)) for moment, layer in zip(moments, self.read, strict=True)),
+            *choosing,
+        ]
         for place, moment in enumerate(moments):
             self._keep_layer(place, moment)
+        self.keep(weights=torch.ones(len(self.read)), bias=torch.zeros(1))
+        if regression.has_both:
+            yield regression.collect()
+            self.keep(**regression.solve())
 
     def _keep_layer(self, place: int, moments: ClassMoments) -> None:
         matrix = whitening(moments.within, self.shrinkage)
@@ -83,20 +98,11 @@ class Mahalanobis(OutputsDetector):
     def weigh(self, scores: Sequence[Tensor]) -> Tensor:
         """Return the weighted sum `(N,)` of one score `(N,)` a layer, plus the bias."""
         stacked = torch.stack(list(scores), dim=1)  # (N, L)
-        return stacked @ self.get_buffer("weights").to(stacked) + self.get_buffer("bias").to(stacked)
+        return stacked @ self.learned("weights").to(stacked) + self.learned("bias").to(stacked)
 
-    def fit_weights(self, inliers: Iterable[Any], outliers: Iterable[Any]) -> Self:
-        """Learn the layers' weights from images that are in-distribution and images that are not; return the detector.
-
-        Source: ALOE Eq. 9; 1,000 training images and 1,000 auxiliary outliers in its code. See `regression`.
-        """
-
-        def columns(images: Tensor) -> list[Tensor]:
-            out = outputs(self.net, images, self.layers)
-            return [self.layer_score(out, place) for place in range(len(self.read))]
-
-        fit_layer_weights(self, columns, inliers, outliers)
-        return self
+    def _layer_scores(self, images: Tensor) -> list[Tensor]:
+        out = outputs(self.net, images, self.layers)
+        return [self.layer_score(out, place) for place in range(len(self.read))]
 
 
 class RelativeMahalanobis(OutputsDetector):
@@ -168,10 +174,9 @@ class LayerNoise(Wrapper):
         """Return the weighted sum `(N,)` of the layers' scores, each at its own moved images."""
         return self.detector.weigh(self._layer_scores(images))
 
-    def fit_weights(self, inliers: Iterable[Any], outliers: Iterable[Any]) -> Self:
-        """Learn the layers' weights from the scores at moved images; see `Mahalanobis.fit_weights`."""
-        fit_layer_weights(self.detector, self._layer_scores, inliers, outliers)
-        return self
+    def learn(self) -> Rounds:
+        """Fit the wrapped detector; its layers' weights from the scores at moved images."""
+        yield from self.detector.learn_with(self._layer_scores)
 
     @property
     def exact_surrogate(self) -> bool:

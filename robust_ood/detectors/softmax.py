@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robust_ood import losses
 from robust_ood.detectors.calibration import CalibrationSlopes, best_temperature
 from robust_ood.detectors.contract import OutputsDetector
-from robust_ood.detectors.fitting import Rounds
+from robust_ood.detectors.fitting import Rounds, Source
 from robust_ood.detectors.statistics import ClassMeans, double
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs
@@ -28,8 +28,8 @@ class MSP(OutputsDetector):
     Args:
         net: classifier, images to logits.
         temperature: what the logits are divided by, > 0; or "fit", for the one that `fit` finds: the minimum of the
-            negative log-likelihood on labelled images, which the network must not have been trained on (Guo et al.
-            2017; TempScale in OpenOOD).
+            negative log-likelihood on labelled images, which the network should not have been trained on (Guo et al.
+            2017; TempScale in OpenOOD): those that `fit` gets as `validation`.
     """
 
     exact_surrogate = True
@@ -44,11 +44,16 @@ class MSP(OutputsDetector):
         else:
             self.register_buffer("temperature", torch.tensor(float(temperature)))
 
+    @property
+    def learns_from(self) -> Mapping[Source, str]:
+        """Labelled images that the network was not trained on, for the temperature."""
+        return {"validation": "its temperature is fitted on training images"} if self.fits_temperature else {}
+
     def learn(self) -> Rounds:
         """Find the temperature where it is to be fitted, by two passes over labelled images."""
         slopes = CalibrationSlopes.coarse()
         for _ in range(2 if self.fits_temperature else 0):
-            yield [self.reading(slopes, lambda seen: (seen.out.logits, seen.classes(self.num_classes)))]
+            yield [self.reading(slopes, lambda seen: (seen.out.logits, seen.classes(self.num_classes)), "validation")]
             root, slopes = best_temperature(slopes), slopes.refined()
             self.keep(temperature=torch.tensor(root))
 

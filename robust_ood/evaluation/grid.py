@@ -15,7 +15,7 @@ from robust_ood.errors import UserError
 from robust_ood.evaluation.batches import CHUNK, Batches, Chunk, chunks
 from robust_ood.evaluation.cells import Machine
 from robust_ood.evaluation.checks import check_count
-from robust_ood.evaluation.fitting import fit_missing
+from robust_ood.evaluation.fitting import fit_missing, missing_sources
 from robust_ood.evaluation.jobs import Runner
 from robust_ood.evaluation.plan import FEW, Plan, Subject, TestSet, make_plan
 from robust_ood.evaluation.progress import Progress
@@ -107,6 +107,7 @@ class Grid:
         sets = [("id", inliers), *ood]
         self.sets = [TestSet(images, group, chunks(images, limit, chunk)) for group, images in sets]
         self.plans: list[Plan] = []
+        self._notes: list[str] = []
         self._on_device: nn.Module | None = None
 
     def add(self, model: str, net: nn.Module, detectors: Mapping[str, Detector]) -> None:
@@ -121,8 +122,12 @@ class Grid:
         def before() -> None:
             self._bring(chosen)
 
-        size = self.data.evaluation_batch_size
-        fitted = fit_missing(model, net, detectors, lambda: self.data.inliers("train"), size, self.runner, before)
+        self._notes += [
+            f"{model}, {name}: {note}"
+            for name, notes in missing_sources(self.data, detectors).items()
+            for note in notes
+        ]
+        fitted = fit_missing(model, net, detectors, self.data, self.runner, before)
         subject = Subject(model, net, fitted)
         self.plans.append(make_plan(subject, self.sets, self.attacks, self.machine, self._few(), before))
 
@@ -154,7 +159,7 @@ class Grid:
                     found = interval(row, inliers, outliers, intervals, self.store, new=new)
                     results.intervals += [] if found is None else [found]
         results.failures = list(self.runner.failures)
-        results.warnings += list(self.store.damage.values())
+        results.warnings += [*self._notes, *self.store.damage.values()]
         results.complete = not self.runner.left(job for plan in self.plans for job in plan.jobs)
         return results
 

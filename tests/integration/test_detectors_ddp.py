@@ -62,8 +62,7 @@ def problem():
 
 def scores(images, labels, noise, chosen, layered, probe, size):
     loader = list(zip(images.split(size), labels.split(size), strict=True))
-    detectors.fit([*chosen, layered], loader)
-    layered.fit_weights(loader, [noise])
+    detectors.fit([*chosen, layered], loader, outliers=[noise])
     with torch.no_grad():
         return [detector(probe).tolist() for detector in (*chosen, layered)]
 

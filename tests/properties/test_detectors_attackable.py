@@ -83,11 +83,8 @@ def build(name, net, loader):
         return detectors.DeepEnsemble([net, net], sizes=[None, 12])
     if name == "ensemble-msp":
         return detectors.DeepEnsemble([net, net], "msp", sizes=[None, 12])
-    detector = detectors.build(name, net, **SETTINGS.get(name, {})).fit(loader)
-    if name == "mahalanobis-layers":
-        noise = torch.rand(200, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-        detector.fit_weights([images for images, _ in loader[:1]], [noise])
-    return detector
+    noise = torch.rand(200, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return detectors.build(name, net, **SETTINGS.get(name, {})).fit(loader, outliers=[noise])
 
 
 @pytest.mark.parametrize("name", [*detectors.REGISTRY, "ensemble-msp"])

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.covariance import empirical_covariance, shrunk_covariance
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from robust_ood import detectors
@@ -257,8 +258,8 @@ def test_shaping_fits_the_inner_detector_on_what_it_will_see(problem):
 
 def test_several_layers_with_noise_equal_the_formula(problem):
     net, loader, images = problem
-    plain = detectors.Mahalanobis(net, ("conv", "penultimate")).fit(loader)
-    noisy = detectors.LayerNoise(plain, "1/255").fit_weights(loader, [torch.rand(60, 3, 6, 6)])
+    plain = detectors.Mahalanobis(net, ("conv", "penultimate"))
+    noisy = detectors.LayerNoise(plain, "1/255").fit(loader, outliers=[torch.rand(60, 3, 6, 6)])
     total = plain.bias
     for place in range(2):
         leaf = images.clone().requires_grad_()
@@ -270,6 +271,57 @@ def test_several_layers_with_noise_equal_the_formula(problem):
     torch.testing.assert_close(noisy(images), total, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
         assert noisy(loader[0][0]).mean() > noisy(torch.rand(60, 3, 6, 6)).mean()
+
+
+def test_layers_are_weighed_by_a_regression_on_outliers_in_any_order(problem):
+    net, loader, images = problem
+    noise = torch.rand(80, 3, 6, 6)
+    layered = detectors.Mahalanobis(net, ("conv", "penultimate")).fit(loader, outliers=noise.split(30))
+    with torch.no_grad():
+        sides = [torch.cat([x for x, _ in loader]), noise]
+        out = [detectors.contract.outputs(net, side, ("conv",)) for side in sides]
+        columns = torch.cat(
+            [torch.stack([layered.layer_score(o, place) for place in range(2)], 1) for o in out]
+        ).double()
+    standard = (columns - columns.mean(0)) / columns.std(0)
+    target = np.repeat([1.0, 0.0], [len(sides[0]), 80])
+    model = LogisticRegression(max_iter=1000).fit(standard.numpy(), target)
+    with torch.no_grad():
+        log_odds = layered.weigh(list(columns.T))
+    np.testing.assert_allclose(log_odds, model.decision_function(standard.numpy()), rtol=1e-3, atol=1e-3)
+    backwards = detectors.Mahalanobis(net, ("conv", "penultimate")).fit(loader[::-1], outliers=[noise.flip(0)])
+    torch.testing.assert_close(backwards(images), layered(images), rtol=1e-4, atol=1e-4)
+
+
+def test_of_many_images_a_thousand_weigh_the_layers(problem, monkeypatch):
+    net, loader, _ = problem
+    seen = []
+    layered = detectors.Mahalanobis(net, ("conv", "penultimate"))
+    monkeypatch.setattr(detectors.regression, "COUNT", 50)
+    scores = layered._layer_scores
+    monkeypatch.setattr(layered, "_layer_scores", lambda images: seen.append(len(images)) or scores(images))
+    layered.fit(loader, outliers=[torch.rand(70, 3, 6, 6)])
+    assert sum(seen) == 100
+
+
+def test_without_outliers_layers_count_alike_and_the_detector_says_so(problem):
+    net, loader, _ = problem
+    noisy = detectors.build("mahalanobis-layers", net, layers=["conv", "penultimate"]).fit(loader)
+    assert noisy.detector.weights.tolist() == [1.0, 1.0]
+    assert dict(noisy.learns_from) == {"outliers": "its layers all count alike"}
+    assert not detectors.Mahalanobis(net).learns_from
+
+
+def test_a_temperature_is_fitted_on_validation_images_where_there_are_any(problem):
+    net, loader, _ = problem
+    drawn = torch.Generator().manual_seed(1)
+    held_out = [
+        (x, torch.randint(4, (len(x),), generator=drawn)) for x, _ in loader
+    ]  # labels at random: a flat softmax
+    plain = detectors.build("msp-t", net).fit(loader)
+    careful = detectors.build("msp-t", net).fit(loader, validation=held_out)
+    assert careful.temperature > 2 * plain.temperature
+    assert dict(careful.learns_from) == {"validation": "its temperature is fitted on training images"}
 
 
 @pytest.mark.parametrize("name", ["mahalanobis", "relative-mahalanobis", "knn", "vim", "dice", "gradnorm"])

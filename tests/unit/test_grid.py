@@ -509,3 +509,32 @@ def test_every_registered_attack_tells_what_a_row_needs():
     for name in registry.REGISTRY:
         settings = registry.build(name, **({"size": 4} if name == "pgd-low-resolution" else {})).settings()
         assert set(settings) == {"norm", "radius", "steps", "restarts"}
+
+
+def test_layers_learn_from_auxiliary_outliers_and_an_evaluation_without_any_says_what_is_missing(arrays, net):
+    draws = np.random.default_rng(1)
+    np.savez(arrays / "outliers.npz", images=draws.integers(0, 60, (30, 6, 6, 3), dtype=np.uint8))
+
+    def layered():
+        return {"layered": detectors.Mahalanobis(net, ("conv", "penultimate"))}
+
+    data = data_of(arrays, outliers="outliers.npz")
+    exposed, alone = layered(), layered()
+    with_outliers = robust_ood.evaluate(net, detectors=exposed, attacks={}, data=data, intervals=0)
+    without = robust_ood.evaluate(net, detectors=alone, attacks={}, data=data_of(arrays), intervals=0)
+    assert exposed["layered"].weights.tolist() != [1.0, 1.0] == alone["layered"].weights.tolist()
+    assert not with_outliers.warnings
+    assert without.warnings == ["model, layered: data.outliers is not given, so its layers all count alike"]
+
+
+def test_what_was_learned_from_other_outliers_is_learned_again(arrays, net, tmp_path):
+    draws = np.random.default_rng(1)
+    for name, high in (("dark", 60), ("bright", 256)):
+        np.savez(arrays / f"{name}.npz", images=draws.integers(0, high, (30, 6, 6, 3), dtype=np.uint8))
+    weights = []
+    for name in ("dark", "bright", "dark"):
+        chosen = {"layered": detectors.Mahalanobis(net, ("conv", "penultimate"))}
+        data = data_of(arrays, outliers=f"{name}.npz")
+        robust_ood.evaluate(net, detectors=chosen, attacks={}, data=data, intervals=0, folder=tmp_path / "results")
+        weights.append(chosen["layered"].weights.tolist())
+    assert weights[0] == weights[2] != weights[1]
