@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from robust_ood import detectors, metrics
 from robust_ood.detectors.fingerprints import fingerprints
+from robust_ood.detectors.regression import COUNT
 from robust_ood.models import outputs
 from robust_ood.randomness import generator
 
@@ -302,6 +303,11 @@ def noisy_mahalanobis(train, test):
     return in_batches(after_a_step(layer_scores(train, "penultimate")))(train, test)
 
 
+def weighing(images):
+    """The training images that weigh the layers."""
+    return images[fingerprints(images).argsort()[:COUNT]]
+
+
 def auxiliary(images):
     """Outliers that weigh the layers: images half drowned in noise."""
     return (images + torch.rand(images.shape, generator=torch.Generator().manual_seed(0))) / 2
@@ -309,10 +315,11 @@ def auxiliary(images):
 
 def layered_with_noise(train, test):
     scores = [in_batches(after_a_step(layer_scores(train, layer))) for layer in train.maps]
-    known = torch.cat([train.images[:200], auxiliary(train.images[:200])])
+    chosen = weighing(train.images)
+    known = torch.cat([chosen, auxiliary(chosen)])
     columns = torch.stack([score(train, train._replace(images=known)) for score in scores], dim=1)
     mean, std = columns.mean(0), columns.std(0)
-    target = torch.arange(400) < 200
+    target = torch.arange(len(known)) < len(chosen)
     weights = torch.zeros(len(scores) + 1, dtype=torch.float64)  # the last one is the bias
 
     def loss(w):  # scikit-learn's: the likelihood, and half the squared length of the weights
@@ -398,12 +405,12 @@ def make(name, net, layers):
 
 
 def fit(detector, loader):
-    """Return the detector, fitted on batches of images and labels, weights of layers on 200 of the images."""
-    detector.fit(loader)
+    """Return the detector, fitted on batches of images and labels; layers are weighed in float64."""
     if not isinstance(detector, detectors.LayerNoise):
-        return detector
-    known = torch.cat([images for images, _ in loader])[:200]
-    return copy.deepcopy(detector).double().fit_weights([known.double()], [auxiliary(known).double()])
+        return detector.fit(loader)
+    precise = [(images.double(), labels) for images, labels in loader]
+    outliers = auxiliary(weighing(torch.cat([images for images, _ in loader])))
+    return copy.deepcopy(detector).double().fit(precise, outliers=[outliers.double()])
 
 
 def scores_of(name, detector, images):
