@@ -172,5 +172,5 @@ def _title(model: str, names: Sequence[str], label: str, chunk: Chunk) -> str:
 def _noted(cells: Mapping[str, Cell], chunk: Chunk, attack: Attack | None) -> Mapping[str, Cell]:
     """Return the cells with what they are of, for who reads them by themselves: images, attack, and this code."""
     where: dict[str, Any] = {"images": chunk.images.name, "start": chunk.start, "stop": chunk.stop}
-    where |= {"code": code_version(), "settings": attack.settings() if attack is not None else {}}
+    where |= {"code": code_version(), "settings": dict(attack.settings()) if attack is not None else {}}
     return {name: Cell(cell.arrays, {**where, **cell.about}) for name, cell in cells.items()}
