@@ -38,11 +38,14 @@ class Problem:
         self.references, self.net = references, resnet20(chosen.weights)
         train, labels = images_of("cifar10_train", chosen.root, chosen.fit)
         held_out, truth = images_of("cifar10_test", chosen.root, HELD_OUT, first=chosen.limit)
-        inliers, _ = images_of("cifar10_test", chosen.root, chosen.limit)
-        outliers, _ = images_of(chosen.ood, chosen.root, chosen.limit)
-        self.count, self.scored = len(inliers), torch.cat([inliers, outliers])
         self.known = {False: self.read(train, labels), True: self.read(held_out, truth)}
-        self.test = self.read(self.scored, torch.zeros(len(self.scored)))
+        self.test = {
+            moved: self.scored(chosen, limit) for moved, limit in ((False, chosen.limit), (True, chosen.moved))
+        }
+
+    def scored(self, chosen: Any, limit: int) -> Any:
+        sides = [images_of(name, chosen.root, limit)[0] for name in ("cifar10_test", chosen.ood)]
+        return self.read(torch.cat(sides), torch.zeros(2 * limit))
 
     def read(self, images: Tensor, labels: Tensor) -> Any:
         return self.references.read(self.net, images, labels, LAYERS)
@@ -51,15 +54,17 @@ class Problem:
         known = self.known[name == "msp-t"]
         loader = list(zip(known.images.split(250), known.labels.split(250), strict=True))
         detector = self.references.fit(self.references.make(name, self.net, LAYERS), loader)
-        ours = self.references.scores_of(name, detector, self.scored)
-        theirs = self.references.REFERENCES[name](known, self.test).detach()
-        areas = [metrics.auroc(scores[: self.count], scores[self.count :]) for scores in (ours, theirs)]
+        test = self.test[name in self.references.MOVED]
+        ours = self.references.scores_of(name, detector, test.images)
+        theirs = self.references.REFERENCES[name](known, test).detach()
+        areas = [metrics.auroc(*scores.chunk(2)) for scores in (ours, theirs)]
         return {"difference": self.references.difference(ours, theirs), "ours": areas[0], "theirs": areas[1]}
 
 
 def main() -> None:
     arguments = parser(__doc__, limit=500, output="docs/results/detector_parity.md")
     arguments.add_argument("--ood", default="svhn_test", help="OOD set")
+    arguments.add_argument("--moved", type=int, default=100, help="images of each set where float64 networks are run")
     arguments.add_argument("--fit", type=int, default=2000, help="training images to fit on")
     arguments.add_argument("--only", nargs="*", help="names of references; all by default")
     chosen = arguments.parse_args()
@@ -75,8 +80,8 @@ def main() -> None:
         f"that are not scored); {chosen.limit} test images against {chosen.limit} of {chosen.ood}. Our detectors run "
         "in float32 on images. The references, pytorch-ood or naive formulas (`tests/parity/test_detectors.py`), run "
         "in float64 on what the network gives. Where signs of gradients decide (ODIN, input noise, PRO, safe spot), "
-        "both run the network in float64. The difference is the largest over all images, relative to the reference's "
-        "score or to the scores' standard deviation, whichever is larger.",
+        f"both run the network in float64, on {chosen.moved} images of each set. The difference is the largest of "
+        "all images, relative to the reference's score or to the scores' standard deviation, whichever is larger.",
         "",
         f"**Largest difference: {worst:.1e}.** AUROCs whose fourth decimal differs: {', '.join(unequal) or 'none'}.",
         "",

@@ -1,6 +1,8 @@
 """What scoring with many detectors costs besides the network's pass, and what fitting on more images costs in memory.
 
-python benchmarks/detector_sharing.py --weights cifar10_resnet20.th --data arrays --output docs/results/sharing.md
+    python benchmarks/detector_sharing.py --weights cifar10_resnet20.th --root ARRAYS --folder runs/detector_sharing
+
+About five minutes of one core. Timings and fits that are done are kept in `--folder`.
 """
 
 from __future__ import annotations
@@ -8,43 +10,43 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from page import table, write_page
 from torch import nn
-from workbench import resnet20
+from workbench import Parts, parser, resnet20
 
 from robust_ood import detectors
 from robust_ood.data import EvaluationLoader, load_set
 from robust_ood.evaluation.scores import clean_scores, on_device
+from robust_ood.models import outputs
 from robust_ood.modes import evaluating
 
 NAMES = (
     "msp", "msp-t", "entropy", "gen", "maxlogit", "energy", "oe-score", "kl-matching", "mahalanobis",
     "relative-mahalanobis", "knn", "vim", "residual", "react", "ash-p", "ash-b", "ash-s", "scale", "dice", "gradnorm",
 )  # fmt: skip
+LAYERED = ("gram", "mahalanobis-layers")  # read feature maps, too: fitted with the others, not timed
+CPU = torch.device("cpu")
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, required=True, help="weights of the ResNet-20")
-    parser.add_argument("--data", type=Path, required=True, help="folder of cifar10_train and cifar10_test")
-    parser.add_argument("--images", type=int, default=10_000, help="images to score")
-    parser.add_argument("--fit", type=int, nargs=2, default=(10_000, 50_000), help="images to fit on, few and many")
-    parser.add_argument("--repeats", type=int, default=3, help="timings, the fastest of which counts")
-    parser.add_argument("--output", type=Path, help="Markdown page to write")
-    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)  # one fit, in a process of its own
-    return parser.parse_args()
+    made = parser(__doc__, limit=10_000, output="docs/results/detector_sharing.md")
+    made.add_argument("--fit", type=int, nargs=2, default=(10_000, 50_000), help="images to fit on, few and many")
+    made.add_argument("--repeats", type=int, default=3, help="pairs of timings, bare and shared")
+    made.add_argument("--fit-alone", type=int, help=argparse.SUPPRESS)  # one fit, in a process of its own
+    return made.parse_args()
 
 
-def fitted(net: nn.Module, root: Path, count: int) -> dict[str, detectors.Detector]:
-    chosen = {name: detectors.build(name, net) for name in NAMES}
-    detectors.fit(chosen.values(), EvaluationLoader(load_set("cifar10_train", root), batch_size=256, limit=count))
-    return chosen
+def loader(name: str, chosen: argparse.Namespace, limit: int) -> EvaluationLoader:
+    return EvaluationLoader(load_set(name, chosen.root), batch_size=256, limit=limit)
 
 
 def peak() -> float:
@@ -52,65 +54,85 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def bare_pass(net: nn.Module, loader: EvaluationLoader) -> None:
-    with evaluating(net), torch.no_grad():
-        for batch in loader:
-            net(on_device(batch, torch.device("cpu"))).cpu()
+def fit_alone(chosen: argparse.Namespace) -> dict[str, float]:
+    """Return the peak memory before and after a fit of all detectors, with a bank of KNN's that both fits fill."""
+    net = resnet20(chosen.weights)
+    images = loader("cifar10_train", chosen, chosen.fit_alone)
+    bare_pass(net, EvaluationLoader(images.images, batch_size=256, limit=512))
+    before = peak()
+    settings = {"knn": {"bank_size": min(chosen.fit)}}
+    detectors.fit([detectors.build(name, net, **settings.get(name, {})) for name in (*NAMES, *LAYERED)], images)
+    return {"before": before, "after": peak()}
 
 
-def fastest(repeats: int, run: object) -> float:
-    found = []
-    for _ in range(repeats):
-        begin = time.process_time()
-        run()
-        found.append(time.process_time() - begin)
-    return min(found)
-
-
-def measure_memory(chosen: argparse.Namespace, count: int) -> dict[str, float]:
+def in_a_process(chosen: argparse.Namespace, count: int) -> dict[str, float]:
     """Fit in a fresh process, because a peak is never forgotten."""
-    command = [sys.executable, __file__, "--weights", chosen.weights, "--data", chosen.data, "--memory-of", str(count)]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-    return json.loads(result.stdout)
+    command = [sys.executable, __file__, *sys.argv[1:], "--fit-alone", str(count)]
+    found: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    return found
+
+
+def bare_pass(net: nn.Module, images: EvaluationLoader) -> None:
+    with evaluating(net), torch.no_grad():
+        for batch in images:
+            net(on_device(batch, CPU)).cpu()
+
+
+def seconds(run: Callable[[], object]) -> float:
+    begin = time.process_time()
+    run()
+    return time.process_time() - begin
+
+
+def timings(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Return processor seconds: of pairs of a bare pass and one with all scores, and of each score of given outputs."""
+    net = resnet20(chosen.weights)
+    ready = {name: detectors.build(name, net) for name in NAMES}
+    detectors.fit([d for name, d in ready.items() if name != "knn"], loader("cifar10_train", chosen, 2000))
+    ready["knn"].fit(loader("cifar10_train", chosen, max(chosen.fit)))  # the only one whose cost grows with the images
+    images = loader("cifar10_test", chosen, chosen.limit)
+    pairs = [
+        (seconds(lambda: bare_pass(net, images)), seconds(lambda: clean_scores(ready, images, CPU)))
+        for _ in range(chosen.repeats)
+    ]
+    own = dict.fromkeys(NAMES, 0.0)
+    with evaluating(net), torch.no_grad():
+        for batch in images:
+            out = outputs(net, on_device(batch, CPU))
+            for name, detector in ready.items():
+                own[name] += seconds(partial(detector.score, out))
+    return {"pairs": pairs, "own": own}
 
 
 def main() -> None:
     chosen = arguments()
-    net = resnet20(chosen.weights)
-    if chosen.memory_of is not None:
-        images = load_set("cifar10_train", chosen.data)
-        loader = EvaluationLoader(images, batch_size=256, limit=512)
-        bare_pass(net, loader)
-        before = peak()
-        fitted(net, chosen.data, chosen.memory_of)
-        print(json.dumps({"before": before, "after": peak()}))
+    if chosen.fit_alone is not None:
+        print(json.dumps(fit_alone(chosen)))
         return
-    ready = fitted(net, chosen.data, max(chosen.fit))
-    loader = EvaluationLoader(load_set("cifar10_test", chosen.data), batch_size=256, limit=chosen.images)
-    bare = fastest(chosen.repeats, lambda: bare_pass(net, loader))
-    shared = fastest(chosen.repeats, lambda: clean_scores(ready, loader, torch.device("cpu")))
-    rows = []
-    for name in NAMES:
-        alone = fastest(1, lambda name=name: clean_scores({name: ready[name]}, loader, torch.device("cpu")))
-        rows.append((name, f"{alone / bare:.2f}"))
-        print(*rows[-1], flush=True)
-    few, many = (measure_memory(chosen, count) for count in chosen.fit)
+    settings = {"limit": chosen.limit, "fit": list(chosen.fit), "repeats": chosen.repeats}
+    parts = Parts(chosen.folder, settings, 3)
+    timed = parts("timings", partial(timings, chosen))
+    few, many = (parts(f"fit-{count}", partial(in_a_process, chosen, count)) for count in chosen.fit)
+    bare = statistics.median(pair[0] for pair in timed["pairs"])
+    ratios = [shared / alone for alone, shared in timed["pairs"]]
     lines = [
-        f"ResNet-20, {len(loader.indices)} images, processor time, fastest of {chosen.repeats}. One bare forward pass "
-        f"takes {bare:.1f} s; scoring with all {len(NAMES)} detectors that read logits or features takes {shared:.1f} "
-        f"s: **{shared / bare:.2f} times** as long. Each alone, in bare passes:",
+        f"ResNet-20, {chosen.limit:,} images in batches of 256, processor time. A bare forward pass takes {bare:.1f} "
+        f"s. Scoring with all {len(NAMES)} detectors that read logits or features takes "
+        f"**{statistics.median(ratios):.2f} times** as long (median of {len(ratios)} pairs of timings, "
+        f"{min(ratios):.2f} to {max(ratios):.2f}). What each adds, given the pass, in shares of it (KNN has a bank of "
+        f"{max(chosen.fit):,} features):",
         "",
-        *table(("detector", "passes"), rows),
-        f"Fitting all of them together raises the process's peak memory by {few['after'] - few['before']:.0f} MiB for "
-        f"{chosen.fit[0]:,} images and by {many['after'] - many['before']:.0f} MiB for {chosen.fit[1]:,} "
-        f"({many['before']:.0f} MiB before, with data and network loaded). KNN's bank of 64 float32 features an image, "
-        "of at most 50,000 images, is the only part that grows.",
+        *table(
+            ("detector", "share of a pass"),
+            [(name, f"{own / bare:.4f}") for name, own in sorted(timed["own"].items(), key=lambda item: -item[1])],
+        ),
+        f"Fitting all of them together, and {' and '.join(LAYERED)}, raises the process's peak memory by "
+        f"{few['after'] - few['before']:.0f} MiB for {chosen.fit[0]:,} images and by "
+        f"{many['after'] - many['before']:.0f} MiB for {chosen.fit[1]:,} ({many['before']:.0f} MiB before, with data "
+        f"and network loaded). KNN keeps {min(chosen.fit):,} features in both; its memory is that of its `bank_size`.",
         "",
     ]
-    if chosen.output:
-        write_page(chosen.output, "Sharing forward passes, and the memory of fitting", lines)
-    else:
-        print("\n".join(lines))
+    write_page(chosen.output, "Sharing forward passes, and the memory of fitting", lines)
 
 
 if __name__ == "__main__":
