@@ -80,6 +80,13 @@ def test_named_configs_and_scripts_are_there(path):
     assert [one for one in found if not (ROOT / one).is_file()] == []
 
 
+def test_links_of_the_front_pages_lead_somewhere():
+    """Those of the site are checked by `make docs`."""
+    links = [(path.name, link) for path in ROOT.glob("*.md") for link in re.findall(r"\]\(([^)#:]+)", path.read_text())]
+    assert len(links) > 10
+    assert [(page, link) for page, link in links if not (ROOT / link).exists()] == []
+
+
 def test_make_targets_are_there():
     makefile = (ROOT / "Makefile").read_text()
     for path in PAGES:
