@@ -9,7 +9,9 @@ stopped at any moment, the same call goes on.
 from __future__ import annotations
 
 import copy
+from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -19,14 +21,19 @@ from torch import Tensor, nn
 from workbench import Parts, images_of, networks, parser
 
 from robust_ood import Linf
-from robust_ood.attacks import PGD, LabelAttack, misclassify, standard
+from robust_ood.attacks import PGD, LabelAttack, Targeted, misclassify, standard
+from robust_ood.attacks.precision import PRECISIONS, Precision
 
 THEIRS = ("apgd-ce", "apgd-t", "fab-t", "square")  # AutoAttack's standard version
 Attacker = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Images, labels and sample indices to perturbed images."""
 
 
-def ours(net: nn.Module, attack: LabelAttack) -> Attacker:
+def ours(net: nn.Module, attack: LabelAttack, precision: Precision) -> Attacker:
+    if isinstance(attack, Targeted):
+        attack = replace(attack, search=replace(attack.search, precision=precision))
+    elif isinstance(attack, PGD):
+        attack = replace(attack, precision=precision)
     return lambda images, labels, indices: misclassify(net, images, labels, attack, indices=indices)
 
 
@@ -45,19 +52,20 @@ def theirs(net: nn.Module, member: str, radius: float, device: str) -> Attacker:
 def main() -> None:
     arguments = parser(__doc__, limit=1000, output="docs/results/classifier_attacks.md")
     arguments.add_argument("--radius", type=float, default=1 / 255, help="Linf radius")
-    arguments.add_argument("--batch", type=int, default=100)
+    arguments.add_argument("--batch", type=int, default=500)
+    arguments.add_argument("--precision", default="float32", choices=PRECISIONS, help="of our gradients")
     chosen = arguments.parse_args()
     (net,) = networks(chosen).values()
     radius, device = chosen.radius, chosen.device
     members = standard(radius).on_classifiers
     chains: dict[str, dict[str, Attacker]] = {
-        "PGD alone": {"pgd": ours(net, PGD(Linf(radius), steps=20, step_size=radius / 4))},
-        "our suite": {name: ours(net, member) for name, member in members.items()},
+        "PGD alone": {"pgd": ours(net, PGD(Linf(radius), steps=20, step_size=radius / 4), chosen.precision)},
+        "our suite": {name: ours(net, member, chosen.precision) for name, member in members.items()},
         "AutoAttack": {name: theirs(net, name, radius, device) for name in THEIRS},
     }
     images, labels = images_of("cifar10_test", chosen.root, chosen.limit, device)
     starts = range(0, len(images), chosen.batch)
-    settings = {"radius": radius, "batch": chosen.batch, "limit": chosen.limit}
+    settings = {"radius": radius, "batch": chosen.batch, "limit": chosen.limit, "precision": chosen.precision}
     parts = Parts(chosen.folder, settings, len(starts) * sum(map(len, chains.values())))
     standing: dict[tuple[str, str], list[int]] = {}
     seconds: dict[tuple[str, str], float] = {}
@@ -75,7 +83,7 @@ def main() -> None:
                 left = torch.tensor(part["standing"], dtype=torch.long)
                 standing.setdefault((chain, name), []).extend(part["standing"])
                 seconds[chain, name] = seconds.get((chain, name), 0.0) + part["seconds"]
-    write(chosen.output, len(images), radius, chains, standing, seconds)
+    write(chosen, len(images), chains, standing, seconds)
 
 
 def withstood(
@@ -95,7 +103,7 @@ def right(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def write(
-    output, count: int, radius: float, chains: dict[str, dict[str, Attacker]],
+    chosen: Namespace, count: int, chains: dict[str, dict[str, Attacker]],
     standing: dict[tuple[str, str], list[int]], seconds: dict[tuple[str, str], float],
 ) -> None:  # fmt: skip
     last = {chain: set(standing[chain, list(members)[-1]]) for chain, members in chains.items()}
@@ -103,9 +111,9 @@ def write(
     gap = 100 * (rates["our suite"] - rates["AutoAttack"])
     total = {chain: sum(seconds[chain, name] for name in members) for chain, members in chains.items()}
     lines = [
-        f"ResNet-20 on the first {count} CIFAR-10 test images, Linf radius {radius * 255:g}/255. AutoAttack is the "
-        "standard version of pyautoattack 0.2, an implementation independent of ours. PGD takes 20 steps of a quarter "
-        "of the radius from a random start.",
+        f"ResNet-20 on the first {count} CIFAR-10 test images, Linf radius {chosen.radius * 255:g}/255. AutoAttack is "
+        "the standard version of pyautoattack 0.2, an implementation independent of ours. PGD takes 20 steps of a "
+        f"quarter of the radius from a random start. Our gradients are in {chosen.precision}.",
         "",
         *table(
             ("attack", "robust accuracy", "seconds"),
@@ -127,7 +135,7 @@ def write(
             ],
         ),
     ]
-    write_page(output, "Robust accuracy: our classifier suite and AutoAttack", lines)
+    write_page(chosen.output, "Robust accuracy: our classifier suite and AutoAttack", lines)
 
 
 if __name__ == "__main__":

@@ -192,13 +192,21 @@ class DeepEnsemble(Detector):
 
     def surrogate(self, images: Tensor) -> Tensor:
         """Return minus the entropy, or the log-odds of the most probable class."""
-        log_p = self._log_mean(images)
-        return -losses.entropy(log_p) if self.kind == "entropy" else losses.log_odds(log_p, log_p.argmax(1))
+        return -losses.entropy(self._log_mean(images)) if self.kind == "entropy" else self._log_odds(images)
+
+    @property
+    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """The score's stand-in, then for entropy the log-odds, which have a slope where the networks are undecided."""
+        return (self.surrogate, self._log_odds) if self.kind == "entropy" else (self.surrogate,)
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
         """The classifiers, each behind its own resize."""
         return tuple(self.members)
+
+    def _log_odds(self, images: Tensor) -> Tensor:
+        log_p = self._log_mean(images)
+        return losses.log_odds(log_p, log_p.argmax(1))
 
     def _log_mean(self, images: Tensor) -> Tensor:
         """Return the logarithm of the mean softmax `(N, K)`; its own softmax is that mean."""

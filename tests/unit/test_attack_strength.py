@@ -8,7 +8,17 @@ from torch import nn
 
 from robust_ood import Linf, attacks
 from robust_ood.attacks import PGD, LowResolution, Suite, aloe_mahalanobis, attack_score, standard, transferred
-from robust_ood.detectors import ODIN, PRO, Detector, Energy, Entropy, LayerNoise, Mahalanobis, Standardize
+from robust_ood.detectors import (
+    ODIN,
+    PRO,
+    DeepEnsemble,
+    Detector,
+    Energy,
+    Entropy,
+    LayerNoise,
+    Mahalanobis,
+    Standardize,
+)
 from robust_ood.errors import UserError
 from robust_ood.evaluation import sanity
 
@@ -96,6 +106,16 @@ def test_a_transferred_attack_does_not_choose_by_the_true_score(trained, source,
         assert len(detector.surrogates) > 1
         attack = PGD(REGION, objective=source, keep=keep, steps=2, restarts=2 if keep == "objective" else 1)
         assert len(candidates(detector, inliers[:4], attack)) == 1
+
+
+@pytest.mark.parametrize("make", [Entropy, lambda net: DeepEnsemble([net, net])], ids=["entropy", "ensemble"])
+def test_an_undecided_network_does_not_stop_the_attack(make):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 4, bias=False))
+    weight = torch.randn(4, 48, generator=torch.Generator().manual_seed(0))
+    net[1].weight.data = weight - weight.mean(1, keepdim=True)  # grey images have no logits, and no slope of entropy
+    grey = torch.full((2, 3, 4, 4), 0.5)
+    found = attack_score(make(net), grey, PGD(REGION, random_start=False), -1)
+    assert (found.values > make(net)(grey) + 0.05).all()
 
 
 def test_low_resolution_follows_every_stand_in():
