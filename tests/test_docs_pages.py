@@ -31,7 +31,7 @@ def named(path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Path:
-    """A folder with the quickstart's checkpoint, after a few steps, and results in `results` and two folders there."""
+    """A folder with the quickstart's checkpoint, after a few steps, and results there and in `results`."""
     folder = tmp_path_factory.mktemp("tutorial")
     command = ["fit", "-c", str(ROOT / "configs/experiments/digits_aloe.yaml"), "--trainer.max_steps", "3"]
     command += ["--trainer.enable_progress_bar", "false", "--output", str(folder / "runs" / "quickstart" / "aloe")]
@@ -41,9 +41,7 @@ def workspace(tmp_path_factory) -> Path:
     command += ["--checkpoint", str(folder / "runs/quickstart/aloe/last.ckpt"), "--output", str(folder / "results")]
     assert cli.evaluate(command) == 0
     for name in ("oe", "aloe"):
-        shutil.copytree(folder / "results", folder / "copies" / name)
-    shutil.move(folder / "copies" / "oe", folder / "results" / "oe")
-    shutil.move(folder / "copies" / "aloe", folder / "results" / "aloe")
+        shutil.copytree(folder / "results", folder / "runs" / "quickstart" / name, dirs_exist_ok=True)
     return folder
 
 
