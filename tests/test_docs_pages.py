@@ -85,6 +85,11 @@ def test_links_of_the_front_pages_lead_somewhere():
     assert [(page, link) for page, link in links if not (ROOT / link).exists()] == []
 
 
+def test_every_page_of_results_is_in_their_index():
+    pages = {path.name for path in (DOCS / "results").glob("*.md")} - {"index.md"}
+    assert set(re.findall(r"\]\((\w+\.md)\)", (DOCS / "results" / "index.md").read_text())) >= pages
+
+
 def test_make_targets_are_there():
     makefile = (ROOT / "Makefile").read_text()
     for path in PAGES:
