@@ -56,9 +56,12 @@ def _present(entries: list[Any], docs: Path) -> list[Any]:
         if isinstance(place, list):
             inside: Any = _present(place, docs)
         elif (docs / place).is_dir():
-            inside = [path.relative_to(docs).as_posix() for path in sorted((docs / place).rglob("*.md"))]
+            pages = sorted((docs / place).rglob("*.md"), key=lambda path: (path.name != "index.md", path))
+            inside = [path.relative_to(docs).as_posix() for path in pages]
         else:
             inside = place if (docs / place).is_file() else []
-        if inside:
-            kept.append(inside if title is None else {title: inside})
+        if inside and title is not None:
+            kept.append({title: inside})
+        elif inside:
+            kept += inside if isinstance(inside, list) else [inside]
     return kept
