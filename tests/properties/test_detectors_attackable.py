@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -236,3 +237,15 @@ def test_scores_and_gradients_are_finite_also_where_the_network_saturates(digit_
         assert (alive[:8] > 0).all()
     finally:
         net.head.weight.data.div_(30)
+
+
+@pytest.mark.parametrize("name", [*detectors.REGISTRY, "ensemble-msp"])
+def test_a_score_depends_neither_on_the_batch_nor_on_the_precision(digit_problem, name):
+    net, loader, inliers, outliers, _ = digit_problem
+    detector, images = build(name, net, loader), torch.cat([inliers[:3], outliers[:3]])
+    precise = copy.deepcopy(detector).double()
+    with torch.no_grad():
+        together = detector(images)
+        alone = torch.cat([detector(image[None]) for image in images])
+        torch.testing.assert_close(alone, together, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(precise(images.double()).float(), together, rtol=1e-3, atol=1e-5)
