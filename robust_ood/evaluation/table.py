@@ -56,9 +56,10 @@ def _subject(row: Row) -> tuple[str, ...]:
 
 
 def _table(title: str) -> Table:
-    """Return an empty table that leaves the width of the terminal to its cells."""
+    """Return an empty table that leaves the width of the terminal to its cells, but for its title's."""
     tight = {"box": SIMPLE_HEAD, "pad_edge": False, "show_edge": False, "padding": (0, 1, 0, 0)}
-    return Table(title=title, title_justify="left", title_style="bold", **tight)  # type: ignore[arg-type]
+    width = min(len(title), 60)
+    return Table(title=title, min_width=width, title_justify="left", title_style="bold", **tight)  # type: ignore[arg-type]
 
 
 def _detection(title: str, lines: dict[tuple[str, ...], dict[str, Row]]) -> Table:

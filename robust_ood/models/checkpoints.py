@@ -148,9 +148,10 @@ def load_weights(
     state = min(readings, key=lambda reading: len(_differing(own, reading)))
     differing = _differing(own, state)
     if differing:
+        kind = type(net.module if isinstance(net, Wrapped) else net).__name__
         shown = ", ".join(differing[:3]) + (", ..." if len(differing) > 3 else "")
         raise UserError(
-            f"checkpoint: {source} holds another network than {type(net).__name__}: "
+            f"checkpoint: {source} holds another network than {kind}: "
             f"{len(differing)} names or shapes differ from its {len(own)} weights ({shown})"
         )
     net.load_state_dict(_converted(own, state, source))

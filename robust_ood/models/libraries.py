@@ -13,6 +13,7 @@ from robust_ood.models.wrap import Wrapped
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_BY_HAND = "; or get weights by hand and give them as --checkpoint, without net.{}"
 
 
 class Torchvision(Wrapped):
@@ -46,7 +47,11 @@ class Torchvision(Wrapped):
         if name not in known:
             raise unknown_model("torchvision", name, known)
         classes = {} if num_classes is None else {"num_classes": num_classes}
-        module = built(f"torchvision's {name}", lambda: models.get_model(name, weights=weights, **classes))
+        module = built(
+            f"torchvision's {name}",
+            lambda: models.get_model(name, weights=weights, **classes),
+            _BY_HAND.format("weights") if weights else "",
+        )
         super().__init__(module, mean, std, head, layers)
         self.pretrained = weights is not None
         self.settings = _settings(self, name, num_classes, mean, std, head, layers)
@@ -84,7 +89,11 @@ class Timm(Wrapped):
         if ":" in name or not timm.is_model(name):
             raise unknown_model("timm", name, timm.list_models())
         classes: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-        module = built(f"timm's {name}", lambda: timm.create_model(name, pretrained=pretrained, **classes))
+        module = built(
+            f"timm's {name}",
+            lambda: timm.create_model(name, pretrained=pretrained, **classes),
+            _BY_HAND.format("pretrained") if pretrained else "",
+        )
         wanted: Any = module.pretrained_cfg
         mean, std = mean or wanted.get("mean", IMAGENET_MEAN), std or wanted.get("std", IMAGENET_STD)
         super().__init__(module, mean, std, head, layers)
@@ -104,7 +113,7 @@ def built(what: str, build: Callable[[], nn.Module], advice: str = "") -> nn.Mod
     try:
         return build()
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split()).split(". ")[0][:200]
         raise UserError(f"net: cannot build {what} ({type(error).__name__}: {reason}){advice}") from error
 
 

@@ -327,7 +327,25 @@ def test_torchvisions_download_refused(capsys, monkeypatch, grid, place):
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
     monkeypatch.setenv("TORCH_HOME", str(place))
     line = refused(capsys, grid, "--net", "Torchvision", "--net.name", "squeezenet1_1", "--net.weights", "DEFAULT")
-    assert line.startswith("error: net: cannot build torchvision's squeezenet1_1 (OSError: connection refused)")
+    assert line.startswith("error: net: cannot build torchvision's squeezenet1_1 (OSError: connection refused); or get")
+    assert line.endswith("give them as --checkpoint, without net.weights")
+
+
+def test_timms_download_refused_says_it_once(grid, place):
+    """In a process of its own: the library reads at its import how much to say, and it tries ten times."""
+    pytest.importorskip("timm")
+    nowhere = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "HF_HOME": str(place)}
+    command = [sys.executable, ROOT / "evaluate.py", "-c", grid, "--net", "Timm", "--net.name", "resnet18", *QUICK]
+    impatient = "import time; time.sleep = lambda seconds: None\n"  # between two tries
+    (place / "sitecustomize.py").write_text(impatient)
+    done = subprocess.run(
+        [*command, "--net.pretrained", "true"],
+        cwd=place, capture_output=True, text=True, check=False, env={**os.environ, **nowhere, "PYTHONPATH": str(place)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: net: cannot build timm's resnet18 (")
+    assert line.endswith("; or get weights by hand and give them as --checkpoint, without net.pretrained")
 
 
 # One file, two networks -----------------------------------------------------------------------------------------------
