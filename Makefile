@@ -6,8 +6,9 @@ VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.robust-ood-ready
 TESTS ?= tests
+BENCHMARKS ?= training_step two_processes memory evaluation_memory metrics startup loader pgd evaluation
 
-.PHONY: help quickstart test coverage lint format wheel-test minimum-test robustbench-test docker-test docs clean
+.PHONY: help quickstart test coverage lint format wheel-test minimum-test robustbench-test docker-test docs bench clean
 
 help:
 	@echo "make quickstart   train and attack a plain and a robust detector on real images (about 5 minutes)"
@@ -17,6 +18,7 @@ help:
 	@echo "make minimum-test run all tests with the oldest versions allowed"
 	@echo "make robustbench-test  RobustBench's own package with random weights"
 	@echo "make docker-test  lint the Dockerfiles and execute their RUN lines in an empty folder"
+	@echo "make bench        measure speed and memory side by side, on a quiet machine; a part: make bench BENCHMARKS=metrics"
 	@echo "make docs         the documentation as a site in site/, links checked"
 	@echo "make wheel-test   build, install the wheel into a new environment, use it from an empty folder"
 
@@ -82,6 +84,13 @@ docs: .venv-docs/ready
 docker-test: $(READY)
 	$(VENV)/bin/hadolint --config docker/hadolint.yaml docker/cpu.Dockerfile docker/cuda.Dockerfile
 	$(RUN) tests/packaging/check_docker.py
+
+# One after the other, each with a page of its own; one that fails leaves the others their turn.
+bench: $(READY)
+	@failed=; for name in $(BENCHMARKS); do \
+	  echo "benchmarks/$$name.py"; \
+	  $(RUN) benchmarks/$$name.py --output docs/performance/$$name.md || failed="$$failed $$name"; \
+	done; $(RUN) benchmarks/performance.py; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 format: $(READY)
 	$(RUN) -m ruff check --fix .

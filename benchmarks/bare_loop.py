@@ -114,8 +114,10 @@ def write_arrays(folder: Path, size: int, steps: int) -> None:
         np.savez(folder / f"{name}.npz", images=images, labels=np.arange(count) % 10)
 
 
-def command_arguments(method: str, network: str, bfloat16: bool, folder: Path, size: int, device: str) -> list[str]:
-    """Return the arguments of `train.py` for the same training."""
+def command_arguments(
+    method: str, network: str, bfloat16: bool, folder: Path, size: int, device: str, processes: int = 1
+) -> list[str]:
+    """Return the arguments of `train.py` for the same training, timed; `size` inliers a batch and process."""
     kind, settings = NETWORKS[network]
     return [
         "fit", "-c", f"configs/methods/{method}.yaml", "--net", f"robust_ood.models.{kind.__name__}",
@@ -123,6 +125,6 @@ def command_arguments(method: str, network: str, bfloat16: bool, folder: Path, s
         "--data.root", str(folder), "--data.train", "train.npz", "--data.outliers", "outliers.npz",
         "--data.batch_size", str(size), "--data.outlier_batch_size", str(2 * size),
         "--trainer.precision", "bf16-mixed" if bfloat16 else "32-true",
-        "--trainer.accelerator", "gpu" if device == "cuda" else device, "--trainer.devices", "1",
-        "--trainer.callbacks+=clock.Clock", "--trainer.enable_progress_bar=false", "--output", str(folder / "run"),
+        "--trainer.accelerator", "gpu" if device == "cuda" else device, "--trainer.devices", str(processes),
+        "--trainer.callbacks+=clock.Clock", "--output", str(folder / "run"),
     ]  # fmt: skip

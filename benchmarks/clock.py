@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, Trainer
 
 
 class Clock(Callback):
@@ -18,6 +20,9 @@ class Clock(Callback):
 
     Class attributes, because the command makes the object: `now` reads the time in seconds, `steps` and `rivals` are
     the times noted in this process.
+
+    Args:
+        file: JSON file that the first process writes its times to at the end.
     """
 
     now: Callable[[], float] = staticmethod(time.perf_counter)
@@ -31,6 +36,9 @@ class Clock(Callback):
         cls.now = staticmethod(time.process_time if processor else time.perf_counter)
         cls.rival, cls.steps, cls.rivals = staticmethod(rival) if rival else None, [], []
 
+    def __init__(self, file: str | None = None) -> None:
+        self.file = file
+
     def on_train_start(self, *_: Any) -> None:
         """Begin."""
         self.begin = _finished(self.now)
@@ -43,6 +51,11 @@ class Clock(Callback):
             self.rival()
         self.begin = _finished(self.now)
         self.rivals.append(self.begin - end)
+
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
+        """Write the file."""
+        if self.file is not None and trainer.is_global_zero:
+            Path(self.file).write_text(json.dumps(self.steps))
 
 
 def _finished(now: Callable[[], float]) -> float:

@@ -3,8 +3,9 @@
     python benchmarks/training_step.py --output docs/performance/training_step.md
     python benchmarks/training_step.py --all --device cuda
 
-The real command runs with its loader, augmentation, optimiser, schedule, callbacks and loggers; after each of its steps
-the bare loop takes one, on the same network, batch sizes, attack and precision. So each ratio compares neighbours.
+The real command runs with its loader, augmentation, optimiser, schedule, callbacks, progress bar and loggers; after
+each of its steps the bare loop takes one, on the same network, batch sizes, attack and precision. So each ratio
+compares neighbours.
 """
 
 from __future__ import annotations
@@ -89,9 +90,9 @@ def report(rows: list[list[str]], options: argparse.Namespace) -> list[str]:
         "",
         f"Milliseconds a step ({clock}) on {options.batch_size} inliers and {2 * options.batch_size} outliers, where "
         f"the method has them; attacks of {STEPS} steps from a random start. The stack is `train.py fit` with "
-        "Lightning, loader, augmentation, callbacks and logging; the bare loop is `benchmarks/bare_loop.py`. Ratio: "
-        f"stack / bare loop, median of {options.steps} neighbouring steps (quartiles). Last column: how many times "
-        f"faster than in {options.precisions[0]} the stack is.",
+        "Lightning, loader, augmentation, callbacks, progress bar and logging; the bare loop is "
+        f"`benchmarks/bare_loop.py`. Ratio: stack / bare loop, median of {options.steps} neighbouring steps "
+        f"(quartiles). Last column: how many times faster than in {options.precisions[0]} the stack is.",
         "",
         *table(("method", "network", "precision", "bare", "stack", "ratio", "faster"), rows),
     ]

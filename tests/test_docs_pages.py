@@ -16,9 +16,10 @@ from robust_ood import cli
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-# results/ are written by scripts; the other folders hold prose.
+# results/ and performance/ are written by scripts; the other folders hold prose.
 PATHS = r"(?<![\w/])(?:configs|benchmarks|docs/figures|docs/guides|tests)/[\w/]+\.(?:yaml|py|sbatch|md)"
-PAGES = sorted(path for path in DOCS.rglob("*.md") if "results" not in path.relative_to(DOCS).parts)
+WRITTEN = {"results", "performance"}
+PAGES = sorted(path for path in DOCS.rglob("*.md") if not WRITTEN & set(path.relative_to(DOCS).parts))
 
 
 def blocks(path: Path, language: str) -> list[str]:

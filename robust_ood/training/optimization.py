@@ -74,7 +74,8 @@ class SGD:
             nesterov=self.nesterov and self.momentum > 0,
             weight_decay=self.weight_decay,
         )
+        whole = max(total_steps, 1)  # `max_steps: 0` is a run, too
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.rate(min(step / total_steps, 1.0)) / self.learning_rate
+            optimizer, lambda step: self.rate(min(step / whole, 1.0)) / self.learning_rate
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -65,6 +65,11 @@ def test_constant_stays():
     assert rates(SGD(0.2, schedule="constant")) == [0.2] * STEPS
 
 
+def test_a_run_of_no_steps_has_a_schedule():
+    optimizer = SGD(0.2).configure(torch.nn.Linear(1, 1), 0)["optimizer"]
+    assert optimizer.param_groups[0]["lr"] == 0.2
+
+
 METHODS = {
     "ALOE": lambda net: ALOE(net, ATTACK, ATTACK),
     "S-FGSM+ADV": lambda net: SafeSpotAware(net, fgsm(Linf(RADIUS)), ATTACK),
