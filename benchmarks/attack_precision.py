@@ -13,8 +13,9 @@ import sys
 from typing import Any
 
 import torch
+from page import table, write_page
 from torch import Tensor, nn
-from workbench import Parts, images_of, networks, parser, table, write_page
+from workbench import Parts, images_of, networks, parser
 
 from robust_ood import detectors
 from robust_ood.attacks import PGD, attack_score

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from page import table as table  # kept for scripts that take both from here
-from page import write_page as write_page
 from torch import Tensor, nn
 
 from robust_ood.data import load_set, to_float
