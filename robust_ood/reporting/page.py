@@ -74,7 +74,7 @@ def page(source: Source, radius: Sequence[Figure], sections: Sequence[Section], 
         beside: the folder of the figures' files, relative to the page.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["whole"] = lambda words: words.replace(" %", "\N{NO-BREAK SPACE}%")
+    environment.filters["whole"] = _whole
     text = {name: _resource(name) for name in ("page.html.j2", "page.css", "page.js")}
     results = source.results
     tested = all(env.get("checks") is True for _, env in source.environments)
@@ -102,6 +102,12 @@ def page(source: Source, radius: Sequence[Figure], sections: Sequence[Section], 
         environments=[(models, _facts(environment)) for models, environment in source.environments],
         beside=beside,
     )
+
+
+def _whole(words: str) -> str:
+    """Return words whose numbers stay on one line with their signs."""
+    gap = "\N{NO-BREAK SPACE}"
+    return words.replace(" %", f"{gap}%").replace(" \N{RIGHTWARDS ARROW} ", f"{gap}\N{RIGHTWARDS ARROW}{gap}")
 
 
 def _failure(failure: object) -> str:
