@@ -58,7 +58,7 @@ def evaluate(options: argparse.Namespace) -> None:
     models = ", ".join(f"{name}: {(options.nets / name / 'last.ckpt').resolve()}" for name in options.methods)
     given = ["-c", str(ROOT / "configs/evaluate/cifar10_methods.yaml"), "--data.root", options.root,
              "--models", f"{{{models}}}", "--limit", str(options.limit), "--chunk", str(CHUNK),
-             "--checks", options.checks, "--figures", "false", "--output", str(options.folder)]  # fmt: skip
+             "--checks", options.checks, "--output", str(options.folder)]  # fmt: skip
     code = subprocess.run([sys.executable, str(ROOT / "evaluate.py"), *given], check=False).returncode
     if code not in (0, 1):  # 1: a detector failed, which the page says
         raise SystemExit(code)
