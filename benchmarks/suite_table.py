@@ -61,9 +61,9 @@ def under(detector: detectors.Detector, images: Tensor, radius: float, direction
     suite = standard(radius)
     with evaluating(detector), torch.no_grad():
         worst = {"clean": detector(images)}
-        for images_, member in suite.on_score(detector, images, direction, torch.arange(len(images))):
-            before = worst.get(member, worst["clean"])
-            worst[member] = direction * torch.minimum(direction * before, direction * detector(images_))
+        for candidate in suite.on_score(detector, images, direction, torch.arange(len(images))):
+            before, found = worst.get(candidate.member, worst["clean"]), detector(candidate.images)
+            worst[candidate.member] = direction * torch.minimum(direction * before, direction * found)
     worst["suite"] = direction * torch.stack([direction * scores for scores in worst.values()]).amin(0)
     published = {"published, Alg. 1": aloe_softmax(Linf(radius)), "published, Alg. 2": aloe_mahalanobis(Linf(radius))}
     for name, attack in published.items():
