@@ -32,6 +32,8 @@ class KNN(OutputsDetector):
         normalize: bring features to unit length first, as the paper does.
     """
 
+    needs_float32 = True  # which row is the k-th nearest, and with it the gradient, turns on small differences
+
     exact_surrogate = True
 
     def __init__(

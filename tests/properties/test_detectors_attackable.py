@@ -71,7 +71,7 @@ def digit_problem():
     return net, loader, inliers, outliers, transferred
 
 
-REFUSE = {"ash-p", "ash-b", "ash-s", "gram"}  # attacks on them lose strength in bfloat16
+REFUSE = {"ash-p", "ash-b", "ash-s", "gram", "knn"}  # attacks on them lose strength in bfloat16
 SETTINGS = {
     "knn": {"neighbours": 5},
     "safe-spot": {"method": "fgsm", "attack_steps": 3},
