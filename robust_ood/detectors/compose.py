@@ -62,8 +62,13 @@ class Standardize(Wrapper):
 
     @property
     def unmoved(self) -> Detector:
-        """The wrapped detector without its movement: the same order of images, on another scale."""
-        return self.detector.unmoved
+        """The wrapped detector without its movement, on the same scale: means and deviations stay what they are."""
+        still = self.detector.unmoved
+        if still is self.detector:
+            return self
+        scaled = Standardize(still)
+        scaled.keep(mean=self.learned("mean"), std=self.learned("std"))
+        return scaled
 
     def _scaled(self, values: Tensor, place: int) -> Tensor:
         mean, std = (self.learned(name)[place].to(values) for name in ("mean", "std"))
@@ -106,6 +111,11 @@ class Mean(Detector):
     def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
         """The mean of the surrogates, then the mean of the scores."""
         return (self.surrogate, self)
+
+    @property
+    def unmoved(self) -> Detector:
+        """The mean of its members without their movements."""
+        return Mean(member.unmoved for member in self.members)
 
     @property
     def members(self) -> list[Detector]:

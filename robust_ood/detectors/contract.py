@@ -136,7 +136,7 @@ class Detector(nn.Module, ABC):
             over = ", ".join(type(net).__name__ for net in self.networks)
             raise UserError(
                 f"{type(self).__name__}: the state is of another detector or network than this one over {over}: "
-                f"{len(differing)} of {len(own)} entries differ or are missing ({shown})"
+                f"{len(differing)} entries differ or are missing ({shown})"
             )
         return super().load_state_dict(state_dict, strict, assign)
 

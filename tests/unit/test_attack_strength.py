@@ -17,6 +17,7 @@ from robust_ood.detectors import (
     Entropy,
     LayerNoise,
     Mahalanobis,
+    Mean,
     Standardize,
 )
 from robust_ood.errors import UserError
@@ -79,17 +80,18 @@ def moving(net, inliers, labels):
         "pro-odin": (PRO(odin), odin.detector),
         "layer-noise": (LayerNoise(layers, 0.01), layers),
         "standardize": (Standardize(odin).fit([(inliers, labels)]), odin.detector),
+        "mean": (Mean([odin, entropy]), Mean([odin.detector, entropy])),
     }
 
 
-@pytest.mark.parametrize("name", ["odin", "pro", "pro-odin", "layer-noise", "standardize"])
+@pytest.mark.parametrize("name", ["odin", "pro", "pro-odin", "layer-noise", "standardize", "mean"])
 @pytest.mark.parametrize("low", [False, True], ids=["full", "low resolution"])
 def test_the_attack_as_published_knows_nothing_of_the_movement(trained, name, low):
     net, inliers, labels, _ = trained
     detector, unmoved = moving(net, inliers, labels)[name]
 
     def published(chosen):
-        attack = aloe_mahalanobis(REGION)
+        attack = aloe_mahalanobis(REGION, precision="float32")
         (found,) = candidates(chosen, inliers[:4], LowResolution(attack, 4) if low else attack)
         return found
 

@@ -354,6 +354,21 @@ def test_state_survives_a_round_trip_through_a_file(problem, make_net, name, tmp
     assert alone.fitted
 
 
+def test_an_ensemble_s_state_survives_a_round_trip_through_a_file(problem, make_net, tmp_path):
+    images = problem[2]
+    one, other = (
+        detectors.DeepEnsemble([make_net(seed=s, dtype=torch.float32) for s in seeds]) for seeds in ((1, 2), (3, 4))
+    )
+    torch.save(one.state_dict(), tmp_path / "state.pt")
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    with torch.no_grad():
+        assert torch.equal(other(images), one(images))
+    with pytest.raises(UserError, match="of another detector or network"):
+        detectors.DeepEnsemble([make_net(seed=s, dtype=torch.float32) for s in (1, 2, 3)]).load_state_dict(
+            one.state_dict()
+        )
+
+
 @pytest.mark.parametrize("other", [lambda make: ThinResNet(8), lambda make: make(classes=5, dtype=torch.float32)])
 def test_a_state_of_another_network_is_refused_whole(problem, make_net, other):
     net, loader, _ = problem
