@@ -211,11 +211,11 @@ def _of_attacks(probe: _Probe, region: Region, attacks: list[ScoreAttack]) -> It
     longer = probe.probed(_exact(region, steps=3 * _STEPS))
     if longer > found + _SLACK:
         yield f"three times the steps are a weaker attack (AUROC {found:.2f} -> {longer:.2f}); check the gradients"
-    if resolve("auto", probe.images, probe.detector) != "float32":
-        rounded = probe.probed(PGD(region, steps=_STEPS))
-        if rounded > found + _SLACK:
+    if any(_rounded(probe, attack) for attack in attacks):
+        rounded = probe.probed(PGD(region, steps=3 * _STEPS, precision="bfloat16"))
+        if rounded > longer + _SLACK:
             yield (
-                f"the attack in bfloat16 is weaker than in float32 (AUROC {found:.2f} -> {rounded:.2f}); "
+                f"the attack in bfloat16 is weaker than in float32 (AUROC {longer:.2f} -> {rounded:.2f}); "
                 "set its precision to float32, or needs_float32 in the detector's class"
             )
     found = min(found, longer)
@@ -241,6 +241,12 @@ def _of_members(detector: Detector, attack: ScoreAttack) -> Iterator[str]:
             f"the suite's {', '.join(left_out)} do not apply, because it names no classifier; "
             "override `networks` to return those that its score reads"
         )
+
+
+def _rounded(probe: _Probe, attack: ScoreAttack) -> bool:
+    """Return whether an attack's gradients are bfloat16 on this detector and device."""
+    setting = attack.precision if isinstance(attack, PGD) else "auto"
+    return resolve(setting, probe.images, probe.detector) == "bfloat16"
 
 
 def _plain(attack: ScoreAttack) -> bool:
