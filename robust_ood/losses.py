@@ -38,13 +38,14 @@ def entropy(logits: Tensor) -> Tensor:
     return -(log_probabilities.exp() * log_probabilities).sum(1)
 
 
-def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return `log p / (1 - p)` of the given class, `(N,)`.
+def log_odds(logits: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Return `log p / (1 - p)` of the given class, `(N,)`; of the predicted one where none is given.
 
     Increasing in p, and free of its saturation: p in float32 is exactly 1 beyond a margin of about 17, where its
     gradient is lost, while the log-odds keep growing with the margin.
     """
     logits = wide(logits)
+    labels = logits.argmax(1) if labels is None else labels
     own = logits.gather(1, labels[:, None])  # (N, 1)
     others = logits.scatter(1, labels[:, None], -torch.inf)
     return own[:, 0] - others.logsumexp(1)

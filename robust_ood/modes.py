@@ -36,6 +36,9 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 @contextmanager
 def differentiating() -> Iterator[None]:
     """Allow gradients inside the block, whatever surrounds it: `no_grad`, or Lightning's `inference_mode`."""
+    if torch.is_inference_mode_enabled():
+        # Autocast remembers the weights it has cast; older PyTorch remembers inference tensors, too.
+        torch.clear_autocast_cache()
     with torch.inference_mode(False), torch.enable_grad():
         yield
 

@@ -106,7 +106,9 @@ def minimize(
             current = advance(current, gradient, values)
         if recorder.wants_last:
             with torch.no_grad():
-                recorder.see(current, *both_values(objective(current)))
+                # A judge alone decides, and then nobody needs the objective's value.
+                unseen = judge is not None and not trace
+                recorder.see(current, *((None, None) if unseen else both_values(objective(current))))
         return recorder.result(current)
 
 
@@ -172,15 +174,17 @@ class _Recorder:
         self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
         self.wants_last = best or trace
 
-    def see(self, images: Tensor, values: Tensor, judged: Tensor) -> None:
+    def see(self, images: Tensor, values: Tensor | None, judged: Tensor | None) -> None:
         if self.best:
             if self.judge is not None:
                 with torch.no_grad():
                     judged = self.judge(images)
+            assert judged is not None
             better = judged < self.values  # NaN is never better
             self.values = torch.where(better, judged, self.values.to(judged.dtype))  # never rounded
             self.images = torch.where(better.view(-1, 1, 1, 1), images, self.images)
         if self.traced:
+            assert values is not None
             flat = (images - self.center).flatten(1)
             self.rows.append((values, flat.abs().amax(1), torch.linalg.vector_norm(flat, dim=1)))
 

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robust_ood.errors import UserError
+from robust_ood.errors import UserError, unknown_name
 
 
 class Fraction(float):
@@ -184,3 +184,13 @@ class Unbounded(Region):
 
 
 NORMS: dict[str, type[Linf | L2]] = {region.name: region for region in (Linf, L2)}
+
+
+def region_of(norm: str, radius: float | str) -> Linf | L2:
+    """Return the region that a config names by norm and radius.
+
+    Raises: `UserError` for an unknown norm (with the nearest known one) or a bad radius.
+    """
+    if norm not in NORMS:
+        raise unknown_name("norm", norm, NORMS)
+    return NORMS[norm](Fraction(radius, f"{norm} radius"))

@@ -18,11 +18,11 @@ from robust_ood.errors import UserError, unknown_name
 from robust_ood.modes import differentiating, evaluating, ordinary
 from robust_ood.perturb import Objective, minimize
 from robust_ood.randomness import generator, generators
-from robust_ood.regions import L2, NORMS, Linf, Region, Unbounded
+from robust_ood.regions import Region, Unbounded, region_of
 from robust_ood.rules import Optimizer
 
 Method = Literal["fgsm", "pgd", "full"]
-_STEPS = {"fgsm": 1, "pgd": 20, "full": 100}
+STEPS = {"fgsm": 1, "pgd": 20, "full": 100}
 _LEARNING_RATE = {"Linf": 0.1, "L2": 0.001}
 
 
@@ -83,18 +83,18 @@ def search(
     Raises:
         UserError: unknown norm or method, `attacks` below 1.
     """
-    region = _region(norm, radius)
-    if method not in _STEPS:
-        raise unknown_name("method", method, _STEPS)
+    region = region_of(norm, radius)
+    if method not in STEPS:
+        raise unknown_name("method", method, STEPS)
     if attacks < 1:
         raise UserError(f"attacks: {attacks} is not a number of attacks >= 1")
     images = ordinary(images)
     with evaluating(net), differentiating():
         labels = _predictions(net, images, labels)
         loss = _Loss(net, labels, smoothing, seed, indices)
-        steps = _STEPS[method] if steps is None else steps
+        steps = STEPS[method] if steps is None else steps
         if method == "full":
-            attacker = region if attack_radius is None else _region(norm, attack_radius)
+            attacker = region if attack_radius is None else region_of(norm, attack_radius)
             objective = _after_attack(loss, attacker, attack_steps, attacks)
             rate = _LEARNING_RATE[norm] if step_size is None else step_size
             descend = _descend_in_box if norm == "Linf" else _descend
@@ -122,7 +122,7 @@ def attack(
     """
     with evaluating(net), differentiating():
         loss = _Loss(net, ordinary(labels), smoothing, seed, indices)
-        return loss.attack(ordinary(images), _region(norm, radius), steps)
+        return loss.attack(ordinary(images), region_of(norm, radius), steps)
 
 
 class _Loss:
@@ -195,9 +195,3 @@ def _predictions(net: nn.Module, images: Tensor, labels: Tensor | None) -> Tenso
     with torch.no_grad():
         predicted: Tensor = net(images).argmax(1)
     return predicted
-
-
-def _region(norm: str, radius: float | str) -> Linf | L2:
-    if norm not in NORMS:
-        raise unknown_name("norm", norm, NORMS)
-    return NORMS[norm](radius)  # type: ignore[arg-type]  # Region reads "8/255" itself

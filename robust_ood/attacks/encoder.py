@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -44,6 +45,10 @@ class EncoderAttack:
     learning_rate: float | None = None
     random_start: bool = True
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.learning_rate is None and not math.isfinite(self.region.radius):
+            raise UserError("learning_rate: an Unbounded region has no radius to derive it from; give one")
 
     def match(self, encode: Encoder, starts: Tensor, inliers: Tensor, indices: Tensor | None = None) -> Tensor:
         """Return images near `starts` whose codes are those of `inliers`, pair by pair; the best of the run.

@@ -49,12 +49,12 @@ def softmax(detector: Detector, direction: Direction, images: Tensor) -> list[Ob
     on untempered logits.
     """
     loss = losses.cross_entropy_to_uniform if direction == 1 else losses.entropy
-    return _summed([partial(_of_logits, loss, net) for net in _classifiers(detector, "softmax")])
+    return _summed([partial(_of_logits, loss, net) for net in classifiers(detector, "softmax")])
 
 
 def maximum_probability(detector: Detector, direction: Direction, images: Tensor) -> list[Objective]:
     """Return the log-odds of the largest softmax probability, signed: an attack through MSP."""
-    return _summed([partial(_signed, direction, MSP(net).surrogate) for net in _classifiers(detector, "msp")])
+    return _summed([partial(_signed, direction, MSP(net).surrogate) for net in classifiers(detector, "msp")])
 
 
 def features(detector: Detector, direction: Direction, images: Tensor) -> list[Objective]:
@@ -64,7 +64,7 @@ def features(detector: Detector, direction: Direction, images: Tensor) -> list[O
     image, so it needs a random start). Outliers: minus the cosine between the features and the head's weights of the
     class predicted first, which stand for that class's mean features without any in-distribution image at hand.
     """
-    return _summed([_feature_distance(net, direction, images) for net in _classifiers(detector, "features")])
+    return _summed([_feature_distance(net, direction, images) for net in classifiers(detector, "features")])
 
 
 def _feature_distance(net: nn.Module, direction: Direction, images: Tensor) -> Objective:
@@ -141,7 +141,8 @@ def _of_logits(loss: Callable[[Tensor], Tensor], net: nn.Module, images: Tensor)
     return loss(net(images))
 
 
-def _classifiers(detector: Detector, objective: str) -> tuple[nn.Module, ...]:
+def classifiers(detector: Detector, objective: str) -> tuple[nn.Module, ...]:
+    """Return the classifiers that a detector reads, or raise `UserError` where it names none."""
     if not detector.networks:
         raise UserError(f"objective: {type(detector).__name__} reads no classifier, so {objective!r} cannot attack it")
     return detector.networks

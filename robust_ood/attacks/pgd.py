@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robust_ood.attacks.apply import Candidate, Settings
 from robust_ood.attacks.objectives import (
     LABEL_LOSSES,
+    READ_CLASSIFIERS,
     SCORE_OBJECTIVES,
     Direction,
     expected,
@@ -137,7 +138,9 @@ class PGD:
         self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor
     ) -> Iterator[Candidate]:
         """Yield candidates that make `direction * score` small."""
-        precision = resolve(self.precision, images, detector)
+        # An attack on the classifiers is the same whichever detector reads them.
+        differentiated = nn.ModuleList(detector.networks) if self.objective in READ_CLASSIFIERS else detector
+        precision = resolve(self.precision, images, differentiated)
         own = self.objective == "score" and detector.exact_surrogate
         judge: Objective | None = None if own or self.keep != "best" else lambda x: direction * detector(x)
         for objective in SCORE_OBJECTIVES[self.objective](detector, direction, images):

@@ -13,7 +13,7 @@ from robust_ood.attacks.square import Square
 from robust_ood.attacks.suite import standard
 from robust_ood.attacks.targeted import Targeted
 from robust_ood.errors import UserError, unknown_name
-from robust_ood.regions import NORMS, Region
+from robust_ood.regions import Region, region_of
 from robust_ood.settings import configured
 
 
@@ -49,13 +49,6 @@ REGISTRY: dict[str, Callable[..., Attack]] = {
     "transfer-unmoved": partial(PGD, objective="unmoved", keep="objective"),
 }
 """Attacks by the names that configs use; each takes a region first."""
-
-
-def region_of(norm: str, radius: float | str) -> Region:
-    """Return the region that a config names by norm and radius."""
-    if norm not in NORMS:
-        raise unknown_name("norm", norm, NORMS)
-    return NORMS[norm](radius)  # type: ignore[arg-type]  # Region reads "8/255" itself
 
 
 def build(name: str, /, *, norm: str = "Linf", radius: float | str = "8/255", **settings: Any) -> Attack:

@@ -16,8 +16,8 @@ from robust_ood.attacks.pgd import PGD, apgd
 from robust_ood.attacks.square import Square
 from robust_ood.attacks.targeted import Targeted
 from robust_ood.detectors import Detector
-from robust_ood.errors import UserError, unknown_name
-from robust_ood.regions import NORMS
+from robust_ood.errors import UserError
+from robust_ood.regions import region_of
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,7 @@ def standard(radius: float | str, norm: str = "Linf") -> Suite:
         radius: in pixel fractions, a number or a fraction as "8/255".
         norm: "Linf" or "L2".
     """
-    if norm not in NORMS:
-        raise unknown_name("norm", norm, NORMS)
-    region = NORMS[norm](radius)  # type: ignore[arg-type]  # Region reads "8/255" itself
+    region = region_of(norm, radius)
     if not region.radius > 0:
         raise UserError(f"radius: {radius} leaves a suite nothing to do; give one > 0")
     published = 1 / 255 if norm == "Linf" else None

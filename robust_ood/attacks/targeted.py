@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from robust_ood import losses
 from robust_ood.attacks.apply import Candidate, Settings
-from robust_ood.attacks.objectives import Direction
+from robust_ood.attacks.objectives import Direction, classifiers
 from robust_ood.attacks.pgd import PGD, proposed
 from robust_ood.attacks.precision import computed_in, resolve
 from robust_ood.detectors import Detector
+from robust_ood.errors import UserError
 from robust_ood.perturb import JudgedObjective, Objective
 
 
@@ -23,7 +24,7 @@ class Targeted:
 
     Source: multi-targeted, as APGD-T of AutoAttack (Croce and Hein 2020). Classifiers: the margin of the true class
     over the target is lowered. Detectors: the target's log-odds are raised, which makes outliers look like one of that
-    class; nothing is proposed against inliers.
+    class, and inliers, whose own class is left out, cross the boundary where the network is undecided.
 
     Args:
         search: region, steps, rule and starts of the attack on each class; one restart a class.
@@ -34,6 +35,10 @@ class Targeted:
     classes: int = 9
     keeps_clean = True
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.classes, int) or self.classes < 1:
+            raise UserError(f"classes: {self.classes!r} is not a number of classes >= 1")
+
     def settings(self) -> Settings:
         """Return the search's settings; each class counts as a restart."""
         settings = self.search.settings()
@@ -43,19 +48,19 @@ class Targeted:
     def on_score(
         self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor
     ) -> Iterator[Candidate]:
-        """Yield a candidate for each class, for outliers."""
-        networks = detector.networks
-        if direction == 1 or not networks:
-            return
+        """Yield a candidate for each class."""
+        networks = classifiers(detector, "targeted")
         with torch.no_grad():
-            order = sum((net(images).softmax(1) for net in networks), torch.zeros(1)).argsort(1, descending=True)
+            likely = torch.stack([losses.wide(net(images)).softmax(1) for net in networks]).sum(0)  # (N, K)
+        order = likely.argsort(1, descending=True)[:, 1 if direction == 1 else 0 :]
         for rank in range(min(self.classes, order.shape[1])):
             target = order[:, rank]
 
             def objective(x: Tensor, target: Tensor = target) -> Tensor:
                 return -torch.stack([losses.log_odds(net(x), target) for net in networks]).sum(0)
 
-            yield from self._search(objective, lambda x: -detector(x), images, indices, rank, detector)
+            target_nets = nn.ModuleList(networks)
+            yield from self._search(objective, lambda x: direction * detector(x), images, indices, rank, target_nets)
 
     def on_label(self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor) -> Iterator[Candidate]:
         """Yield a candidate for each class other than the true one."""

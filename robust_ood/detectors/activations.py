@@ -17,7 +17,7 @@ from robust_ood.detectors.logits import Energy
 from robust_ood.detectors.quantiles import Quantile
 from robust_ood.detectors.statistics import Average
 from robust_ood.errors import UserError
-from robust_ood.models import Outputs, outputs
+from robust_ood.models import Outputs, find_head, outputs
 
 _MOST = 50.0  # largest exponent of a scale, so that logits stay finite; features >= 0 reach 20 at the 95th percentile
 
@@ -231,22 +231,28 @@ class DICE(Shaped):
     def __init__(self, scored: nn.Module, percentile: float = 90.0) -> None:
         super().__init__(scored)
         self.share = _share(percentile)
-        self.declare("mean")
+        self.declare("mean", "threshold")
 
     def learn_shape(self) -> Rounds:
-        """Average the features by one pass."""
+        """Average the features by one pass, and find the contribution above which weights stay."""
         average = Average()
         yield [self.reading(average, lambda seen: (seen.out.features,))]
         self.keep(mean=average.mean)
+        ordered = self._contributions(find_head(self.net)).flatten().sort().values
+        place = self.share * (len(ordered) - 1)  # `torch.quantile` refuses more than 16 million weights
+        low, high = ordered[int(place)], ordered[min(int(place) + 1, len(ordered) - 1)]
+        self.keep(threshold=(low + (high - low) * (place % 1)).view(1))
 
     def shape(self, out: Outputs) -> Outputs:
         """Return the forward pass with the logits of the sparse head."""
         features = losses.wide(out.features)
         weight = out.head.weight.to(features)  # (K, D)
-        contributions = weight.detach() * self.learned("mean").to(features)
-        ordered = contributions.flatten().sort().values
-        place = self.share * (len(ordered) - 1)  # `torch.quantile` refuses more than 16 million weights
-        low, high = ordered[int(place)], ordered[min(int(place) + 1, len(ordered) - 1)]
-        sparse = torch.where(contributions > low + (high - low) * (place % 1), weight, 0.0)
+        above = self._contributions(out.head) > self.learned("threshold")
+        sparse = torch.where(above, weight, 0.0)
         bias = None if out.head.bias is None else out.head.bias.to(features)
         return out._replace(logits=F.linear(features, sparse, bias))
+
+    def _contributions(self, head: nn.Linear) -> Tensor:
+        """Return each weight times the mean of its feature, `(K, D)`."""
+        mean = self.learned("mean")
+        return head.weight.detach().to(mean) * mean

@@ -92,20 +92,20 @@ class Mean(Detector):
 
     def learn(self) -> Rounds:
         """Fit all members together."""
-        return together([member.learn() for member in self.members])
+        return together([member.learn() for member in self.inside])
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the mean score `(N,)`."""
-        return torch.stack([member(images) for member in self.members]).mean(0)
+        return torch.stack([member(images) for member in self.inside]).mean(0)
 
     def surrogate(self, images: Tensor) -> Tensor:
         """Return the mean surrogate `(N,)`."""
-        return torch.stack([member.surrogate(images) for member in self.members]).mean(0)
+        return torch.stack([member.surrogate(images) for member in self.inside]).mean(0)
 
     @property
     def exact_surrogate(self) -> bool:
         """Whether the surrogate orders images as the score does: a mean of surrogates does for one member only."""
-        return len(self.detectors) == 1 and self.members[0].exact_surrogate
+        return len(self.detectors) == 1 and self.inside[0].exact_surrogate
 
     @property
     def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
@@ -115,22 +115,7 @@ class Mean(Detector):
     @property
     def unmoved(self) -> Detector:
         """The mean of its members without their movements."""
-        return Mean(member.unmoved for member in self.members)
-
-    @property
-    def members(self) -> list[Detector]:
-        """The averaged detectors."""
-        return [member for member in self.detectors if isinstance(member, Detector)]
-
-    @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        """The classifiers of all members, each once."""
-        return tuple({id(net): net for member in self.members for net in member.networks}.values())
-
-    @property
-    def fitted(self) -> bool:
-        """Whether all members are."""
-        return all(member.fitted for member in self.members)
+        return Mean(member.unmoved for member in self.inside)
 
 
 class Resized(nn.Module):
@@ -215,8 +200,7 @@ class DeepEnsemble(Detector):
         return tuple(self.members)
 
     def _log_odds(self, images: Tensor) -> Tensor:
-        log_p = self._log_mean(images)
-        return losses.log_odds(log_p, log_p.argmax(1))
+        return losses.log_odds(self._log_mean(images))
 
     def _log_mean(self, images: Tensor) -> Tensor:
         """Return the logarithm of the mean softmax `(N, K)`; its own softmax is that mean."""

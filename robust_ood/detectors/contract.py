@@ -79,23 +79,25 @@ class Detector(nn.Module, ABC):
     @property
     def learns_from(self) -> Mapping[Source, str]:
         """What `learn` reads besides in-distribution images, and in words what it does without them."""
-        children = [child for child in self.children() if isinstance(child, Detector)]
-        return {source: text for child in children for source, text in child.learns_from.items()}
+        return {source: text for part in self.inside for source, text in part.learns_from.items()}
 
     @property
     def fitted(self) -> bool:
         """Whether everything that this detector and those inside it must learn has been learned or loaded."""
         own = all(self.get_buffer(name).numel() for name in self.declared)
-        return own and all(child.fitted for child in self.children() if isinstance(child, Detector))
+        return own and all(part.fitted for part in self.inside)
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
         """The classifiers that the score reads, each once: what the published softmax attacks differentiate."""
-        found: dict[int, nn.Module] = {}
-        for child in self.children():
-            parts = child.networks if isinstance(child, Detector) else ()
-            found.update((id(net), net) for net in parts)
-        return tuple(found.values())
+        return tuple({id(net): net for part in self.inside for net in part.networks}.values())
+
+    @property
+    def inside(self) -> list[Detector]:
+        """The detectors that this one is made of: its children, and those in a list among them."""
+        lists = [child for child in self.children() if isinstance(child, nn.ModuleList)]
+        found = [*self.children(), *(part for one in lists for part in one)]
+        return [part for part in found if isinstance(part, Detector)]
 
     def declare(self, *names: str) -> None:
         """Make empty buffers for what `learn` will keep; `state_dict` saves them, loading gives them their shape."""
@@ -163,7 +165,7 @@ def full_precision(images: Tensor) -> torch.autocast:
     return torch.autocast(images.device.type, enabled=False)
 
 
-def _widened(out: Outputs) -> Outputs:
+def widened(out: Outputs) -> Outputs:
     """Return a forward pass in float32 or wider: many operations, and many scores, do not bear half precision."""
     maps = {name: losses.wide(one) for name, one in out.maps.items()}
     return out._replace(logits=losses.wide(out.logits), features=losses.wide(out.features), maps=maps)
@@ -203,13 +205,13 @@ class OutputsDetector(Detector):
         """Return scores `(N,)`, higher = more in-distribution, of images `(N, C, H, W)` in [0, 1]."""
         out = outputs(self.net, images, self.layers)
         with full_precision(images):
-            return self.score(_widened(out))
+            return self.score(widened(out))
 
     def surrogate(self, images: Tensor) -> Tensor:
         """Return a differentiable stand-in for the score, `(N,)`, for attackers."""
         out = outputs(self.net, images, self.layers)
         with full_precision(images):
-            return self.surrogate_score(_widened(out))
+            return self.surrogate_score(widened(out))
 
     @property
     def exact_surrogate(self) -> bool:
@@ -221,8 +223,7 @@ class OutputsDetector(Detector):
 
         A stand-in for scores that follow the softmax but not smoothly enough for their own gradient to lead everywhere.
         """
-        logits = losses.wide(self.net(images))
-        return losses.log_odds(logits, logits.argmax(1))
+        return losses.log_odds(self.net(images))
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:

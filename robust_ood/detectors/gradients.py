@@ -45,7 +45,7 @@ class GradNorm(OutputsDetector):
     def surrogate_score(self, out: Outputs) -> Tensor:
         """Return the logarithm of the score plus a small share of the predicted class's log-odds."""
         logits = losses.wide(out.logits) / self.temperature
-        odds = losses.log_odds(logits, logits.argmax(1))
+        odds = losses.log_odds(logits)
         product = self._features(out) * self._peakedness(out)
         return product.clamp_min(1e-30).log() + _SHARE * odds
 

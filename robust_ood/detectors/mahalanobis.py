@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood import losses
-from robust_ood.detectors.contract import Detector, OutputsDetector, Wrapper
+from robust_ood.detectors.contract import Detector, OutputsDetector, Wrapper, full_precision, widened
 from robust_ood.detectors.fitting import Rounds, Source
 from robust_ood.detectors.gaussians import Shrinkage, nearest_center, squared_lengths, whitening
 from robust_ood.detectors.layers import PENULTIMATE, Layers, named, vectors
@@ -101,8 +101,9 @@ class Mahalanobis(OutputsDetector):
         return stacked @ self.learned("weights").to(stacked) + self.learned("bias").to(stacked)
 
     def _layer_scores(self, images: Tensor) -> list[Tensor]:
-        out = outputs(self.net, images, self.layers)
-        return [self.layer_score(out, place) for place in range(len(self.read))]
+        out = widened(outputs(self.net, images, self.layers))
+        with full_precision(images):
+            return [self.layer_score(out, place) for place in range(len(self.read))]
 
 
 class RelativeMahalanobis(OutputsDetector):
@@ -172,7 +173,9 @@ class LayerNoise(Wrapper):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the weighted sum `(N,)` of the layers' scores, each at its own moved images."""
-        return self.detector.weigh(self._layer_scores(images))
+        scores = self._layer_scores(images)
+        with full_precision(images):
+            return self.detector.weigh(scores)
 
     def learn(self) -> Rounds:
         """Fit the wrapped detector; its layers' weights from the scores at moved images."""
@@ -198,8 +201,9 @@ class LayerNoise(Wrapper):
 
     def _layer_score(self, images: Tensor, place: int) -> Tensor:
         def score(x: Tensor) -> Tensor:
-            out = outputs(self.detector.net, x, self.detector.layers)
-            return self.detector.layer_score(out, place)
+            out = widened(outputs(self.detector.net, x, self.detector.layers))
+            with full_precision(x):
+                return self.detector.layer_score(out, place)
 
         if self.magnitude == 0:
             return score(images)

@@ -16,6 +16,7 @@ from robust_ood.detectors.compose import DeepEnsemble, Mean, Standardize
 from robust_ood.detectors.contract import Detector
 from robust_ood.detectors.gradients import GradNorm
 from robust_ood.detectors.gram import Gram
+from robust_ood.detectors.layers import Layers
 from robust_ood.detectors.logits import Energy, MaxLogit, OutlierExposureScore
 from robust_ood.detectors.mahalanobis import MAGNITUDES, LayerNoise, Mahalanobis, RelativeMahalanobis
 from robust_ood.detectors.neighbours import KNN
@@ -52,7 +53,7 @@ def over(net: nn.Module, wrapper: Callable[..., Detector], score: Spec = "energy
     return wrapper(_built(score, net), **settings)
 
 
-def all_layers(net: nn.Module, layers: Any = "all", magnitude: float = 0.0014, **settings: Any) -> LayerNoise:
+def all_layers(net: nn.Module, layers: Layers = "all", magnitude: float = 0.0014, **settings: Any) -> LayerNoise:
     """Return ALOE's Mahalanobis detector: all the network's layers, each read after a step of its own."""
     return LayerNoise(Mahalanobis(net, layers, **settings), magnitude)
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from robust_ood import losses, safe_spots
 from robust_ood.detectors.contract import Detector
-from robust_ood.errors import UserError
+from robust_ood.errors import UserError, unknown_name
 from robust_ood.modes import differentiating, evaluating, ordinary
-from robust_ood.regions import Fraction
+from robust_ood.regions import Fraction, region_of
 
 
 class SafeSpot(Detector):
@@ -54,6 +54,13 @@ class SafeSpot(Detector):
         super().__init__()
         if not 0 <= share <= 1:
             raise UserError(f"share: {share} is not in [0, 1]")
+        if method not in safe_spots.STEPS:
+            raise unknown_name("method", method, safe_spots.STEPS)
+        for field, number in (("attack_steps", attack_steps), ("steps", 1 if steps is None else steps)):
+            if not isinstance(number, int) or number < 1:
+                raise UserError(f"{field}: {number!r} is not a whole number >= 1")
+        for bound in (radius, radius if attack_radius is None else attack_radius):
+            region_of(norm, bound)
         self.net, self.norm, self.method, self.share = net, norm, method, share
         self.radius = float(Fraction(radius, "radius"))
         self.attack_radius = self.radius if attack_radius is None else float(Fraction(attack_radius, "attack_radius"))
@@ -65,12 +72,12 @@ class SafeSpot(Detector):
 
     def surrogate(self, images: Tensor) -> Tensor:
         """Return the mixed log-odds `(N,)`."""
-        return self._mix(images, self._log_odds)
+        return self._mix(images, losses.log_odds)
 
     @property
     def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
         """The mixed log-odds, then those of the image alone, which choose the class that is searched and attacked."""
-        return (self.surrogate, lambda images: self._log_odds(self.net(images)))
+        return (self.surrogate, lambda images: losses.log_odds(self.net(images)))
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -102,7 +109,3 @@ class SafeSpot(Detector):
     def _mix(self, images: Tensor, confidence: Callable[[Tensor], Tensor]) -> Tensor:
         moved = images + (self.attacked(images) - ordinary(images))
         return self.share * confidence(self.net(images)) + (1 - self.share) * confidence(self.net(moved))
-
-    @staticmethod
-    def _log_odds(logits: Tensor) -> Tensor:
-        return losses.log_odds(logits, logits.argmax(1))

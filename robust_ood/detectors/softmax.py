@@ -63,8 +63,7 @@ class MSP(OutputsDetector):
 
     def surrogate_score(self, out: Outputs) -> Tensor:
         """Return the log-odds of the most probable class, unbounded."""
-        logits = self._scaled(out)
-        return losses.log_odds(logits, logits.argmax(1))
+        return losses.log_odds(self._scaled(out))
 
     @property
     def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 
+from robust_ood.attacks import Attack
 from robust_ood.errors import UserError
 from robust_ood.evaluation.results import Results
 
@@ -17,6 +19,15 @@ def check_count(field: str, number: int | None) -> None:
     """Raise `UserError` unless a number of images is absent or at least one."""
     if number is not None and number < 1:
         raise UserError(f"{field}: {number} is not a number of images >= 1")
+
+
+def check_attacks(attacks: Mapping[str, Attack]) -> None:
+    """Raise `UserError` for attacks, by label, that no row could speak of."""
+    if "none" in attacks:
+        raise UserError("attacks: 'none' is the label of clean images; give the attack another 'label'")
+    for label, attack in attacks.items():
+        if not math.isfinite(attack.settings()["radius"]):
+            raise UserError(f"attacks.{label}: no radius; an evaluation reports attacks within an Linf or L2 radius")
 
 
 def choose_device(name: str) -> torch.device:

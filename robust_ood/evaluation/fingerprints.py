@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, MethodType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,8 @@ def _describe(thing: Any, known: Mapping[int, str], above: tuple[int, ...]) -> A
     """Return what a thing is made of, as JSON has it."""
     if isinstance(thing, _PLAIN):
         return thing
+    if isinstance(thing, np.generic):
+        return _describe(thing.item(), known, above)
     if id(thing) in known:
         return {"known": known[id(thing)]}
     if id(thing) in above:
@@ -132,13 +134,26 @@ def _describe(thing: Any, known: Mapping[int, str], above: tuple[int, ...]) -> A
         return ["method", inside(thing.__func__), inside(thing.__self__)]
     if isinstance(thing, FunctionType):
         held = [cell.cell_contents for cell in thing.__closure__ or ()]
-        code = thing.__code__.co_code.hex() if "<" in thing.__qualname__ else ""  # a lambda's name says nothing
-        return [f"{thing.__module__}.{thing.__qualname__}", code, inside(held), inside(thing.__defaults__)]
+        defaults = [thing.__defaults__, thing.__kwdefaults__]
+        return [*_function(thing), inside(held), inside(defaults)]
     if isinstance(thing, type):
         return _kind(thing)
     if isinstance(thing, (torch.dtype, torch.device, Path, BuiltinFunctionType)):
         return str(thing)
-    return [_kind(type(thing)), inside(getattr(thing, "__dict__", None))]
+    if hasattr(thing, "__dict__"):
+        return [_kind(type(thing)), inside(vars(thing))]
+    return [_kind(type(thing)), repr(thing)]
+
+
+def _function(thing: FunctionType) -> list[Any]:
+    """Return a function's name and, where no version that we know fixes what it does, what it computes."""
+    name = f"{thing.__module__}.{thing.__qualname__}"
+    return [name] if name.startswith(_OURS) and "<" not in name else [name, _computed(thing.__code__)]
+
+
+def _computed(code: CodeType) -> list[Any]:
+    constants = [_computed(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
+    return [code.co_code.hex(), constants, code.co_names]
 
 
 def _kind(kind: type) -> list[str]:

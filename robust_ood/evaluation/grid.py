@@ -14,7 +14,7 @@ from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
 from robust_ood.evaluation.batches import CHUNK, Batches, Chunk, chunks
 from robust_ood.evaluation.cells import Machine
-from robust_ood.evaluation.checks import check_count
+from robust_ood.evaluation.checks import check_attacks, check_count
 from robust_ood.evaluation.fitting import fit_missing, missing_sources
 from robust_ood.evaluation.jobs import Runner
 from robust_ood.evaluation.plan import FEW, Plan, Subject, TestSet, make_plan
@@ -96,6 +96,7 @@ class Grid:
     ) -> None:
         for field, number in (("limit", limit), ("batch_size", batch_size), ("chunk", chunk)):
             check_count(field, number)
+        check_attacks(attacks)
         self.data, self.attacks, self.store, self.limit = data, attacks, store, limit
         self.device, self.checks = torch.device(device), checks
         start = chunk if self.device.type != "cpu" else data.evaluation_batch_size

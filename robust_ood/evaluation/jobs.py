@@ -39,7 +39,7 @@ class Job:
 
     def missing(self, store: Store, failed: Container[str] = ()) -> list[str]:
         """Return the labels whose cells are to be computed."""
-        return [label for label, key in self.keys.items() if label not in failed and store.read(key) is None]
+        return [label for label, key in self.keys.items() if label not in failed and not store.has(key)]
 
 
 @dataclass

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from robust_ood.attacks import Attack
@@ -80,6 +81,7 @@ def make_plan(
     net = fingerprint(subject.net)
     marks = {name: fingerprint(d, {id(subject.net): net}) for name, d in subject.detectors.items()}
     budgets = {"none": "", **{label: fingerprint(attack) for label, attack in attacks.items()}}
+    answers = [fingerprint(part.images.read_labels(torch.arange(part.start, part.stop))) for part in sets[0].chunks]
     plan = Plan(subject)
 
     def add(names: Sequence[str], label: str, place: int) -> None:
@@ -107,9 +109,8 @@ def make_plan(
 
     def classify(label: str) -> None:
         attack = attacks.get(label)
-        for chunk in sets[0].chunks:
-            answers = fingerprint(chunk.read().labels)
-            key = fingerprint(["classify", code_version(), net, budgets[label], chunk.content, answers])
+        for chunk, labels in zip(sets[0].chunks, answers, strict=True):
+            key = fingerprint(["classify", code_version(), net, budgets[label], chunk.content, labels])
             plan.columns.setdefault((_OF_LABELS, label, 0), []).append(key)
 
             def compute(_: Sequence[str], chunk: Chunk = chunk) -> Mapping[str, Cell]:

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from robust_ood.attacks import LabelAttack, ScoreAttack, lower_score, misclassify, raise_score
+from robust_ood.attacks import LabelAttack, ScoreAttack, attack_score, misclassify
 from robust_ood.attacks.objectives import Direction
 from robust_ood.data import Batch, to_float
 from robust_ood.detectors import Detector, OutputsDetector
+from robust_ood.detectors.contract import full_precision, widened
 from robust_ood.models import outputs
 from robust_ood.modes import evaluating
 
@@ -27,8 +28,9 @@ def score_images(detectors: Mapping[str, Detector], images: Tensor) -> dict[str,
     with evaluating(*detectors.values()), torch.no_grad():
         for net, readers in _by_network(detectors):
             layers = tuple(sorted({layer for reader in readers.values() for layer in reader.layers}))
-            out = outputs(net, images, layers)
-            scores |= {name: reader.score(out).cpu() for name, reader in readers.items()}
+            out = widened(outputs(net, images, layers))
+            with full_precision(images):
+                scores |= {name: reader.score(out).cpu() for name, reader in readers.items()}
         scores |= {name: d(images).cpu() for name, d in detectors.items() if name not in scores}
     return scores
 
@@ -37,12 +39,10 @@ def attacked_scores(
     detector: Detector, loader: Iterable[Batch], attack: ScoreAttack, direction: Direction, device: torch.device
 ) -> Tensor:
     """Return the detector's true scores `(N,)` of all images after an attack through it."""
-    perturb = lower_score if direction == 1 else raise_score
-    parts = []
-    for batch in loader:
-        perturbed = perturb(detector, on_device(batch, device), attack, indices=batch.indices)
-        with evaluating(detector), torch.no_grad():
-            parts.append(detector(perturbed).cpu())
+    parts = [
+        attack_score(detector, on_device(batch, device), attack, direction, indices=batch.indices).values.cpu()
+        for batch in loader
+    ]
     return torch.cat(parts)
 
 

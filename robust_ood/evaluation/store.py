@@ -52,6 +52,10 @@ class Store:
         """Return a cell, or None where there is none."""
         return self._cells.get(key)
 
+    def has(self, key: str) -> bool:
+        """Return whether a cell is there to be read."""
+        return self.read(key) is not None
+
     def write(self, key: str, cell: Cell) -> None:
         """Keep a cell."""
         self._cells[key] = cell
@@ -79,17 +83,24 @@ class FolderStore(Store):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.folder = folder / "store"
+        self._sound: set[str] = set()  # cells never change once they are written
         self._check_layout()
 
     def read(self, key: str) -> Cell | None:
         """Return a cell, or None where there is none or its file is damaged, which is noted in `damage`."""
         try:
-            return read_cell(self._file(key), key)
+            cell = read_cell(self._file(key), key)
         except FileNotFoundError:
             return None
         except UserError as error:
             self.damage[key] = f"store: {error}; it was computed again"
             return None
+        self._sound.add(key)
+        return cell
+
+    def has(self, key: str) -> bool:
+        """Return whether a cell is there and its file was sound when it was first read."""
+        return key in self._sound or self.read(key) is not None
 
     def write(self, key: str, cell: Cell) -> None:
         """Write a cell in one move: readers see all of it or nothing."""

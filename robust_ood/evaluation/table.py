@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import groupby
 
 from rich.box import SIMPLE_HEAD
@@ -23,10 +24,10 @@ def print_results(results: Results, console: Console | None = None) -> None:
     if not attacked:
         console.print(_detection("no attack", {subject: {"none": row} for subject, row in clean.items()}), "")
     for attack, rows in groupby(sorted(attacked, key=lambda row: row.attack), key=lambda row: row.attack):
-        cells: dict[tuple[str, ...], dict[str, Row]] = {}
+        cells: dict[tuple[str, ...], dict[str, Row | None]] = {}
         for row in rows:
-            cells.setdefault(_subject(row), {"none": clean[_subject(row)]})[row.attacked] = row
-        first = next(row for row in next(iter(cells.values())).values() if row.attack != "none")
+            cells.setdefault(_subject(row), {"none": clean.get(_subject(row))})[row.attacked] = row
+        first = next(row for row in attacked if row.attack == attack)
         title = f"attack {attack}: {first.norm} {first.radius:.4f}, {first.steps} steps, {first.restarts} restarts"
         console.print(_detection(title, cells), "")
     console.print(
@@ -62,7 +63,7 @@ def _table(title: str) -> Table:
     return Table(title=title, min_width=width, title_justify="left", title_style="bold", **tight)  # type: ignore[arg-type]
 
 
-def _detection(title: str, lines: dict[tuple[str, ...], dict[str, Row]]) -> Table:
+def _detection(title: str, lines: Mapping[tuple[str, ...], Mapping[str, Row | None]]) -> Table:
     table = _table(title)
     for name in ("model", "detector", "OOD set"):
         table.add_column(name, overflow="fold")

@@ -214,7 +214,27 @@ def test_targeted_raises_a_class_other_than_the_first(trained):
     order = net(outliers).argsort(1, descending=True)
     for rank, candidate in enumerate(candidates):
         assert (net(candidate.images).argmax(1) == order[:, rank]).float().mean() > 0.8
-    assert list(attack.on_score(MSP(net), outliers, 1, torch.arange(len(outliers)))) == []
+
+
+def test_targeted_brings_inliers_to_a_boundary(trained):
+    net, inliers, _, _ = trained
+    found = attack_score(MSP(net), inliers, Targeted(apgd(Linf(0.1), steps=20), classes=3), 1)
+    with torch.no_grad():
+        clean = MSP(net)(inliers)
+    assert (found.values < clean - 0.1).float().mean() > 0.8
+
+
+def test_mistakes_in_targeted(trained):
+    _, inliers, _, _ = trained
+    with pytest.raises(UserError, match="classes: -3"):
+        Targeted(apgd(Linf(0.1)), classes=-3)
+
+    class Alone(Detector):
+        def forward(self, images):
+            return images.flatten(1).sum(1)
+
+    with pytest.raises(UserError, match="reads no classifier"):
+        attack_score(Alone(), inliers, Targeted(apgd(Linf(0.1))), 1)
 
 
 def test_expectation_averages_over_fresh_noise():

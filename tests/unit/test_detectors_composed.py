@@ -157,7 +157,7 @@ def test_wrappers_take_the_score_that_a_config_names(problem):
     assert built["react"].share == 0.95
     assert built["pro"].detector.temperature == 2.0
     assert built["pro"].steps == 5
-    assert built["mean"].members[1].detector.neighbours == 3
+    assert built["mean"].inside[1].detector.neighbours == 3
     assert float(built["pro-msp-t"].detector.temperature) == 10.0
     with pytest.raises(UserError, match="unknown name 'maxlogits'"):
         detectors.build("scale", net, score="maxlogits")

@@ -108,6 +108,21 @@ def test_functions_by_what_they_hold():
     assert fingerprint(partial(max, 1)) != fingerprint(partial(max, 2))
 
 
+def test_functions_by_what_they_compute():
+    twice, thrice = (lambda x: x * 2.0), (lambda x: x * 3.0)
+    assert fingerprint(twice) != fingerprint(thrice)
+    assert fingerprint(lambda x: torch.relu(x)) != fingerprint(lambda x: torch.sigmoid(x))
+    edited = [{}, {}]
+    for names, factor in zip(edited, (2, 3), strict=True):
+        exec(f"def scaled(x, *, by={factor}):\n    return x * by + {factor}", names)
+    assert fingerprint(edited[0]["scaled"]) != fingerprint(edited[1]["scaled"])
+
+
+def test_numbers_of_numpy_are_their_values():
+    assert fingerprint(np.int64(5)) == fingerprint(5) != fingerprint(np.int64(50))
+    assert fingerprint({"gamma": np.float32(0.5)}) != fingerprint({"gamma": np.float32(5)})
+
+
 def test_a_thing_that_contains_itself_ends():
     loop: list[object] = [1]
     loop.append(loop)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from rich.console import Console
 from torch import nn
 
 import robust_ood
@@ -20,14 +21,14 @@ from robust_ood.attacks.suite import Suite
 from robust_ood.data import OODData
 from robust_ood.detectors import MSP, PRO, Detector, Energy
 from robust_ood.errors import UserError
-from robust_ood.evaluation import FolderStore, Grid, Progress, Results, cells, read_cell, rows
+from robust_ood.evaluation import FolderStore, Grid, Progress, Results, cells, print_results, read_cell, rows
 from robust_ood.evaluation.batches import Batches
 from robust_ood.evaluation.cells import Machine
 from robust_ood.evaluation.fingerprints import code_version
 from robust_ood.evaluation.rows import summarise
 from robust_ood.metrics import auroc, bootstrap_intervals, fpr95
 from robust_ood.randomness import generator
-from robust_ood.regions import Linf
+from robust_ood.regions import Linf, Unbounded
 
 RADIUS = 16 / 255
 ATTACK = PGD(Linf(RADIUS), steps=2)
@@ -231,18 +232,24 @@ def test_training_images_are_asked_for_only_to_fit(net, arrays):
         run(net, data, {"knn": detectors.build("knn", net)})
 
 
+class Exact(MSP):
+    """Is differentiated in float32 only."""
+
+    needs_float32 = True
+
+
 @pytest.mark.parametrize("source", ["msp", "softmax"])
 def test_a_transferred_attack_is_made_once_for_all_detectors(net, arrays, monkeypatch, source):
     calls = []
     monkeypatch.setattr(cells, "attack_score", lambda *a, **k: calls.append(a) or attack_score(*a, **k))
     attack = {"transfer": transferred(ATTACK, source)}
-    chosen = {"msp": MSP(net), "energy": Energy(net), "pro": PRO(MSP(net))}
+    chosen = {"msp": MSP(net), "energy": Energy(net), "pro": PRO(MSP(net)), "exact": Exact(net)}
     together = run(net, data_of(arrays), chosen, attacks=attack)
     assert {one.detector for one in together.members} == {None}
     once = len(calls)
     assert once == sum(math.ceil(n / CHUNK) for n in SIZES.values())
     apart = [run(net, data_of(arrays), {name: detector}, attacks=attack) for name, detector in chosen.items()]
-    assert len(calls) == 4 * once
+    assert len(calls) == 5 * once
     assert {one.detector for result in apart for one in result.members} == {None}
     assert timeless(together) == [row for one in apart for row in timeless(one)]
 
@@ -503,6 +510,29 @@ def test_mistakes(net, arrays, changes, settings, field):
         run(net, data_of(arrays, **changes), {"msp": MSP(net)}, **settings)
     with pytest.raises(UserError, match="detectors: none given"):
         run(net, data_of(arrays), {})
+
+
+@pytest.mark.parametrize(
+    ("attacks", "field"),
+    [
+        ({"none": ATTACK}, "attacks: 'none'"),
+        ({"far": PGD(Unbounded(), steps=1, step_size=0.1, random_start=False)}, "attacks.far: no radius"),
+    ],
+)
+def test_attacks_that_no_row_could_speak_of(net, arrays, attacks, field):
+    with pytest.raises(UserError, match=field):
+        run(net, data_of(arrays), {"msp": MSP(net)}, attacks=attacks)
+
+
+def test_a_mean_learns_from_what_its_members_learn_from(net):
+    layered = detectors.Mahalanobis(net, ("conv", "penultimate"))
+    assert dict(detectors.Mean([MSP(net), layered]).learns_from) == dict(layered.learns_from) != {}
+
+
+def test_rows_without_their_clean_row_can_be_printed(net, arrays):
+    results = run(net, data_of(arrays), {"msp": MSP(net)})
+    results.rows = [row for row in results.rows if row.attacked == "both"]
+    print_results(results, Console(record=True, width=80))
 
 
 def test_every_registered_attack_tells_what_a_row_needs():
