@@ -48,11 +48,12 @@ class Averaging(Callback):
         self.steps = trainer.global_step
         share = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         with torch.no_grad():
-            for name, tensor in _net(module).state_dict().items():
-                if tensor.is_floating_point():
-                    self.average[name].lerp_(tensor, share)
-                else:
-                    self.average[name].copy_(tensor)
+            now = _net(module).state_dict()
+            numbers = [name for name, tensor in now.items() if tensor.is_floating_point()]
+            # One call for all of them, because a large network has hundreds.
+            torch._foreach_lerp_([self.average[name] for name in numbers], [now[name] for name in numbers], share)
+            for name in now.keys() - set(numbers):
+                self.average[name].copy_(now[name])
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Put the average in the weights' place."""

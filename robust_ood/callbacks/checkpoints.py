@@ -63,6 +63,12 @@ class Checkpoints(Checkpoint):
     # When
     # ----------------------------------------------------------------------------------------------------------------
 
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Remove the curves of the run that a new one replaces, before its logger opens a file beside them."""
+        if not self._resumed and _writes(trainer) and trainer.is_global_zero:
+            for path in Path(trainer.default_root_dir).glob("events.out.tfevents.*"):
+                path.unlink()
+
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Begin a run's files, or take them up where the checkpoint left them."""
         self._step, self._due, self._written = trainer.global_step, False, time.monotonic()

@@ -19,9 +19,11 @@ from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
 from robust_ood.evaluation.scores import attacked_scores, clean_scores, correct
 from robust_ood.metrics import AUROC, FPR95
+from robust_ood.randomness import generator
 from robust_ood.training import Method
 
 Specs = list[str | dict[str, Any]]
+_FIT = 2000  # images of each kind that detectors are fitted on
 
 
 class RobustValidation(Callback):
@@ -40,8 +42,8 @@ class RobustValidation(Callback):
         detectors: names, or mappings with a name and settings, as in an evaluation config; or detectors by label, built
             on the network that is trained. None given: no robust validation.
         attacks: likewise.
-        every_n_epochs: validate robustly after every so many epochs, >= 1, and after the last.
-        limit: images of each set, >= 1.
+        every_n_epochs: validate robustly after every so many epochs, >= 1, and after the last of `max_epochs`.
+        limit: images of each set, drawn once, >= 1.
     """
 
     logs = ("val/robust_auroc",)
@@ -56,6 +58,13 @@ class RobustValidation(Callback):
         for field, value in (("every_n_epochs", every_n_epochs), ("limit", limit)):
             if value < 1:
                 raise UserError(f"robust_validation.{field}: {value} is not >= 1")
+        for field, given, method in (("detectors", detectors, "surrogate"), ("attacks", attacks, "on_score")):
+            for label, one in given.items() if isinstance(given, Mapping) else ():
+                if not hasattr(one, method):
+                    raise UserError(
+                        f"robust_validation.{field}: {label!r} is {one!r}; a config gives a list of names, or of "
+                        "mappings with a name and settings"
+                    )
         self.detector_specs = detectors or []
         built = attacks if isinstance(attacks, Mapping) else attack_registry.build_all(attacks or [])
         self.attacks: dict[str, Any] = dict(built)
@@ -87,7 +96,7 @@ class RobustValidation(Callback):
         """Return the numbers to log, by name."""
         data, device = _data(trainer), module.device
         inliers, outliers = data.inliers("validation"), data.validation_ood_sets()
-        self._fit(data, device)
+        self._fit(trainer, data, device)
         scores = {images.name: self._scores(trainer, data, images, inliers, device) for images in (inliers, *outliers)}
         values: dict[str, float] = {}
         worst = []
@@ -112,11 +121,11 @@ class RobustValidation(Callback):
         values["val/robust_auroc"] = sum(worst) / len(worst)
         return values
 
-    def _fit(self, data: OODData, device: torch.device) -> None:
-        """Fit the detectors on some images of each kind, the same in every process."""
+    def _fit(self, trainer: Trainer, data: OODData, device: torch.device) -> None:
+        """Fit the detectors on some images of each kind, of which each process reads its share."""
 
         def some(images: ImageSet) -> EvaluationLoader:
-            return EvaluationLoader(images, batch_size=data.evaluation_batch_size, limit=2000)
+            return self._loader(trainer, data, images, _FIT)
 
         exposed = data.outliers()
         for detector in self._detectors.values():
@@ -153,11 +162,12 @@ class RobustValidation(Callback):
             mean.update(correct(module.net, loader, attack, module.device).float().to(module.device))
         return float(mean.compute())
 
-    def _loader(self, trainer: Trainer, data: OODData, images: ImageSet) -> EvaluationLoader:
+    def _loader(self, trainer: Trainer, data: OODData, images: ImageSet, limit: int | None = None) -> EvaluationLoader:
+        """Return the loader of this process's share of some images, drawn once: a set may be sorted by class."""
+        chosen = torch.randperm(len(images), generator=generator(0, "robust validation"))[: limit or self.limit]
         return EvaluationLoader(
-            images,
+            images.subset(chosen.sort().values.numpy()),
             batch_size=data.evaluation_batch_size,
-            limit=self.limit,
             rank=trainer.global_rank,
             world=trainer.world_size,
         )

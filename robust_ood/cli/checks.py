@@ -24,6 +24,16 @@ def check_classes(net: nn.Module, data: OODData, part: Literal["train", "validat
 
 def check_trainer(trainer: Trainer, settings: Mapping[str, Any]) -> None:
     """Refuse what Lightning would do otherwise, or not at all, on the machine at hand."""
+    if settings["logger"] is not None:
+        raise UserError("trainer.logger: a run logs to TensorBoard and to metrics.csv in its folder; leave it out")
+    if settings["default_root_dir"] is not None:
+        raise UserError("trainer.default_root_dir: the run folder is --output; leave it out")
+    if settings["accumulate_grad_batches"] < 1:
+        raise UserError(f"trainer.accumulate_grad_batches: {settings['accumulate_grad_batches']} is not >= 1")
+    if str(settings["precision"]) in ("16-true", "bf16-true"):
+        raise UserError(
+            f"trainer.precision: {settings['precision']} would round the weights themselves; take bf16-mixed"
+        )
     cpu = trainer.strategy.root_device.type == "cpu"
     if cpu and settings["sync_batchnorm"] and trainer.world_size > 1:
         raise UserError(

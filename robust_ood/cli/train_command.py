@@ -12,12 +12,21 @@ from typing import Any
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError  # type: ignore[attr-defined]
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
-from robust_ood.callbacks import Averaging, Checkpoints, Dashboard, Guards, MetricsFile, RobustValidation, Stopped
+from robust_ood.callbacks import (
+    Averaging,
+    Checkpoints,
+    Dashboard,
+    Diverged,
+    Guards,
+    MetricsFile,
+    RobustValidation,
+    Stopped,
+)
 from robust_ood.cli.checks import check_classes, check_resumable, check_trainer
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.messages import explain, one_line, option_names, user_errors
@@ -27,6 +36,7 @@ from robust_ood.cli.resume import first_process, newest_checkpoint, refuse_chang
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
 from robust_ood.errors import UserError
+from robust_ood.evaluation.results import replace_file
 from robust_ood.models import load_weights, read_checkpoint
 from robust_ood.training import Method
 
@@ -59,7 +69,12 @@ class TrainingCLI(LightningCLI):
         parser.add_subclass_arguments(
             nn.Module, "net", required=True, instantiate=False, help="classifier, images in [0, 1] to logits"
         )
-        parser.add_argument("--init_from", type=Path | None, default=None, help="fine-tune: begin with its weights")
+        parser.add_argument(
+            "--init_from",
+            type=Path | None,
+            default=None,
+            help="fine-tune: begin with its weights",
+        )
         parser.add_argument("--resume_changed", type=bool, default=False, help="resume though settings differ")
         parser.add_lightning_class_args(RobustValidation, "robust_validation")
         parser.add_lightning_class_args(Guards, "guards")
@@ -92,8 +107,6 @@ class TrainingCLI(LightningCLI):
         config.output = Path(config.output or Path("runs") / config.experiment)
         if config.ckpt_path == "last":
             config.ckpt_path = str(newest_checkpoint(config.output))
-        if config.ckpt_path is not None and config.init_from is not None:
-            raise UserError("init_from: given together with ckpt_path; one begins a run, the other continues one")
         self.checkpoint = None if config.ckpt_path is None else read_checkpoint(Path(config.ckpt_path))
         if self.subcommand == "fit":
             check_writable(config.output)
@@ -115,7 +128,7 @@ class TrainingCLI(LightningCLI):
             return super().instantiate_trainer(
                 default_root_dir=str(folder), logger=loggers if logging_wanted else False, **kwargs
             )
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, ValueError, ImportError) as error:
             raise UserError(f"trainer: {one_line(str(error))}") from error
 
     def before_fit(self) -> None:
@@ -126,7 +139,11 @@ class TrainingCLI(LightningCLI):
         check_classes(self.model.net, self.datamodule, "train")
         if self.model.needs_outliers and self.datamodule.outliers() is None:
             raise UserError(f"data.outliers: not given, and {type(self.model).__name__} trains with outliers")
-        if self.config.fit.init_from is not None:
+        if self.model.needs_outliers and not self.datamodule.outlier_batch_size:
+            raise UserError(f"data.outlier_batch_size: is 0, and {type(self.model).__name__} trains with outliers")
+        if not self.model.needs_outliers:
+            self.datamodule.outlier_batch_size = 0  # what nobody reads is not loaded either
+        if self.config.fit.init_from is not None and self.checkpoint is None:
             load_weights(self.model.net, Path(self.config.fit.init_from))
         self._dump_config()
         settings = yaml.safe_load(yaml.safe_dump(self.config_dump))
@@ -137,8 +154,12 @@ class TrainingCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, (Checkpoints, Dashboard)):
                 callback.config = settings
-        if not self._trial and self.trainer.is_global_zero:
-            self._write_config(Path(self.trainer.default_root_dir))
+        self.made_folder = not Path(self.trainer.default_root_dir).exists()
+        if not self._trial:
+            # Resolved: what the files include is in it already, and how it was resumed is not part of the experiment.
+            left_out = ("include", "ckpt_path", "resume_changed")
+            kept = {name: value for name, value in self.config_dump.items() if name not in left_out}
+            self.trainer.callbacks.append(KeepConfig(yaml.safe_dump(kept, sort_keys=False)))  # type: ignore[attr-defined]
 
     def before_validate(self) -> None:
         """Load the checkpoint's weights, all of them or none."""
@@ -156,8 +177,9 @@ class TrainingCLI(LightningCLI):
             settings["weights_only"] = True
         try:
             self._guard(self.trainer.fit, **settings)
-        except UserError:
-            if self.made_folder and not list(folder.glob("*.ckpt")):
+        except UserError as error:
+            diverged = isinstance(error, Diverged)  # its metrics show how
+            if self.made_folder and not diverged and not list(folder.glob("*.ckpt")):
                 shutil.rmtree(folder)
             raise
         if self.trainer.is_global_zero and (folder / "last.ckpt").exists() and not self._trial:
@@ -175,8 +197,12 @@ class TrainingCLI(LightningCLI):
     def _guard(run: Callable[..., Any], **settings: Any) -> None:
         try:
             run(**settings)
-        except MisconfigurationException as error:
-            raise UserError(f"trainer: {one_line(str(error))}") from error
+        except UserError:
+            raise
+        except Exception as error:
+            if isinstance(error, MisconfigurationException) or _refused_by_lightning(error):
+                raise UserError(f"trainer: {one_line(str(error))}") from error
+            raise
 
     @property
     def _trial(self) -> bool:
@@ -188,14 +214,28 @@ class TrainingCLI(LightningCLI):
             raise UserError("ckpt_path: not given; a checkpoint to read is wanted, or 'last' for the run folder's own")
         load_weights(self.model.net, self.checkpoint, source=self.config[self.subcommand].ckpt_path)
 
-    def _write_config(self, folder: Path) -> None:
-        self.made_folder = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        # Resolved: what the files include is in it already, and what was resumed is not part of the experiment.
-        kept = {name: value for name, value in self.config_dump.items() if name not in ("include", "ckpt_path")}
-        (folder / "config.yaml").write_text(yaml.safe_dump(kept, sort_keys=False))
-
     made_folder = False
+
+
+class KeepConfig(Callback):
+    """Writes the resolved configuration once training begins: a mistake found before leaves an older run's alone."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Write `config.yaml`."""
+        if trainer.is_global_zero:
+            replace_file(Path(trainer.default_root_dir) / "config.yaml", self.text)
+
+
+def _refused_by_lightning(error: Exception) -> bool:
+    """Return whether Lightning itself raised this, about its own settings, and not something that it called."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+    return name.startswith(("pytorch_lightning.", "lightning_fabric."))
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robust_ood.data.augment import crop_and_flip
 from robust_ood.data.loaders import EvaluationLoader, TrainingLoader, to_float
-from robust_ood.data.named import MEMORY_LIMIT, load_set, origin
+from robust_ood.data.named import MEMORY_LIMIT, load_set, origin, part_of
 from robust_ood.data.reading import Batch, Reading
 from robust_ood.data.sets import ImageSet
 from robust_ood.data.spec import SetSpec
@@ -231,10 +231,11 @@ class OODData(LightningDataModule):
     def _refuse_overlap(self) -> None:
         """Refuse a set that a method is both trained or tuned on and tested on."""
         seen = {origin(spec, self.root): "outliers" for spec in (self.names["outliers"],) if spec is not None}
-        tuned = {str(spec) for spec in self.validation_ood}
+        tuned = {part_of(spec, self.root) for spec in self.validation_ood}
         for group, specs in (("near", self.near), ("far", self.far)):
             for spec in specs:
-                field = seen.get(origin(spec, self.root), "validation_ood" if str(spec) in tuned else None)
+                also_tuned = "validation_ood" if part_of(spec, self.root) in tuned else None
+                field = seen.get(origin(spec, self.root), also_tuned)
                 if field is not None:
                     name = spec if isinstance(spec, str) else spec.source
                     raise UserError(

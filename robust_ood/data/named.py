@@ -72,6 +72,15 @@ def origin(spec: str | SetSpec, root: Path) -> str:
     return str(path.resolve()) if path is not None else source
 
 
+def part_of(spec: str | SetSpec, root: Path) -> str:
+    """Return what two names of the same images have in common: as `origin`, but another part is another set."""
+    source = spec if isinstance(spec, str) else spec.source
+    if source in EMBEDDED or source.partition("/")[0] not in CATALOGUE:
+        return origin(spec, root)
+    entry, part = find_part(source, CATALOGUE)
+    return f"{entry.name}/{part}"
+
+
 def has_any_size(source: str, root: Path) -> bool:
     """Return whether a source's images may have any size, so that whoever reads them has to state one."""
     if source in EMBEDDED:

@@ -39,6 +39,6 @@ class Watch(Rule):
 
         return step
 
-    def finding(self, values: Tensor) -> Finding:
-        """Return what happened, given the values `(steps + 1, N)` at each iterate."""
-        return Finding((values[-1] < values[0]).float().mean().item(), torch.stack(self.zeros).mean().item())
+    def finding(self, before: Tensor, after: Tensor) -> Finding:
+        """Return what happened, given the values `(N,)` at the start and at the end."""
+        return Finding((after < before).float().mean().item(), torch.stack(self.zeros).mean().item())

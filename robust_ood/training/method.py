@@ -6,8 +6,10 @@ schedule, joint attack batch, random draws, logging - is here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any, Literal
 
 import torch
@@ -66,6 +68,8 @@ class Method(LightningModule):
             raise UserError(f"outlier_weight: {outlier_weight} is negative or NaN; a number >= 0 is wanted")
         if attack_mode not in ("eval", "train"):
             raise UserError(f"attack_mode: {attack_mode!r} is neither 'eval' nor 'train'")
+        for field, attack in (("inlier_attack", inlier_attack), ("outlier_attack", outlier_attack)):
+            _refuse_ignored(field, attack)
         self.net = net.to(memory_format=torch.channels_last)
         self.inlier_attack, self.outlier_attack = inlier_attack, outlier_attack
         self.outlier_weight, self.attack_mode = outlier_weight, attack_mode
@@ -141,7 +145,7 @@ class Method(LightningModule):
             batch: the batch they are from, which keys the random start with this process's rank.
             purpose: what the search is for, in words: a key of the random start, and its name in warnings.
         """
-        start = attack.region.sample(images, self.draws(purpose, batch)) if attack.random_start else None
+        start = attack.region.sample(images, self.draws(purpose, batch)) if attack.random_start else images
         watch = Watch(attack.rule) if self.inspecting else None
         with mode(self.net, training=self.attack_mode == "train"), _frozen(self.net, self.compiled):
             found = minimize(
@@ -153,10 +157,12 @@ class Method(LightningModule):
                 rule=watch or attack.rule,
                 start=start,
                 keep="last",
-                trace=self.inspecting,
             )
-        if watch is not None and found.trace is not None:
-            self.findings[purpose] = watch.finding(found.trace.values)
+        if watch is not None:
+            # In eval mode and without gradient: to be looked at must not change the run.
+            with mode(self.net, training=False), torch.no_grad():
+                before, after = goal(self.net(start)), goal(self.net(found.images))
+            self.findings[purpose] = watch.finding(before, after)
         return found.images
 
     def logits(self, *parts: Tensor) -> tuple[Tensor, ...]:
@@ -222,7 +228,10 @@ class Method(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its per-step schedule."""
-        return self.optimization.configure(self.net, int(self.trainer.estimated_stepping_batches))
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise UserError("trainer.max_epochs: the learning rate follows the run to its end; give that or max_steps")
+        return self.optimization.configure(self.net, int(steps))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the checkpoint say what made it: an evaluation can then build the network without a config."""
@@ -240,6 +249,18 @@ class Method(LightningModule):
             assert isinstance(mean, MeanMetric)
             mean.update(values)
             self.log(name, mean, prog_bar=name.endswith("accuracy"))
+
+
+def _refuse_ignored(field: str, attack: PGD | None) -> None:
+    """Refuse settings of an in-loop attack that have no effect there, rather than ignore them."""
+    ignored = ("restarts", "objective", "loss", "keep", "noise", "noise_draws", "seed", "precision")
+    defaults = {one.name: one.default for one in fields(PGD)}
+    for name in ignored if attack is not None else ():
+        if getattr(attack, name) != defaults[name]:
+            raise UserError(
+                f"{field}.{name}: has no effect while training, where an attack is one run to its last iterate; "
+                "leave it out"
+            )
 
 
 def _joint(first: Objective, second: Objective, size: int) -> Objective:

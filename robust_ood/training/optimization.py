@@ -75,7 +75,21 @@ class SGD:
             weight_decay=self.weight_decay,
         )
         whole = max(total_steps, 1)  # `max_steps: 0` is a run, too
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.rate(min(step / whole, 1.0)) / self.learning_rate
-        )
+        scheduler = _Course(optimizer, lambda step: self.rate(min(step / whole, 1.0)) / self.learning_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class _Course(torch.optim.lr_scheduler.LambdaLR):
+    """A schedule that goes on where a checkpoint left it under the settings of this run, not those in the checkpoint.
+
+    They are the same unless the user says otherwise. Lightning restores the optimiser first.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore how far the run is."""
+        super().load_state_dict(state_dict)
+        settings = self.optimizer.defaults
+        self.base_lrs = [settings["lr"] for _ in self.base_lrs]
+        for group, course in zip(self.optimizer.param_groups, self.lr_lambdas, strict=True):
+            group.update(settings, initial_lr=settings["lr"], lr=settings["lr"] * course(self.last_epoch))
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]

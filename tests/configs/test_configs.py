@@ -179,7 +179,7 @@ def test_validation_sees_no_test_and_no_training_set(path):
 
 @pytest.mark.parametrize("path", files("base"))
 def test_base(path, capsys):
-    base = parsed(capsys, *file("experiments", "digits_standard"), "-c", str(path))
+    base = parsed(capsys, *file("experiments", "digits_aloe"), "-c", str(path))
     assert holds(base, yaml.safe_load(path.read_text()))
 
 

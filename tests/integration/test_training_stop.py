@@ -97,11 +97,44 @@ def test_another_method_can_fine_tune(experiment, trained_run, tmp_path):
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["method"] == "SafeSpotAware"
 
 
-def test_fine_tuning_is_not_resuming(capsys, experiment, trained_run, tmp_path):
-    place = str(trained_run / "last.ckpt")
-    arguments = ["fit", "-c", str(experiment), "--ckpt_path", place, "--init_from", place]
-    assert cli.train([*arguments, "--output", str(tmp_path / "run")]) == 2
-    assert capsys.readouterr().err.startswith("error: init_from: given together with ckpt_path")
+def test_a_fine_tuned_run_goes_on_with_its_own_config(experiment, trained_run, tmp_path):
+    folder = tmp_path / "run"
+    arguments = ["fit", "-c", str(experiment), "--output", str(folder), "--init_from", str(trained_run / "last.ckpt")]
+    assert cli.train([*arguments, "--trainer.max_steps", "2"]) == 0
+    tuned = weights(folder / "last.ckpt")
+    assert cli.train(["fit", "-c", str(folder / "config.yaml"), "--ckpt_path", "last"]) == 0
+    assert all(torch.equal(value, tuned[name]) for name, value in weights(folder / "last.ckpt").items())
+    assert cli.train(["test", "-c", str(folder / "config.yaml"), "--ckpt_path", "last"]) == 0
+
+
+def test_a_run_goes_on_under_the_new_settings_where_that_is_wanted(experiment, own_run):
+    changed = ["--model.optimization.learning_rate", "0.01", "--model.optimization.schedule", "constant"]
+    changed += ["--model.optimization.weight_decay", "0.3", "--resume_changed", "true"]
+    before = torch.load(own_run / "last.ckpt", weights_only=True)["global_step"]
+    arguments = ["fit", "-c", str(experiment), "--output", str(own_run), "--ckpt_path", "last"]
+    longer = ["--trainer.max_steps", str(before + 1), "--trainer.max_epochs", "99"]
+    assert cli.train([*arguments, *changed, *longer]) == 0
+    content = torch.load(own_run / "last.ckpt", weights_only=True)
+    (group,) = content["optimizer_states"][0]["param_groups"]
+    assert (group["lr"], group["weight_decay"]) == (0.01, 0.3)
+    assert content["lr_schedulers"][0]["base_lrs"] == [0.01]
+    assert "resume_changed" not in (own_run / "config.yaml").read_text()
+
+
+def test_a_mistake_leaves_the_config_of_an_older_run_alone(capsys, experiment, own_run):
+    before = (own_run / "config.yaml").read_text()
+    wrong = ["--robust_validation.detectors", "[msp]", "--data.batch_size", "8"]
+    assert cli.train(["fit", "-c", str(experiment), "--output", str(own_run), *wrong]) == 2
+    assert (own_run / "config.yaml").read_text() == before
+
+
+def test_a_new_run_leaves_no_curves_of_the_old_one(experiment, own_run):
+    old = {path.name for path in own_run.glob("events.out.tfevents.*")}
+    assert cli.train(["fit", "-c", str(experiment), "--output", str(own_run), "--trainer.max_steps", "1"]) == 0
+    new = {path.name for path in own_run.glob("events.out.tfevents.*")}
+    assert old
+    assert new
+    assert not old & new
 
 
 def test_resuming_under_other_settings_names_them_all(capsys, experiment, own_run):

@@ -168,6 +168,8 @@ def test_a_torch_data_set_that_fails(monkeypatch, tmp_path):
         {"outliers": "tinyimagenet/train", "near": ["tinyimagenet"]},
         {"outliers": "photographs/test", "far": ["photographs/test"]},
         {"validation_ood": ["pool"], "far": ["pool"]},
+        {"validation_ood": ["pool"], "far": [SetSpec("pool", name="other")]},
+        {"validation_ood": ["svhn"], "near": ["svhn/test"]},
     ],
 )
 def test_outliers_that_are_also_a_test_are_refused_unless_forced(root, settings):

@@ -202,6 +202,19 @@ def test_an_attack_in_float16_finds_gradients_that_float16_cannot_hold(make_net,
     assert ((attacked - batch.images).abs() > 0).float().mean() > 0.8  # the others are at 0 or 1 and would leave
 
 
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_an_attack_that_is_looked_at_takes_the_same_step(make_net, batches, mode):
+    states = []
+    for inspecting in (False, True):
+        net = make_net(dtype=torch.float32).train()
+        method = ALOE(net, ATTACK, ATTACK, attack_mode=mode)
+        method.inspecting = inspecting
+        descend(method, batches)
+        states.append(net.state_dict())
+        assert bool(method.findings) == inspecting
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
 def test_a_compiled_method_takes_the_same_steps_and_attacks_a_frozen_network(make_net, batches, monkeypatch):
     """`aot_eager` captures forward and backward graphs as the default backend does, without generating code."""
     plain = descend(ALOE(make_net(dtype=torch.float32).train(), ATTACK, ATTACK), batches)
