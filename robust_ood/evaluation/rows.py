@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -55,18 +55,16 @@ class Table:
         found = [cell for cell in cells if cell is not None]
         return _joined(found) if len(found) == len(cells) else None
 
-    def rows(self) -> list[tuple[Row, Tensor, Tensor]]:
-        """Return the rows of all detectors, each with its ID and OOD scores; those of averages are empty."""
-        rows = []
+    def rows(self) -> Iterator[tuple[Row, Tensor, Tensor]]:
+        """Yield the rows of all detectors, each with its ID and OOD scores; those of averages are empty."""
         places = range(len(self.sets))
         for name in self.plan.subject.detectors:
             clean = [self.column(name, "none", place) for place in places]
-            rows += self._with_means(self._compare(name, "none", "none", clean, clean, clean))
+            yield from self._with_means(self._compare(name, "none", "none", clean, clean, clean))
             for label in self.attacks:
                 hit = [self.column(name, label, place) for place in places]
                 for attacked, inliers, outliers in (("in", hit, clean), ("out", clean, hit), ("both", hit, hit)):
-                    rows += self._with_means(self._compare(name, label, attacked, clean, inliers, outliers))
-        return rows
+                    yield from self._with_means(self._compare(name, label, attacked, clean, inliers, outliers))
 
     def accuracies(self) -> list[Accuracy]:
         """Return the accuracy, clean and under each attack."""

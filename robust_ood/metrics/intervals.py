@@ -9,7 +9,7 @@ from torch import Tensor
 from robust_ood.errors import UserError
 from robust_ood.metrics.counts import Counts, count
 
-_CHUNK = 2**18  # scores resampled at a time: little enough for the cache, and for any memory
+_CHUNK = 2**16  # scores resampled at a time: little enough for the cache, and for any memory
 
 
 def bootstrap_intervals(
