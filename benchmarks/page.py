@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from robust_ood.evaluation.results import replace_file
+from robust_ood.writing import replace_file
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"--root": "ARRAYS", "--data": "ARRAYS"}  # others are called as their option is

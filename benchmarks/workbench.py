@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood.data import load_set, to_float
-from robust_ood.evaluation.results import replace_file
 from robust_ood.models import ThinResNet, load_network, load_weights
+from robust_ood.writing import replace_file
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what the ResNet-20's weights were trained with
 NEAR, FAR = ("cifar100_test", "tinyimagenet_val"), ("svhn_test", "dtd10", "miniplaces_test")

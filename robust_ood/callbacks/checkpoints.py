@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from robust_ood.callbacks.metrics_file import MetricsFile
 from robust_ood.callbacks.signals import Signals, Stopped
 from robust_ood.errors import UserError
+from robust_ood.writing import in_place_of
 
 
 class Checkpoints(Checkpoint):
@@ -193,13 +194,12 @@ def recent(folder: Path) -> list[Path]:
 
 def _same_file(source: Path, target: Path) -> None:
     """Let `target` be a second name of `source`, or a copy where the file system has no hard links."""
-    partial = target.with_name(f".{target.name}.partial")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(source, partial)
-    except OSError:
-        shutil.copyfile(source, partial)
-    os.replace(partial, target)
+    with in_place_of(target) as partial:
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(source, partial)
+        except OSError:
+            shutil.copyfile(source, partial)
 
 
 def _writes(trainer: Trainer) -> bool:

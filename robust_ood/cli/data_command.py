@@ -23,6 +23,7 @@ from robust_ood.data.overlap import Overlap, overlap
 from robust_ood.data.preview import save_contact_sheet
 from robust_ood.data.unpack import unpack
 from robust_ood.errors import UserError
+from robust_ood.writing import in_place_of
 
 
 def parser() -> ArgumentParser:
@@ -211,12 +212,10 @@ def _size(root: Path, *names: str) -> int | None:
 
 def _write(path: Path, field: str, write: Callable[[Any], None]) -> None:
     """Write a text file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", newline="") as file:
+        with in_place_of(path) as partial, partial.open("w", newline="") as file:
             write(file)
-        os.replace(partial, path)
     except OSError as error:
         raise UserError(f"{field}: cannot write {path} ({error.strerror})") from error
 

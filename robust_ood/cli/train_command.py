@@ -36,9 +36,9 @@ from robust_ood.cli.resume import first_process, newest_checkpoint, refuse_chang
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
 from robust_ood.errors import UserError
-from robust_ood.evaluation.results import replace_file
 from robust_ood.models import load_weights, read_checkpoint
 from robust_ood.training import Method
+from robust_ood.writing import replace_file
 
 COMMANDS = ("fit", "validate", "test")
 

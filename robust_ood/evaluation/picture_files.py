@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robust_ood.errors import UserError
+from robust_ood.writing import replace_file
 
 Arrays = Mapping[str, NDArray[Any]]
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
@@ -50,9 +50,7 @@ def write_picture(folder: Path, picture: Picture) -> Path:
     content = io.BytesIO()
     arrays: dict[str, Any] = {**picture.arrays, "picture": np.array(json.dumps(about))}
     np.savez_compressed(content, **arrays)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content.getvalue())
-    os.replace(partial, path)
+    replace_file(path, content.getvalue())
     return path
 
 

@@ -25,6 +25,7 @@ from robust_ood.evaluation.records import (
     Summary,
     Wins,
 )
+from robust_ood.writing import replace_file
 
 SCHEMA = 1
 T = TypeVar("T")
@@ -118,13 +119,6 @@ def describe_environment(settings: Mapping[str, Any]) -> dict[str, Any]:
         "versions": {name: version(name) for name in packages},
         **settings,
     }
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old or the new content and nothing between."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:

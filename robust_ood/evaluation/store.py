@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from robust_ood.errors import UserError
+from robust_ood.writing import replace_file
 
 LAYOUT = 1
 Arrays = Mapping[str, NDArray[Any]]
@@ -107,7 +107,7 @@ class FolderStore(Store):
         content = io.BytesIO()
         arrays: dict[str, Any] = {**cell.arrays, "about": np.array(json.dumps({**cell.about, "key": key}))}
         np.savez(content, **arrays)
-        self._replace(self._file(key), content.getvalue())
+        replace_file(self._file(key), content.getvalue())
 
     @contextmanager
     def claim(self, name: str, *, wait: bool) -> Iterator[bool]:
@@ -136,15 +136,9 @@ class FolderStore(Store):
         locks = self.folder / "locks"
         if not locks.is_dir():  # made last, so that who sees it sees the rest
             (self.folder / "cells").mkdir(parents=True, exist_ok=True)
-            self._replace(self.folder / "store.json", json.dumps({"layout": LAYOUT}).encode())
+            replace_file(self.folder / "store.json", json.dumps({"layout": LAYOUT}))
             locks.mkdir(exist_ok=True)
         return locks
-
-    @staticmethod
-    def _replace(path: Path, content: bytes) -> None:
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_bytes(content)
-        os.replace(partial, path)
 
     def _check_layout(self) -> None:
         path = self.folder / "store.json"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from robust_ood.errors import UserError
 from robust_ood.models.checkpoints import load_weights, read_checkpoint
 from robust_ood.models.description import describe, rebuild
+from robust_ood.writing import in_place_of, replace_file
 
 DESCRIPTION = "network.json"
 SCHEMA = 1
@@ -63,9 +63,9 @@ def export(
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _whole(folder / str(about["weights"]), _saver(format, state))
-        text = json.dumps(about, indent=2) + "\n"
-        _whole(folder / DESCRIPTION, lambda path: path.write_text(text))
+        with in_place_of(folder / str(about["weights"])) as partial:
+            _saver(format, state)(partial)
+        replace_file(folder / DESCRIPTION, json.dumps(about, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"output: cannot write into {folder} ({error.strerror or error})") from error
     return folder
@@ -125,12 +125,3 @@ def _saver(format: str, state: dict[str, Tensor]) -> Callable[[Path], Any]:  # n
     except ImportError as error:
         raise UserError("format: safetensors needs the package safetensors; pip install safetensors") from error
     return lambda path: save_file(state, path)
-
-
-def _whole(path: Path, write: Callable[[Path], Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

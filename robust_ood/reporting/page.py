@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -14,12 +13,12 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from robust_ood.errors import UserError
-from robust_ood.evaluation.results import replace_file
 from robust_ood.reporting import gallery, summary, tables
 from robust_ood.reporting.comparison import comparisons
 from robust_ood.reporting.definitions import DEFINITIONS
 from robust_ood.reporting.figures import Figure
 from robust_ood.reporting.source import Source, read
+from robust_ood.writing import replace_file
 
 
 class Section(NamedTuple):
@@ -54,7 +53,7 @@ def write(folders: Sequence[Path], output: Path | None = None, *, tensorboard: b
     beside.mkdir(parents=True, exist_ok=True)
     figures = [*radius, *(figure for section in sections for figure in section.figures)]
     for figure in figures:
-        _replace(beside / f"{figure.name}.png", figure.png)
+        replace_file(beside / f"{figure.name}.png", figure.png)
         replace_file(beside / f"{figure.name}.csv", figure.csv())
     replace_file(path, page(source, radius, sections, beside.name))
     if tensorboard:
@@ -134,9 +133,3 @@ def _facts(environment: dict[str, object]) -> list[tuple[str, str, bool]]:
 
 def _resource(name: str) -> str:
     return files("robust_ood.reporting").joinpath("template").joinpath(name).read_text(encoding="utf-8")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
