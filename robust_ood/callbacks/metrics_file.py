@@ -38,7 +38,7 @@ class MetricsFile(Logger):
 
     @property
     def version(self) -> str:
-        """None: a folder holds one run."""
+        """Empty: a folder holds one run."""
         return ""
 
     @rank_zero_only

@@ -1,4 +1,4 @@
-"""The commands: `train` (fit, validate, test), `evaluate`, `data`, `export`; `main` dispatches `robust-ood COMMAND`.
+"""The commands: `train` (fit, validate, test), `evaluate`, `report`, `data`, `export`; `main` for `robust-ood COMMAND`.
 
 A user's mistake, wherever it is noticed, ends here as one line and exit code 2.
 """

@@ -52,8 +52,10 @@ def overlap(first: ImageSet, second: ImageSet, distance: int = 4, workers: int =
         workers: processes that read images that are not in memory.
 
     Raises:
-        UserError: sets of different sizes.
+        UserError: sets of different sizes, a distance above 63.
     """
+    if distance > 63:
+        raise UserError(f"distance: {distance} is more than the 63 bits of a hash")
     if first.image_shape != second.image_shape:
         raise UserError(
             f"overlap: images are {first.image_shape} in {first.name} and {second.image_shape} in {second.name}"

@@ -56,7 +56,7 @@ class SafeSpotAware(Method):
         )
         if not safe_spot_weight >= 0:
             raise UserError(f"safe_spot_weight: {safe_spot_weight} is not >= 0")
-        self.spot_search, self.attack, self.safe_spot_weight = spot_search, inlier_attack, safe_spot_weight
+        self.spot_search, self.safe_spot_weight = spot_search, safe_spot_weight
 
     @property
     def needs_outliers(self) -> bool:
@@ -84,4 +84,7 @@ class SafeSpotAware(Method):
     def from_safe_spots(self, images: Tensor, targets: Tensor, batch: Batch) -> Tensor:
         """Return images attacked, away from their target classes, from where these were found to be safest."""
         spots = self.search(self.spot_search, lambda z: losses.cross_entropy(z, targets), images, batch, "safe spots")
-        return self.search(self.attack, lambda z: -losses.cross_entropy(z, targets), spots, batch, "attack safe spots")
+        assert self.inlier_attack is not None  # the constructor takes no None
+        return self.search(
+            self.inlier_attack, lambda z: -losses.cross_entropy(z, targets), spots, batch, "attack safe spots"
+        )

@@ -190,10 +190,8 @@ def test_evaluation(path, root, tmp_path, capsys):
     state = {f"net.{name}": value for name, value in net.state_dict().items()}
     torch.save({"state_dict": state, "network": describe(net)}, checkpoint)
     arguments = ["-c", str(path), "--checkpoint", str(checkpoint), "--output", str(tmp_path / "out")]
-    assert (
-        cli.evaluate([*arguments, "--limit", "2", "--device", "cpu", "--checks", "false", *write_arrays(path, root)])
-        == 0
-    )
+    quick = ["--limit", "2", "--device", "cpu", "--checks", "false", "--figures", "false", "--report", "false"]
+    assert cli.evaluate([*arguments, *quick, *write_arrays(path, root)]) == 0
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     asked = yaml.safe_load(path.read_text())
     sets = [name for content in included(path) for name in content.get("data", {}).get("far", [])]
