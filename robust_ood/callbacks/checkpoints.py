@@ -55,6 +55,8 @@ class Checkpoints(Checkpoint):
         self.keep, self.keep_every_n_steps, self.monitor = keep, keep_every_n_steps, monitor
         self.config: dict[str, Any] = {}
         """The run's resolved configuration, which each checkpoint carries."""
+        self.replaced: list[Path] = []
+        """Further files in the folder that are of an older run: a new one removes them when it begins."""
         self.best: float | None = None
         self._signals = Signals()
         self._step, self._due, self._resumed, self._written = 0, False, False, time.monotonic()
@@ -64,12 +66,6 @@ class Checkpoints(Checkpoint):
     # When
     # ----------------------------------------------------------------------------------------------------------------
 
-    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Remove the curves of the run that a new one replaces, before its logger opens a file beside them."""
-        if not self._resumed and _writes(trainer) and trainer.is_global_zero:
-            for path in Path(trainer.default_root_dir).glob("events.out.tfevents.*"):
-                path.unlink()
-
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Begin a run's files, or take them up where the checkpoint left them."""
         self._step, self._due, self._written = trainer.global_step, False, time.monotonic()
@@ -77,6 +73,8 @@ class Checkpoints(Checkpoint):
             for stale in ("last*.ckpt", "best.ckpt", "step-*.ckpt"):
                 for path in Path(trainer.default_root_dir).glob(stale):
                     path.unlink()
+            for path in self.replaced:
+                path.unlink(missing_ok=True)
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
                 logger.truncate(self._rows)

@@ -123,6 +123,7 @@ class TrainingCLI(LightningCLI):
         logging_wanted = self.subcommand == "fit" and not config["fast_dev_run"]
         # What a killed run logged after its checkpoint is logged again.
         purged = None if self.checkpoint is None else int(self.checkpoint.get("global_step", 0))
+        self.old_curves = list(folder.glob("events.out.tfevents.*"))
         loggers = [TensorBoardLogger(str(folder), name="", version="", purge_step=purged), MetricsFile(folder)]
         try:
             return super().instantiate_trainer(
@@ -145,8 +146,7 @@ class TrainingCLI(LightningCLI):
             self.datamodule.outlier_batch_size = 0  # what nobody reads is not loaded either
         if self.config.fit.init_from is not None and self.checkpoint is None:
             load_weights(self.model.net, Path(self.config.fit.init_from))
-        self._dump_config()
-        settings = yaml.safe_load(yaml.safe_dump(self.config_dump))
+        settings = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False, skip_none=False))["fit"]
         if self.checkpoint is not None:
             check_resumable(self.checkpoint, self.config.fit.ckpt_path, self.model.net)
             if not self.config.fit.resume_changed:
@@ -154,11 +154,13 @@ class TrainingCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, (Checkpoints, Dashboard)):
                 callback.config = settings
+            if isinstance(callback, Checkpoints):
+                callback.replaced = self.old_curves
         self.made_folder = not Path(self.trainer.default_root_dir).exists()
         if not self._trial:
             # Resolved: what the files include is in it already, and how it was resumed is not part of the experiment.
             left_out = ("include", "ckpt_path", "resume_changed")
-            kept = {name: value for name, value in self.config_dump.items() if name not in left_out}
+            kept = {name: value for name, value in settings.items() if name not in left_out}
             self.trainer.callbacks.append(KeepConfig(yaml.safe_dump(kept, sort_keys=False)))  # type: ignore[attr-defined]
 
     def before_validate(self) -> None:

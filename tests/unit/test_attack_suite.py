@@ -84,7 +84,7 @@ def test_square_gets_far_without_gradients(region):
     )
     gains = [((images - found) * weight).flatten(1).sum(1) / best for found in (few, many)]
     assert (gains[1] > gains[0]).all()
-    assert (gains[1] > (0.95 if region.name == "Linf" else 0.5)).all()
+    assert (gains[1] > (0.95 if region.name == "Linf" else 0.45)).all()
     assert (region.norm(many - images) <= region.radius + 1e-6).all()
 
 
