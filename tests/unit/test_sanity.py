@@ -209,4 +209,9 @@ def test_both_sides_in_one_batch_are_attacked_as_each_by_itself(digits_net, kind
 
 def test_the_published_attack_is_tried(digits_net):
     net, inliers, outliers = digits_net
-    assert sanity.check(MSP(net), inliers, outliers, aloe_softmax(Linf(8 / 255)), limit=16) == []
+    published, region = aloe_softmax(Linf(8 / 255)), Linf(8 / 255)
+    probe = sanity._Probe(MSP(net), inliers[:16], outliers[:16])
+    adaptive = min(probe.probed(PGD(region, steps=steps, precision="float32")) for steps in (5, 15))
+    weaker = probe.attacked(published) > adaptive + 0.1  # which of the two it is depends on the network
+    warnings = sanity.check(MSP(net), inliers, outliers, published, limit=16)
+    assert ["report the adaptive one" in warning for warning in warnings] == [True] * weaker
