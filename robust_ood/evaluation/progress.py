@@ -40,11 +40,13 @@ class ProgressBar(Progress):
         self._total = 0.0
 
     def __enter__(self) -> ProgressBar:
-        self._bar.start()
+        if not self._bar.disable:
+            self._bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._bar.stop()
+        if not self._bar.disable:  # older versions of rich end a bar that was never shown with an empty line
+            self._bar.stop()
 
     def expect(self, work: float) -> None:
         """Add work to what is to be done."""
