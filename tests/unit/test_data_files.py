@@ -260,7 +260,7 @@ def test_unreadable_images_are_missing_from_their_batches(damaged, workers):
     batches = list(EvaluationLoader(found, batch_size=1, reading=Reading(workers)))
     assert [int(batch.images[0, 0, 0, 0]) for batch in batches] == GOOD
     assert [int(batch.indices) for batch in batches] == GOOD
-    assert len(said) == 3
+    assert sum("cannot be read" in str(one.message) for one in said) == 3  # other libraries warn, too
     loader = TrainingLoader(found, found, batch_size=10, outlier_batch_size=20, seed=0, reading=Reading(workers))
     first, second = list(loader)
     assert len(first.outliers) == len(second.outliers) == 17
