@@ -50,6 +50,7 @@ class Targeted:
     ) -> Iterator[Candidate]:
         """Yield a candidate for each class."""
         networks = classifiers(detector, "targeted")
+        read = nn.ModuleList(networks)  # what is differentiated, whatever the detector needs
         with torch.no_grad():
             likely = torch.stack([losses.wide(net(images)).softmax(1) for net in networks]).sum(0)  # (N, K)
         order = likely.argsort(1, descending=True)[:, 1 if direction == 1 else 0 :]
@@ -59,8 +60,7 @@ class Targeted:
             def objective(x: Tensor, target: Tensor = target) -> Tensor:
                 return -torch.stack([losses.log_odds(net(x), target) for net in networks]).sum(0)
 
-            target_nets = nn.ModuleList(networks)
-            yield from self._search(objective, lambda x: direction * detector(x), images, indices, rank, target_nets)
+            yield from self._search(objective, lambda x: direction * detector(x), images, indices, rank, read)
 
     def on_label(self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor) -> Iterator[Candidate]:
         """Yield a candidate for each class other than the true one."""

@@ -69,12 +69,7 @@ class TrainingCLI(LightningCLI):
         parser.add_subclass_arguments(
             nn.Module, "net", required=True, instantiate=False, help="classifier, images in [0, 1] to logits"
         )
-        parser.add_argument(
-            "--init_from",
-            type=Path | None,
-            default=None,
-            help="fine-tune: begin with its weights",
-        )
+        parser.add_argument("--init_from", type=Path | None, default=None, help="fine-tune: begin with its weights")
         parser.add_argument("--resume_changed", type=bool, default=False, help="resume though settings differ")
         parser.add_lightning_class_args(RobustValidation, "robust_validation")
         parser.add_lightning_class_args(Guards, "guards")

@@ -142,6 +142,7 @@ def _describe(thing: Any, known: Mapping[int, str], above: tuple[int, ...]) -> A
         return str(thing)
     if hasattr(thing, "__dict__"):
         return [_kind(type(thing)), inside(vars(thing))]
+    # Where this holds an address, what depends on it is computed again: rather that than something stale.
     return [_kind(type(thing)), repr(thing)]
 
 
@@ -152,8 +153,14 @@ def _function(thing: FunctionType) -> list[Any]:
 
 
 def _computed(code: CodeType) -> list[Any]:
-    constants = [_computed(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
-    return [code.co_code.hex(), constants, code.co_names]
+    return [code.co_code.hex(), [_constant(one) for one in code.co_consts], code.co_names]
+
+
+def _constant(one: Any) -> Any:
+    if isinstance(one, CodeType):
+        return _computed(one)
+    # A set of texts has another order in each process.
+    return sorted(map(repr, one)) if isinstance(one, frozenset) else repr(one)
 
 
 def _kind(kind: type) -> list[str]:

@@ -80,11 +80,11 @@ def test_square_gets_far_without_gradients(region):
     weight = F.interpolate(draw(1, size=2, seed=3) - 0.5, scale_factor=4)  # blocks, which squares can follow
     best = region.radius * (weight.abs().sum() if region.name == "Linf" else weight.norm())
     few, many = (
-        attack_score(Linear(weight), images, Square(region, queries=queries), 1).images for queries in (20, 1000)
+        attack_score(Linear(weight), images, Square(region, queries=queries), 1).images for queries in (20, 4000)
     )
     gains = [((images - found) * weight).flatten(1).sum(1) / best for found in (few, many)]
     assert (gains[1] > gains[0]).all()
-    assert (gains[1] > (0.95 if region.name == "Linf" else 0.45)).all()
+    assert (gains[1] > (0.95 if region.name == "Linf" else 0.5)).all()
     assert (region.norm(many - images) <= region.radius + 1e-6).all()
 
 

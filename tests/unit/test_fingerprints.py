@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -116,6 +117,23 @@ def test_functions_by_what_they_compute():
     for names, factor in zip(edited, (2, 3), strict=True):
         exec(f"def scaled(x, *, by={factor}):\n    return x * by + {factor}", names)
     assert fingerprint(edited[0]["scaled"]) != fingerprint(edited[1]["scaled"])
+
+
+def test_a_function_s_sets_have_no_order():
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", SETS], cwd=ROOT, capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    assert found[0] == found[1] != ""
+
+
+SETS = """
+from robust_ood.evaluation.fingerprints import fingerprint
+print(fingerprint(lambda name: name in {"near", "far", "id", "outliers", "validation"}))
+"""
 
 
 def test_numbers_of_numpy_are_their_values():
