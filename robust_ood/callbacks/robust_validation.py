@@ -17,6 +17,7 @@ from robust_ood.callbacks.dashboard import add_scores, add_strips
 from robust_ood.data import EvaluationLoader, ImageSet, OODData
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
+from robust_ood.evaluation.checks import check_attacks
 from robust_ood.evaluation.scores import attacked_scores, clean_scores, correct
 from robust_ood.metrics import AUROC, FPR95
 from robust_ood.randomness import generator
@@ -68,6 +69,7 @@ class RobustValidation(Callback):
         self.detector_specs = detectors or []
         built = attacks if isinstance(attacks, Mapping) else attack_registry.build_all(attacks or [])
         self.attacks: dict[str, Any] = dict(built)
+        check_attacks(self.attacks, "robust_validation.attacks")
         self.every_n_epochs, self.limit = every_n_epochs, limit
         self._detectors: dict[str, Detector] = {}
 
@@ -97,20 +99,21 @@ class RobustValidation(Callback):
         data, device = _data(trainer), module.device
         inliers, outliers = data.inliers("validation"), data.validation_ood_sets()
         self._fit(trainer, data, device)
-        scores = {images.name: self._scores(trainer, data, images, inliers, device) for images in (inliers, *outliers)}
+        id_scores = self._scores(trainer, data, inliers, 1, device)
         values: dict[str, float] = {}
         worst = []
         for ood in outliers:
+            ood_scores = self._scores(trainer, data, ood, -1, device)
             for name in self._detectors:
                 both = []
                 for label, (id_key, ood_key) in self._comparisons().items():
-                    pair = scores[inliers.name][name][id_key], scores[ood.name][name][ood_key]
+                    pair = id_scores[name][id_key], ood_scores[name][ood_key]
                     prefix = f"val/{ood.name}/{name}/{label}"
                     values[f"{prefix}/auroc"], values[f"{prefix}/fpr95"] = _separation(*pair, device)
                     if label.endswith("-both") or not self.attacks:
                         both.append(values[f"{prefix}/auroc"])
                 worst.append(min(both))
-                add_scores(trainer, f"{ood.name}/{name}", scores[inliers.name][name], scores[ood.name][name])
+                add_scores(trainer, f"{ood.name}/{name}", id_scores[name], ood_scores[name])
         for label, attack in self.attacks.items():
             values[f"val/{label}/accuracy"] = self._accuracy(trainer, module, data, inliers, attack)
         for label, attack in list(self.attacks.items())[
@@ -143,16 +146,18 @@ class RobustValidation(Callback):
         return pairs
 
     def _scores(
-        self, trainer: Trainer, data: OODData, images: ImageSet, inliers: ImageSet, device: torch.device
+        self, trainer: Trainer, data: OODData, images: ImageSet, side: Direction, device: torch.device
     ) -> dict[str, dict[str, Tensor]]:
-        """Return this process's scores of a set by detector and attack label, "none" for clean images."""
+        """Return this process's scores of a set by detector and attack label, "none" for clean images.
+
+        side: +1 where attacks lower scores, -1 where they raise them.
+        """
         loader = self._loader(trainer, data, images)
         if not len(loader):
             return {name: dict.fromkeys(["none", *self.attacks], torch.empty(0)) for name in self._detectors}
         found = {name: {"none": column} for name, column in clean_scores(self._detectors, loader, device).items()}
         for name, detector in self._detectors.items():
             for label, attack in self.attacks.items():
-                side: Direction = 1 if images is inliers else -1
                 found[name][label] = attacked_scores(detector, loader, attack, side, device)
         return found
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -23,6 +23,7 @@ from robust_ood.randomness import generator
 Group = Literal["near", "far"]
 """How foreign an OOD test set is: `near` shares the look of the in-distribution and not its classes, `far` neither."""
 Spec = str | SetSpec
+F = TypeVar("F", bound=str)
 
 
 class OODData(LightningDataModule):
@@ -109,13 +110,11 @@ class OODData(LightningDataModule):
     def ood_sets(self) -> list[tuple[Group, ImageSet]]:
         """Return the OOD test sets with their group, near ones first."""
         groups: list[tuple[Group, list[Spec]]] = [("near", self.near), ("far", self.far)]
-        return [
-            (group, self._like_inliers(group, self._load(group, spec))) for group, specs in groups for spec in specs
-        ]
+        return self._named_apart([(group, spec) for group, specs in groups for spec in specs])
 
     def validation_ood_sets(self) -> list[ImageSet]:
         """Return the OOD sets used while training."""
-        return [self._like_inliers("validation_ood", self._load("validation_ood", s)) for s in self.validation_ood]
+        return [images for _, images in self._named_apart([("validation_ood", spec) for spec in self.validation_ood])]
 
     def setup(self, stage: str) -> None:
         """Read what the stage needs, so that a mistake shows before any work starts."""
@@ -216,6 +215,21 @@ class OODData(LightningDataModule):
                 self._loaded[key] = load_set(spec, self.root, field, self.size, self.memory_limit)
         return self._loaded[key]
 
+    def _named_apart(self, specs: Sequence[tuple[F, Spec]]) -> list[tuple[F, ImageSet]]:
+        """Return OOD sets with their fields, refused where two have one name: results tell them apart by it alone."""
+        found: list[tuple[F, ImageSet]] = []
+        sources: dict[str, str] = {}
+        for field, spec in specs:
+            images, source = self._like_inliers(field, self._load(field, spec)), _source(spec)
+            if images.name in sources:
+                raise UserError(
+                    f"data.{field}: {source} and {sources[images.name]} are both called {images.name!r} in results; "
+                    f"accepted: a name of its own for each set, as in {{source: {source}, name: {images.name}-2}}"
+                )
+            sources[images.name] = source
+            found.append((field, images))
+        return found
+
     def _like_inliers(self, field: str, images: ImageSet) -> ImageSet:
         """Return a set, refused if its images have another size than the in-distribution's that is loaded."""
         for part in ("train", "test", "validation"):
@@ -237,11 +251,14 @@ class OODData(LightningDataModule):
                 also_tuned = "validation_ood" if part_of(spec, self.root) in tuned else None
                 field = seen.get(origin(spec, self.root), also_tuned)
                 if field is not None:
-                    name = spec if isinstance(spec, str) else spec.source
                     raise UserError(
-                        f"data.{group}: {name} is also in data.{field}, so its test would be no test; "
+                        f"data.{group}: {_source(spec)} is also in data.{field}, so its test would be no test; "
                         "take another set, or force it with data.allow_overlap: true"
                     )
+
+
+def _source(spec: Spec) -> str:
+    return spec if isinstance(spec, str) else spec.source
 
 
 @contextmanager

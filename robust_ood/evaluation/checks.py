@@ -21,13 +21,13 @@ def check_count(field: str, number: int | None) -> None:
         raise UserError(f"{field}: {number} is not a number of images >= 1")
 
 
-def check_attacks(attacks: Mapping[str, Attack]) -> None:
-    """Raise `UserError` for attacks, by label, that no row could speak of."""
+def check_attacks(attacks: Mapping[str, Attack], field: str = "attacks") -> None:
+    """Raise `UserError`, naming the field, for attacks, by label, that no row could speak of."""
     if "none" in attacks:
-        raise UserError("attacks: 'none' is the label of clean images; give the attack another 'label'")
+        raise UserError(f"{field}: 'none' is the label of clean images; give the attack another 'label'")
     for label, attack in attacks.items():
         if not math.isfinite(attack.settings()["radius"]):
-            raise UserError(f"attacks.{label}: no radius; an evaluation reports attacks within an Linf or L2 radius")
+            raise UserError(f"{field}.{label}: no radius; accepted: attacks within an Linf or L2 radius")
 
 
 def choose_device(name: str) -> torch.device:

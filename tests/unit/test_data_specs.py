@@ -184,6 +184,26 @@ def test_different_sets_of_one_kind_are_not_refused(root):
     OODData(root=root, outliers="photographs/outliers", far=["photographs/test", "svhn"], near=["pool"])
 
 
+@pytest.mark.parametrize("fields", [("far", "far"), ("near", "far"), ("validation_ood", "validation_ood")])
+def test_two_ood_sets_of_one_name_are_refused(root, fields):
+    (root / "dark").mkdir()
+    np.savez(root / "dark" / "pool.npz", images=np.zeros((3, 8, 8, 3), np.uint8))
+
+    def read(second):
+        sets = {field: [] for field in fields}
+        for field, spec in zip(fields, ("pool", second), strict=True):
+            sets[field].append(spec)
+        data = OODData(root=root, **sets)
+        if fields[0] == "validation_ood":
+            return [images.name for images in data.validation_ood_sets()]
+        return [images.name for _, images in data.ood_sets()]
+
+    message = rf"data\.{fields[1]}: dark/pool and pool are both called 'pool'.*accepted: .*name: pool-2"
+    with pytest.raises(UserError, match=message):
+        read("dark/pool")
+    assert read(SetSpec("dark/pool", name="dark")) == ["pool", "dark"]
+
+
 def test_sets_of_different_sizes_are_refused_before_training(root):
     data = OODData(train="train", outliers="noise/uniform", root=root, num_classes=3)
     with pytest.raises(UserError, match=r"data\.outliers: images of uniform-noise are 32 x 32, those of train 8 x 8"):

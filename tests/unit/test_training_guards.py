@@ -17,7 +17,7 @@ from robust_ood import Linf
 from robust_ood.attacks import PGD, fgsm
 from robust_ood.callbacks import Averaging, Checkpoints, Dashboard, Diverged, Guards, RobustValidation
 from robust_ood.callbacks.dashboard import strip
-from robust_ood.data import OODData
+from robust_ood.data import OODData, SetSpec
 from robust_ood.errors import UserError
 from robust_ood.training import ADV, ALOE, SGD, Standard
 
@@ -35,9 +35,9 @@ def arrays(tmp_path_factory):
     return folder
 
 
-def fit(method, arrays, folder, *callbacks, logger=False, **options):
-    data = OODData("train", "validation", outliers="outliers", validation_ood=["ood"], root=arrays, num_classes=4,
-                   batch_size=8, outlier_batch_size=6)  # fmt: skip
+def fit(method, arrays, folder, *callbacks, logger=False, sets=None, **options):
+    names = {"train": "train", "validation": "validation", "outliers": "outliers", "validation_ood": ["ood"]}
+    data = OODData(**names | (sets or {}), root=arrays, num_classes=4, batch_size=8, outlier_batch_size=6)
     settings = {"max_epochs": 1, "log_every_n_steps": 2} | options
     trainer = Trainer(
         accelerator="cpu", logger=logger, default_root_dir=folder, callbacks=list(callbacks),
@@ -218,6 +218,16 @@ def test_robust_validation_leaves_no_trace(make_net, arrays, tmp_path):
     assert modes == other_modes
 
 
+def test_robust_validation_of_an_ood_set_that_is_called_like_the_inliers(make_net, arrays, tmp_path):
+    found = []
+    for name in ("ood", "validation"):
+        validation = RobustValidation(["msp"], {"pgd": ATTACK}, limit=9)
+        sets = {"validation_ood": [SetSpec("ood", name=name)]}
+        trainer = fit(Standard(make_net(dtype=torch.float32)), arrays, tmp_path, validation, sets=sets)
+        found.append(trainer.callback_metrics["val/robust_auroc"])
+    assert found[0] == found[1] != 0.5
+
+
 def test_the_average_is_what_validation_sees(make_net, arrays, tmp_path):
     averaging = Averaging(0.9)
     nets = []
@@ -262,6 +272,10 @@ def test_the_average_is_what_validation_sees(make_net, arrays, tmp_path):
         (lambda: Checkpoints(every_n_minutes=0), "checkpoints.every_n_minutes: 0"),
         (lambda: RobustValidation(every_n_epochs=0), "robust_validation.every_n_epochs: 0"),
         (lambda: RobustValidation(limit=0), "robust_validation.limit: 0"),
+        (
+            lambda: RobustValidation(["msp"], {"none": ATTACK}),
+            r"robust_validation\.attacks: 'none' is the label",
+        ),
     ],
 )
 def test_bad_settings_are_refused_by_name(make, message):
