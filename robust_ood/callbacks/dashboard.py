@@ -72,13 +72,15 @@ def add_strips(
     outliers: ImageSet,
     device: torch.device,
 ) -> None:
-    """Show a few images of each side: clean, perturbation scaled up to full contrast, attacked; one image a row."""
+    """Show a few readable images of each side: clean, perturbation scaled up to full contrast, attacked; one a row."""
     for board in _boards(trainer):
         for side, images, perturb in (("in", inliers, lower_score), ("out", outliers, raise_score)):
-            clean = to_float(images.read(torch.arange(min(SHOWN, len(images)))).to(device))
-            board.add_image(
-                f"attack/{name}/{side}", strip(clean, perturb(detector, clean, attack)), trainer.global_step
-            )
+            # A picture is no reason to stop a run: what cannot be read is left out.
+            readable = images.take(torch.arange(min(4 * SHOWN, len(images)))).images[:SHOWN]
+            if len(readable):
+                clean = to_float(readable.to(device))
+                picture = strip(clean, perturb(detector, clean, attack))
+                board.add_image(f"attack/{name}/{side}", picture, trainer.global_step)
 
 
 def strip(clean: Tensor, attacked: Tensor) -> Tensor:

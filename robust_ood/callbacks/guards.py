@@ -36,7 +36,7 @@ class Guards(Callback):
 
     Args:
         attacks_every_n_steps: optimiser steps between two looks at the in-loop attacks, >= 1; None for never.
-        limit: validation images on which single-step training is checked; 0 for none.
+        limit: validation images, drawn once, on which single-step training is checked; 0 for none.
     """
 
     def __init__(self, attacks_every_n_steps: int | None = 100, limit: int = 200) -> None:

@@ -14,13 +14,12 @@ from robust_ood import attacks as attack_registry
 from robust_ood import detectors as detector_registry
 from robust_ood.attacks.objectives import Direction
 from robust_ood.callbacks.dashboard import add_scores, add_strips
-from robust_ood.data import EvaluationLoader, ImageSet, OODData
+from robust_ood.data import ImageSet, OODData
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
 from robust_ood.evaluation.checks import check_attacks
 from robust_ood.evaluation.scores import attacked_scores, clean_scores, correct
 from robust_ood.metrics import AUROC, FPR95
-from robust_ood.randomness import generator
 from robust_ood.training import Method
 
 Specs = list[str | dict[str, Any]]
@@ -81,6 +80,8 @@ class RobustValidation(Callback):
         self._detectors = dict(given) if isinstance(given, Mapping) else detector_registry.build_all(given, module.net)
         if stage in ("fit", "validate"):
             _data(trainer).inliers("validation")
+            if self._learns_from_outliers():
+                _data(trainer).outliers()
             if not _data(trainer).validation_ood_sets():
                 raise UserError("data.validation_ood: not given, and robust_validation needs OOD images")
 
@@ -98,12 +99,12 @@ class RobustValidation(Callback):
         """Return the numbers to log, by name."""
         data, device = _data(trainer), module.device
         inliers, outliers = data.inliers("validation"), data.validation_ood_sets()
-        self._fit(trainer, data, device)
-        id_scores = self._scores(trainer, data, inliers, 1, device)
+        self._fit(data, device)
+        id_scores = self._scores(data, inliers, 1, device)
         values: dict[str, float] = {}
         worst = []
         for ood in outliers:
-            ood_scores = self._scores(trainer, data, ood, -1, device)
+            ood_scores = self._scores(data, ood, -1, device)
             for name in self._detectors:
                 both = []
                 for label, (id_key, ood_key) in self._comparisons().items():
@@ -115,7 +116,7 @@ class RobustValidation(Callback):
                 worst.append(min(both))
                 add_scores(trainer, f"{ood.name}/{name}", id_scores[name], ood_scores[name])
         for label, attack in self.attacks.items():
-            values[f"val/{label}/accuracy"] = self._accuracy(trainer, module, data, inliers, attack)
+            values[f"val/{label}/accuracy"] = self._accuracy(module, data, inliers, attack)
         for label, attack in list(self.attacks.items())[
             :1
         ]:  # pictures of one attack are enough, and cost as much again
@@ -124,19 +125,18 @@ class RobustValidation(Callback):
         values["val/robust_auroc"] = sum(worst) / len(worst)
         return values
 
-    def _fit(self, trainer: Trainer, data: OODData, device: torch.device) -> None:
+    def _fit(self, data: OODData, device: torch.device) -> None:
         """Fit the detectors on some images of each kind, of which each process reads its share."""
+        outliers = data.outliers() if self._learns_from_outliers() else None
+        detector_registry.fit(
+            [detector.to(device) for detector in self._detectors.values()],
+            data.evaluation_loader(data.inliers("train"), _FIT),
+            validation=data.evaluation_loader(data.inliers("validation"), _FIT),
+            outliers=None if outliers is None else data.evaluation_loader(outliers, _FIT),
+        )
 
-        def some(images: ImageSet) -> EvaluationLoader:
-            return self._loader(trainer, data, images, _FIT)
-
-        exposed = data.outliers()
-        for detector in self._detectors.values():
-            detector.to(device).fit(
-                some(data.inliers("train")),
-                validation=some(data.inliers("validation")),
-                outliers=None if exposed is None else some(exposed),
-            )
+    def _learns_from_outliers(self) -> bool:
+        return any("outliers" in detector.learns_from for detector in self._detectors.values())
 
     def _comparisons(self) -> dict[str, tuple[str, str]]:
         """Return, for each label, which scores of the inliers are compared with which of the outliers."""
@@ -146,13 +146,13 @@ class RobustValidation(Callback):
         return pairs
 
     def _scores(
-        self, trainer: Trainer, data: OODData, images: ImageSet, side: Direction, device: torch.device
+        self, data: OODData, images: ImageSet, side: Direction, device: torch.device
     ) -> dict[str, dict[str, Tensor]]:
         """Return this process's scores of a set by detector and attack label, "none" for clean images.
 
         side: +1 where attacks lower scores, -1 where they raise them.
         """
-        loader = self._loader(trainer, data, images)
+        loader = data.evaluation_loader(images, self.limit)
         if not len(loader):
             return {name: dict.fromkeys(["none", *self.attacks], torch.empty(0)) for name in self._detectors}
         found = {name: {"none": column} for name, column in clean_scores(self._detectors, loader, device).items()}
@@ -161,21 +161,11 @@ class RobustValidation(Callback):
                 found[name][label] = attacked_scores(detector, loader, attack, side, device)
         return found
 
-    def _accuracy(self, trainer: Trainer, module: Method, data: OODData, images: ImageSet, attack: Any) -> float:
-        loader, mean = self._loader(trainer, data, images), MeanMetric().to(module.device)
+    def _accuracy(self, module: Method, data: OODData, images: ImageSet, attack: Any) -> float:
+        loader, mean = data.evaluation_loader(images, self.limit), MeanMetric().to(module.device)
         if len(loader):
             mean.update(correct(module.net, loader, attack, module.device).float().to(module.device))
         return float(mean.compute())
-
-    def _loader(self, trainer: Trainer, data: OODData, images: ImageSet, limit: int | None = None) -> EvaluationLoader:
-        """Return the loader of this process's share of some images, drawn once: a set may be sorted by class."""
-        chosen = torch.randperm(len(images), generator=generator(0, "robust validation"))[: limit or self.limit]
-        return EvaluationLoader(
-            images.subset(chosen.sort().values.numpy()),
-            batch_size=data.evaluation_batch_size,
-            rank=trainer.global_rank,
-            world=trainer.world_size,
-        )
 
 
 def _separation(id_scores: Tensor, ood_scores: Tensor, device: torch.device) -> tuple[float, float]:

@@ -130,15 +130,15 @@ class TrainingCLI(LightningCLI):
     def before_fit(self) -> None:
         """Find what cannot work before anything is written, then keep the resolved configuration."""
         check_trainer(self.trainer, self.config.fit.trainer)
+        if not self.model.needs_outliers:
+            self.datamodule.outlier_batch_size = 0  # what nobody reads is not loaded either
+        elif self.datamodule.names["outliers"] is None:
+            raise UserError(f"data.outliers: not given, and {type(self.model).__name__} trains with outliers")
+        elif not self.datamodule.outlier_batch_size:
+            raise UserError(f"data.outlier_batch_size: is 0, and {type(self.model).__name__} trains with outliers")
         self.datamodule.setup("fit")
         self.datamodule.train_dataloader()
         check_classes(self.model.net, self.datamodule, "train")
-        if self.model.needs_outliers and self.datamodule.outliers() is None:
-            raise UserError(f"data.outliers: not given, and {type(self.model).__name__} trains with outliers")
-        if self.model.needs_outliers and not self.datamodule.outlier_batch_size:
-            raise UserError(f"data.outlier_batch_size: is 0, and {type(self.model).__name__} trains with outliers")
-        if not self.model.needs_outliers:
-            self.datamodule.outlier_batch_size = 0  # what nobody reads is not loaded either
         if self.config.fit.init_from is not None and self.checkpoint is None:
             load_weights(self.model.net, Path(self.config.fit.init_from))
         settings = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False, skip_none=False))["fit"]

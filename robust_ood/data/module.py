@@ -41,10 +41,11 @@ class OODData(LightningDataModule):
         size: side of the images in pixels, for sets that state none of their own; None takes each as it is.
         num_classes: K; labels must be in 0..K-1.
         batch_size: inliers per training batch and process.
-        outlier_batch_size: outliers per training batch and process.
+        outlier_batch_size: outliers per training batch and process; 0 trains without, and does not read them.
         evaluation_batch_size: images per batch where no parameter gradient is needed.
         augmentation: "crop_and_flip" or "none", for inliers and outliers alike.
-        workers: processes that read images that are not in memory; sets in memory are read faster without.
+        workers: processes that read images that are not in memory, to train, validate and fit detectors; evaluations
+            read what they score without. Sets in memory are read faster without.
         memory_limit: bytes up to which a set of files is read into memory once.
         on_device: keep the training sets in the GPU's memory where both take less than a quarter of what is free.
         allow_overlap: let a set be both auxiliary outliers, or validation OOD, and OOD test.
@@ -120,7 +121,7 @@ class OODData(LightningDataModule):
         """Read what the stage needs, so that a mistake shows before any work starts."""
         if stage == "fit":
             self.inliers("train")
-            self.outliers()
+            self._training_outliers()
             self.validation_ood_sets()
         if stage in ("fit", "validate") and self.names["validation"]:
             self.inliers("validation")
@@ -132,7 +133,7 @@ class OODData(LightningDataModule):
         rank, world = self._place()
         self._training_loader = TrainingLoader(
             self.inliers("train"),
-            self.outliers(),
+            self._training_outliers(),
             batch_size=self.batch_size,
             outlier_batch_size=self.outlier_batch_size,
             seed=self.seed,
@@ -178,21 +179,29 @@ class OODData(LightningDataModule):
         return crop_and_flip(images, generator(self.seed, *keys))
 
     def evaluation_loader(self, images: ImageSet, limit: int | None = None) -> EvaluationLoader:
-        """Return the loader of any set of this experiment, for this process."""
+        """Return the loader of any set of this experiment, for this process.
+
+        limit: use only so many images, always the same ones: drawn, because a set may be sorted by class.
+        """
+        if limit is not None and limit < len(images):
+            drawn = torch.randperm(len(images), generator=generator(0, "robust validation"))[:limit]
+            images = images.subset(drawn.sort().values.numpy())
         rank, world = self._place()
         workers = 0 if images.in_memory else self.workers
         return EvaluationLoader(
             images,
             batch_size=self.evaluation_batch_size,
-            limit=limit,
             rank=rank,
             world=world,
             reading=Reading(workers, pin=self._device().type == "cuda"),
         )
 
+    def _training_outliers(self) -> ImageSet | None:
+        return self.outliers() if self.outlier_batch_size else None
+
     def _reading(self) -> Reading:
         """Return how training batches are read: on the device, by workers, or here."""
-        sets = [images for images in (self.inliers("train"), self.outliers()) if images is not None]
+        sets = [images for images in (self.inliers("train"), self._training_outliers()) if images is not None]
         device, resident = self._device(), all(images.in_memory for images in sets)
         if resident and self.on_device and device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)

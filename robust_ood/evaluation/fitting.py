@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from robust_ood import detectors as detector_module
-from robust_ood.data import EvaluationLoader, ImageSet, OODData
+from robust_ood.data import ImageSet, OODData
 from robust_ood.detectors import Detector
 from robust_ood.detectors.fitting import Source
 from robust_ood.evaluation.batches import chunks
@@ -51,10 +51,7 @@ def fit_missing(
     def compute(labels: Sequence[str]) -> dict[str, Cell]:
         before()
         chosen = {label: unfitted[label] for label in labels}
-        loaders: dict[str, Any] = {
-            source: EvaluationLoader(images, batch_size=data.evaluation_batch_size)
-            for source, images in sources.items()
-        }
+        loaders: dict[str, Any] = {source: data.evaluation_loader(images) for source, images in sources.items()}
         detector_module.fit(chosen.values(), loaders.pop("inliers"), **loaders)
         return {label: _state(detector) for label, detector in chosen.items()}
 

@@ -98,6 +98,11 @@ def test_a_fast_development_run_writes_nothing(experiment, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_method_without_outliers_trains_where_their_file_is_absent(capsys, experiment):
+    arguments = ["fit", "-c", str(experiment), "--model", "Standard", "--data.outliers", "absent.npz"]
+    assert cli.train([*arguments, "--trainer.fast_dev_run", "true"]) == 0, capsys.readouterr().err
+
+
 def test_best_follows_the_monitored_number(experiment, tmp_path):
     arguments = [
         "fit",

@@ -165,6 +165,26 @@ def test_floats_are_exact_fractions():
     assert torch.equal(to_float(torch.arange(256, dtype=torch.uint8)), torch.arange(256) / 255)
 
 
+def test_a_limit_draws_from_the_whole_set_and_always_the_same():
+    by_class = ImageSet("by class", numbered(40).images, np.arange(40) // 10)
+    seen = [
+        torch.cat([batch.labels for batch in OODData(evaluation_batch_size=3).evaluation_loader(by_class, limit)])
+        for limit in (8, 8, 40, None)
+    ]
+    assert set(seen[0].tolist()) == {0, 1, 2, 3}
+    assert torch.equal(seen[0], seen[1])
+    assert len(seen[0]) == 8
+    assert seen[2].tolist() == seen[3].tolist() == by_class.labels.tolist()
+
+
+def test_outliers_that_nobody_reads_are_not_loaded(tmp_path):
+    data = OODData(train="digits/train", outliers="absent.npy", outlier_batch_size=0, root=tmp_path)
+    data.setup("fit")
+    assert not len(next(iter(data.train_dataloader())).outliers)
+    with pytest.raises(UserError, match=r"data\.outliers: no such file"):
+        OODData(train="digits/train", outliers="absent.npy", root=tmp_path).setup("fit")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

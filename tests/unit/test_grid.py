@@ -18,7 +18,8 @@ import robust_ood
 from robust_ood import detectors
 from robust_ood.attacks import PGD, attack_score, lower_score, precision, raise_score, registry, transferred
 from robust_ood.attacks.suite import Suite
-from robust_ood.data import OODData
+from robust_ood.data import OODData, SetSpec
+from robust_ood.data.reading import Reading
 from robust_ood.detectors import MSP, PRO, Detector, Energy
 from robust_ood.errors import UserError
 from robust_ood.evaluation import FolderStore, Grid, Progress, Results, cells, print_results, read_cell, rows
@@ -223,6 +224,19 @@ def test_what_is_fitted_is_kept(net, arrays, tmp_path, monkeypatch):
     assert fits == [2]
     run(net, data_of(arrays), {**both(), "vim": detectors.build("vim", net, dimensions=4)}, tmp_path / "out")
     assert fits == [2, 1]
+
+
+def test_workers_read_what_detectors_are_fitted_on(net, arrays, monkeypatch):
+    np.save(arrays / "train.npy", np.load(arrays / "train.npz")["images"])
+    (arrays / "train.npz").unlink()
+    np.save(arrays / "labels.npy", np.arange(40) % 4)
+    readings, fit = [], detectors.fit
+    monkeypatch.setattr(
+        detectors, "fit", lambda few, loader: readings.append(loader._reader.reading) or fit(few, loader)
+    )
+    data = data_of(arrays, train=SetSpec("train.npy", labels="labels.npy"), workers=1, memory_limit=0)
+    assert run(net, data, {"knn": detectors.build("knn", net, neighbours=2)}).rows
+    assert readings == [Reading(1)]
 
 
 def test_training_images_are_asked_for_only_to_fit(net, arrays):

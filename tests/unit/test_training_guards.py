@@ -8,16 +8,18 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.precision import MixedPrecision
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from robust_ood import Linf
+from robust_ood import Linf, detectors
 from robust_ood.attacks import PGD, fgsm
 from robust_ood.callbacks import Averaging, Checkpoints, Dashboard, Diverged, Guards, RobustValidation
-from robust_ood.callbacks.dashboard import strip
-from robust_ood.data import OODData, SetSpec
+from robust_ood.callbacks.dashboard import add_strips, strip
+from robust_ood.data import ImageSet, OODData, SetSpec
+from robust_ood.data.files import Fit, ImageFiles
 from robust_ood.errors import UserError
 from robust_ood.training import ADV, ALOE, SGD, Standard
 
@@ -36,8 +38,8 @@ def arrays(tmp_path_factory):
 
 
 def fit(method, arrays, folder, *callbacks, logger=False, sets=None, **options):
-    names = {"train": "train", "validation": "validation", "outliers": "outliers", "validation_ood": ["ood"]}
-    data = OODData(**names | (sets or {}), root=arrays, num_classes=4, batch_size=8, outlier_batch_size=6)
+    chosen = {"outliers": "outliers", "validation_ood": ["ood"], "outlier_batch_size": 6} | (sets or {})
+    data = OODData("train", "validation", root=arrays, num_classes=4, batch_size=8, **chosen)
     settings = {"max_epochs": 1, "log_every_n_steps": 2} | options
     trainer = Trainer(
         accelerator="cpu", logger=logger, default_root_dir=folder, callbacks=list(callbacks),
@@ -226,6 +228,50 @@ def test_robust_validation_of_an_ood_set_that_is_called_like_the_inliers(make_ne
         trainer = fit(Standard(make_net(dtype=torch.float32)), arrays, tmp_path, validation, sets=sets)
         found.append(trainer.callback_metrics["val/robust_auroc"])
     assert found[0] == found[1] != 0.5
+
+
+def test_robust_validation_fits_all_detectors_together_and_reads_outliers_only_for_those_that_learn_from_them(
+    make_net, arrays, tmp_path, monkeypatch
+):
+    fitted, fit_all = [], detectors.fit
+    monkeypatch.setattr(detectors, "fit", lambda some, *a, **k: fitted.append((len(some), k)) or fit_all(some, *a, **k))
+    sets = {"outliers": "absent.npy", "outlier_batch_size": 0}
+    method = Standard(make_net(dtype=torch.float32))
+    fit(
+        method,
+        arrays,
+        tmp_path,
+        RobustValidation([{"name": "knn", "neighbours": 2}, "mahalanobis"], {"pgd": ATTACK}),
+        sets=sets,
+    )
+    ((count, loaders),) = fitted
+    assert (count, loaders["outliers"]) == (2, None)
+    layered = [{"name": "mahalanobis", "layers": ["conv", "penultimate"]}]
+    with pytest.raises(UserError, match=r"data\.outliers: no such file"):
+        fit(method, arrays, tmp_path, RobustValidation(layered, {"pgd": ATTACK}), sets=sets)
+
+
+def test_a_strip_leaves_out_what_cannot_be_read(make_net, tmp_path):
+    paths = [tmp_path / f"{index}.png" for index in range(6)]
+    for index, path in enumerate(paths):
+        Image.fromarray(np.full((8, 8, 3), 40 * index, np.uint8)).save(path)
+    paths[1].write_bytes(b"no picture")
+    images = ImageSet("pets", ImageFiles(paths, Fit(8), "pets"))
+    bad = ImageSet("bad", ImageFiles(paths[1:2], Fit(8), "bad"))
+    shown = {}
+
+    class Board:
+        def add_image(self, name, image, step):
+            shown[name] = image
+
+    logger = TensorBoardLogger(tmp_path, "", "")
+    logger._experiment = Board()
+    trainer = Trainer(accelerator="cpu", logger=logger, enable_checkpointing=False, enable_progress_bar=False)
+    net = make_net(dtype=torch.float32)
+    add_strips(trainer, "msp", detectors.MSP(net), ATTACK, images, bad, torch.device("cpu"))
+    assert set(shown) == {"attack/msp/in"}
+    levels = shown["attack/msp/in"][0, ::8, 0] * 255
+    assert levels.round().tolist() == [0, 80, 120, 160]
 
 
 def test_the_average_is_what_validation_sees(make_net, arrays, tmp_path):
