@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,14 @@ from robust_ood.evaluation.store import Arrays, Cell
 from robust_ood.modes import evaluating
 
 
+class Account(NamedTuple):
+    """What is kept of an attack on a batch, whose images are large: as in `Attacked`, on the CPU."""
+
+    winners: Tensor
+    members: tuple[str, ...]
+    precisions: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Machine:
     """Where and in which batches images are scored."""
@@ -37,12 +45,12 @@ class Machine:
         """Return the scores of several detectors on the same images: clean, or attacked through any one of them."""
         begin, first = time.perf_counter(), next(iter(detectors.values()))
 
-        def work(part: Taken) -> tuple[dict[str, Tensor], Attacked | None]:
-            images, found = as_input(part.images, self.device), None
+        def work(part: Taken) -> tuple[dict[str, Tensor], Account | None]:
+            images, account = as_input(part.images, self.device), None
             if attack is not None:
                 found = attack_score(first, images, attack, direction, indices=part.indices)
-                images = found.images
-            return score_images(detectors, images), found
+                images, account = found.images, _account(found)
+            return score_images(detectors, images), account
 
         taken = chunk.read()
         parts = self.batches.map((*detectors, id(attack)), taken, work)
@@ -52,7 +60,7 @@ class Machine:
         about["seconds"] = (time.perf_counter() - begin) / len(detectors)
         cells = {}
         for name in detectors:
-            scores = torch.cat([columns[name] for columns, _ in parts])
+            scores = _joined(columns[name] for columns, _ in parts)
             if not scores.isfinite().all():
                 raise UserError(f"{int((~scores.isfinite()).sum())} of {len(scores)} scores are not finite")
             cells[name] = Cell({"scores": scores.float().numpy(), "indices": taken.indices.numpy(), **arrays}, about)
@@ -62,19 +70,19 @@ class Machine:
         """Return which images are classified correctly, attacked where an attack is given."""
         begin = time.perf_counter()
 
-        def work(part: Taken) -> tuple[Tensor, Attacked | None]:
-            images, labels, found = as_input(part.images, self.device), part.labels.to(self.device), None
+        def work(part: Taken) -> tuple[Tensor, Account | None]:
+            images, labels, account = as_input(part.images, self.device), part.labels.to(self.device), None
             if attack is not None:
                 found = attack_labels(net, images, labels, attack, indices=part.indices)
-                images = found.images
+                images, account = found.images, _account(found)
             with evaluating(net), torch.no_grad():
-                return (net(images).argmax(1) == labels).float().cpu(), found
+                return (net(images).argmax(1) == labels).float().cpu(), account
 
         taken = chunk.read()
         parts = self.batches.map(("label", id(attack)), taken, work)
         arrays, about = _winners([found for _, found in parts if found is not None])
         about["precisions"] = _precisions([found for _, found in parts if found is not None])
-        right = torch.cat([right for right, _ in parts])
+        right = _joined(right for right, _ in parts)
         about["seconds"] = time.perf_counter() - begin
         return Cell({"scores": right.numpy(), "indices": taken.indices.numpy(), **arrays}, about)
 
@@ -97,15 +105,24 @@ def sharing(attack: Attack, detector: Detector) -> Hashable | None:
     return None
 
 
-def _precisions(found: list[Attacked]) -> list[str]:
+def _account(found: Attacked) -> Account:
+    return Account(found.winners.cpu(), found.members, found.precisions)
+
+
+def _joined(parts: Iterable[Tensor]) -> Tensor:
+    """Return the parts as one column; an empty one for a chunk of which no image can be read."""
+    return torch.cat([torch.empty(0), *parts])
+
+
+def _precisions(found: list[Account]) -> list[str]:
     """Return the precisions of the gradients that the attacks took."""
     return sorted({precision for one in found for precision in one.precisions})
 
 
-def _winners(found: list[Attacked]) -> tuple[Arrays, dict[str, Any]]:
+def _winners(found: list[Account]) -> tuple[Arrays, dict[str, Any]]:
     """Return who found each image, as positions in a list of the members of all batches."""
     if not found:
         return {}, {}
     members = list(dict.fromkeys(name for one in found for name in one.members))
-    places = [torch.tensor([members.index(name) for name in one.members])[one.winners.cpu()] for one in found]
+    places = [torch.tensor([members.index(name) for name in one.members])[one.winners] for one in found]
     return {"winners": torch.cat(places).numpy().astype(np.int16)}, {"members": members}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import weakref
 from collections import Counter
 from contextlib import contextmanager
 
@@ -11,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 from rich.console import Console
 from torch import nn
 
 import robust_ood
 from robust_ood import detectors
 from robust_ood.attacks import PGD, attack_score, lower_score, precision, raise_score, registry, transferred
+from robust_ood.attacks.apply import attack_labels
 from robust_ood.attacks.suite import Suite
 from robust_ood.data import OODData, SetSpec
 from robust_ood.data.reading import Reading
@@ -288,6 +291,46 @@ def test_batches_that_do_not_fit_are_halved_and_the_rows_stay(net, arrays, error
     assert found.failures == []
     for row, like in zip(timeless(found), timeless(wanted), strict=True):
         assert row == pytest.approx(like, abs=1e-6)
+
+
+def test_a_chunk_without_a_readable_image_leaves_the_rows_to_the_rest(net, arrays, tmp_path):
+    images = np.random.default_rng(4).integers(0, 256, (CHUNK + 1, 6, 6, 3), dtype=np.uint8)
+    for count in (CHUNK, CHUNK + 1):
+        (tmp_path / f"{count}").mkdir()
+        for index in range(count):
+            Image.fromarray(images[index]).save(tmp_path / f"{count}" / f"{index}.png")
+    (tmp_path / f"{CHUNK + 1}" / f"{CHUNK}.png").write_bytes(b"no picture")
+    chosen = {"msp": MSP(net), "energy": Energy(net)}
+
+    def far(count):
+        return SetSpec(str(tmp_path / f"{count}"), name="far", size=6, max_unreadable=0.3)
+
+    wanted, found = (
+        run(net, data_of(arrays, far=[far(count)], memory_limit=0), chosen, tmp_path / "out")
+        for count in (CHUNK, CHUNK + 1)
+    )
+    assert found.failures == []
+    assert timeless(found) == timeless(wanted)
+    assert {row.n_ood for row in found.rows if row.group == "far"} == {CHUNK}
+
+
+def test_images_that_were_scored_are_let_go(net, arrays, monkeypatch):
+    made, most = [], []
+
+    def watch(attack):
+        def follow(*args, **settings):
+            most.append(sum(image() is not None for image in made))
+            found = attack(*args, **settings)
+            made.append(weakref.ref(found.images))
+            return found
+
+        return follow
+
+    monkeypatch.setattr(cells, "attack_score", watch(attack_score))
+    monkeypatch.setattr(cells, "attack_labels", watch(attack_labels))
+    assert run(net, data_of(arrays), {"msp": MSP(net)}, chunk=10, batch_size=2).rows
+    assert len(made) > 10
+    assert max(most) == 0
 
 
 def test_a_size_that_fits_is_kept():
