@@ -262,6 +262,28 @@ def test_truncated_files_are_refused(tmp_path, monkeypatch, name):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "tinyimagenet",
+            "val_0.JPEG n01\nval_1.JPEG\n",
+            r"line 2 of .*val_annotations\.txt is 'val_1\.JPEG'; accepted: two",
+        ),
+        ("tinyimagenet", "\n", r"val_annotations\.txt lists no images"),
+        ("tinyimagenet", "\xff", r"cannot read .*val_annotations\.txt"),
+        ("celeba", "000000.jpg\n", r"line 1 of .*list_eval_partition\.txt is '000000\.jpg'; accepted: two"),
+        ("celeba", "000000.jpg two\n", r"list_eval_partition\.txt has part 'two' for 000000\.jpg; accepted: numbers"),
+    ],
+)
+def test_damaged_tables_are_refused_by_name(tmp_path, monkeypatch, name, content, said):
+    COPIES[name](tmp_path / name, monkeypatch)
+    (table,) = (path for path in (tmp_path / name).rglob("*.txt"))
+    table.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=rf"{name}.*: .*{said}"):
+        load_set(name, tmp_path, size=8)
+
+
 def test_a_pickle_that_is_not_the_published_one_is_not_opened(tmp_path, monkeypatch):
     cifar10(tmp_path, monkeypatch)
 

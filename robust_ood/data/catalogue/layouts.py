@@ -85,10 +85,10 @@ def annotated(images: str, table: str) -> Layout:
     """A folder of images and a table whose rows are a file name and its class (Tiny-ImageNet's validation part)."""
 
     def read(folder: Path, fit: Fit | None, name: str) -> ImageSet:
-        rows = [line.split() for line in (folder / table).read_text().splitlines() if line.strip()]
-        classes = sorted({row[1] for row in rows})
-        labels = np.array([classes.index(row[1]) for row in rows])
-        paths = [folder / images / row[0] for row in rows]
+        rows = _rows(folder / table, name)
+        classes = sorted({label for _, label in rows})
+        labels = np.array([classes.index(label) for _, label in rows])
+        paths = [folder / images / file for file, _ in rows]
         return ImageSet(name, ImageFiles(paths, _given(fit, name), name), labels, tuple(classes))
 
     return read
@@ -98,7 +98,10 @@ def partitioned(images: str, table: str, part: int) -> Layout:
     """A folder of images and a table whose rows are a file name and the number of its part (CelebA)."""
 
     def read(folder: Path, fit: Fit | None, name: str) -> ImageSet:
-        rows = [line.split() for line in (folder / table).read_text().splitlines() if line.strip()]
+        rows = _rows(folder / table, name)
+        for file, number in rows:
+            if not number.isdecimal():
+                raise UserError(f"{name}: {folder / table} has part {number!r} for {file}; accepted: numbers")
         paths = [folder / images / file for file, number in rows if int(number) == part]
         if not paths:
             raise UserError(f"{name}: {folder / table} lists no image of part {part}")
@@ -135,6 +138,21 @@ def tiny_images(file: str, excluded: str) -> Layout:
 def first_of_each_class(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Return the indices of the first `count` images of each class, in ascending order."""
     return np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in np.unique(labels)]))
+
+
+def _rows(path: Path, name: str) -> list[tuple[str, str]]:
+    """Return the first two words of each line that is not blank."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{name}: cannot read {path} ({error})") from error
+    rows = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
+    for number, words in rows:
+        if len(words) < 2:
+            raise UserError(f"{name}: line {number} of {path} is {lines[number - 1]!r}; accepted: two words or more")
+    if not rows:
+        raise UserError(f"{name}: {path} lists no images")
+    return [(words[0], words[1]) for _, words in rows]
 
 
 def _numbers(path: Path, name: str) -> NDArray[np.int64]:
