@@ -253,12 +253,13 @@ class OODData(LightningDataModule):
 
     def _refuse_overlap(self) -> None:
         """Refuse a set that a method is both trained or tuned on and tested on."""
-        seen = {origin(spec, self.root): "outliers" for spec in (self.names["outliers"],) if spec is not None}
-        tuned = {part_of(spec, self.root) for spec in self.validation_ood}
+        outliers = self.names["outliers"]
+        seen = {} if outliers is None else {origin(outliers, self.root, "outliers"): "outliers"}
+        tuned = {part_of(spec, self.root, "validation_ood") for spec in self.validation_ood}
         for group, specs in (("near", self.near), ("far", self.far)):
             for spec in specs:
-                also_tuned = "validation_ood" if part_of(spec, self.root) in tuned else None
-                field = seen.get(origin(spec, self.root), also_tuned)
+                also_tuned = "validation_ood" if part_of(spec, self.root, group) in tuned else None
+                field = seen.get(origin(spec, self.root, group), also_tuned)
                 if field is not None:
                     raise UserError(
                         f"data.{group}: {_source(spec)} is also in data.{field}, so its test would be no test; "

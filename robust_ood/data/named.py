@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from robust_ood.data import arrays, folders
-from robust_ood.data.catalogue import CATALOGUE, find_part
+from robust_ood.data.catalogue import CATALOGUE, Entry, find_part
 from robust_ood.data.datasets import load_dataset
 from robust_ood.data.digits import DIGIT_SETS
 from robust_ood.data.files import Fit
@@ -61,32 +61,35 @@ def load_set(
     return in_memory(replace(images, name=spec.name or images.name), memory_limit)
 
 
-def origin(spec: str | SetSpec, root: Path) -> str:
-    """Return what two names of one set have in common: the catalogue entry, the file, or the name itself."""
+def origin(spec: str | SetSpec, root: Path, field: str) -> str:
+    """Return what two names of one set have in common: the catalogue entry, the file, or the name itself.
+
+    field: of `data`, for messages.
+    """
     source = spec if isinstance(spec, str) else spec.source
     if source in EMBEDDED:
         return source
-    if source.partition("/")[0] in CATALOGUE:
-        return source.partition("/")[0]
+    found = _entry(source, root, field)
+    if found is not None:
+        return found[0].name
     path = _existing(root / source)
     return str(path.resolve()) if path is not None else source
 
 
-def part_of(spec: str | SetSpec, root: Path) -> str:
+def part_of(spec: str | SetSpec, root: Path, field: str) -> str:
     """Return what two names of the same images have in common: as `origin`, but another part is another set."""
     source = spec if isinstance(spec, str) else spec.source
-    if source in EMBEDDED or source.partition("/")[0] not in CATALOGUE:
-        return origin(spec, root)
-    entry, part = find_part(source, CATALOGUE)
-    return f"{entry.name}/{part}"
+    found = None if source in EMBEDDED else _entry(source, root, field)
+    return origin(spec, root, field) if found is None else f"{found[0].name}/{found[1]}"
 
 
 def has_any_size(source: str, root: Path) -> bool:
     """Return whether a source's images may have any size, so that whoever reads them has to state one."""
     if source in EMBEDDED:
         return False
-    if source.partition("/")[0] in CATALOGUE:
-        entry, part = find_part(source, CATALOGUE)
+    found = _entry(source, root)
+    if found is not None:
+        entry, part = found
         return entry.parts[part].sized
     path = _existing(root / source)
     return path is None or path.suffix not in arrays.SUFFIXES
@@ -96,8 +99,9 @@ def _source(spec: SetSpec, root: Path, field: str, fit: Fit | None) -> ImageSet:
     source = spec.source
     if source in EMBEDDED:
         return EMBEDDED[source]()
-    if source.partition("/")[0] in CATALOGUE:
-        entry, part = find_part(source, CATALOGUE, f"data.{field}")
+    found = _entry(source, root, field)
+    if found is not None:
+        entry, part = found
         return entry.load(root, part, fit)
     path = _existing(root / source)
     if path is not None:
@@ -109,8 +113,19 @@ def _source(spec: SetSpec, root: Path, field: str, fit: Fit | None) -> ImageSet:
     if (root / source).suffix in arrays.SUFFIXES:
         raise UserError(f"data.{field}: no such file: {root / source}")
     here = [path for path in root.iterdir() if not path.name.startswith(".")] if root.is_dir() else []
-    found = [path.stem if path.suffix in arrays.SUFFIXES else path.name for path in here]
-    raise unknown_name(f"data.{field}", source, {*EMBEDDED, *CATALOGUE, *found})
+    names = [path.stem if path.suffix in arrays.SUFFIXES else path.name for path in here]
+    raise unknown_name(f"data.{field}", source, {*EMBEDDED, *CATALOGUE, *names})
+
+
+def _entry(source: str, root: Path, field: str | None = None) -> tuple[Entry, str] | None:
+    """Return the catalogue's entry and part of that name, or None; a path that is there and names no part is no part.
+
+    Raises: `UserError` for a part that the catalogue does not know.
+    """
+    name, _, part = source.partition("/")
+    if name not in CATALOGUE or (part and part not in CATALOGUE[name].parts and _existing(root / source) is not None):
+        return None
+    return find_part(source, CATALOGUE, "name" if field is None else f"data.{field}")
 
 
 def _existing(path: Path) -> Path | None:

@@ -98,6 +98,23 @@ def test_a_misspelt_name_shows_the_nearest(root, name):
             load_set(name, folder)
 
 
+@pytest.mark.parametrize("field", ["outliers", "near", "far", "validation_ood"])
+def test_an_unknown_part_names_its_field(root, field):
+    with pytest.raises(UserError, match=rf"data\.{field}: unknown name 'svhn/tset'; did you mean 'svhn/test'"):
+        OODData(root=root, **{field: "svhn/tset" if field == "outliers" else ["svhn/tset"]})
+
+
+def test_a_file_in_a_folder_that_is_called_like_a_catalogue_entry(root):
+    (root / "svhn").mkdir()
+    np.savez(root / "svhn" / "test.npz", images=np.zeros((3, 8, 8, 3), np.uint8))
+    assert len(load_set("svhn/test.npz", root)) == 3
+    with pytest.raises(UserError, match=r"svhn/test: no test_32x32\.mat"):  # the part of that name, not the file
+        load_set("svhn/test", root)
+    with pytest.raises(UserError, match=r"svhn/test\.npz is also in data\.validation_ood"):
+        OODData(root=root, far=["svhn/test.npz"], validation_ood=[str(root / "svhn" / "test.npz")])
+    OODData(root=root, far=["svhn/test.npz"], outliers="svhn/test-all")
+
+
 class Numbered(Dataset):
     def __init__(self, count=6, kind="pillow", damaged=()):
         self.count, self.kind, self.damaged = count, kind, damaged
