@@ -90,8 +90,9 @@ class Table:
     def wins(self) -> list[Wins]:
         """Return who won how many images, for each attack that keeps an account of it."""
         table = []
-        for (detector, label, place), column in self._columns():
-            if column.wins:
+        for detector, label, place in self.plan.columns:
+            column = self.column(detector, label, place)
+            if column is not None and column.wins:
                 images, group = self.sets[place].images.name, self.sets[place].group
                 subject, n = self.plan.subject.name, len(column.scores)
                 table.append(Wins(subject, detector or None, label, images, group, n, column.wins))
@@ -101,7 +102,7 @@ class Table:
         """Return where the scores lie; none for a store in memory."""
         table = []
         for (detector, label, place), keys in self.plan.columns.items():
-            paths = [self.store.path(key) for key in keys if self.store.read(key) is not None]
+            paths = [self.store.path(key) for key in keys if self.store.has(key)]
             files = tuple(path for path in paths if path is not None)
             if len(files) == len(keys):
                 images, group = self.sets[place].images.name, self.sets[place].group
@@ -116,10 +117,6 @@ class Table:
                 for precision in cell.about.get("precisions", ()) if cell is not None else ():
                     found.setdefault(precision, set()).add(detector or "classifier")
         return found
-
-    def _columns(self) -> list[tuple[tuple[str, str, int], Column]]:
-        every = [(place, self.column(*place)) for place in self.plan.columns]
-        return [(place, column) for place, column in every if column is not None]
 
     def _budget(self, label: str) -> Settings:
         return self.attacks[label].settings() if label in self.attacks else NO_ATTACK

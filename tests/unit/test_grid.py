@@ -523,6 +523,27 @@ def test_who_won_each_image(net, arrays, tmp_path):
     assert set(table["msp", "far"].wins) == {"clean", "weak", "strong"}
 
 
+def test_tables_hold_one_column_at_a_time_and_read_no_file_to_say_where_it_is(net, arrays, tmp_path, monkeypatch):
+    suite = Suite({"strong": PGD(Linf(RADIUS), steps=2)}, {"strong": ATTACK})
+    grid = Grid(data_of(arrays), {"suite": suite}, FolderStore(tmp_path / "out"), checks=False, chunk=CHUNK)
+    grid.add("net", net, {"msp": MSP(net), "energy": Energy(net)})
+    grid.compute()
+    table = rows.Table(grid.plans[0], grid.sets, grid.attacks, grid.store)
+    held, most, column = [], [], rows.Table.column
+
+    def follow(self, *place):
+        most.append(sum(scores() is not None for scores in held))
+        found = column(self, *place)
+        held.append(weakref.ref(found.scores))
+        return found
+
+    monkeypatch.setattr(rows.Table, "column", follow)
+    assert len(table.wins()) == 7
+    assert max(most) == 1
+    monkeypatch.setattr(FolderStore, "read", None)
+    assert len(table.files()) == 14
+
+
 def test_mean_and_deviation_over_the_checkpoints_of_a_recipe(make_net, arrays):
     results = Results()
     for seed in range(3):
