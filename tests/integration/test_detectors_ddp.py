@@ -78,6 +78,7 @@ def run_process(rank, meeting_point):
         detectors.Residual(chosen[0].net).fit([images] if rank == 0 else [])
     except UserError as error:
         results["error"] = str(error)
+    distributed.barrier()  # older PyTorch may wait for ever for a process that has gone
     distributed.destroy_process_group()
     print(json.dumps(results))
 
