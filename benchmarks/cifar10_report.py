@@ -19,7 +19,7 @@ from pathlib import Path
 
 from page import ROOT, table, write_page
 
-from robust_ood.reporting import comparison, gallery, summary, tables
+from robust_ood.reporting import comparison, summary, tables
 from robust_ood.reporting.source import Source, read
 
 CHUNK = 32
@@ -127,7 +127,7 @@ def by_radius(source: Source) -> list[str]:
     lines = []
     for model in source.models:
         for detector in source.detectors:
-            found = [gallery.by_radius(source, model, detector, group, "Linf") for group in source.groups]
+            found = [source.by_radius(model, detector, group, "Linf") for group in source.groups]
             lines.append([model, detector, *(summary.rate(auroc) for points in found for _, auroc in points)])
     return table(["Network", "Detector", *heads], lines)
 

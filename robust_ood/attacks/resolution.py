@@ -22,7 +22,7 @@ class LowResolution:
 
     Source: Fort 2022, Sec. 3.4: gradients of score(resize(x)) with respect to small images x. Resizing is linear, so
     for images that were enlarged from that size this is the same; others keep their own detail. Enlarging never exceeds
-    an Linf radius; an L2 radius is measured on the small perturbation. Images are `(N, C, H, W)` at the full one.
+    an Linf radius; it would exceed an L2 radius. Images are `(N, C, H, W)` at the full resolution.
 
     Args:
         attack: what is done at the low resolution.
@@ -37,6 +37,8 @@ class LowResolution:
             raise UserError(f"size: {self.size} is not a number of pixels >= 1")
         if isinstance(self.attack, Suite):  # its members take parts of a batch, which a view of it cannot follow
             raise UserError("attack: a suite given; put LowResolution around each of its members instead")
+        if self.attack.settings()["norm"] != "Linf":
+            raise UserError("attack: an L2 perturbation grows when it is enlarged, beyond its radius; give one in Linf")
 
     @property
     def keeps_clean(self) -> bool:

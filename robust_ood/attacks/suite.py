@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,9 +36,11 @@ class Suite:
 
     def settings(self) -> Settings:
         """Return the first member's norm and radius, and the steps (or queries) of all members and restarts in sum."""
-        each = [member.settings() for member in self.on_detectors.values()]
-        steps = sum(one["steps"] * one["restarts"] for one in each)
-        return Settings(norm=each[0]["norm"], radius=each[0]["radius"], steps=steps, restarts=1)
+        return _summed(self.on_detectors.values())
+
+    def settings_on_classifiers(self) -> Settings:
+        """Return the same of the members that attack classifiers."""
+        return _summed(self.on_classifiers.values())
 
     def on_score(
         self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor
@@ -106,6 +108,12 @@ def standard(radius: float | str, norm: str = "Linf") -> Suite:
             "square": Square(region, queries=1000),
         },
     )
+
+
+def _summed(members: Iterable[ScoreAttack | LabelAttack]) -> Settings:
+    each = [member.settings() for member in members]
+    steps = sum(one["steps"] * one["restarts"] for one in each)
+    return Settings(norm=each[0]["norm"], radius=each[0]["radius"], steps=steps, restarts=1)
 
 
 def _reads_classifier(member: Any) -> bool:

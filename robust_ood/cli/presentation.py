@@ -39,14 +39,12 @@ def present(
     console: Console,
 ) -> None:
     """Draw what is missing of the pictures into the folder, write the report there, and say where it is."""
-    if kinds:
+    if kinds or (folder / "figures").is_dir():  # those of an earlier evaluation may be out of date
         scene = set_scene(data, attacks, limit, device)
         with console.status("drawing figures") as status:
             for plan in grid.plans:
                 subject = plan.subject
-                subject.net.to(device)
-                for detector in subject.detectors.values():
-                    detector.to(device)
+                grid.bring(subject)
                 draw_into(folder, subject.name, subject.detectors, scene, kinds, lambda step: status.update(step))
     if report:
         console.print(f"wrote {reporting.write_report([folder], tensorboard=tensorboard)}")

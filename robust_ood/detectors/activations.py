@@ -56,6 +56,11 @@ class Shaped(OutputsDetector):
         return self.detector.surrogate_score(self.shape_smoothly(out))
 
     @property
+    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """The wrapped surrogate of changed forward passes, then the wrapped detector's others, of unchanged ones."""
+        return (self.surrogate, *self.detector.surrogates[1:])
+
+    @property
     def exact_surrogate(self) -> bool:
         """Whether the wrapped surrogate is exact and the change differentiable as it is."""
         return self.detector.exact_surrogate and type(self).shape_smoothly is Shaped.shape_smoothly

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from robust_ood.attacks import Attack
 from robust_ood.errors import UserError
+from robust_ood.evaluation.fingerprints import fingerprint
 from robust_ood.evaluation.results import Results
 
 
@@ -47,11 +49,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def check_output(folder: Path, models: Collection[str], inliers: str) -> None:
+def check_output(folder: Path, models: Mapping[str, nn.Module], inliers: str) -> None:
     """Refuse a folder whose results are of another evaluation, and would be replaced by these.
 
-    Results of the same in-distribution set, and of at least one of the same models, are the same evaluation: what
-    changed in it is computed, and the rest is found in the store.
+    Results of the same in-distribution set, and of at least one of the same networks under its old name, are the same
+    evaluation: what changed in it is computed, and the rest is found in the store.
 
     Raises: `UserError` also for results that cannot be read or are of another schema.
     """
@@ -63,5 +65,8 @@ def check_output(folder: Path, models: Collection[str], inliers: str) -> None:
     hint = "take another folder, or replace them with --replace true"
     if old and not set(old) & set(models):
         raise UserError(f"output: {folder} holds results of {', '.join(old)}, these are of {', '.join(models)}; {hint}")
+    for name, mark in there.environment.get("networks", {}).items():
+        if name in models and fingerprint(models[name]) != mark:
+            raise UserError(f"output: {folder} holds results of another network named {name}; {hint}, or give a --name")
     if sets and inliers not in sets:
         raise UserError(f"output: {folder} holds results on {', '.join(sets)}, these are on {inliers}; {hint}")

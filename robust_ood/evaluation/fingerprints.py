@@ -28,10 +28,11 @@ _PACKAGE = Path(__file__).parents[1]
 _NUMERIC = (
     *("losses.py", "modes.py", "perturb.py", "randomness.py", "regions.py", "rules.py", "safe_spots.py"),
     *("attacks", "detectors", "models", "evaluation/cells.py", "evaluation/scores.py"),
+    *("data/files.py", "data/loaders.py"),
 )
 _INTERNAL = {*vars(nn.Module()), "training"}  # hooks, flags, and the parts that are described on their own
 _PLAIN = (bool, int, float, str, type(None))
-_OURS = ("robust_ood.", "torch.", "builtins", "abc", "typing", "collections")
+_OURS = ("robust_ood.", "torch.", "builtins.", "abc.", "typing.", "collections.")
 
 
 def fingerprint(thing: Any, known: Mapping[int, str] | None = None) -> str:

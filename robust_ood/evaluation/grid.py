@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -109,7 +110,7 @@ class Grid:
         self.sets = [TestSet(images, group, chunks(images, limit, chunk)) for group, images in sets]
         self.plans: list[Plan] = []
         self._notes: list[str] = []
-        self._on_device: nn.Module | None = None
+        self._on_device: Subject | None = None
 
     def add(self, model: str, net: nn.Module, detectors: Mapping[str, Detector]) -> None:
         """Plan the evaluation of a network, and fit those of its detectors that must be.
@@ -121,7 +122,7 @@ class Grid:
         chosen = Subject(model, net, dict(detectors))
 
         def before() -> None:
-            self._bring(chosen)
+            self.bring(chosen)
 
         self._notes += [
             f"{model}, {name}: {note}"
@@ -143,7 +144,8 @@ class Grid:
             intervals: resamples of the bootstrap intervals.
             new: compute those that are not in the store.
         """
-        settings = {"limit": self.limit, "device": str(self.device), "checks": self.checks}
+        settings: dict[str, Any] = {"limit": self.limit, "device": str(self.device), "checks": self.checks}
+        settings["networks"] = {plan.subject.name: plan.network for plan in self.plans}
         precisions: dict[str, list[str]] = {}
         results = Results(environment=describe_environment({**settings, "attack_precisions": precisions}))
         for plan in self.plans:
@@ -172,13 +174,14 @@ class Grid:
         (inliers,), (outliers,) = (chunks(part.images, few) for part in self.sets[:2])
         return inliers, outliers
 
-    def _bring(self, subject: Subject) -> None:
-        """Move a network and its detectors to the device, and the one before back, so that there is room for one."""
-        if self._on_device is subject.net:
+    def bring(self, subject: Subject) -> None:
+        """Move a network and its detectors to the device, and those before back, so that there is room for one."""
+        before = self._on_device
+        if before is not None and before.net is subject.net:
             return
-        if self._on_device is not None and self.device.type != "cpu":
-            self._on_device.to("cpu")
+        for part in (before.net, *before.detectors.values()) if before is not None else ():
+            part.to("cpu")
         subject.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         for detector in subject.detectors.values():
             detector.to(self.device)
-        self._on_device = subject.net
+        self._on_device = subject

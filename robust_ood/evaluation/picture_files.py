@@ -40,10 +40,7 @@ class Picture:
 
 def write_picture(folder: Path, picture: Picture) -> Path:
     """Write a picture, in one move, into `figures/` of a folder of results, in place of an earlier one of its name."""
-    name = (picture.kind, picture.model, picture.detector)
-    words = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(name)).strip("-").lower()[:80]
-    mark = hashlib.blake2b(json.dumps(name).encode(), digest_size=4).hexdigest()  # of names that differ in signs only
-    path = folder / "figures" / f"{words}-{mark}.npz"
+    path = _path(folder, picture)
     path.parent.mkdir(parents=True, exist_ok=True)
     about: dict[str, Any] = {"kind": picture.kind, "model": picture.model, "detector": picture.detector}
     about |= {"key": picture.key, "about": dict(picture.about)}
@@ -52,6 +49,18 @@ def write_picture(folder: Path, picture: Picture) -> Path:
     np.savez_compressed(content, **arrays)
     replace_file(path, content.getvalue())
     return path
+
+
+def remove_picture(folder: Path, picture: Picture) -> None:
+    """Remove the picture of that kind, network and detector from a folder of results."""
+    _path(folder, picture).unlink(missing_ok=True)
+
+
+def _path(folder: Path, picture: Picture) -> Path:
+    name = (picture.kind, picture.model, picture.detector)
+    words = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(name)).strip("-").lower()[:80]
+    mark = hashlib.blake2b(json.dumps(name).encode(), digest_size=4).hexdigest()  # of names that differ in signs only
+    return folder / "figures" / f"{words}-{mark}.npz"
 
 
 def read_pictures(folder: Path) -> list[Picture]:

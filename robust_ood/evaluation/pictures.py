@@ -21,7 +21,7 @@ from robust_ood.detectors import Detector
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.evaluation.curves import concatenate, trace
 from robust_ood.evaluation.fingerprints import code_version, fingerprint
-from robust_ood.evaluation.picture_files import Arrays, Picture, read_pictures, write_picture
+from robust_ood.evaluation.picture_files import Arrays, Picture, read_pictures, remove_picture, write_picture
 from robust_ood.modes import evaluating
 from robust_ood.perturb import minimize
 from robust_ood.randomness import generator
@@ -121,20 +121,27 @@ def draw(
 
     One that cannot be made, as for a score without gradient, has no arrays and says why.
     """
+    for (kind, name), key in _keys(model, detectors, scene).items():
+        if kind not in kinds or key in made:
+            continue
+        progress(f"{model}: figure {kind} of {name}")
+        try:
+            with evaluating(detectors[name]):
+                arrays, about = KINDS[kind](detectors[name], scene)
+        except (RuntimeError, ValueError) as error:
+            arrays, about = {}, {"failed": " ".join(str(error).split())}
+        yield Picture(kind, model, name, arrays, about, key)
+
+
+def _keys(model: str, detectors: Mapping[str, Detector], scene: Scene) -> dict[tuple[str, str], str]:
+    """Return the key of every kind of picture of each detector."""
     code, material = code_version("evaluation/pictures.py", "evaluation/curves.py"), fingerprint(scene)
-    for name, detector in detectors.items():
-        mark = fingerprint(detector)
-        for kind in kinds:
-            key = fingerprint([kind, model, name, code, material, mark])
-            if key in made:
-                continue
-            progress(f"{model}: figure {kind} of {name}")
-            try:
-                with evaluating(detector):
-                    arrays, about = KINDS[kind](detector, scene)
-            except (RuntimeError, ValueError) as error:
-                arrays, about = {}, {"failed": " ".join(str(error).split())}
-            yield Picture(kind, model, name, arrays, about, key)
+    marks = {name: fingerprint(detector) for name, detector in detectors.items()}
+    return {
+        (kind, name): fingerprint([kind, model, name, code, material, mark])
+        for name, mark in marks.items()
+        for kind in KINDS
+    }
 
 
 def draw_into(
@@ -145,8 +152,15 @@ def draw_into(
     kinds: Sequence[str],
     progress: Progress = lambda step: None,
 ) -> int:
-    """Draw what a folder of results does not have yet of the pictures of a network, and return how many that were."""
-    made = {picture.key for picture in read_pictures(folder)}
+    """Draw what a folder of results does not have yet of the pictures of a network, and return how many that were.
+
+    Pictures of these detectors that show something else by now are removed, also of kinds that are not drawn again.
+    """
+    keys, there = _keys(model, detectors, scene), read_pictures(folder)
+    for picture in there:
+        if picture.model == model and keys.get((picture.kind, picture.detector), picture.key) != picture.key:
+            remove_picture(folder, picture)
+    made = {picture.key for picture in there}
     count = 0
     for picture in draw(model, detectors, scene, kinds, made=made, progress=progress):
         write_picture(folder, picture)
@@ -185,7 +199,8 @@ def curves(detector: Detector, scene: Scene) -> Made:
 
     Source: Fort 2022, Sec. 3.1, Fig. 3 and 7. Equal steps from the clean image; `evaluation.curves` reads them.
     """
-    region = type(scene.region)(2 * scene.region.radius)
+    most = 1.0 if scene.region.name == "Linf" else float("inf")  # the whole pixel range
+    region = type(scene.region)(min(2 * scene.region.radius, most))
     attack = PGD(region, steps=_TRACE_STEPS, step_size=region.radius / _TRACE_STEPS, random_start=False)
     arrays: dict[str, NDArray[Any]] = {}
     for side in scene.many:

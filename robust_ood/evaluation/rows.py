@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robust_ood.attacks import Attack, Settings
+from robust_ood.attacks import Attack, Settings, Suite
 from robust_ood.evaluation.fingerprints import code_version, fingerprint
 from robust_ood.evaluation.plan import Plan, TestSet
 from robust_ood.evaluation.records import METRICS, Accuracy, CellFiles, Interval, Row, Summary, Wins
@@ -74,7 +74,9 @@ class Table:
             if right is not None:
                 accuracy, n = right.scores.double().mean().item(), len(right.scores)
                 name, subject = self.sets[0].images.name, self.plan.subject.name
-                facts: dict[str, Any] = {"n": n, "accuracy": accuracy, "seconds": right.seconds, **self._budget(label)}
+                attack = self.attacks.get(label)
+                budget = attack.settings_on_classifiers() if isinstance(attack, Suite) else self._budget(label)
+                facts: dict[str, Any] = {"n": n, "accuracy": accuracy, "seconds": right.seconds, **budget}
                 table.append(Accuracy(model=subject, id=name, attack=label, **facts))
         return table
 

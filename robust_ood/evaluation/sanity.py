@@ -144,9 +144,14 @@ class _Probe:
         return ordinary(gradient)
 
     def differentiable(self) -> bool:
+        """Whether the surrogate depends on the images: what detaches them may still have gradients of its weights."""
         with differentiating():
-            values = self.detector.surrogate(self.inliers[:1].clone().requires_grad_())
-        return bool(values.requires_grad)
+            leaf = self.inliers[:1].clone().requires_grad_()
+            values = self.detector.surrogate(leaf)
+            if not values.requires_grad:
+                return False
+            (gradient,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+        return gradient is not None
 
 
 def _region(attack: ScoreAttack) -> Region:
@@ -169,7 +174,10 @@ def _of_scores(probe: _Probe) -> Iterator[str]:
         )
     clean = probe.auroc(first)
     if clean < 0.4:
-        yield f"clean AUROC {clean:.2f}: OOD images score higher; higher must mean in-distribution, so check the sign"
+        yield (
+            f"clean AUROC {clean:.2f} on {len(probe.outliers)} images of the first OOD set: the network is surer of "
+            "them than of its own, or the score has the wrong sign (higher must mean in-distribution)"
+        )
 
 
 def _of_gradients(probe: _Probe, region: Region) -> Iterator[str]:
@@ -309,4 +317,5 @@ def _exact(region: Region, **settings: Any) -> PGD:
 
 
 def _scaled(region: Region, factor: float) -> Region:
-    return NORMS[region.name](factor * region.radius)
+    most = 1.0 if region.name == "Linf" else float("inf")  # the whole pixel range
+    return NORMS[region.name](min(factor * region.radius, most))

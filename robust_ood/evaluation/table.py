@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import groupby
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -23,12 +22,14 @@ def print_results(results: Results, console: Console | None = None) -> None:
     clean = {_subject(row): row for row in results.rows if row.attacked == "none"}
     if not attacked:
         console.print(_detection("no attack", {subject: {"none": row} for subject, row in clean.items()}), "")
-    for attack, rows in groupby(sorted(attacked, key=lambda row: row.attack), key=lambda row: row.attack):
+    for attack in dict.fromkeys(row.attack for row in attacked):  # in the order of the config
+        rows = [row for row in attacked if row.attack == attack]
         cells: dict[tuple[str, ...], dict[str, Row | None]] = {}
         for row in rows:
             cells.setdefault(_subject(row), {"none": clean.get(_subject(row))})[row.attacked] = row
-        first = next(row for row in attacked if row.attack == attack)
-        title = f"attack {attack}: {first.norm} {first.radius:.4f}, {first.steps} steps, {first.restarts} restarts"
+        first = rows[0]
+        budget = f"{_count(first.steps, 'step')}, {_count(first.restarts, 'restart')}"
+        title = f"attack {attack}: {first.norm} {first.radius:.4f}, {budget}"
         console.print(_detection(title, cells), "")
     console.print(
         "AUROC/FPR95 with clean images, attacked inliers, attacked outliers, and both attacked.\n"
@@ -94,6 +95,10 @@ def _summary(results: Results) -> Table:
 
 def _cell(row: Row | None) -> str:
     return f"{_rate(row.auroc)}/{_rate(row.fpr95)}" if row else ""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _rate(value: float) -> str:

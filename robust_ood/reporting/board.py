@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from robust_ood.reporting import gallery, summary, tables
+from robust_ood.reporting import summary, tables
 from robust_ood.reporting.figures import Figure
 from robust_ood.reporting.source import Source
 
@@ -58,7 +58,7 @@ def _log_rates(writer: SummaryWriter, source: Source, model: str) -> None:
     for norm in source.norms:
         for group in source.groups:
             for detector in source.detectors:
-                for radius, auroc in gallery.by_radius(source, model, detector, group, norm):
+                for radius, auroc in source.by_radius(model, detector, group, norm):
                     writer.add_scalar(f"AUROC, {group} OOD, {norm}/{detector}", auroc, round(radius / STEP))
     for row in source.results.classification:
         if row.model == model:

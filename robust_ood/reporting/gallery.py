@@ -28,24 +28,14 @@ def radius_figures(source: Source) -> Iterator[Figure]:
         lines: dict[tuple[str, str], dict[str, Points]] = {}
         for model in source.models:
             for group in source.groups:
-                found = {name: by_radius(source, model, name, group, norm) for name in source.detectors}
+                found: dict[str, Points] = {
+                    name: source.by_radius(model, name, group, norm) for name in source.detectors
+                }
                 kept = {name: points for name, points in found.items() if len(points) > 1}
                 if kept:
                     lines[model, group] = kept
         if lines:
             yield auroc_by_radius(lines, norm, slug("auroc by radius", norm))
-
-
-def by_radius(source: Source, model: str, detector: str, group: str, norm: str) -> Points:
-    """Return the lowest AUROC at each radius, the clean one first."""
-    rows = [row for row in source.means if (row.model, row.detector, row.group) == (model, detector, group)]
-    found: dict[float, float] = {}
-    for row in rows:
-        if row.attacked == "none":
-            found[0.0] = row.auroc
-        if row.attacked == "both" and row.norm == norm:
-            found[row.radius] = min(row.auroc, found.get(row.radius, 1.0))
-    return sorted(found.items())
 
 
 def histogram_figures(source: Source) -> Iterator[Figure]:

@@ -85,6 +85,17 @@ class Source:
             (row for row in rows if row.attacked == "both"), key=lambda row: (row.auroc, -row.radius), default=None
         )
 
+    def by_radius(self, model: str, detector: str, group: str, norm: str) -> list[tuple[float, float]]:
+        """Return each radius with the lowest AUROC of the mean, both sides attacked; the clean one first."""
+        rows = [row for row in self.means if (row.model, row.detector, row.group) == (model, detector, group)]
+        found: dict[float, float] = {}
+        for row in rows:
+            if row.attacked == "none":
+                found[0.0] = row.auroc
+            if row.attacked == "both" and row.norm == norm:
+                found[row.radius] = min(row.auroc, found.get(row.radius, 1.0))
+        return sorted(found.items())
+
     def clean(self, row: Row) -> Row | None:
         """Return the row of the same detector and OOD set, or mean, without attack."""
         return self._clean.get(self._where(row))

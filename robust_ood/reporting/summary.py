@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from robust_ood.evaluation import Accuracy, Row
 from robust_ood.reporting.source import Source
@@ -14,8 +15,9 @@ def sentences(source: Source) -> list[str]:
     """Return the findings, one sentence or two each, the most important first."""
     found = [_protocol(source)]
     for model in source.models:
-        found += [_fate(source, model, group) for group in source.groups]
-    found += [_best(source, group) for group in source.groups]
+        for group in source.groups:
+            found += [_fate(source, model, group), *(_reach(source, model, group, norm) for norm in source.norms)]
+    found += [_best(source, group) for group in source.groups if _comparable(source)]
     found += _accuracy(source)
     found += _uncertainty(source)
     return [sentence for sentence in found if sentence]
@@ -28,14 +30,8 @@ def caveats(source: Source) -> list[str]:
         found.append(
             "The evaluation did not finish: rows are missing. Start it again; it computes only what is missing."
         )
-    protocols: dict[frozenset[object], list[str]] = {}
-    for model in source.models:
-        rows = [row for row in source.sets if row.model == model]
-        what = {(row.attack, row.norm, row.radius, row.steps, row.restarts, row.id, row.ood, row.n_id, row.n_ood)
-                for row in rows}  # fmt: skip
-        protocols.setdefault(frozenset(what), []).append(model)
-    if len(protocols) > 1:
-        several = " / ".join(", ".join(models) for models in protocols.values())
+    if not _comparable(source):
+        several = " / ".join(", ".join(models) for models in _protocols(source))
         found.append(
             f"Models were evaluated under different attacks or on different images ({several}): compare with care."
         )
@@ -44,6 +40,21 @@ def caveats(source: Source) -> list[str]:
             "The sanity checks were switched off: nothing has looked for masked gradients or attacks that fail."
         )
     return found
+
+
+def _protocols(source: Source) -> list[list[str]]:
+    """Return the models by what they were evaluated on and under."""
+    found: dict[frozenset[object], list[str]] = {}
+    for model in source.models:
+        rows = [row for row in source.sets if row.model == model]
+        what = {(row.attack, row.norm, row.radius, row.steps, row.restarts, row.id, row.ood, row.n_id, row.n_ood)
+                for row in rows}  # fmt: skip
+        found.setdefault(frozenset(what), []).append(model)
+    return list(found.values())
+
+
+def _comparable(source: Source) -> bool:
+    return len(_protocols(source)) == 1
 
 
 def _protocol(source: Source) -> str:
@@ -81,6 +92,23 @@ def _fate(source: Source, model: str, group: str) -> str:
     return begin + "; ".join(parts) + "."
 
 
+def _reach(source: Source, model: str, group: str, norm: str) -> str:
+    """Say up to which of several radii a model's detectors keep their AUROC."""
+    reached: dict[float, list[str]] = {}
+    for detector in source.detectors:
+        points = [point for point in source.by_radius(model, detector, group, norm) if point[0] > 0]
+        if len(points) < 2:
+            continue
+        kept = [radius for radius, _ in takewhile(lambda point: point[1] >= KEPT, points)]
+        reached.setdefault(kept[-1] if kept else 0.0, []).append(detector)
+    if not any(reached):
+        return ""
+    nowhere = reached.pop(0.0, [])
+    parts = [f"{_listed(names)} up to {radius_text(norm, radius)}" for radius, names in sorted(reached.items())]
+    none = f"; {_count(len(nowhere), 'detector')} at no radius" if nowhere else ""
+    return f"{model}, {group} OOD, by radius: an AUROC of at least {KEPT} stays with {_listed(parts)}{none}."
+
+
 def _moves(source: Source, rows: Sequence[Row]) -> str:
     shown = [_moved(source, row) for row in sorted(rows, key=lambda row: -row.auroc)]
     return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
@@ -98,6 +126,8 @@ def _best(source: Source, group: str) -> str:
     best = max(every, key=lambda row: row.auroc)
     equal = [row for row in every if rate(row.auroc) == rate(best.auroc)]
     text = f"Best under its strongest attack on {group} OOD: "
+    if best.auroc < CHANCE:
+        return f"Under its strongest attack on {group} OOD, no pair of network and detector stays above chance."
     if len(equal) > 1:
         return f"{text}{len(equal)} of {len(every)} pairs of network and detector, all at {rate(best.auroc)}."
     text += f"{best.model} with {best.detector}, {rate(best.auroc)}"
@@ -118,11 +148,11 @@ def _accuracy(source: Source) -> list[str]:
     for row in source.results.classification:
         if row.attack != "none" and (row.model not in hit or row.accuracy < hit[row.model].accuracy):
             hit[row.model] = row
-    top = max(clean.values(), key=lambda row: row.accuracy)
+    top = max(clean.values(), key=lambda row: row.accuracy) if _comparable(source) else None
     parts = []
     for model, row in clean.items():
         text = f"{model} {percent(row.accuracy)}"
-        if row is not top:
+        if top is not None and row is not top:
             text += f" ({100 * (row.accuracy - top.accuracy):+.1f} points)".replace("-", "\N{MINUS SIGN}")
         if model in hit:
             text += f", under {hit[model].attack} {percent(hit[model].accuracy)}"
@@ -148,6 +178,11 @@ def rate(value: float) -> str:
 def percent(value: float) -> str:
     """Return a share in percent with one decimal."""
     return f"{100 * value:.1f} %"
+
+
+def radius_text(norm: str, radius: float) -> str:
+    """Return norm and radius in words, an Linf radius in 255ths."""
+    return f"{norm} {radius * 255:g}/255" if norm == "Linf" else f"{norm} {radius:g}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from robust_ood.evaluation import Row
 from robust_ood.evaluation.records import METRICS
 from robust_ood.reporting.source import Source
-from robust_ood.reporting.summary import CHANCE, percent, rate
+from robust_ood.reporting.summary import CHANCE, percent, radius_text, rate
 
 _STRONG = 0.5  # a difference of this size has the full colour
 
@@ -166,7 +166,7 @@ def recipes(source: Source) -> Table | None:
 
 def budget(row: Row) -> str:
     """Return norm and radius in words, an Linf radius in 255ths."""
-    return f"{row.norm} {row.radius * 255:g}/255" if row.norm == "Linf" else f"{row.norm} {row.radius:g}"
+    return radius_text(row.norm, row.radius)
 
 
 def _spread(mean: dict[str, float], std: dict[str, float], metric: str) -> Cell:

@@ -69,7 +69,7 @@ class Method(LightningModule):
         if attack_mode not in ("eval", "train"):
             raise UserError(f"attack_mode: {attack_mode!r} is neither 'eval' nor 'train'")
         for field, attack in (("inlier_attack", inlier_attack), ("outlier_attack", outlier_attack)):
-            _refuse_ignored(field, attack)
+            refuse_ignored(field, attack)
         self.net = net.to(memory_format=torch.channels_last)
         self.inlier_attack, self.outlier_attack = inlier_attack, outlier_attack
         self.outlier_weight, self.attack_mode = outlier_weight, attack_mode
@@ -251,7 +251,7 @@ class Method(LightningModule):
             self.log(name, mean, prog_bar=name.endswith("accuracy"))
 
 
-def _refuse_ignored(field: str, attack: PGD | None) -> None:
+def refuse_ignored(field: str, attack: PGD | None) -> None:
     """Refuse settings of an in-loop attack that have no effect there, rather than ignore them."""
     ignored = ("restarts", "objective", "loss", "keep", "noise", "noise_draws", "seed", "precision")
     defaults = {one.name: one.default for one in fields(PGD)}

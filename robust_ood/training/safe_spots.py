@@ -12,7 +12,7 @@ from robust_ood import losses
 from robust_ood.attacks import PGD
 from robust_ood.data import Batch
 from robust_ood.errors import UserError
-from robust_ood.training.method import Method
+from robust_ood.training.method import Method, refuse_ignored
 from robust_ood.training.optimization import SGD
 
 
@@ -54,6 +54,7 @@ class SafeSpotAware(Method):
         super().__init__(
             net, inlier_attack, None, outlier_weight, attack_mode, optimization=optimization, compile=compile, seed=seed
         )
+        refuse_ignored("spot_search", spot_search)
         if not safe_spot_weight >= 0:
             raise UserError(f"safe_spot_weight: {safe_spot_weight} is not >= 0")
         self.spot_search, self.safe_spot_weight = spot_search, safe_spot_weight

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from robust_ood import Linf, attacks
+from robust_ood import L2, Linf, attacks
 from robust_ood.attacks import PGD, LowResolution, Suite, aloe_mahalanobis, attack_score, standard, transferred
 from robust_ood.detectors import (
     ODIN,
@@ -18,6 +18,8 @@ from robust_ood.detectors import (
     LayerNoise,
     Mahalanobis,
     Mean,
+    OutputsDetector,
+    ReAct,
     Standardize,
 )
 from robust_ood.errors import UserError
@@ -132,6 +134,31 @@ def test_low_resolution_hands_over_what_is_handed_over():
     assert LowResolution(PGD(REGION), 4).keeps_clean
     with pytest.raises(UserError, match="attack: a suite given"):
         LowResolution(standard(0.05), 4)
+    with pytest.raises(UserError, match="attack: an L2 perturbation grows"):
+        LowResolution(PGD(L2(0.5)), 4)
+
+
+class Misleading(OutputsDetector):
+    """A score of outputs whose first stand-in is the opposite of it, and whose second one is the score."""
+
+    def score(self, out):
+        return out.logits[:, 0]
+
+    def surrogate_score(self, out):
+        return -out.logits[:, 0]
+
+    @property
+    def surrogates(self):
+        return (self.surrogate, self)
+
+
+def test_shaped_scores_are_attacked_through_every_stand_in_of_what_they_wrap(trained):
+    net, images, *_ = trained
+    shaped = ReAct(Misleading(net), threshold=1e9)  # clips nothing
+    clean, found = shaped(images[:4]), attack_score(shaped, images[:4], PGD(REGION), 1)
+    alone = attack_score(Misleading(net), images[:4], PGD(REGION), 1)
+    assert (found.values < clean - 0.01).all()
+    torch.testing.assert_close(found.values, alone.values)
 
 
 def test_low_resolution_works_inside_a_suite_on_what_is_left(trained):

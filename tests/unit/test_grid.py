@@ -521,6 +521,9 @@ def test_who_won_each_image(net, arrays, tmp_path):
         assert sum(one.wins.values()) == one.n == SIZES[images]
     assert table["msp", "far"].wins["strong"] > table["msp", "far"].wins["weak"]
     assert set(table["msp", "far"].wins) == {"clean", "weak", "strong"}
+    steps = {(row.attack, row.attacked): row.steps for row in results.rows}
+    assert steps["suite", "both"] == 5
+    assert {one.attack: one.steps for one in results.classification} == {"none": 0, "suite": ATTACK.steps}
 
 
 def test_tables_hold_one_column_at_a_time_and_read_no_file_to_say_where_it_is(net, arrays, tmp_path, monkeypatch):

@@ -233,10 +233,15 @@ def test_summary_says_what_survived_and_what_did_not(folders):
     assert "1 of 2 detectors keeps an AUROC of at least 0.9 (msp 0.970 → 0.920)" in far
     assert "1 of 2 detectors ends between 0.5 and 0.9 (knn 0.970 → 0.770)" in far
     assert any("Best under its strongest attack on near OOD: ALOE with msp, 0.850" in line for line in text)
+    reach = next(line for line in text if line.startswith("ALOE, far OOD, by radius"))
+    assert reach.endswith("an AUROC of at least 0.9 stays with msp up to Linf 8/255; 1 detector at no radius.")
+    assert not any(line.startswith("OE, near OOD, by radius") for line in text)
     equal = [replace(row, auroc=0.75) for row in read(folders).means]
     source = read(folders)
     source.means = equal
     assert "4 of 4 pairs of network and detector, all at 0.750" in " ".join(summary.sentences(source))
+    source.means = [replace(row, auroc=0.25) for row in source.means]
+    assert "on near OOD, no pair of network and detector stays above chance." in " ".join(summary.sentences(source))
     accuracy = next(line for line in text if line.startswith("Classification"))
     assert "OE 83.0 % (\N{MINUS SIGN}6.5 points), under suite 25.0 %" in accuracy
     assert "ALOE 89.5 %, under suite 25.0 %" in accuracy
@@ -262,6 +267,7 @@ def test_different_protocols_interruptions_and_missing_checks_are_said(folders):
     assert "did not finish" in interrupted
     assert "different images (OE / ALOE)" in different
     assert "switched off" in unchecked
+    assert not any("Best" in line or "points" in line for line in summary.sentences(source))  # nothing to compare
 
 
 def test_each_figure_has_a_picture_and_its_data(report):

@@ -50,6 +50,13 @@ class Detached(MSP):
     surrogate = Detector.surrogate
 
 
+class Cut(MSP):
+    """Forgets where its images come from, not which weights it has."""
+
+    def surrogate(self, images):
+        return super().surrogate(images.detach())
+
+
 class Quantised(MSP):
     """Rounded to one decimal, with the gradient of rounding, which is zero."""
 
@@ -94,6 +101,7 @@ class WrongSurrogate(MSP):
     ("defect", "alarm"),
     [
         (Detached, "carries no gradient"),
+        (Cut, "carries no gradient"),
         (Quantised, "input gradient of exactly zero"),
         (Noisy, "two evaluations of the same images differ"),
         (Saturated, "input gradient of exactly zero"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,6 +99,11 @@ def test_safe_spot_objective_is_equation_4(make_net, batch):
     torch.testing.assert_close(method.objective(batch), expected)
     assert method.needs_outliers
     assert not SafeSpotAware(net, SPOTS, ATTACK).needs_outliers
+
+
+def test_settings_of_the_search_that_would_be_ignored_are_refused(make_net):
+    with pytest.raises(UserError, match=r"spot_search\.restarts: has no effect while training"):
+        SafeSpotAware(make_net(), replace(SPOTS, restarts=5), ATTACK)
 
 
 def test_third_term_of_equation_4_is_bounded(make_net, batch):
