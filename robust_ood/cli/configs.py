@@ -25,13 +25,13 @@ def with_includes(arguments: Sequence[str]) -> list[str]:
     expanded: list[str] = []
     rest = iter(_joined(arguments))
     for argument in rest:
-        flag, equals, value = argument.partition("=")
-        if flag not in ("-c", "--config"):
+        found = re.fullmatch(r"(-c|--config)(?:=(.*))?|(-c)([^=].*)", argument)
+        if found is None:
             expanded.append(argument)
             continue
-        name = value if equals else next(rest, None)
+        name = found[2] or found[4] or next(rest, None)
         if name is None:
-            raise UserError(f"{flag}: a YAML file is wanted after it")
+            raise UserError(f"{argument}: a YAML file is wanted after it")
         for path in _chain(find_config(Path(name)), ()):
             expanded += ["-c", str(path)]
     return expanded

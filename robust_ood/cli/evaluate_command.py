@@ -36,7 +36,9 @@ Specs = list[str | dict[str, Any]]
 def parser() -> ArgumentParser:
     """Return the parser of the evaluate command."""
     register_types()
-    parser = ArgumentParser(prog="evaluate.py", description="Evaluate saved networks.", exit_on_error=False)
+    # A shortened --config would be read without what its file includes.
+    strict: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+    parser = ArgumentParser(prog="evaluate.py", description="Evaluate saved networks.", **strict)
     add = parser.add_argument
     add("-c", "--config", action=ActionConfigFile, help="YAML file; several compose")
     add("--include", type=list[str], default=[], help="config files that this one builds on")

@@ -239,6 +239,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run `fit`, `validate` or `test` and return the exit code."""
     quiet()
     register_types()
+    # A shortened --config would be read without what its file includes.
+    strict = {"exit_on_error": False, "allow_abbrev": False}
     try:
         TrainingCLI(
             Method,
@@ -253,7 +255,7 @@ def run(arguments: Sequence[str]) -> int:
                 "log_every_n_steps": 10,
                 "num_sanity_val_steps": 0,
             },
-            parser_kwargs={"exit_on_error": False, **{name: {"exit_on_error": False} for name in COMMANDS}},
+            parser_kwargs={**strict, **dict.fromkeys(COMMANDS, strict)},
             args=with_includes(arguments),
         )
     except Stopped as stop:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from robust_ood.cli import main
 from robust_ood.cli.configs import find_config, with_includes
 from robust_ood.errors import UserError
 
@@ -32,3 +33,21 @@ def test_what_is_nowhere_is_named_as_it_was_given(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"config: cannot read {name}"):
         with_includes(["-c", name])
+
+
+@pytest.mark.parametrize("given", [["-c", "it.yaml"], ["-cit.yaml"], ["-c=it.yaml"], ["--config=it.yaml"]])
+def test_includes_are_read_however_the_file_is_attached(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    Path("it.yaml").write_text("include: [base.yaml]")
+    Path("base.yaml").write_text("limit: 3")
+    assert with_includes(["fit", *given, "--a", "b"]) == ["fit", "-c", "base.yaml", "-c", "it.yaml", "--a", "b"]
+
+
+@pytest.mark.parametrize(("command", "words"), [("train", ["fit"]), ("evaluate", [])])
+def test_a_shortened_option_is_refused_because_its_includes_would_not_be_read(
+    tmp_path, monkeypatch, capsys, command, words
+):
+    monkeypatch.chdir(tmp_path)
+    Path("it.yaml").write_text("include: [base.yaml]")
+    assert main([command, *words, "--conf", "it.yaml"]) == 2
+    assert capsys.readouterr().err == "error: conf: unknown setting; did you mean 'config'?\n"
