@@ -66,9 +66,9 @@ class Region(ABC):
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "radius", float(Fraction(self.radius, f"{self.name} radius")))
+        object.__setattr__(self, "radius", float(Fraction(self.radius)))
         if self.radius < 0:
-            raise UserError(f"{self.name} radius: {self.radius} is negative; a radius is >= 0 in pixel fractions")
+            raise UserError(f"radius: {self.radius} is negative; a radius is >= 0 in pixel fractions")
 
     def project(self, images: Tensor, center: Tensor) -> Tensor:
         """Return the nearest allowed images around `center` (for L2 with `clip`, a point of both sets, in one pass).
@@ -175,7 +175,7 @@ class Unbounded(Region):
 
     def __post_init__(self) -> None:
         if self.radius != math.inf:
-            raise UserError(f"Unbounded radius: {self.radius!r} given, but this region has none; use Linf or L2")
+            raise UserError(f"radius: {self.radius!r} given, but an Unbounded region has none; use Linf or L2")
 
     def _onto_ball(self, images: Tensor, center: Tensor) -> Tensor:
         return images.clone()
@@ -198,4 +198,4 @@ def region_of(norm: str, radius: float | str) -> Linf | L2:
     """
     if norm not in NORMS:
         raise unknown_name("norm", norm, NORMS)
-    return NORMS[norm](Fraction(radius, f"{norm} radius"))
+    return NORMS[norm](Fraction(radius))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +37,8 @@ def configured(field: str, make: Callable[..., T], *arguments: Any, settings: Ma
 
     Args:
         field: what the settings belong to, for messages: `detectors.msp`; empty inside another maker, which says it.
-        make: a class or function, or a `partial` of one, whose parameters have type hints.
+        make: a class or function, or a `partial` of one, whose parameters have type hints. What it takes as
+            `**settings` it hands on by `configured("", ...)`, so that those are checked, too.
         arguments: what comes first, and is not the user's.
         settings: what the user wrote, by name.
 
@@ -59,7 +61,7 @@ def configured(field: str, make: Callable[..., T], *arguments: Any, settings: Ma
     try:
         return make(*arguments, **read)
     except UnknownSettingError as error:  # of a part: its settings are this maker's too
-        raise UnknownSettingError(field, error.name, [*error.known, *known]) from error
+        raise UnknownSettingError(field, error.name, list(dict.fromkeys([*error.known, *known]))) from error
     except UserError as error:
         raise UserError(_at(field, str(error))) from error
     except TypeError as error:
@@ -137,7 +139,8 @@ def _is(value: Any, hint: Any) -> bool:
     if origin in (list, tuple, Sequence):
         return isinstance(value, list | tuple) and all(_is(item, part) for item in value for part in inside[:1])
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        # Neither infinite nor NaN: JSON, which holds the results, has no such numbers.
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, origin or hint)
@@ -145,7 +148,7 @@ def _is(value: Any, hint: Any) -> bool:
 
 _WORDS = {
     bool: "true or false",
-    float: "a number",
+    float: "a finite number",
     Fraction: "a fraction such as 8/255",
     int: "a whole number",
     str: "a text",

@@ -19,7 +19,7 @@ from robust_ood.settings import configured
 
 def pgd_low_resolution(region: Region, *, size: int, **settings: Any) -> LowResolution:
     """Return PGD at a lower resolution; `size` is the perturbation's height and width. Source: Fort 2022, Sec. 3.4."""
-    return LowResolution(PGD(region, **settings), size)
+    return LowResolution(configured("", PGD, region, settings=settings), size)
 
 
 def standard_of(region: Region) -> Attack:
@@ -29,7 +29,7 @@ def standard_of(region: Region) -> Attack:
 
 def targeted(region: Region, *, classes: int = 9, **settings: Any) -> Targeted:
     """Return Auto-PGD towards each of the likeliest classes. Source: Croce and Hein 2020 (APGD-T of AutoAttack)."""
-    return Targeted(apgd(region, **settings), classes)
+    return Targeted(configured("", apgd, region, settings=settings), classes)
 
 
 REGISTRY: dict[str, Callable[..., Attack]] = {

@@ -32,7 +32,7 @@ class Shaped(OutputsDetector):
     def __init__(self, scored: nn.Module) -> None:
         if isinstance(scored, Detector) and not isinstance(scored, OutputsDetector):
             raise UserError(
-                f"{type(self).__name__}: wraps a network or a score of its outputs, not {type(scored).__name__}; "
+                f"score: {type(self).__name__} wraps a network or a score of its outputs, not {type(scored).__name__}; "
                 f"put it inside: {type(scored).__name__}({type(self).__name__}(...))"
             )
         detector = scored if isinstance(scored, OutputsDetector) else Energy(scored)

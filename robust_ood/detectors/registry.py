@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
@@ -40,32 +39,38 @@ class Entry(NamedTuple):
     grid: Grid = MappingProxyType({})
 
 
-def pro(net: nn.Module, score: Spec = "msp", steps: int = 3, step_size: float = 1e-3, **settings: Any) -> PRO:
-    """Return PRO over a score of a network; `settings` go to PRO where it knows them and to the score otherwise."""
-    known = set(inspect.signature(PRO).parameters)
-    outer = {key: value for key, value in settings.items() if key in known}
-    inner = {key: value for key, value in settings.items() if key not in known}
-    return PRO(_built(score, net, inner), steps=steps, step_size=step_size, **outer)
+def pro(
+    net: nn.Module,
+    score: Spec = "msp",
+    steps: int = 3,
+    step_size: float = 1e-3,
+    clip: bool = False,
+    units: Literal["pixels", "normalised"] = "pixels",
+    **settings: Any,
+) -> PRO:
+    """Return PRO over a score of a network; `settings` go to the score."""
+    return PRO(_built("score", score, net, settings), steps=steps, step_size=step_size, clip=clip, units=units)
 
 
 def over(net: nn.Module, wrapper: Callable[..., Detector], score: Spec = "energy", **settings: Any) -> Detector:
     """Return a wrapper of a score of a network, which `score` names as a config does."""
-    return wrapper(_built(score, net), **settings)
+    return wrapper(_built("score", score, net), **settings)
 
 
 def all_layers(net: nn.Module, layers: Layers = "all", magnitude: float = 0.0014, **settings: Any) -> LayerNoise:
     """Return ALOE's Mahalanobis detector: all the network's layers, each read after a step of its own."""
-    return LayerNoise(Mahalanobis(net, layers, **settings), magnitude)
+    return LayerNoise(configured("", Mahalanobis, net, layers, settings=settings), magnitude)
 
 
 def mean(net: nn.Module, scores: Sequence[Spec] = ("msp", "mahalanobis")) -> Mean:
     """Return the mean of standardised scores of a network, each named as a config does."""
-    return Mean([Standardize(_built(score, net)) for score in scores])
+    return Mean([Standardize(_built("scores", score, net)) for score in scores])
 
 
 def ensemble(net: nn.Module, checkpoints: Sequence[Path | str], **settings: Any) -> DeepEnsemble:
     """Return the ensemble of a network and those of other checkpoints."""
-    return DeepEnsemble([net, *(load_network(Path(path)) for path in checkpoints)], **settings)
+    networks = [net, *(load_network(Path(path)) for path in checkpoints)]
+    return configured("", DeepEnsemble, networks, settings=settings)
 
 
 _SHAPING = (65, 70, 75, 80, 85, 90, 95)
@@ -143,11 +148,11 @@ def _make(field: str, name: str, net: nn.Module, settings: Mapping[str, Any]) ->
     return configured(field, REGISTRY[name].make, net, settings=settings)
 
 
-def _built(spec: Spec, net: nn.Module, settings: Mapping[str, Any] | None = None) -> Detector:
+def _built(field: str, spec: Spec, net: nn.Module, settings: Mapping[str, Any] | None = None) -> Detector:
     """Return the part of a detector that a config names, by a name or a mapping with `name` and settings."""
     given: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
     if "name" not in given:
-        raise UserError(f"detectors: {given} has no 'name'")
+        raise UserError(f"{field}: {given} has no 'name'")
     given |= settings or {}
     return _make("", str(given.pop("name")), net, given)
 

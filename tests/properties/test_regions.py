@@ -192,9 +192,7 @@ def test_fractions(written, value):
 )
 @pytest.mark.parametrize("kind", [Linf, L2])
 def test_a_radius_that_is_no_number(kind, written):
-    with pytest.raises(
-        UserError, match=f"{kind.name} radius: .* is not a finite number or a fraction such as 8/255"
-    ) as caught:
+    with pytest.raises(UserError, match=r"^radius: .* is not a finite number or a fraction such as 8/255") as caught:
         kind(written)
     assert repr(written) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -203,13 +201,13 @@ def test_a_radius_that_is_no_number(kind, written):
 @pytest.mark.parametrize("written", [-1, -1e-9, "-8/255"])
 @pytest.mark.parametrize("kind", [Linf, L2])
 def test_a_negative_radius(kind, written):
-    with pytest.raises(UserError, match=f"{kind.name} radius: -.* is negative"):
+    with pytest.raises(UserError, match=r"^radius: -.* is negative"):
         kind(written)
 
 
 @pytest.mark.parametrize("radius", [0.1, math.nan])
 def test_an_unbounded_region_takes_no_radius(radius):
-    with pytest.raises(UserError, match="Unbounded radius"):
+    with pytest.raises(UserError, match=r"^radius: .* Unbounded"):
         Unbounded(radius)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, Literal
 
 import pytest
 
+from robust_ood import attacks, detectors
 from robust_ood.errors import UserError
 from robust_ood.regions import Fraction
 from robust_ood.settings import configured
@@ -79,12 +81,14 @@ def test_settings_of_a_part_are_settings_of_the_whole():
         (Search, {"steps": True}, "place.name.steps: True is not a whole number"),
         (Search, {"steps": None}, "place.name.steps: None is not a whole number"),
         (Search, {"steps": 1, "step_size": "8/0"}, "place.name.step_size: '8/0'"),
-        (Search, {"steps": 1, "step_size": [1]}, "is not a number or a fraction such as 8/255 or null"),
+        (Search, {"steps": 1, "step_size": [1]}, "is not a finite number or a fraction such as 8/255 or null"),
         (Search, {"steps": 1, "units": "inches"}, "place.name.units: 'inches' is not one of pixels, normalised"),
         (Search, {"steps": 1, "clip": "yes"}, "place.name.clip: 'yes' is not true or false"),
         (Search, {"steps": 1, "layers": "all"}, "place.name.layers: 'all' is not a list of which each is a text"),
         (Search, {"steps": 1, "layers": [1]}, "place.name.layers"),
         (Score, {"temperature": "hot"}, "place.name.temperature: 'hot'"),
+        (Score, {"temperature": math.inf}, "place.name.temperature: inf is not a finite number"),
+        (Score, {"temperature": math.nan}, "place.name.temperature: nan is not a finite number"),
         (Score, {"temperature": 0}, "place.name.temperature: 0 is not > 0"),
         (partial(over, score=Score), {"temperature": -1}, "place.name.temperature: -1 is not > 0"),
         (partial(over, score=Score), {"score": 3}, "place.name.score: no such setting"),
@@ -115,3 +119,52 @@ def test_a_bug_in_a_maker_stays_a_bug():
 
     with pytest.raises(TypeError, match="has no len"):
         make(broken)
+
+
+@pytest.mark.parametrize("name", attacks.REGISTRY)
+def test_every_setting_of_every_attack_is_checked(name):
+    given = {"size": 4} if name == "pgd-low-resolution" else {}
+    check_all_settings(lambda **settings: attacks.build(name, **{**given, **settings}), f"attacks.{name}")
+
+
+@pytest.mark.parametrize("name", detectors.REGISTRY)
+def test_every_setting_of_every_detector_is_checked(name, make_net):
+    net = make_net()
+    needed = {
+        "deep-ensemble": {"checkpoints": []},
+        "mahalanobis-layers": {"layers": "conv"},
+        "gram": {"layers": "conv"},
+    }
+    given = needed.get(name, {})
+    check_all_settings(lambda **settings: detectors.build(name, net, **{**given, **settings}), f"detectors.{name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("pro", {"score": {"temperature": 2}}, r"detectors.pro.score: {'temperature': 2} has no 'name'"),
+        ("mean", {"scores": [{"temperature": 2}]}, r"detectors.mean.scores: {'temperature': 2} has no 'name'"),
+        (
+            "react",
+            {"score": "odin"},
+            "detectors.react.score: ReAct wraps a network or a score",
+        ),
+    ],
+)
+def test_the_place_of_a_mistake_is_one_path(name, settings, said, make_net):
+    with pytest.raises(UserError, match=f"^{said}"):
+        detectors.build(name, make_net(), **settings)
+
+
+def check_all_settings(build: Any, field: str) -> None:
+    """Give every known setting, and the names of the makers' own arguments, values of a type that none has."""
+    build()
+    with pytest.raises(UserError) as caught:
+        build(no_such_setting=1)
+    known = caught.value.__cause__.known if caught.value.__cause__ else caught.value.known
+    own = ("region", "attack", "search", "net", "detector", "detectors", "networks", "scored", "wrapper")
+    for setting in {*known, *own}:
+        for value in (math.inf, {"a": 1}, object()):
+            with pytest.raises(UserError, match=rf"^{field}\.{setting}\b") as caught:
+                build(**{setting: value})
+            assert "\n" not in str(caught.value)
