@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import platform
 import sys
@@ -89,7 +90,7 @@ class Results:
         return {
             "schema": SCHEMA,
             "complete": self.complete,
-            "environment": self.environment,
+            "environment": _as_json(self.environment),
             "rows": [asdict(row) for row in self.rows],
             "classification": [asdict(row) for row in self.classification],
             "warnings": self.warnings,
@@ -101,6 +102,16 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / "results.json", json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n")
         replace_file(folder / "results.csv", _csv([asdict(row) for row in self.rows]))
+
+
+def _as_json(value: Any) -> Any:
+    """Return settings with what JSON has no word for as text: an infinite one must not lose what was computed."""
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(inside) for key, inside in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(inside) for inside in value]
+    plain = value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
+    return value if plain else str(value)
 
 
 def _records(kind: type[T], listed: Sequence[Mapping[str, Any]]) -> list[T]:

@@ -7,6 +7,7 @@ import statistics
 import weakref
 from collections import Counter
 from contextlib import contextmanager
+from datetime import date
 
 import numpy as np
 import pytest
@@ -566,6 +567,17 @@ def test_mean_and_deviation_over_the_checkpoints_of_a_recipe(make_net, arrays):
     clean = next(one for one in summary if one.detector is None and one.attack == "none")
     accuracies = [one.accuracy for one in results.classification if one.attack == "none"]
     assert clean.mean == {"accuracy": pytest.approx(np.mean(accuracies))}
+
+
+def test_settings_that_json_cannot_hold_do_not_lose_the_results(tmp_path):
+    config = {"detectors": [{"threshold": math.inf, "others": (math.nan, 1, None, True)}], 1: date(2020, 1, 2)}
+    Results(environment={"config": config}, warnings=["kept"]).write(tmp_path)
+    read = Results.read(tmp_path)
+    assert read.warnings == ["kept"]
+    assert read.environment["config"] == {
+        "detectors": [{"threshold": "inf", "others": ["nan", 1, None, True]}],
+        "1": "2020-01-02",
+    }
 
 
 def test_an_ood_set_may_be_called_like_the_inliers(net, arrays, tmp_path):
