@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -15,6 +16,9 @@ from robust_ood.callbacks.metrics_file import MetricsFile
 from robust_ood.callbacks.signals import Signals, Stopped
 from robust_ood.errors import UserError
 from robust_ood.writing import in_place_of
+
+_OURS = re.compile(r"last\.ckpt|last-([1-9][0-9]*)\.ckpt|best\.ckpt|step-[0-9]+\.ckpt")
+"""The names that are written here; others are the user's, whatever they begin with."""
 
 
 class Checkpoints(Checkpoint):
@@ -70,10 +74,8 @@ class Checkpoints(Checkpoint):
         """Begin a run's files, or take them up where the checkpoint left them."""
         self._step, self._due, self._written = trainer.global_step, False, time.monotonic()
         if not self._resumed and _writes(trainer) and trainer.is_global_zero:
-            for stale in ("last*.ckpt", "best.ckpt", "step-*.ckpt"):
-                for path in Path(trainer.default_root_dir).glob(stale):
-                    path.unlink()
-            for path in self.replaced:
+            stale = [path for path in Path(trainer.default_root_dir).glob("*.ckpt") if _OURS.fullmatch(path.name)]
+            for path in [*stale, *self.replaced]:
                 path.unlink(missing_ok=True)
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
@@ -186,8 +188,9 @@ class Checkpoints(Checkpoint):
 
 def recent(folder: Path) -> list[Path]:
     """Return the places of `last.ckpt` and the older ones beside it, newest first."""
-    older = sorted(folder.glob("last-*.ckpt"), key=lambda path: int(path.stem.removeprefix("last-")))
-    return [folder / "last.ckpt", *older]
+    found = [(_OURS.fullmatch(path.name), path) for path in folder.glob("last-*.ckpt")]
+    older = sorted((int(match[1]), path) for match, path in found if match)
+    return [folder / "last.ckpt", *(path for _, path in older)]
 
 
 def _same_file(source: Path, target: Path) -> None:

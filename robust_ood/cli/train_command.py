@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -169,15 +168,12 @@ class TrainingCLI(LightningCLI):
     def fit(self, **settings: Any) -> None:
         """Train; a run that a user's mistake ends before its first checkpoint leaves no folder behind."""
         folder = Path(self.trainer.default_root_dir)
-        # Lightning reads the checkpoint a second time, and older versions have no such argument.
-        if "weights_only" in inspect.signature(self.trainer.fit).parameters:
-            settings["weights_only"] = True
         try:
-            self._guard(self.trainer.fit, **settings)
+            self._guard(self.trainer.fit, **{**settings, "weights_only": True})
         except UserError as error:
             diverged = isinstance(error, Diverged)  # its metrics show how
             if self.made_folder and not diverged and not list(folder.glob("*.ckpt")):
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)  # every process does, and the message must survive it
             raise
         if self.trainer.is_global_zero and (folder / "last.ckpt").exists() and not self._trial:
             print(f"wrote {folder / 'last.ckpt'}")

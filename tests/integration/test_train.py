@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,19 @@ def test_a_fast_development_run_writes_nothing(experiment, tmp_path):
 def test_a_method_without_outliers_trains_where_their_file_is_absent(capsys, experiment):
     arguments = ["fit", "-c", str(experiment), "--model", "Standard", "--data.outliers", "absent.npz"]
     assert cli.train([*arguments, "--trainer.fast_dev_run", "true"]) == 0, capsys.readouterr().err
+
+
+def test_a_mistake_is_told_also_where_another_process_has_removed_the_folder(capsys, monkeypatch, experiment, tmp_path):
+    def raced(folder, **settings):
+        remove(folder)
+        remove(folder, **settings)
+
+    remove = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", raced)
+    arguments = ["fit", "-c", str(experiment), "--output", str(tmp_path / "run"), "--checkpoints.monitor", "nothing"]
+    assert cli.train([*arguments, "--checkpoints.every_n_steps", "null"]) == 2
+    assert capsys.readouterr().err.startswith("error: checkpoints.monitor: 'nothing' is not logged")
+    assert not (tmp_path / "run").exists()
 
 
 def test_best_follows_the_monitored_number(experiment, tmp_path):

@@ -13,7 +13,7 @@ from pytorch_lightning import Trainer
 
 from robust_ood import Linf
 from robust_ood.attacks import PGD
-from robust_ood.callbacks import Checkpoints, MetricsFile
+from robust_ood.callbacks import Checkpoints, MetricsFile, recent
 from robust_ood.data import OODData
 from robust_ood.training import ALOE, SGD
 
@@ -88,3 +88,15 @@ def test_every_checkpoint_continues_the_run(make_net, arrays, tmp_path, options)
         if places:
             differing[checkpoint.stem] = places
     assert not differing, "\n".join(f"{name}: {places[0]}" for name, places in differing.items())
+
+
+def test_a_user_s_copies_of_checkpoints_are_left_alone(make_net, arrays, tmp_path):
+    mine = [tmp_path / name for name in ("last-good.ckpt", "last-01.ckpt", "lasting.ckpt", "step-best.ckpt")]
+    stale = [tmp_path / name for name in ("last-7.ckpt", "step-999.ckpt", "best.ckpt")]
+    for path in [*mine, *stale]:
+        path.write_text("older")
+    train(make_net, arrays, tmp_path)
+    assert all(path.read_text() == "older" for path in mine)
+    assert not any(path.exists() for path in stale)
+    (tmp_path / "last-10.ckpt").write_text("newer than none")
+    assert [path.name for path in recent(tmp_path)] == ["last.ckpt", "last-1.ckpt", "last-10.ckpt"]
