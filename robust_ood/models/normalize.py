@@ -35,8 +35,9 @@ class Normalize(nn.Module):
             raise UserError(f"mean and std: {len(mean)} and {len(std)} values; give one of each a channel")
         if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
             raise UserError(f"mean and std: {tuple(mean)} and {tuple(std)}; accepted: finite values, std > 0")
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        dtype = torch.get_default_dtype()  # whole numbers, too, would be kept as such
+        self.register_buffer("mean", torch.tensor(mean, dtype=dtype).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=dtype).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return normalised images."""

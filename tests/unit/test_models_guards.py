@@ -92,6 +92,13 @@ def test_impossible_normalisation(mean, std):
         Normalize(mean, std)
 
 
+def test_normalisation_by_whole_numbers_takes_the_weights_of_one_by_fractions():
+    whole, fractions = Normalize((0, 0, 0), (1, 1, 1)), Normalize((0.5, 0.4, 0.3), (0.5, 0.5, 0.5))
+    assert whole.mean.dtype == whole.std.dtype == torch.float32
+    load_weights(whole, fractions.state_dict())
+    assert torch.equal(whole.mean, fractions.mean)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
