@@ -29,6 +29,8 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     Raises: `UserError` naming the file and what is wrong: missing, truncated, foreign, or holding code.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"checkpoint: {path} is a folder; accepted: a file, or the folder of an export (network.json)")
     if not path.is_file():
         raise UserError(f"checkpoint: no such file: {path}")
     try:
@@ -38,7 +40,9 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
             return dict(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
-        raise UserError(f"checkpoint: reading {path} needs the package safetensors") from error
+        raise UserError(
+            f"checkpoint: reading {path} needs the package safetensors; pip install 'robust-ood[safetensors]'"
+        ) from error
     except pickle.UnpicklingError as error:
         raise UserError(
             f"checkpoint: {path} holds something other than tensors and plain values; refused "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,12 +61,14 @@ def export(
         "weights": f"weights.{format}",
     }
     state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
+    # Written by us as a whole: on a full disk, each library raises something else.
+    content = _serialised(format, state)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with in_place_of(folder / str(about["weights"])) as partial:
-            _saver(format, state)(partial)
-        replace_file(folder / DESCRIPTION, json.dumps(about, indent=2) + "\n")
+        with in_place_of(folder / DESCRIPTION) as partial:
+            partial.write_text(json.dumps(about, indent=2) + "\n")
+            replace_file(folder / str(about["weights"]), content)
     except OSError as error:
         raise UserError(f"output: cannot write into {folder} ({error.strerror or error})") from error
     return folder
@@ -78,7 +81,11 @@ def find_description(path: Path) -> Path | None:
     if path.is_dir():
         return path / DESCRIPTION if (path / DESCRIPTION).is_file() else None
     beside = path.with_name(DESCRIPTION)
-    return beside if beside.is_file() and read_description(beside).get("weights") == path.name else None
+    try:
+        about = json.loads(beside.read_text())
+    except (OSError, ValueError):  # none, or a file of somebody else's that has the name
+        return None
+    return beside if isinstance(about, dict) and about.get("weights") == path.name else None
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -115,13 +122,17 @@ def load_export(path: Path) -> nn.Module:
     return load_weights(net, read_checkpoint(weights), source=weights).eval()
 
 
-def _saver(format: str, state: dict[str, Tensor]) -> Callable[[Path], Any]:  # noqa: A002
+def _serialised(format: str, state: dict[str, Tensor]) -> bytes:  # noqa: A002
     if format == "pt":
-        return lambda path: torch.save(state, path)
+        file = io.BytesIO()
+        torch.save(state, file)
+        return file.getvalue()
     if format != "safetensors":
         raise UserError(f"format: {format!r}; accepted: pt, safetensors")
     try:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
     except ImportError as error:
-        raise UserError("format: safetensors needs the package safetensors; pip install safetensors") from error
-    return lambda path: save_file(state, path)
+        raise UserError(
+            "format: safetensors needs the package safetensors; pip install 'robust-ood[safetensors]'"
+        ) from error
+    return bytes(save(state))

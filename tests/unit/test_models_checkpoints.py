@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood.errors import UserError
-from robust_ood.models import WideResNet, describe, load_network, load_weights, read_checkpoint, rebuild
+from robust_ood.models import WideResNet, describe, export, load_network, load_weights, read_checkpoint, rebuild
 
 
 def fresh(seed: int = 1, classes: int = 5) -> WideResNet:
@@ -160,7 +161,40 @@ def test_file_that_holds_no_mapping(tmp_path: Path):
 
 def test_missing_file_and_folder(tmp_path: Path):
     assert str(tmp_path / "absent.pt") in refused(fresh(), tmp_path / "absent.pt")
-    assert str(tmp_path) in refused(fresh(), tmp_path)
+    assert f"{tmp_path} is a folder" in refused(fresh(), tmp_path)
+    with pytest.raises(UserError, match="is a folder; accepted: a file, or the folder of an export"):
+        load_network(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"layers": 3}', '{"weights": "other.pt"}', b"\xff"])
+def test_somebody_else_s_network_json_beside_a_checkpoint(tmp_path: Path, stored, content):
+    torch.save(stored, tmp_path / "mine.pt")
+    (tmp_path / "network.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert same(load_network(tmp_path / "mine.pt", fresh()), stored)
+
+
+def test_safetensors_that_is_not_installed(tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    for act in (read_checkpoint, lambda path: export(fresh(), path.parent, "safetensors")):
+        with pytest.raises(UserError, match=r"pip install 'robust-ood\[safetensors\]'"):
+            act(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("form", ["pt", "safetensors"])
+@pytest.mark.parametrize("room", [100, 20_000])
+def test_a_full_disk_leaves_no_half_of_an_export(tmp_path: Path, form, room):
+    resource = pytest.importorskip("resource")
+    if form == "safetensors":
+        pytest.importorskip("safetensors")
+    net, before = fresh(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))  # of bytes in a file
+    try:
+        with pytest.raises(UserError, match=r"^output: cannot write into .* \(File too large\)$"):
+            export(net, tmp_path / "out", form)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_damaged_safetensors(tmp_path: Path):
