@@ -76,8 +76,8 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(Dashboard, "dashboard")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.link_arguments("net", "model.init_args.net")
-        parser.link_arguments("seed_everything", "model.init_args.seed")
-        parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("seed_everything", "model.init_args.seed", _seed)
+        parser.link_arguments("seed_everything", "data.seed", _seed)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -220,6 +220,13 @@ class KeepConfig(Callback):
         """Write `config.yaml`."""
         if trainer.is_global_zero:
             replace_file(Path(trainer.default_root_dir) / "config.yaml", self.text)
+
+
+def _seed(value: bool | int) -> int:
+    """Return the seed of the parts. Lightning's own also takes a truth value, and NumPy has the last word on others."""
+    if isinstance(value, bool) or not 0 <= value < 2**32:
+        raise UserError(f"seed_everything: {value} is not a seed; accepted: a whole number from 0 to {2**32 - 1}")
+    return value
 
 
 def _refused_by_lightning(error: Exception) -> bool:

@@ -55,6 +55,8 @@ OPTIONS = [
     ("--model.outlier_weight heavy", "model.outlier_weight", "a number"),
     ("--trainer.precision 17", "trainer.precision", "'17'", "bf16-mixed"),
     ("--seed_everything x", "seed_everything", "'x'"),
+    ("--seed_everything true", "seed_everything", "True is not a seed"),
+    ("--seed_everything -1", "seed_everything", "-1 is not a seed"),
     # values that make no sense
     ("--model.inlier_attack.region.radius -1/255", "model.inlier_attack.region.radius", "negative"),
     ("--model.inlier_attack.region.radius -0.1", "model.inlier_attack.region.radius", "-0.1 is negative"),
