@@ -125,7 +125,7 @@ def _stream(loader: Iterable[Any], passes: Sequence[Pass], number: int, field: s
             seen = _see(members, images, labels)
             for item in members:
                 item.statistic.add(*item.read(seen))
-    hint = "gives no images" if number == 0 else f"gives no images when it is iterated for the {number + 1}. time"
+    hint = "gives no images" if number == 0 else "gives no images when it is iterated again"
     require_images(count, field, f"{hint}; a list, a DataLoader or another iterable that starts anew is wanted")
     for item in passes:
         item.statistic.reduce()

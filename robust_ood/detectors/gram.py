@@ -18,6 +18,10 @@ from robust_ood.errors import UserError
 from robust_ood.models import Outputs
 
 _SLOPE = 0.1  # of the surrogate inside the range, where the score is flat
+_UNPREDICTED = (
+    "classes: the network predicts class {} for no image of the loader that ranges are learned from, so it has none; "
+    "fit on more images, or give classes: labels"
+)
 
 
 class Gram(OutputsDetector):
@@ -70,6 +74,8 @@ class Gram(OutputsDetector):
         """Find the range of each class by one pass and the mean deviations of held-out images by a second one."""
         extremes = ClassExtremes(self.num_classes)
         yield [self.reading(extremes, lambda seen: self._statistics(seen, held_out=False))]
+        if self.classes == "predicted":
+            require_all(extremes.counts, _UNPREDICTED)
         require_all(extremes.counts)
         self.keep_exactly(low=extremes.low, high=extremes.high)
         deviations = Average()

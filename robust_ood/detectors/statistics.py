@@ -195,9 +195,11 @@ class Sample(Statistic):
         self.filled = len(order)
 
 
-def require_all(counts: Tensor) -> None:
-    """Raise `UserError` where one of the counts `(K,)` is zero: a class has no images."""
+def require_all(
+    counts: Tensor, problem: str = "loader: gives no image of class {}; every class of the network needs some"
+) -> None:
+    """Raise `UserError` of a problem, with the classes put in, where one of the counts `(K,)` is zero."""
     empty = (counts == 0).nonzero().flatten().tolist()
     if empty:
         shown = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
-        raise UserError(f"loader: gives no image of class {shown}; every class of the network needs some")
+        raise UserError(problem.format(shown))

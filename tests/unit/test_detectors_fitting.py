@@ -426,8 +426,18 @@ def test_unusable_loaders_are_named(problem, loader, message):
         detectors.Mahalanobis(problem[0]).fit(loader(*problem[1][0]))
 
 
+def test_a_class_that_the_network_never_predicts_has_no_range(problem):
+    net = copy.deepcopy(problem[0])
+    net.head.bias.data[1] = -1e4
+    with pytest.raises(UserError, match=r"^classes: the network predicts class 1 for no image .* give classes: labels"):
+        detectors.Gram(net, "norm").fit(problem[1])
+    assert detectors.Gram(net, "norm", classes="labels").fit(problem[1]).fitted
+    with pytest.raises(UserError, match="loader: gives no image of class 3"):
+        detectors.Gram(net, "norm", classes="labels").fit([(x, y.clamp_max(2)) for x, y in problem[1]])
+
+
 def test_a_loader_that_ends_for_good_is_refused_where_two_passes_are_needed(problem):
-    with pytest.raises(UserError, match=r"iterated for the 2\. time"):
+    with pytest.raises(UserError, match="gives no images when it is iterated again; a list"):
         detectors.ViM(problem[0]).fit(batch for batch in problem[1])
 
 
