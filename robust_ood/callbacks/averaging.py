@@ -71,11 +71,12 @@ class Averaging(Callback):
             checkpoint["state_dict"] = {**checkpoint["state_dict"], **averages}
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take both back."""
-        if self.decay is None or "raw_state_dict" not in checkpoint:
+        """Take both back; without an average of its own, a run goes on from the weights under training alone."""
+        if "raw_state_dict" not in checkpoint:
             return
-        tensors = checkpoint["state_dict"].items()
-        self.average = {name.removeprefix(_NET): t.clone() for name, t in tensors if name.startswith(_NET)}
+        if self.decay is not None:
+            tensors = checkpoint["state_dict"].items()
+            self.average = {name.removeprefix(_NET): t.clone() for name, t in tensors if name.startswith(_NET)}
         module.load_state_dict(checkpoint["raw_state_dict"])
 
     def state_dict(self) -> dict[str, Any]:

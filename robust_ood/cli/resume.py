@@ -15,6 +15,7 @@ from robust_ood.models import read_checkpoint
 _FREE = (
     "checkpoints",
     "ckpt_path",
+    "data.on_device",
     "data.root",
     "data.workers",
     "experiment",

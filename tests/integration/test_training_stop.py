@@ -139,6 +139,7 @@ def test_a_new_run_leaves_no_curves_of_the_old_one(experiment, own_run):
 
 def test_resuming_under_other_settings_names_them_all(capsys, experiment, own_run):
     changed = ["--model.optimization.learning_rate", "0.01", "--data.batch_size", "8", "--data.workers", "1"]
+    changed += ["--data.on_device", "false"]
     arguments = ["fit", "-c", str(experiment), "--output", str(own_run), "--ckpt_path", "last", *changed]
     before = (own_run / "last.ckpt").read_bytes()
     assert cli.train(arguments) == 2
@@ -146,6 +147,7 @@ def test_resuming_under_other_settings_names_them_all(capsys, experiment, own_ru
     assert "data.batch_size (was 16, now 8)" in line
     assert "model.init_args.optimization.learning_rate (was 0.05, now 0.01)" in line
     assert line.endswith("give --resume_changed true to go on with the new ones")
-    assert "workers" not in line  # it changes nothing that is computed
+    assert "workers" not in line  # they change nothing that is computed
+    assert "on_device" not in line
     assert line.count("(was ") == 2
     assert (own_run / "last.ckpt").read_bytes() == before

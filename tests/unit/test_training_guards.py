@@ -37,7 +37,7 @@ def arrays(tmp_path_factory):
     return folder
 
 
-def fit(method, arrays, folder, *callbacks, logger=False, sets=None, **options):
+def fit(method, arrays, folder, *callbacks, logger=False, resume=None, sets=None, **options):
     chosen = {"outliers": "outliers", "validation_ood": ["ood"], "outlier_batch_size": 6} | (sets or {})
     data = OODData("train", "validation", root=arrays, num_classes=4, batch_size=8, **chosen)
     settings = {"max_epochs": 1, "log_every_n_steps": 2} | options
@@ -48,7 +48,7 @@ def fit(method, arrays, folder, *callbacks, logger=False, sets=None, **options):
         use_distributed_sampler=False, **settings,
     )  # fmt: skip
     method.train()
-    trainer.fit(method, data)
+    trainer.fit(method, data, ckpt_path=resume)
     return trainer
 
 
@@ -306,6 +306,24 @@ def test_the_average_is_what_validation_sees(make_net, arrays, tmp_path):
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     torch.testing.assert_close(saved["state_dict"]["net.head.weight"], follow.average["head.weight"])
     assert torch.equal(saved["raw_state_dict"]["net.head.weight"], follow.last["head.weight"])
+
+
+def test_a_run_resumed_without_the_average_goes_on_from_the_weights_under_training(make_net, arrays, tmp_path):
+    begun = []
+
+    class Look(Callback):
+        def on_train_start(self, trainer, module):
+            begun.append(module.net.head.weight.detach().clone())
+
+    def method():
+        return ALOE(make_net(dtype=torch.float32), ATTACK, ATTACK, optimization=SGD(0.05))
+
+    fit(method(), arrays, tmp_path, Averaging(0.9), Checkpoints())
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    fit(method(), arrays, tmp_path, Averaging(None), Checkpoints(), Look(), resume=tmp_path / "last.ckpt", max_epochs=2)
+    assert torch.equal(begun[0], saved["raw_state_dict"]["net.head.weight"])
+    assert not torch.equal(begun[0], saved["state_dict"]["net.head.weight"])
+    assert "raw_state_dict" not in torch.load(tmp_path / "last.ckpt", weights_only=True)
 
 
 @pytest.mark.parametrize(
