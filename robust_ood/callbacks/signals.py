@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
-
-Handler = Callable[[int, FrameType | None], Any]
 
 
 class Stopped(Exception):  # noqa: N818  # a request that was obeyed, not an error

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
 
 from robust_ood.errors import UserError
 
@@ -59,12 +58,6 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"config: {path} holds no mapping of settings")
     return content
-
-
-def instantiated(parser: ArgumentParser, config: Any) -> Any:
-    """Return a parsed configuration with its classes built."""
-    build = getattr(parser, "instantiate", None) or parser.instantiate_classes  # jsonargparse before 4.49
-    return build(config)
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:

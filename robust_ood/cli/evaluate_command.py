@@ -15,7 +15,7 @@ from torch import nn
 
 from robust_ood import attacks, detectors
 from robust_ood.cli.checks import check_classes
-from robust_ood.cli.configs import instantiated, with_includes
+from robust_ood.cli.configs import with_includes
 from robust_ood.cli.messages import explain, option_names, user_errors
 from robust_ood.cli.models import Models, choose_models, each_radius, several_checkpoints
 from robust_ood.cli.networks import add_network_arguments, find_parts, load, name_of
@@ -79,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
     device = choose_device(config.device)
     check_writable(config.output)
     with user_errors(dict(config.items())):
-        built = instantiated(commands, config)
+        built = commands.instantiate(config)
 
     data: OODData = built.data
     against = attacks.build_all(each_radius(config.attacks))
@@ -144,7 +144,7 @@ def _report(
 
 def _fresh(commands: ArgumentParser, config: Any) -> nn.Module | None:
     """Return one more network of the config's own, for the next checkpoint; None where the config names none."""
-    net: nn.Module | None = instantiated(commands, config).get("net")
+    net: nn.Module | None = commands.instantiate(config).get("net")
     return net
 
 

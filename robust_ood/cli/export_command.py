@@ -8,7 +8,6 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from robust_ood.cli.configs import instantiated
 from robust_ood.cli.messages import explain, option_names, user_errors
 from robust_ood.cli.networks import add_network_arguments
 from robust_ood.cli.output import check_writable
@@ -37,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError("checkpoint: not given, and this command needs it")
     check_writable(config.output)
     with user_errors(dict(config.items())):
-        built = instantiated(commands, config)
+        built = commands.instantiate(config)
     net = load_network(config.checkpoint, built.get("net"), config.key_map)
     training, names = history(config.checkpoint)
     folder = export(net, config.output, config.format, training, names)

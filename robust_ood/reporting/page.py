@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from robust_ood.errors import UserError
+from robust_ood.evaluation.table import describe_failure
 from robust_ood.reporting import gallery, summary, tables
 from robust_ood.reporting.comparison import comparisons
 from robust_ood.reporting.definitions import DEFINITIONS
@@ -86,7 +87,7 @@ def page(source: Source, radius: Sequence[Figure], sections: Sequence[Section], 
         caveats=summary.caveats(source),
         warnings=list(dict.fromkeys(results.warnings)),
         tested=tested,
-        failures=[*map(_failure, results.failures), *gallery.failures(source)],
+        failures=[*map(describe_failure, results.failures), *gallery.failures(source)],
         survival=tables.survival(source),
         by_attack=tables.by_attack(source),
         comparisons=comparisons(source),
@@ -107,13 +108,6 @@ def _whole(words: str) -> str:
     """Return words whose numbers stay on one line with their signs."""
     gap = "\N{NO-BREAK SPACE}"
     return words.replace(" %", f"{gap}%").replace(" \N{RIGHTWARDS ARROW} ", f"{gap}\N{RIGHTWARDS ARROW}{gap}")
-
-
-def _failure(failure: object) -> str:
-    facts = {name: getattr(failure, name) for name in ("model", "detector", "attack", "stage", "error")}
-    where = facts["detector"] or "classifier"
-    under = "" if facts["attack"] == "none" else f" under {facts['attack']}"
-    return f"{facts['model']}, {where}{under}: {facts['stage']} failed: {facts['error']}"
 
 
 def _facts(environment: dict[str, object]) -> list[tuple[str, str, bool]]:

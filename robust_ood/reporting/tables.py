@@ -66,22 +66,22 @@ def by_attack(source: Source) -> list[Table]:
 
 
 def _of_attack(source: Source, attack: str) -> Table:
-    found: dict[tuple[str, ...], dict[str, Row]] = {}
+    found: dict[tuple[str, str, str, bool, str], dict[str, Row]] = {}
     for means, rows in ((False, source.sets), (True, source.means)):
         for row in rows:
             # The mean over a single set says nothing that the set does not.
             if row.attack == attack and not (means and source.is_single(row)):
-                found.setdefault((row.model, row.detector, row.group, str(means), row.ood), {})[row.attacked] = row
+                found.setdefault((row.model, row.detector, row.group, means, row.ood), {})[row.attacked] = row
     columns = [("Network", ""), ("Detector", ""), ("OOD set", ""), ("clean", ""), ("inliers", ""),
                ("outliers", ""), ("both", ""), ("change", ""), ("clean", ""), ("both", ""), ("change", "")]  # fmt: skip
     lines = []
     order = {name: index for index, name in enumerate([*source.models, *source.detectors])}
-    for (model, detector, group, mean, ood), sides in sorted(
+    for (model, detector, group, is_mean, ood), sides in sorted(
         found.items(), key=lambda item: (order[item[0][0]], order[item[0][1]])
     ):
         both = sides.get("both")
         clean = source.clean(next(iter(sides.values())))
-        name = f"mean of {group}" if mean == "True" else ood
+        name = f"mean of {group}" if is_mean else ood
         attacked = [_auroc(source, sides.get(side)) for side in ("in", "out", "both")]
         names = [_name(text) for text in (model, detector, name)]
         lines.append(

@@ -250,7 +250,7 @@ def test_summary_says_what_survived_and_what_did_not(folders):
 def test_warnings_failures_and_markup_in_names_are_shown_first_and_as_text(report):
     text = report.read_text()
     assert "OE, knn: the gradients are masked &lt;b&gt;" in text
-    assert "OE, vim: fit failed: singular &amp; sad" in text
+    assert "OE, vim (fit): singular &amp; sad" in text
     assert "figure shift of knn on OE: its score has no gradient" in text
     assert text.index("singular") < text.index('id="findings-title"')
     assert "evaluate.py --name &lt;x&gt;" in text

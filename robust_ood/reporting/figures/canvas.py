@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from html import escape
 from typing import Any, Literal
 
 import matplotlib
@@ -151,18 +152,12 @@ def _for_page(svg: str, name: str, alt: str) -> str:
     svg = re.sub(r"#[0-9a-f]{6}", lambda found: _variable(found[0]), svg)
     wide = float(svg.partition('viewBox="')[2].split()[2])  # in points; all figures at one scale
     return svg.replace(
-        "<svg", f'<svg role="img" style="--width:{1.54 * wide:.0f}px" aria-label="{_escaped(alt)}"', 1
+        "<svg", f'<svg role="img" style="--width:{1.54 * wide:.0f}px" aria-label="{escape(alt)}"', 1
     ).strip()
 
 
 def _variable(colour: str) -> str:
     return f"var(--{_VARIABLES[colour]})" if colour in _VARIABLES else colour
-
-
-def _escaped(text: str) -> str:
-    for sign, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;")):
-        text = text.replace(sign, entity)
-    return text
 
 
 def slug(*words: str) -> str:
