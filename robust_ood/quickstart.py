@@ -6,7 +6,6 @@ It runs the same commands that a user runs, one after the other, and puts their 
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from robust_ood.cli import evaluate, train
+from robust_ood.cli.presentation import command_line
 from robust_ood.errors import UserError
 from robust_ood.evaluation import Results, print_results
 from robust_ood.reporting import check_installed, write_report
@@ -38,15 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = Results()
     for method in METHODS:
         folder = options.output / method
-        fit = ["fit", "-c", f"configs/experiments/digits_{method}.yaml", "--output", str(folder)]
+        fit = ["fit", "-c", f"configs/experiments/digits_{method}.yaml", "--output", str(folder),
+               "--replace", "true"]  # fmt: skip
         score = ["-c", "configs/evaluate/quickstart.yaml", "--checkpoint", str(folder / "last.ckpt"),
-                 "--name", method.upper(), "--output", str(folder), "--report", "false"]  # fmt: skip
+                 "--name", method.upper(), "--output", str(folder), "--replace", "true",
+                 "--report", "false"]  # fmt: skip
         if options.short:
             fit += ["--trainer.max_steps", "3"]
             score += ["--limit", "4", "--checks", "false", "--figures", "[shift]"]
         for name, command, run in (("train", fit, train), ("evaluate", score, evaluate)):
-            script = f"python {name}.py" if Path(f"{name}.py").exists() else f"robust-ood {name}"
-            console.rule(f"{script} {shlex.join(command)}", align="left", style="dim")
+            console.rule(command_line(name, command), align="left", style="dim")
             code = run(command)
             if code:
                 return code

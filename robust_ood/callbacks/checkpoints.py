@@ -74,8 +74,7 @@ class Checkpoints(Checkpoint):
         """Begin a run's files, or take them up where the checkpoint left them."""
         self._step, self._due, self._written = trainer.global_step, False, time.monotonic()
         if not self._resumed and _writes(trainer) and trainer.is_global_zero:
-            stale = [path for path in Path(trainer.default_root_dir).glob("*.ckpt") if _OURS.fullmatch(path.name)]
-            for path in [*stale, *self.replaced]:
+            for path in [*checkpoints_in(Path(trainer.default_root_dir)), *self.replaced]:
                 path.unlink(missing_ok=True)
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
@@ -184,6 +183,11 @@ class Checkpoints(Checkpoint):
                     if newer.exists():
                         _same_file(newer, folder / f"last-{age}.ckpt")
             os.replace(partial, folder / name)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return all checkpoints of the run that a folder holds; files of other names are somebody else's."""
+    return sorted(path for path in folder.glob("*.ckpt") if _OURS.fullmatch(path.name))
 
 
 def recent(folder: Path) -> list[Path]:

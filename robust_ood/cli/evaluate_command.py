@@ -20,7 +20,7 @@ from robust_ood.cli.messages import explain, option_names, user_errors
 from robust_ood.cli.models import Models, choose_models, each_radius, several_checkpoints
 from robust_ood.cli.networks import add_network_arguments, find_parts, load, name_of
 from robust_ood.cli.output import check_writable
-from robust_ood.cli.presentation import choose_figures, present
+from robust_ood.cli.presentation import choose_figures, command_line, present
 from robust_ood.cli.quiet import quiet
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
@@ -117,6 +117,7 @@ def run(arguments: Sequence[str]) -> int:
             results = grid.results(config.intervals, new=False)
     results.complete &= not stopped
     settings = yaml.safe_load(commands.dump(config))
+    results.environment["command"] = command_line("evaluate", arguments)
     code = _report(results, models, settings, grid.runner.computed, console, config.output)
     if results.complete and results.rows:
         ending = {"report": config.report, "tensorboard": config.tensorboard, "limit": config.limit, "device": device}

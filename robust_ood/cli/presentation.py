@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +24,12 @@ def choose_figures(figures: bool | Sequence[str], report: bool, tensorboard: boo
     if report:
         reporting.check_installed()
     return kinds_of(figures)
+
+
+def command_line(name: str, arguments: Sequence[str]) -> str:
+    """Return how a command is given here: by its script where the current folder has it, else by `robust-ood`."""
+    script = f"python {name}.py" if Path(f"{name}.py").exists() else f"robust-ood {name}"
+    return f"{script} {shlex.join(arguments)}"
 
 
 def present(

@@ -22,6 +22,7 @@ _FREE = (
     "include",
     "init_from",
     "output",
+    "replace",
     "resume_changed",
     "trainer.enable_progress_bar",
 )

@@ -25,6 +25,7 @@ from robust_ood.callbacks import (
     MetricsFile,
     RobustValidation,
     Stopped,
+    checkpoints_in,
 )
 from robust_ood.cli.checks import check_classes, check_resumable, check_trainer
 from robust_ood.cli.configs import with_includes
@@ -69,6 +70,7 @@ class TrainingCLI(LightningCLI):
             nn.Module, "net", required=True, instantiate=False, help="classifier, images in [0, 1] to logits"
         )
         parser.add_argument("--init_from", type=Path | None, default=None, help="fine-tune: begin with its weights")
+        parser.add_argument("--replace", type=bool, default=False, help="begin anew in a folder that holds a run")
         parser.add_argument("--resume_changed", type=bool, default=False, help="resume though settings differ")
         parser.add_lightning_class_args(RobustValidation, "robust_validation")
         parser.add_lightning_class_args(Guards, "guards")
@@ -104,6 +106,8 @@ class TrainingCLI(LightningCLI):
         self.checkpoint = None if config.ckpt_path is None else read_checkpoint(Path(config.ckpt_path))
         if self.subcommand == "fit":
             check_writable(config.output)
+            if self.checkpoint is None and not config.replace and not config.trainer.fast_dev_run:
+                _refuse_run_in(config.output)
 
     def instantiate_classes(self) -> None:
         """Build data, network, method and trainer."""
@@ -153,7 +157,7 @@ class TrainingCLI(LightningCLI):
         self.made_folder = not Path(self.trainer.default_root_dir).exists()
         if not self._trial:
             # Resolved: what the files include is in it already, and how it was resumed is not part of the experiment.
-            left_out = ("include", "ckpt_path", "resume_changed")
+            left_out = ("include", "ckpt_path", "replace", "resume_changed")
             kept = {name: value for name, value in settings.items() if name not in left_out}
             self.trainer.callbacks.append(KeepConfig(yaml.safe_dump(kept, sort_keys=False)))  # type: ignore[attr-defined]
 
@@ -208,6 +212,16 @@ class TrainingCLI(LightningCLI):
         load_weights(self.model.net, self.checkpoint, source=self.config[self.subcommand].ckpt_path)
 
     made_folder = False
+
+
+def _refuse_run_in(folder: Path) -> None:
+    """Raise `UserError` where a folder holds the checkpoints of a run, which a new one would replace."""
+    there = checkpoints_in(folder)
+    if there:
+        raise UserError(
+            f"output: {folder} holds a run ({', '.join(path.name for path in there[:3])}); go on with it by --ckpt_path "
+            "last, take another folder, or begin anew with --replace true, which removes it"
+        )
 
 
 class KeepConfig(Callback):

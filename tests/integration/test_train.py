@@ -99,6 +99,21 @@ def test_a_fast_development_run_writes_nothing(experiment, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_folder_that_holds_a_run_is_not_overwritten(capsys, trained_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained_run, folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    fit = ["fit", "-c", str(folder / "config.yaml"), "--output", str(folder)]
+    assert cli.train(fit) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: output: {folder} holds a run (")
+    assert "--ckpt_path last" in said
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert cli.train([*fit, "--replace", "true", "--trainer.max_steps", "1"]) == 0
+    assert (folder / "last.ckpt").read_bytes() != before[folder / "last.ckpt"]
+    assert "replace" not in (folder / "config.yaml").read_text()
+
+
 def test_a_method_without_outliers_trains_where_their_file_is_absent(capsys, experiment):
     arguments = ["fit", "-c", str(experiment), "--model", "Standard", "--data.outliers", "absent.npz"]
     assert cli.train([*arguments, "--trainer.fast_dev_run", "true"]) == 0, capsys.readouterr().err
