@@ -37,6 +37,11 @@ _NEIGHBOURS = {
     "region": "robust_ood",
 }
 """Where the known names of a class are, by the setting that it is for."""
+_ELSEWHERE = {
+    **dict.fromkeys(("model", "trainer", "checkpoints", "guards", "averaging", "robust_validation"), "train.py"),
+    **dict.fromkeys(("detectors", "attacks", "checkpoint", "models", "intervals"), "evaluate.py"),
+}
+"""Whose setting it is that another command does not know."""
 
 
 def one_line(message: str) -> str:
@@ -190,6 +195,9 @@ class _Place:
             prefix = ".".join([*self.keys, *name.split(".")[:-1]])
             inside = settings_of(self.kind, name.split(".")[:-1])
             return unknown_setting(f"{prefix}.{name.split('.')[-1]}", [f"{prefix}.{other}" for other in inside])
+        first = name.split(".")[0]
+        if first in _ELSEWHERE and not any(other.split(".")[0] == first for other in known):
+            return UserError(f"{first}: a setting of {_ELSEWHERE[first]}; is this config, or option, meant for that?")
         return unknown_setting(name, known)
 
     def _unknown_class(self, name: str, message: str) -> UserError:

@@ -219,8 +219,8 @@ def _refuse_run_in(folder: Path) -> None:
     there = checkpoints_in(folder)
     if there:
         raise UserError(
-            f"output: {folder} holds a run ({', '.join(path.name for path in there[:3])}); go on with it by --ckpt_path "
-            "last, take another folder, or begin anew with --replace true, which removes it"
+            f"output: {folder} holds a run ({', '.join(path.name for path in there[:3])}); go on with --ckpt_path last, "
+            "take another folder, or begin anew with --replace true, which removes it"
         )
 
 
