@@ -55,7 +55,7 @@ OBJECTIVES = {
     "flat": lambda images: images.flatten(1).sum(1) * 0,
 }
 RULES = [None, Steepest(momentum=0.75), Optimizer(torch.optim.Adam), Optimizer(torch.optim.SGD, {"momentum": 0.9})]
-radii = st.one_of(st.sampled_from([0.0, 8 / 255, 1.0]), st.floats(0, 3))
+radii = st.one_of(st.sampled_from([0.0, 8 / 255, 1.0]), st.floats(0, 1))
 bounded = st.builds(
     lambda kind, radius, clip: kind(radius, clip=clip), st.sampled_from([Linf, L2]), radii, st.booleans()
 )
