@@ -106,7 +106,7 @@ class Linf(Region):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.radius > 1 and self.clip:
-            raise UserError(f"radius: {self.radius} is more than the whole pixel range, 1, in Linf; 8 of 255 is '8/255'")
+            raise UserError(f"radius: {self.radius} is more than the whole pixel range, 1; 8 of 255 is '8/255'")
 
     def _onto_ball(self, images: Tensor, center: Tensor) -> Tensor:
         return torch.clamp(images, min=center - self.radius, max=center + self.radius)

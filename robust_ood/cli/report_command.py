@@ -9,6 +9,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from robust_ood.cli.messages import explain, option_names
 from robust_ood.cli.output import check_writable
+from robust_ood.errors import UserError
 from robust_ood.reporting import write_report
 
 
@@ -38,6 +39,9 @@ def run(arguments: Sequence[str]) -> int:
         config = commands.parse_args(list(arguments))
     except ArgumentError as error:
         raise explain(error, option_names(commands)) from error
+    for folder in config.results:
+        if not folder.is_dir():
+            raise UserError(f"results: {folder} is no folder; folders with a results.json are wanted")
     output = config.output or config.results[0] / "report.html"
     check_writable(output.parent)
     print(f"wrote {write_report(config.results, output, tensorboard=config.tensorboard)}")

@@ -216,11 +216,11 @@ class TrainingCLI(LightningCLI):
 
 def _refuse_run_in(folder: Path) -> None:
     """Raise `UserError` where a folder holds the checkpoints of a run, which a new one would replace."""
-    there = checkpoints_in(folder)
+    there = [path.name for path in checkpoints_in(folder)]
     if there:
         raise UserError(
-            f"output: {folder} holds a run ({', '.join(path.name for path in there[:3])}); go on with --ckpt_path last, "
-            "take another folder, or begin anew with --replace true, which removes it"
+            f"output: {folder} holds a run ({', '.join(there[:3])}); go on with it by --ckpt_path last, take another "
+            "folder, or begin anew with --replace true, which removes it"
         )
 
 

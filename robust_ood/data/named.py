@@ -20,7 +20,7 @@ from robust_ood.data.sets import ImageSet
 from robust_ood.data.spec import SetSpec
 from robust_ood.data.storage import fitted, in_memory
 from robust_ood.data.synthetic import NOISE_SETS
-from robust_ood.errors import UserError, unknown_name
+from robust_ood.errors import UserError, nearest, unknown_name
 from robust_ood.randomness import generator
 
 EMBEDDED: dict[str, Callable[[], ImageSet]] = {**DIGIT_SETS, **NOISE_SETS}
@@ -108,13 +108,25 @@ def _source(spec: SetSpec, root: Path, field: str, fit: Fit | None) -> ImageSet:
         return _from_path(path, spec, root, field, fit)
     if "/" not in source and "." in source and Path(source).suffix not in (*arrays.SUFFIXES, ".txt"):
         return load_dataset(source, spec.arguments, _wanted(fit, source, field), spec.name)
-    if not root.is_dir() and not difflib.get_close_matches(source, [*EMBEDDED, *CATALOGUE], cutoff=0.7):
+    known = difflib.get_close_matches(source, [*EMBEDDED, *CATALOGUE], cutoff=0.7)
+    if not root.is_dir() and not known:
         raise UserError(f"data.root: no such folder: {root} (wanted for data.{field}: {source})")
     if (root / source).suffix in arrays.SUFFIXES:
         raise UserError(f"data.{field}: no such file: {root / source}")
+    if "/" in source and not known:
+        raise UserError(f"data.{field}: no such file or folder: {root / source}{_sibling(root, source)}")
     here = [path for path in root.iterdir() if not path.name.startswith(".")] if root.is_dir() else []
     names = [path.stem if path.suffix in arrays.SUFFIXES else path.name for path in here]
     raise unknown_name(f"data.{field}", source, {*EMBEDDED, *CATALOGUE, *names})
+
+
+def _sibling(root: Path, source: str) -> str:
+    """Return, for a message, what stands there of a similar name in place of the first part that does not."""
+    there, (first, *rest) = root, source.split("/")
+    while rest and (there / first).is_dir():
+        there, (first, *rest) = there / first, rest
+    near = nearest(first, [path.name for path in there.iterdir()])
+    return f"; did you mean {(there / '/'.join([near, *rest])).relative_to(root).as_posix()!r}?" if near else ""
 
 
 def _entry(source: str, root: Path, field: str | None = None) -> tuple[Entry, str] | None:

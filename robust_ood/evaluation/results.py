@@ -73,6 +73,8 @@ class Results:
         path = folder / "results.json"
         try:
             content = json.loads(path.read_text())
+        except FileNotFoundError as error:
+            raise UserError(f"results: no such file: {path}; robust-ood evaluate writes it") from error
         except (OSError, ValueError) as error:
             raise UserError(f"results: {path} is missing or damaged ({' '.join(str(error).split())})") from error
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:

@@ -71,7 +71,12 @@ def _detection(title: str, lines: Mapping[tuple[str, ...], Mapping[str, Row | No
     for name in _ATTACKED.values():
         table.add_column(name, justify="right", no_wrap=True)
     previous: tuple[str, ...] = ("", "")
+    sets = {(model, detector, group): 0 for model, detector, _, group in lines}
+    for model, detector, ood, group in lines:
+        sets[model, detector, group] += ood != group
     for (model, detector, ood, group), cells in lines.items():
+        if ood == group and sets[model, detector, group] == 1:
+            continue  # the mean of a single set
         if previous[0] not in ("", model):
             table.add_section()
         shown = (model if model != previous[0] else "", detector if (model, detector) != previous else "")
@@ -88,7 +93,7 @@ def _summary(results: Results) -> Table:
     table.add_column("", justify="right", no_wrap=True)
     for one in results.summary:
         metric = "auroc" if one.detector else "accuracy"
-        names = (one.recipe, one.detector or "", one.attack, _ATTACKED[one.attacked or "none"], one.ood or "")
+        names = (one.recipe, one.detector or "", one.attack, _ATTACKED.get(one.attacked or "", ""), one.ood or "")
         table.add_row(*names, f"{_rate(one.mean[metric])} +- {_rate(one.std[metric])}")
     return table
 

@@ -66,7 +66,12 @@ def test_several_folders_make_one_page(evaluated, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "missing or damaged"), ('{"schema": 2}', "is not of schema 1"), ("[]", "is not of schema 1")],
+    [
+        (None, "no such file"),
+        ("{", "missing or damaged"),
+        ('{"schema": 2}', "is not of schema 1"),
+        ("[]", "is not of schema 1"),
+    ],
 )
 def test_folders_without_results_end_with_one_line(capsys, tmp_path, content, words):
     if content is not None:

@@ -170,6 +170,13 @@ def test_missing_folder_file_and_name(tmp_path):
     save(tmp_path / "tinyimages.npz", images=pixels())
     with pytest.raises(UserError, match=r"data\.test: unknown name 'tinyimage'; did you mean 'tinyimages'"):
         load_set("tinyimage", tmp_path, "test")
+    (tmp_path / "shapes").mkdir()
+    save(tmp_path / "shapes" / "train.npz", images=pixels())
+    for wrong in ("shapez/train", "shapes/trian.npz", "shapes/trian"):
+        with pytest.raises(UserError, match=r"data\.test: no such file.*shape[sz]/tr"):
+            load_set(wrong, tmp_path, "test")
+    with pytest.raises(UserError, match=r"did you mean 'shapes/train'"):
+        load_set("shapez/train", tmp_path, "test")
 
 
 def test_subset_keeps_images_with_their_labels():

@@ -362,7 +362,7 @@ def test_results_without_scores_or_attacks_still_make_a_page(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "missing"),
+        (None, "no such file"),
         ("{", "damaged"),
         (json.dumps({"schema": 99, "rows": []}), "not of schema 1"),
         (json.dumps({"schema": 1, "rows": [{"model": 1}], "classification": []}), "damaged"),
