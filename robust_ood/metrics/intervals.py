@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from robust_ood.errors import UserError
@@ -37,35 +38,21 @@ def bootstrap_intervals(
     if not 0 < level < 1:
         raise UserError(f"level: {level}; accepted: a share in (0, 1)")
     positives, negatives = (accepted.to(generator.device) for accepted in count(id_scores, ood_scores))
-    rows = min(samples, max(1, _CHUNK // int(positives[-1] + negatives[-1])))
-    draw_positives, draw_negatives = (_Resampler(counts, rows, generator) for counts in (positives, negatives))
-    chunks = []
+    rows = max(1, _CHUNK // int(positives[-1] + negatives[-1]))
+    # Made beforehand: kept results that are made between passing tensors would scatter these over ever more memory.
+    values = positives.new_empty((2, samples), dtype=torch.float64)
     for start in range(0, samples, rows):
         copies = min(rows, samples - start)
-        resampled = Counts(draw_positives(copies), draw_negatives(copies))
-        chunks.append(torch.stack([resampled.auroc(), resampled.fpr_at_tpr(0.95)]))
-    values = torch.cat(chunks, dim=1)  # (2, samples)
+        resampled = Counts(_resample(positives, copies, generator), _resample(negatives, copies, generator))
+        values[:, start : start + copies] = torch.stack([resampled.auroc(), resampled.fpr_at_tpr(0.95)])
     tails = values.new_tensor([(1 - level) / 2, (1 + level) / 2])
     (auroc_low, auroc_high), (fpr_low, fpr_high) = values.quantile(tails, dim=1).T.tolist()
     return {"auroc": (auroc_low, auroc_high), "fpr95": (fpr_low, fpr_high)}
 
 
-class _Resampler:
-    """Draws counts of resamples of the class that has these counts `(T + 1,)`, at most `rows` resamples at a time.
-
-    All of them share its buffers: new ones of this size for each would spread over ever more memory.
-    """
-
-    def __init__(self, accepted: Tensor, rows: int, generator: torch.Generator) -> None:
-        self.accepted, self.generator, self.total = accepted, generator, int(accepted[-1])
-        self.drawn, self.times = accepted.new_empty((2, rows, self.total)).unbind()
-        self.reached = accepted.new_zeros((rows, self.total + 1))  # copies of the best scores, none of them first
-        self.counts = accepted.new_empty((rows, len(accepted)))
-
-    def __call__(self, copies: int) -> Tensor:
-        """Return `(copies, T + 1)` counts, drawn with replacement, which the next call overwrites."""
-        drawn, times, reached = self.drawn[:copies], self.times[:copies], self.reached[:copies]
-        torch.randint(self.total, drawn.shape, generator=self.generator, out=drawn)
-        times.zero_().scatter_add_(1, drawn, drawn.new_ones(()).expand_as(drawn))  # of each sorted score
-        torch.cumsum(times, 1, out=reached[:, 1:])
-        return torch.index_select(reached, 1, self.accepted, out=self.counts[:copies])
+def _resample(accepted: Tensor, copies: int, generator: torch.Generator) -> Tensor:
+    """Return `(copies, T + 1)` counts of resamples, drawn with replacement, of the class that has these `(T + 1,)`."""
+    total = int(accepted[-1])
+    drawn = torch.randint(total, (copies, total), generator=generator, device=generator.device)
+    times = torch.zeros_like(drawn).scatter_add_(1, drawn, drawn.new_ones(()).expand_as(drawn))  # of each sorted score
+    return F.pad(times.cumsum(1), (1, 0)).index_select(1, accepted)
