@@ -29,6 +29,7 @@ from robust_ood.errors import UserError
 from robust_ood.evaluation import FolderStore, Grid, Progress, Results, cells, print_results, read_cell, rows
 from robust_ood.evaluation.batches import Batches
 from robust_ood.evaluation.cells import Machine
+from robust_ood.evaluation.checks import check_output
 from robust_ood.evaluation.fingerprints import code_version
 from robust_ood.evaluation.rows import summarise
 from robust_ood.metrics import auroc, bootstrap_intervals, fpr95
@@ -620,6 +621,14 @@ def test_attacks_that_no_row_could_speak_of(net, arrays, attacks, field):
 def test_a_mean_learns_from_what_its_members_learn_from(net):
     layered = detectors.Mahalanobis(net, ("conv", "penultimate"))
     assert dict(detectors.Mean([MSP(net), layered]).learns_from) == dict(layered.learns_from) != {}
+
+
+def test_results_of_another_network_of_the_same_name_are_not_replaced(net, make_net, arrays, tmp_path):
+    run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path).write(tmp_path)
+    check_output(tmp_path, {"net": net}, "test")
+    check_output(tmp_path, {"net": net, "more": make_net(seed=3)}, "test")
+    with pytest.raises(UserError, match=r"output: .* holds results of another network named net; .*--replace true"):
+        check_output(tmp_path, {"net": make_net(seed=3)}, "test")
 
 
 def test_rows_without_their_clean_row_can_be_printed(net, arrays):
