@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
-import sys
 import traceback
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,7 +85,6 @@ class Runner:
         if missing:
             self.progress.begin(job.title)
             self._attempt(job, missing)
-            _trim()
 
     def _attempt(self, job: Job, labels: Sequence[str]) -> None:
         try:
@@ -109,13 +106,6 @@ class Runner:
         line = f"{type(error).__name__}: {' '.join(str(error).split())}"
         trace = "".join(traceback.format_exception(error))
         self.failures.append(Failure(job.model, label or None, job.attack, job.stage, line, trace))
-
-
-def _trim() -> None:
-    """Give freed memory back to the system: glibc keeps it, scattered, and would take more with every job."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def _concerns(failure: Failure, job: Job) -> bool:
