@@ -1,7 +1,7 @@
 """Callbacks and loggers for training runs."""
 
 from robust_ood.callbacks.averaging import Averaging
-from robust_ood.callbacks.checkpoints import Checkpoints, checkpoints_in, recent
+from robust_ood.callbacks.checkpoints import Checkpoints, recent
 from robust_ood.callbacks.dashboard import Dashboard
 from robust_ood.callbacks.guards import Diverged, Guards
 from robust_ood.callbacks.metrics_file import MetricsFile
@@ -17,6 +17,5 @@ __all__ = [
     "MetricsFile",
     "RobustValidation",
     "Stopped",
-    "checkpoints_in",
     "recent",
 ]

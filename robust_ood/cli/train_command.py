@@ -25,8 +25,8 @@ from robust_ood.callbacks import (
     MetricsFile,
     RobustValidation,
     Stopped,
-    checkpoints_in,
 )
+from robust_ood.callbacks.checkpoints import checkpoints_in
 from robust_ood.cli.checks import check_classes, check_resumable, check_trainer
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.messages import explain, one_line, option_names, user_errors
