@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,30 @@ def draw_classes(count: int, seed: int, size: int = 16) -> tuple[np.ndarray, np.
     labels = np.arange(count) % 4
     noise = draws.normal(0, 12, (count, size, size, 3))
     return np.clip(labels[:, None, None, None] * 60 + 40 + noise, 0, 255).astype(np.uint8), labels
+
+
+@pytest.fixture(scope="session")
+def outputs_of():
+    """Wait for processes that work together and return their outputs: `outputs_of(processes, timeout)` in seconds.
+
+    None outlives the wait; where one fails, the others, which would wait for it, end at once.
+    """
+
+    def finish(processes, timeout):
+        with ThreadPoolExecutor(len(processes)) as pool:
+            waiting = {pool.submit(process.communicate, timeout=timeout): process for process in processes}
+            try:
+                for done in as_completed(waiting):
+                    if done.exception() or waiting[done].returncode != 0:
+                        break
+            finally:
+                for process in processes:
+                    process.kill()
+        outputs = [done.result()[0] for done in waiting]
+        assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(outputs)
+        return outputs
+
+    return finish
 
 
 @pytest.fixture(scope="session")

@@ -84,7 +84,7 @@ def run_process(rank, meeting_point):
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(tmp_path_factory, outputs_of):
     meeting_point = tmp_path_factory.mktemp("ddp") / "meeting_point"
     root = Path(robust_ood.__file__).parents[1]
     processes = [
@@ -96,9 +96,7 @@ def results(tmp_path_factory):
         )
         for rank in range(2)
     ]
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    return [json.loads(output.splitlines()[-1]) for output in outputs]
+    return [json.loads(output.splitlines()[-1]) for output in outputs_of(processes, timeout=240)]
 
 
 def test_both_processes_score_as_one_that_saw_everything(results):

@@ -46,7 +46,7 @@ def run_process(rank, meeting_point):
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(tmp_path_factory, outputs_of):
     meeting_point = tmp_path_factory.mktemp("ddp") / "meeting_point"
     root = Path(robust_ood.__file__).parents[1]
     processes = [
@@ -58,9 +58,7 @@ def results(tmp_path_factory):
         )
         for rank in range(2)
     ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    return [json.loads(output.splitlines()[-1]) for output in outputs]
+    return [json.loads(output.splitlines()[-1]) for output in outputs_of(processes, timeout=120)]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

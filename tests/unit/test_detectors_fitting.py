@@ -258,8 +258,9 @@ def test_shaping_fits_the_inner_detector_on_what_it_will_see(problem):
 
 def test_several_layers_with_noise_equal_the_formula(problem):
     net, loader, images = problem
+    noise, other = torch.rand(2, 60, 3, 6, 6, generator=torch.Generator().manual_seed(1))
     plain = detectors.Mahalanobis(net, ("conv", "penultimate"))
-    noisy = detectors.LayerNoise(plain, "1/255").fit(loader, outliers=[torch.rand(60, 3, 6, 6)])
+    noisy = detectors.LayerNoise(plain, "1/255").fit(loader, outliers=[noise])
     total = plain.bias
     for place in range(2):
         leaf = images.clone().requires_grad_()
@@ -270,12 +271,12 @@ def test_several_layers_with_noise_equal_the_formula(problem):
             total = total + plain.weights[place] * plain.layer_score(out, place)
     torch.testing.assert_close(noisy(images), total, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
-        assert noisy(loader[0][0]).mean() > noisy(torch.rand(60, 3, 6, 6)).mean()
+        assert noisy(loader[0][0]).mean() > noisy(other).mean()
 
 
 def test_layers_are_weighed_by_a_regression_on_outliers_in_any_order(problem):
     net, loader, images = problem
-    noise = torch.rand(80, 3, 6, 6)
+    noise = torch.rand(80, 3, 6, 6, generator=torch.Generator().manual_seed(3))
     layered = detectors.Mahalanobis(net, ("conv", "penultimate")).fit(loader, outliers=noise.split(30))
     with torch.no_grad():
         sides = [torch.cat([x for x, _ in loader]), noise]
