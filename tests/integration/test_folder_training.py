@@ -1,6 +1,7 @@
 """Training on a folder of images with outliers in a `.npy`, read by two workers, killed and resumed: the same run."""
 
 import csv
+import os
 import signal
 import subprocess
 import sys
@@ -80,13 +81,14 @@ def test_killed_and_resumed_equals_never_stopped(folder):
 
     last = folder / "killed" / "last.ckpt"
     command = [sys.executable, str(ROOT / "train.py"), *arguments(folder, "killed")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT, text=True,
+                               start_new_session=True)  # fmt: skip
     try:
         deadline = time.monotonic() + 300
         while not last.exists() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.01)
     finally:
-        process.send_signal(signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)  # its loader workers too, which would keep stderr open
         _, error = process.communicate(timeout=30)
     assert last.exists(), error
     assert 0 < checkpoint(folder, "killed")["global_step"] < STEPS

@@ -140,7 +140,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(folder):
+def found(folder, outputs_of):
     """What each of the two processes found."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -155,8 +155,7 @@ def found(folder):
         )
         for rank in range(2)
     ]  # fmt: skip
-    outputs = [process.communicate(timeout=500)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    outputs_of(processes, timeout=500)
     return [torch.load(folder / f"found-{rank}.pt", weights_only=True) for rank in range(2)]
 
 
