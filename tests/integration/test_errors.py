@@ -77,6 +77,7 @@ OPTIONS = [
     ("--data.train null", "data.train", "not given"),
     ("--data.train nothing.npz", "data.train", "no such file"),
     ("--data.root /nowhere", "data.root", "no such folder"),
+    ("--data.root x --data.train y", "data.root", "no such folder"),
     ("--trainer.accelerator quantum", "trainer", "quantum"),
     ("--trainer.max_epochs -7", "trainer", "max_epochs", "-7"),
     ("--trainer.sync_batchnorm true --trainer.devices 2", "trainer.sync_batchnorm", "needs GPUs"),
@@ -450,8 +451,6 @@ def test_bugs_are_not_hidden(monkeypatch, experiment, tmp_path):
     ("script", "arguments", "field"),
     [
         ("train.py", ["fit", "-c", "configs/experiments/digits_aloe.yaml", "--data.batchsize", "3"], "data.batchsize"),
-        ("train.py", ["fit", "-c", "configs/experiments/digits_aloe.yaml", "--data.root", "x", "--data.train", "y"],
-         "data.root"),
         ("evaluate.py", ["-c", "configs/evaluate/digits.yaml", "--checkpoint", "/nowhere.ckpt"], "checkpoint"),
     ],
 )  # fmt: skip
