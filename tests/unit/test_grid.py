@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import statistics
 import weakref
@@ -634,7 +635,13 @@ def test_results_of_another_network_of_the_same_name_are_not_replaced(net, make_
 def test_rows_without_their_clean_row_can_be_printed(net, arrays):
     results = run(net, data_of(arrays), {"msp": MSP(net)})
     results.rows = [row for row in results.rows if row.attacked == "both"]
-    print_results(results, Console(record=True, width=80))
+    console = Console(record=True, width=120, file=io.StringIO())
+    print_results(results, console)
+    lines = [line.split() for line in console.export_text().splitlines() if " mean of " in line]
+    means = {row.group: row for row in results.rows if row.ood == row.group}
+    for line, group in zip(lines, ("near", "far"), strict=True):
+        assert line[-3:-1] == ["of", group]  # nothing stands between the set and the only column that has a number
+        assert line[-1].startswith(f"{means[group].auroc:.3f}".removeprefix("0") + "/")
 
 
 def test_every_registered_attack_tells_what_a_row_needs():
