@@ -18,7 +18,8 @@ import torch
 import yaml
 
 from robust_ood import L2, cli
-from robust_ood.attacks import EncoderAttack
+from robust_ood.attacks import EncoderAttack, build_all
+from robust_ood.cli.models import each_radius
 from robust_ood.models import WideResNet, describe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -129,7 +130,9 @@ def test_experiment(path, root, tmp_path, capsys):
     size = sum(parameter.numel() for parameter in build_without_memory(settings["net"]).parameters())
     if size > RUNNABLE:
         pytest.skip(f"{path.stem}: parsed and built, not run: {size:,} parameters")
-    assert fit("-c", str(path), *arrays, "--output", str(tmp_path / "none")) == 0
+    # A network of many layers is built above and runs, by itself, in test_model.
+    shallow = ["--net.depth", "10"] if settings["net"]["class_path"].endswith(".DenseNet") else []
+    assert fit("-c", str(path), *shallow, *arrays, "--output", str(tmp_path / "none")) == 0
 
 
 @pytest.mark.parametrize("path", files("methods"))
@@ -171,7 +174,7 @@ def test_callback(path):
 @pytest.mark.parametrize("path", files("data"))
 def test_validation_sees_no_test_and_no_training_set(path):
     data = yaml.safe_load(path.read_text())["data"]
-    others = [data["outliers"]] if "outliers" in data else []
+    others = [data["train"], *([data["outliers"]] if "outliers" in data else [])]
     others += [*data.get("near", []), *data.get("far", [])]
     assert not [name for name in data.get("validation_ood", []) if name in others]
     assert data.get("validation_ood") or not path.stem.startswith("digits")
@@ -191,9 +194,13 @@ def test_evaluation(path, root, tmp_path, capsys):
     torch.save({"state_dict": state, "network": describe(net)}, checkpoint)
     arguments = ["-c", str(path), "--checkpoint", str(checkpoint), "--output", str(tmp_path / "out")]
     quick = ["--limit", "2", "--device", "cpu", "--checks", "false", "--figures", "false", "--report", "false"]
+    asked = yaml.safe_load(path.read_text())
+    attacks = next(content["attacks"] for content in included(path) if "attacks" in content)
+    assert build_all(each_radius(attacks))
+    short = [{**one, "steps": 2} | ({"restarts": 1} if "restarts" in one else {}) for one in attacks]
+    quick += ["--attacks", json.dumps(short)]
     assert cli.evaluate([*arguments, *quick, *write_arrays(path, root)]) == 0
     found = json.loads((tmp_path / "out" / "results.json").read_text())
-    asked = yaml.safe_load(path.read_text())
     sets = [name for content in included(path) for name in content.get("data", {}).get("far", [])]
     assert sets
     wanted = [d if isinstance(d, str) else d.get("label", d["name"]) for d in asked.get("detectors", [])]
