@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import replace
 
 import pytest
@@ -88,10 +89,17 @@ def build(name, net, loader):
     return detectors.build(name, net, **SETTINGS.get(name, {})).fit(loader, outliers=[noise])
 
 
+@pytest.fixture(scope="module")
+def built(digit_problem):
+    """Return the detector of a name: the same for all tests, which leave it as it is."""
+    net, loader, *_ = digit_problem
+    return functools.cache(lambda name: build(name, net, loader))
+
+
 @pytest.mark.parametrize("name", [*detectors.REGISTRY, "ensemble-msp"])
-def test_an_attack_through_a_detector_is_at_least_as_strong_as_one_transferred_from_msp(digit_problem, name):
-    net, loader, inliers, outliers, (lost_elsewhere, hidden_elsewhere) = digit_problem
-    detector = build(name, net, loader)
+def test_an_attack_through_a_detector_is_at_least_as_strong_as_one_transferred_from_msp(digit_problem, built, name):
+    _, _, inliers, outliers, (lost_elsewhere, hidden_elsewhere) = digit_problem
+    detector = built(name)
     lost, hidden = lower_score(detector, inliers, ATTACK), raise_score(detector, outliers, ATTACK)
     assert (lost - inliers).abs().amax() <= 4 / 255 + 1e-6
     assert (hidden - outliers).abs().amax() <= 4 / 255 + 1e-6
@@ -107,15 +115,17 @@ def test_an_attack_through_a_detector_is_at_least_as_strong_as_one_transferred_f
     assert high.mean() >= high_elsewhere.mean() - slack
 
 
-def gains(detector, sides, attacked, scale):
-    """How far attacked inliers fell and attacked outliers rose, on average, in units of `scale`."""
+def gains(detector, clean, attacked, scale):
+    """How far inliers fell and outliers rose under each of several attacks, on average, in units of `scale`: `(A, 2)`.
+
+    Args:
+        clean: the scores of both sides, `2 x (N,)`.
+        attacked: the images of both sides for each of the attacks.
+    """
     with torch.no_grad():
-        return torch.stack(
-            [
-                (direction * (detector(clean) - detector(images))).mean() / scale
-                for direction, clean, images in zip((1, -1), sides, attacked, strict=True)
-            ]
-        )
+        scores = [detector(torch.cat(images)).view(len(attacked), -1) for images in zip(*attacked, strict=True)]
+    sides = zip((1, -1), clean, scores, strict=True)
+    return torch.stack([direction * (before - after).mean(1) / scale for direction, before, after in sides], 1)
 
 
 class FirstSurrogate(detectors.Wrapper):
@@ -128,33 +138,34 @@ class FirstSurrogate(detectors.Wrapper):
         return self.detector.surrogate(images)
 
 
-def test_no_attack_transferred_from_another_detector_is_clearly_stronger(digit_problem):
+def test_no_attack_transferred_from_another_detector_is_clearly_stronger(digit_problem, built):
     """Nor do the other surrogates do the work of a missing gradient."""
-    net, loader, *sides, _ = digit_problem
-    built = {name: build(name, net, loader) for name in [*detectors.REGISTRY, "ensemble-msp"]}
+    _, _, *sides, _ = digit_problem
+    chosen = {name: built(name) for name in [*detectors.REGISTRY, "ensemble-msp"]}
 
     def attacked(detector):
         return lower_score(detector, sides[0], ATTACK), raise_score(detector, sides[1], ATTACK)
 
-    images = {name: attacked(detector) for name, detector in built.items()}
+    images = {name: attacked(detector) for name, detector in chosen.items()}
     weak = []
-    for name, detector in built.items():
+    for name, detector in chosen.items():
         with torch.no_grad():
-            scale = detector(sides[0]).std()
-        own = gains(detector, sides, images[name], scale)
-        if not (gains(detector, sides, attacked(FirstSurrogate(detector)), scale) >= 0.6 * own).all():
+            clean = [detector(side) for side in sides]
+        first, *found = gains(detector, clean, [attacked(FirstSurrogate(detector)), *images.values()], clean[0].std())
+        found = dict(zip(images, found, strict=True))
+        if not (first >= 0.6 * found[name]).all():
             weak.append(f"{name}: first surrogate")
-        for other, transferred in images.items():
-            if not (own >= 0.9 * gains(detector, sides, transferred, scale)).all():
-                weak.append(f"{name}: {other}")
+        weak += [f"{name}: {other}" for other in images if not (found[name] >= 0.9 * found[other]).all()]
     assert not weak
 
 
 @pytest.mark.parametrize("name", [*detectors.REGISTRY, "ensemble-msp"])
-def test_attacks_in_the_precision_that_a_detector_bears_are_as_strong_as_in_float32(digit_problem, name, monkeypatch):
-    net, loader, inliers, outliers, _ = digit_problem
+def test_attacks_in_the_precision_that_a_detector_bears_are_as_strong_as_in_float32(
+    digit_problem, built, name, monkeypatch
+):
+    _, _, inliers, outliers, _ = digit_problem
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
-    detector = build(name, net, loader)
+    detector = built(name)
     found = {}
     for setting in ("auto", "float32"):
         attack = replace(ATTACK, precision=setting)
@@ -167,9 +178,9 @@ def test_attacks_in_the_precision_that_a_detector_bears_are_as_strong_as_in_floa
     assert exact_high - fast_high <= 0.01 * exact_high.abs()
 
 
-def test_what_gram_adds_inside_the_range_does_not_drown_what_lies_outside(digit_problem):
-    net, loader, inliers, outliers, _ = digit_problem
-    detector = build("gram", net, loader)
+def test_what_gram_adds_inside_the_range_does_not_drown_what_lies_outside(digit_problem, built):
+    _, _, inliers, outliers, _ = digit_problem
+    detector = built("gram")
     images = torch.cat([inliers, outliers])
     with torch.no_grad():
         added = detector.surrogate(images) - detector(images)
@@ -188,10 +199,10 @@ def short(attack, steps=2):
 @pytest.mark.parametrize("direction", [1, -1], ids=["inliers", "outliers"])
 @pytest.mark.parametrize("name", [*detectors.REGISTRY, "ensemble-msp"])
 def test_the_standard_suite_is_at_least_as_strong_as_its_members_and_the_published_attacks(
-    digit_problem, name, direction
+    digit_problem, built, name, direction
 ):
-    net, loader, inliers, outliers, _ = digit_problem
-    detector, images, radius = build(name, net, loader), (inliers if direction == 1 else outliers)[:3], 4 / 255
+    _, _, inliers, outliers, _ = digit_problem
+    detector, images, radius = built(name), (inliers if direction == 1 else outliers)[:3], 4 / 255
     full = standard(radius).on_detectors
     # The published trajectories stay whole, or the published attacks would be other ones.
     members = {key: member if key.startswith("aloe") else short(member) for key, member in full.items()}
@@ -207,18 +218,19 @@ def test_the_standard_suite_is_at_least_as_strong_as_its_members_and_the_publish
 
 
 @pytest.mark.parametrize("name", [*detectors.REGISTRY, "ensemble-msp"])
-def test_no_alarm_is_raised(digit_problem, name):
-    net, loader, inliers, outliers, _ = digit_problem
+def test_no_alarm_is_raised(digit_problem, built, name):
+    _, _, inliers, outliers, _ = digit_problem
     reported = standard("4/255"), PGD(Linf("4/255"), steps=10)
-    assert sanity.check(build(name, net, loader), inliers, outliers, *reported) == []
+    assert sanity.check(built(name), inliers, outliers, *reported) == []
 
 
 @pytest.mark.parametrize("name", detectors.REGISTRY)
-def test_scores_and_gradients_are_finite_also_where_the_network_saturates(digit_problem, name):
+def test_scores_and_gradients_are_finite_also_where_the_network_saturates(digit_problem, built, name):
     net, loader, inliers, outliers, _ = digit_problem
     if name == "deep-ensemble":
         pytest.skip("made of networks, not of one")
-    detector = build(name, net, loader)
+    net, detector = copy.deepcopy((net, built(name)))  # whose weights grow below
+    assert any(part is net for part in detector.modules())
     extreme = torch.stack([torch.zeros(3, 16, 16), torch.ones(3, 16, 16), loader[0][0][0]])  # the last is in KNN's bank
     images = torch.cat([inliers[:4], outliers[:4], extreme]).requires_grad_()
     with torch.no_grad():
@@ -227,22 +239,19 @@ def test_scores_and_gradients_are_finite_also_where_the_network_saturates(digit_
     assert scores.shape == (11,)
     assert scores.isfinite().all()
     net.head.weight.data.mul_(30)  # margins of hundreds
-    try:
-        for surrogate in detector.surrogates:
-            values = surrogate(images)
-            (gradient,) = torch.autograd.grad(values.sum(), images)
-            assert values.isfinite().all()
-            assert gradient.isfinite().all()
-        alive = torch.autograd.grad(detector.surrogates[-1](images).sum(), images)[0].flatten(1).abs().amax(1)
-        assert (alive[:8] > 0).all()
-    finally:
-        net.head.weight.data.div_(30)
+    for surrogate in detector.surrogates:
+        values = surrogate(images)
+        (gradient,) = torch.autograd.grad(values.sum(), images)
+        assert values.isfinite().all()
+        assert gradient.isfinite().all()
+    alive = torch.autograd.grad(detector.surrogates[-1](images).sum(), images)[0].flatten(1).abs().amax(1)
+    assert (alive[:8] > 0).all()
 
 
 @pytest.mark.parametrize("name", [*detectors.REGISTRY, "ensemble-msp"])
-def test_a_score_depends_neither_on_the_batch_nor_on_the_precision(digit_problem, name):
-    net, loader, inliers, outliers, _ = digit_problem
-    detector, images = build(name, net, loader), torch.cat([inliers[:3], outliers[:3]])
+def test_a_score_depends_neither_on_the_batch_nor_on_the_precision(digit_problem, built, name):
+    _, _, inliers, outliers, _ = digit_problem
+    detector, images = built(name), torch.cat([inliers[:3], outliers[:3]])
     precise = copy.deepcopy(detector).double()
     with torch.no_grad():
         together = detector(images)
