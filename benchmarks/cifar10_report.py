@@ -11,13 +11,13 @@ computes the further images only. The whole report is `FOLDER/report.html`.
 from __future__ import annotations
 
 import argparse
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from page import ROOT, table, write_page
+from PIL import Image
 
 from robust_ood.reporting import comparison, summary, tables
 from robust_ood.reporting.source import Source, read
@@ -49,7 +49,8 @@ def main() -> int:
     kept = options.output.parent / "figures"
     kept.mkdir(parents=True, exist_ok=True)
     for name in FIGURES:
-        shutil.copy(options.folder / "report_files" / f"{name}.png", kept / f"cifar10_{name}.png")
+        with Image.open(options.folder / "report_files" / f"{name}.png") as drawn:  # of few colours: small files
+            drawn.convert("RGB").quantize(128).save(kept / f"cifar10_{name}.png", optimize=True)
     write_page(options.output, "CIFAR-10: four methods, eight detectors, three radii", page(source, options))
     return 0
 
