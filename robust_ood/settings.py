@@ -160,6 +160,8 @@ def _in_words(hint: Any) -> str:
     """Say a type in a user's words."""
     origin, inside = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
+        if {float, str} <= set(inside):
+            inside = (float, Fraction)  # a text that stands for a number is one
         return " or ".join(dict.fromkeys(_in_words(part) for part in inside))
     if origin is Literal:
         return "one of " + ", ".join(map(str, inside))

@@ -26,7 +26,8 @@ class Checkpoints(Checkpoint):
 
     They go into the trainer's root folder; a `fast_dev_run` writes nothing. The last few are kept as `last.ckpt`
     (newest), `last-1.ckpt`, `last-2.ckpt`, ... A file is written beside its place, flushed to the disk and renamed
-    onto it, so a stop at any moment leaves whole checkpoints. A new run in the folder of an old one replaces it.
+    onto it, so a stop at any moment leaves whole checkpoints. A new run in the folder of an old one replaces it;
+    the command wants `--replace true` for that.
 
     A checkpoint is only written where the run can be continued exactly: after an optimiser step, never while gradients
     accumulate, and after the validation where one follows that step. SIGTERM and Ctrl-C are obeyed there: checkpoint,

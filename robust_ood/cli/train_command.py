@@ -26,7 +26,7 @@ from robust_ood.callbacks import (
     RobustValidation,
     Stopped,
 )
-from robust_ood.callbacks.checkpoints import checkpoints_in
+from robust_ood.callbacks.checkpoints import checkpoints_in, recent
 from robust_ood.cli.checks import check_classes, check_resumable, check_trainer
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.messages import explain, one_line, option_names, user_errors
@@ -216,11 +216,12 @@ class TrainingCLI(LightningCLI):
 
 def _refuse_run_in(folder: Path) -> None:
     """Raise `UserError` where a folder holds the checkpoints of a run, which a new one would replace."""
-    there = [path.name for path in checkpoints_in(folder)]
+    there = checkpoints_in(folder)
     if there:
+        source = "last" if any(path.exists() for path in recent(folder)) else there[0]
         raise UserError(
-            f"output: {folder} holds a run ({', '.join(there[:3])}); go on with it by --ckpt_path last, take another "
-            "folder, or begin anew with --replace true, which removes it"
+            f"output: {folder} holds a run ({', '.join(path.name for path in there[:3])}); "
+            f"go on with it by --ckpt_path {source}, take another folder, or begin anew with --replace true"
         )
 
 

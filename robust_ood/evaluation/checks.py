@@ -66,7 +66,7 @@ def check_output(folder: Path, models: Mapping[str, nn.Module], inliers: str) ->
     if old and not set(old) & set(models):
         raise UserError(f"output: {folder} holds results of {', '.join(old)}, these are of {', '.join(models)}; {hint}")
     for name, mark in there.environment.get("networks", {}).items():
-        if name in models and fingerprint(models[name]) != mark:
+        if name in models and fingerprint(dict(models[name].state_dict())) != mark:
             raise UserError(f"output: {folder} holds results of another network named {name}; {hint}, or give a --name")
     if sets and inliers not in sets:
         raise UserError(f"output: {folder} holds results on {', '.join(sets)}, these are on {inliers}; {hint}")

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -139,7 +139,10 @@ def _describe(thing: Any, known: Mapping[int, str], above: tuple[int, ...]) -> A
         return [*_function(thing), inside(held), inside(defaults)]
     if isinstance(thing, type):
         return _kind(thing)
-    if isinstance(thing, (torch.dtype, torch.device, Path, BuiltinFunctionType)):
+    if isinstance(thing, BuiltinFunctionType):  # its text holds an address
+        bound = None if isinstance(thing.__self__, ModuleType) else inside(thing.__self__)
+        return [thing.__qualname__, bound]
+    if isinstance(thing, (torch.dtype, torch.device, Path)):
         return str(thing)
     if hasattr(thing, "__dict__"):
         return [_kind(type(thing)), inside(vars(thing))]

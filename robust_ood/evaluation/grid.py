@@ -16,6 +16,7 @@ from robust_ood.errors import UserError
 from robust_ood.evaluation.batches import CHUNK, Batches, Chunk, chunks
 from robust_ood.evaluation.cells import Machine
 from robust_ood.evaluation.checks import check_attacks, check_count
+from robust_ood.evaluation.fingerprints import fingerprint
 from robust_ood.evaluation.fitting import fit_missing, missing_sources
 from robust_ood.evaluation.jobs import Runner
 from robust_ood.evaluation.plan import FEW, Plan, Subject, TestSet, make_plan
@@ -145,7 +146,9 @@ class Grid:
             new: compute those that are not in the store.
         """
         settings: dict[str, Any] = {"limit": self.limit, "device": str(self.device), "checks": self.checks}
-        settings["networks"] = {plan.subject.name: plan.network for plan in self.plans}
+        settings["networks"] = {
+            plan.subject.name: fingerprint(dict(plan.subject.net.state_dict())) for plan in self.plans
+        }
         precisions: dict[str, list[str]] = {}
         results = Results(environment=describe_environment({**settings, "attack_precisions": precisions}))
         for plan in self.plans:

@@ -51,14 +51,13 @@ class Plan:
     """Jobs, in the order in which results become complete, and where their cells are.
 
     columns: by detector ("" for the network's right answers), attack ("none" without) and place in the list of sets,
-    the keys of the chunks. checks: by detector, the key of its alarms. network: the network's fingerprint.
+    the keys of the chunks. checks: by detector, the key of its alarms.
     """
 
     subject: Subject
     jobs: list[Job] = field(default_factory=list)
     columns: dict[tuple[str, str, int], list[str]] = field(default_factory=dict)
     checks: dict[str, str] = field(default_factory=dict)
-    network: str = ""
 
 
 def make_plan(
@@ -83,7 +82,7 @@ def make_plan(
     marks = {name: fingerprint(d, {id(subject.net): net}) for name, d in subject.detectors.items()}
     budgets = {"none": "", **{label: fingerprint(attack) for label, attack in attacks.items()}}
     answers = [fingerprint(part.images.read_labels(torch.arange(part.start, part.stop))) for part in sets[0].chunks]
-    plan = Plan(subject, network=net)
+    plan = Plan(subject)
 
     def add(names: Sequence[str], label: str, place: int) -> None:
         """Add the jobs that score detectors on the same images of a set."""

@@ -54,7 +54,7 @@ def _protocols(source: Source) -> list[list[str]]:
 
 
 def _comparable(source: Source) -> bool:
-    return len(_protocols(source)) == 1
+    return len(_protocols(source)) <= 1
 
 
 def _protocol(source: Source) -> str:

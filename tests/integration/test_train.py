@@ -109,6 +109,10 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(capsys, trained_run, tmp_p
     assert said.startswith(f"error: output: {folder} holds a run (")
     assert "--ckpt_path last" in said
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    (tmp_path / "best").mkdir()
+    shutil.copy(folder / "last.ckpt", tmp_path / "best" / "best.ckpt")
+    assert cli.train(["fit", "-c", str(folder / "config.yaml"), "--output", str(tmp_path / "best")]) == 2
+    assert f"go on with it by --ckpt_path {tmp_path / 'best' / 'best.ckpt'}" in capsys.readouterr().err
     assert cli.train([*fit, "--replace", "true", "--trainer.max_steps", "1"]) == 0
     assert (folder / "last.ckpt").read_bytes() != before[folder / "last.ckpt"]
     assert "replace" not in (folder / "config.yaml").read_text()

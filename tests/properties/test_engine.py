@@ -55,9 +55,12 @@ OBJECTIVES = {
     "flat": lambda images: images.flatten(1).sum(1) * 0,
 }
 RULES = [None, Steepest(momentum=0.75), Optimizer(torch.optim.Adam), Optimizer(torch.optim.SGD, {"momentum": 0.9})]
-radii = st.one_of(st.sampled_from([0.0, 8 / 255, 1.0]), st.floats(0, 1))
-bounded = st.builds(
-    lambda kind, radius, clip: kind(radius, clip=clip), st.sampled_from([Linf, L2]), radii, st.booleans()
+radii = st.one_of(st.sampled_from([0.0, 8 / 255, 1.0]), st.floats(0, 3))
+bounded = st.builds(  # an Linf radius above 1 is refused where pixels are clipped
+    lambda kind, radius, clip: kind(min(radius, 1) if kind is Linf and clip else radius, clip=clip),
+    st.sampled_from([Linf, L2]),
+    radii,
+    st.booleans(),
 )
 regions = st.one_of(bounded, st.builds(Unbounded, clip=st.booleans()))
 runs = st.fixed_dictionaries(

@@ -107,6 +107,8 @@ def test_functions_by_what_they_hold():
 
     assert fingerprint(scaled(2)) == fingerprint(scaled(2)) != fingerprint(scaled(3))
     assert fingerprint(partial(max, 1)) != fingerprint(partial(max, 2))
+    assert fingerprint("a".join) != fingerprint("b".join)
+    assert fingerprint(torch.relu) != fingerprint(torch.sigmoid)
 
 
 def test_functions_by_what_they_compute():
@@ -139,7 +141,8 @@ from robust_ood.evaluation.fingerprints import code_version, fingerprint
 torch.manual_seed(0)
 net = models.WideResNet(10, 1, 4)
 known = lambda name: name in {"near", "far", "id", "outliers", "validation"}
-things = (detectors.build("pro-gen", net), standard(0.1), known)
+net.activation = torch.relu  # a builtin, whose text holds an address
+things = (detectors.build("pro-gen", net), standard(0.1), known, net)
 print(*map(fingerprint, things), code_version())
 """
 
