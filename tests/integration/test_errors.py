@@ -435,8 +435,10 @@ def test_results_and_runs_that_exist_survive_a_mistake(capsys, experiment, grid,
     before = {path.name: path.read_bytes() for path in own_run.iterdir()}
     arguments = ["-c", grid, "--checkpoint", own_run / "last.ckpt", "--output", own_run]
     fails(capsys, cli.evaluate, [*arguments, "--detectors", "[mspp]"], "detectors")
-    fails(capsys, cli.train, ["fit", "-c", experiment, "--output", own_run, "--data.outliers", "null"], "data.outliers")
-    fails(capsys, cli.train, ["fit", "-c", experiment, "--output", own_run, "--data.batch_size", 999], "batch_size")
+    fit = ["fit", "-c", experiment, "--output", own_run]
+    fails(capsys, cli.train, fit, "output")
+    fails(capsys, cli.train, [*fit, "--replace", "true", "--data.outliers", "null"], "data.outliers")
+    fails(capsys, cli.train, [*fit, "--replace", "true", "--data.batch_size", 999], "batch_size")
     assert {path.name: path.read_bytes() for path in own_run.iterdir()} == before
 
 

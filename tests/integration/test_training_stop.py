@@ -130,7 +130,8 @@ def test_a_mistake_leaves_the_config_of_an_older_run_alone(capsys, experiment, o
 
 def test_a_new_run_leaves_no_curves_of_the_old_one(experiment, own_run):
     old = {path.name for path in own_run.glob("events.out.tfevents.*")}
-    assert cli.train(["fit", "-c", str(experiment), "--output", str(own_run), "--trainer.max_steps", "1"]) == 0
+    assert cli.train(["fit", "-c", str(experiment), "--output", str(own_run), "--trainer.max_steps", "1",
+                      "--replace", "true"]) == 0  # fmt: skip
     new = {path.name for path in own_run.glob("events.out.tfevents.*")}
     assert old
     assert new
