@@ -80,7 +80,8 @@ def _detection(title: str, lines: Mapping[tuple[str, ...], Mapping[str, Row | No
         if previous[0] not in ("", model):
             table.add_section()
         shown = (model if model != previous[0] else "", detector if (model, detector) != previous else "")
-        name = f"mean of {group}" if ood == group else ood
+        alone = not sets[model, detector, group]  # a single set, called like its group
+        name = f"mean of {group}" if ood == group and not alone else ood
         table.add_row(*shown, name, *(_cell(cells.get(attacked)) for attacked in _ATTACKED))
         previous = (model, detector)
     return table
