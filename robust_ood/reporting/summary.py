@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import takewhile
 
 from robust_ood.evaluation import Accuracy, Row
 from robust_ood.reporting.source import Source
@@ -93,20 +92,30 @@ def _fate(source: Source, model: str, group: str) -> str:
 
 
 def _reach(source: Source, model: str, group: str, norm: str) -> str:
-    """Say up to which of several radii a model's detectors keep their AUROC."""
-    reached: dict[float, list[str]] = {}
-    for detector in source.detectors:
-        points = [point for point in source.by_radius(model, detector, group, norm) if point[0] > 0]
-        if len(points) < 2:
-            continue
-        kept = [radius for radius, _ in takewhile(lambda point: point[1] >= KEPT, points)]
-        reached.setdefault(kept[-1] if kept else 0.0, []).append(detector)
-    if not any(reached):
-        return ""
-    nowhere = reached.pop(0.0, [])
-    parts = [f"{_listed(names)} up to {radius_text(norm, radius)}" for radius, names in sorted(reached.items())]
-    none = f"; {_count(len(nowhere), 'detector')} at no radius" if nowhere else ""
-    return f"{model}, {group} OOD, by radius: an AUROC of at least {KEPT} stays with {_listed(parts)}{none}."
+    """Say up to which of several radii a model's detectors keep their AUROC, or where none does, stay above chance."""
+    curves = {name: source.by_radius(model, name, group, norm) for name in source.detectors}
+    attacked = {name: [point for point in curve if point[0] > 0] for name, curve in curves.items()}
+    for level in (KEPT, CHANCE):
+        reached: dict[float, list[str]] = {}
+        for name, points in attacked.items():
+            if len(points) > 1:
+                reached.setdefault(_furthest(points, level), []).append(name)
+        nowhere = reached.pop(0.0, [])
+        if reached:
+            parts = [f"{_listed(names)} up to {radius_text(norm, radius)}" for radius, names in sorted(reached.items())]
+            none = f"; {_count(len(nowhere), 'detector')} at no radius" if nowhere else ""
+            return f"{model}, {group} OOD, by radius: an AUROC of at least {level} stays with {_listed(parts)}{none}."
+    return ""
+
+
+def _furthest(points: Sequence[tuple[float, float]], level: float) -> float:
+    """Return the radius up to which the AUROC reaches a level, 0 where it does at none."""
+    furthest = 0.0
+    for radius, auroc in points:
+        if auroc < level:
+            break
+        furthest = radius
+    return furthest
 
 
 def _moves(source: Source, rows: Sequence[Row]) -> str:
