@@ -78,9 +78,9 @@ def run_process(rank, meeting_point):
         detectors.Residual(chosen[0].net).fit([images] if rank == 0 else [])
     except UserError as error:
         results["error"] = str(error)
-    distributed.barrier()  # older PyTorch may wait for ever for a process that has gone
-    distributed.destroy_process_group()
-    print(json.dumps(results))
+    print(json.dumps(results), flush=True)
+    distributed.barrier()
+    os._exit(0)  # without `destroy_process_group`, in which older PyTorch may wait for ever for the other process
 
 
 @pytest.fixture(scope="module")

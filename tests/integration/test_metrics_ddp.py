@@ -40,9 +40,9 @@ def run_process(rank, meeting_point):
         results[name] = {key: value.item() for key, value in pooled.compute().items()}
         results[name] |= {"AUROC": single[0].compute().item(), "FPR95": single[1].compute().item()}
         results[name]["kept"] = sum(len(part) for part in pooled.id_scores)  # its own share again, after compute
-    distributed.barrier()  # older PyTorch may wait for ever for a process that has gone
-    distributed.destroy_process_group()
-    print(json.dumps(results))
+    print(json.dumps(results), flush=True)
+    distributed.barrier()
+    os._exit(0)  # without `destroy_process_group`, in which older PyTorch may wait for ever for the other process
 
 
 @pytest.fixture(scope="module")
