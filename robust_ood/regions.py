@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -70,6 +70,10 @@ class Region(ABC):
         if self.radius < 0:
             raise UserError(f"radius: {self.radius} is negative; a radius is >= 0 in pixel fractions")
 
+    def scaled(self, factor: float) -> Region:
+        """Return the region of `factor` times the radius, or of the largest one that it may have."""
+        return replace(self, radius=factor * self.radius)
+
     def project(self, images: Tensor, center: Tensor) -> Tensor:
         """Return the nearest allowed images around `center` (for L2 with `clip`, a point of both sets, in one pass).
 
@@ -107,6 +111,10 @@ class Linf(Region):
         super().__post_init__()
         if self.radius > 1 and self.clip:
             raise UserError(f"radius: {self.radius} is more than the whole pixel range, 1; 8 of 255 is '8/255'")
+
+    def scaled(self, factor: float) -> Linf:
+        """Return the region of `factor` times the radius; where pixels are clipped, no more than their whole range."""
+        return replace(self, radius=min(factor * self.radius, 1.0) if self.clip else factor * self.radius)
 
     def _onto_ball(self, images: Tensor, center: Tensor) -> Tensor:
         return torch.clamp(images, min=center - self.radius, max=center + self.radius)

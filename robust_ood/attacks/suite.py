@@ -36,11 +36,13 @@ class Suite:
 
     def settings(self) -> Settings:
         """Return the first member's norm and radius, and the steps (or queries) of all members and restarts in sum."""
-        return _summed(self.on_detectors.values())
+        first = next(iter(self.on_detectors.values())).settings()
+        steps = _steps(self.on_detectors.values())
+        return Settings(norm=first["norm"], radius=first["radius"], steps=steps, restarts=1)
 
     def settings_on_classifiers(self) -> Settings:
-        """Return the same of the members that attack classifiers."""
-        return _summed(self.on_classifiers.values())
+        """Return the same with the steps of the members that attack classifiers, 0 where there are none."""
+        return {**self.settings(), "steps": _steps(self.on_classifiers.values())}
 
     def on_score(
         self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor
@@ -110,10 +112,8 @@ def standard(radius: float | str, norm: str = "Linf") -> Suite:
     )
 
 
-def _summed(members: Iterable[ScoreAttack | LabelAttack]) -> Settings:
-    each = [member.settings() for member in members]
-    steps = sum(one["steps"] * one["restarts"] for one in each)
-    return Settings(norm=each[0]["norm"], radius=each[0]["radius"], steps=steps, restarts=1)
+def _steps(members: Iterable[ScoreAttack | LabelAttack]) -> int:
+    return sum(one["steps"] * one["restarts"] for one in (member.settings() for member in members))
 
 
 def _reads_classifier(member: Any) -> bool:

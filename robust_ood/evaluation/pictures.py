@@ -34,6 +34,8 @@ _TRACED, _TRACE_STEPS = 32, 10  # images of each side along an attack, which cos
 _MAP_POINTS = 13
 
 Progress = Callable[[str], None]
+Keys = dict[tuple[str, str], str]
+"""By kind and detector, the fingerprint of everything that determines a picture."""
 
 
 class Side(NamedTuple):
@@ -121,9 +123,18 @@ def draw(
 
     One that cannot be made, as for a score without gradient, has no arrays and says why.
     """
-    for (kind, name), key in _keys(model, detectors, scene).items():
-        if kind not in kinds or key in made:
-            continue
+    keys = _keys(model, detectors, scene)
+    yield from _drawn(model, detectors, scene, _wanted(keys, kinds, made), progress)
+
+
+def _wanted(keys: Keys, kinds: Sequence[str], made: Container[str]) -> Keys:
+    return {place: key for place, key in keys.items() if place[0] in kinds and key not in made}
+
+
+def _drawn(
+    model: str, detectors: Mapping[str, Detector], scene: Scene, wanted: Keys, progress: Progress
+) -> Iterator[Picture]:
+    for (kind, name), key in wanted.items():
         progress(f"{model}: figure {kind} of {name}")
         try:
             with evaluating(detectors[name]):
@@ -133,7 +144,7 @@ def draw(
         yield Picture(kind, model, name, arrays, about, key)
 
 
-def _keys(model: str, detectors: Mapping[str, Detector], scene: Scene) -> dict[tuple[str, str], str]:
+def _keys(model: str, detectors: Mapping[str, Detector], scene: Scene) -> Keys:
     """Return the key of every kind of picture of each detector."""
     code, material = code_version("evaluation/pictures.py", "evaluation/curves.py"), fingerprint(scene)
     marks = {name: fingerprint(detector) for name, detector in detectors.items()}
@@ -162,7 +173,7 @@ def draw_into(
             remove_picture(folder, picture)
     made = {picture.key for picture in there}
     count = 0
-    for picture in draw(model, detectors, scene, kinds, made=made, progress=progress):
+    for picture in _drawn(model, detectors, scene, _wanted(keys, kinds, made), progress):
         write_picture(folder, picture)
         count += 1
     return count
@@ -199,8 +210,7 @@ def curves(detector: Detector, scene: Scene) -> Made:
 
     Source: Fort 2022, Sec. 3.1, Fig. 3 and 7. Equal steps from the clean image; `evaluation.curves` reads them.
     """
-    most = 1.0 if scene.region.name == "Linf" else float("inf")  # the whole pixel range
-    region = type(scene.region)(min(2 * scene.region.radius, most))
+    region = scene.region.scaled(2)
     attack = PGD(region, steps=_TRACE_STEPS, step_size=region.radius / _TRACE_STEPS, random_start=False)
     arrays: dict[str, NDArray[Any]] = {}
     for side in scene.many:

@@ -213,7 +213,7 @@ def _of_everything(probe: _Probe) -> Iterator[str]:
 
 def _of_attacks(probe: _Probe, region: Region, attacks: list[ScoreAttack]) -> Iterator[str]:
     found = probe.probed(_exact(region, steps=_STEPS))
-    wider = probe.probed(_exact(_scaled(region, 2), steps=_STEPS))
+    wider = probe.probed(_exact(region.scaled(2), steps=_STEPS))
     if wider > found + _SLACK:
         yield f"twice the radius is a weaker attack (AUROC {found:.2f} -> {wider:.2f}); try more steps and Auto-PGD"
     longer = probe.probed(_exact(region, steps=3 * _STEPS))
@@ -314,8 +314,3 @@ def _idle(probe: _Probe, region: Region) -> bool:
 def _exact(region: Region, **settings: Any) -> PGD:
     """Return PGD in float32: what bfloat16 rounds away must not pass for a property of the detector."""
     return PGD(region, precision="float32", **settings)
-
-
-def _scaled(region: Region, factor: float) -> Region:
-    most = 1.0 if region.name == "Linf" else float("inf")  # the whole pixel range
-    return NORMS[region.name](min(factor * region.radius, most))

@@ -220,3 +220,10 @@ def test_regions_are_equal_settings():
     assert Linf("8/255") == Linf(8 / 255)
     assert Linf(0.1) != L2(0.1)
     assert {"Linf": Linf, "L2": L2} == NORMS
+
+
+@given(kinds, radii, st.floats(0.1, 4), st.booleans())
+def test_a_scaled_region_has_the_scaled_radius_or_the_whole_pixel_range(kind, radius, factor, clip):
+    region = build(kind, radius, clip)
+    wanted = factor * region.radius
+    assert region.scaled(factor) == kind(min(wanted, 1) if kind is Linf and clip else wanted, clip=clip)

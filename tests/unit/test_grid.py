@@ -527,6 +527,9 @@ def test_who_won_each_image(net, arrays, tmp_path):
     steps = {(row.attack, row.attacked): row.steps for row in results.rows}
     assert steps["suite", "both"] == 5
     assert {one.attack: one.steps for one in results.classification} == {"none": 0, "suite": ATTACK.steps}
+    alone = run(net, data_of(arrays), {"msp": MSP(net)}, None, {"suite": Suite({"weak": PGD(Linf(RADIUS), steps=1)})})
+    clean, attacked = alone.classification  # a suite without members for classifiers leaves them alone
+    assert (attacked.steps, attacked.radius, attacked.accuracy) == (0, RADIUS, clean.accuracy)
 
 
 def test_tables_hold_one_column_at_a_time_and_read_no_file_to_say_where_it_is(net, arrays, tmp_path, monkeypatch):
