@@ -106,7 +106,10 @@ class TrainingCLI(LightningCLI):
         self.checkpoint = None if config.ckpt_path is None else read_checkpoint(Path(config.ckpt_path))
         if self.subcommand == "fit":
             check_writable(config.output)
-            if self.checkpoint is None and not config.replace and not config.trainer.fast_dev_run:
+            goes_on = (
+                config.ckpt_path is not None and Path(config.ckpt_path).resolve().parent == config.output.resolve()
+            )
+            if not goes_on and not config.replace and not config.trainer.fast_dev_run:
                 _refuse_run_in(config.output)
 
     def instantiate_classes(self) -> None:

@@ -113,6 +113,9 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(capsys, trained_run, tmp_p
     shutil.copy(folder / "last.ckpt", tmp_path / "best" / "best.ckpt")
     assert cli.train(["fit", "-c", str(folder / "config.yaml"), "--output", str(tmp_path / "best")]) == 2
     assert f"go on with it by --ckpt_path {tmp_path / 'best' / 'best.ckpt'}" in capsys.readouterr().err
+    elsewhere = ["--ckpt_path", str(trained_run / "last.ckpt")]  # of another folder: it would write over this run, too
+    assert cli.train([*fit, *elsewhere]) == 2
+    assert "holds a run" in capsys.readouterr().err
     assert cli.train([*fit, "--replace", "true", "--trainer.max_steps", "1"]) == 0
     assert (folder / "last.ckpt").read_bytes() != before[folder / "last.ckpt"]
     assert "replace" not in (folder / "config.yaml").read_text()
