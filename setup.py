@@ -2,8 +2,12 @@
 
 from setuptools import find_namespace_packages, setup
 
-# Namespaces, so that folders without code count: setuptools takes them for packages, and warns of those left out.
-FOLDERS = ["robust_ood.configs", *(f"robust_ood.configs.{folder}" for folder in find_namespace_packages("configs"))]
+# Namespaces, so that folders without code count: setuptools takes them for packages, and warns of
+# those left out.
+FOLDERS = [
+    "robust_ood.configs",
+    *(f"robust_ood.configs.{folder}" for folder in find_namespace_packages("configs")),
+]
 
 setup(
     packages=[*find_namespace_packages(include=["robust_ood", "robust_ood.*"]), *FOLDERS],

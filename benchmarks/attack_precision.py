@@ -1,9 +1,10 @@
 """How strong attacks in bfloat16 are beside the same in float32, through every registered detector.
 
-    python benchmarks/attack_precision.py --weights cifar10_resnet20.th --root arrays --folder runs/attack_precision
+    python benchmarks/attack_precision.py --weights cifar10_resnet20.th --root arrays --folder
+    runs/attack_precision
 
-Each detector is attacked through itself (PGD, inliers and outliers), once in each precision, whatever `needs_float32`
-says; true scores are float32 in both.
+Each detector is attacked through itself (PGD, inliers and outliers), once in each precision,
+whatever `needs_float32` says; true scores are float32 in both.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def main() -> int:
     made = parser(__doc__, limit=100, output="docs/results/attack_precision.md")
     made.add_argument("--steps", type=int, default=10)
     made.add_argument("--checkpoint", action="append", help="a network, NAME=PATH")
-    made.add_argument("--detectors", nargs="+", default=[n for n in detectors.REGISTRY if n != "deep-ensemble"])
+    made.add_argument(
+        "--detectors", nargs="+", default=[n for n in detectors.REGISTRY if n != "deep-ensemble"]
+    )
     options = made.parse_args()
     nets = networks(options)
     settings = {name: getattr(options, name) for name in ("limit", "steps", "device")}
@@ -41,15 +44,28 @@ def main() -> int:
     rows = []
     for label, net in nets.items():
         for name in options.detectors:
-            part = parts(f"{label}-{name}", lambda name=name, net=net: measure(name, net, options, inliers, outliers))
+            part = parts(
+                f"{label}-{name}",
+                lambda name=name, net=net: measure(name, net, options, inliers, outliers),
+            )
             rows += [[label, name, level, *shown(part[str(level)])] for level in LEVELS]
-    header = ["network", "detector", "radius x 255", "AUROC float32", "bfloat16", "lost", "mean score moved, share"]
+    header = [
+        "network",
+        "detector",
+        "radius x 255",
+        "AUROC float32",
+        "bfloat16",
+        "lost",
+        "mean score moved, share",
+    ]
     intro = (
         f"PGD, {options.steps} steps through the detector itself, on {options.limit} CIFAR-10 test images (lowered) "
         f"and {options.limit} of CIFAR-100 (raised). *lost*: bfloat16's AUROC minus float32's, above 0 where bfloat16 "
         "is weaker. The last column is how far bfloat16 moved the mean true score, relative to float32: ID, OOD."
     )
-    write_page(options.output, "Attacks in bfloat16 against float32", [intro, "", *table(header, rows)])
+    write_page(
+        options.output, "Attacks in bfloat16 against float32", [intro, "", *table(header, rows)]
+    )
     return 0
 
 
@@ -58,7 +74,9 @@ def measure(
 ) -> dict[str, Any]:
     """Return AUROCs and mean shifts of true scores by radius and precision."""
     detector = detectors.build(name, net, **SETTINGS.get(name, {}))
-    detector.fit(EvaluationLoader(load_set("cifar10_train", options.root), batch_size=256, limit=2000))
+    detector.fit(
+        EvaluationLoader(load_set("cifar10_train", options.root), batch_size=256, limit=2000)
+    )
     with torch.no_grad():
         clean = detector(inliers).mean(), detector(outliers).mean()
     found: dict[str, Any] = {}
@@ -68,13 +86,18 @@ def measure(
             low = attack_score(detector, inliers, attack, 1).values
             high = attack_score(detector, outliers, attack, -1).values
             shifts = [float(clean[0] - low.mean()), float(high.mean() - clean[1])]
-            found.setdefault(str(level), {})[precision] = {"auroc": auroc(low, high), "shifts": shifts}
+            found.setdefault(str(level), {})[precision] = {
+                "auroc": auroc(low, high),
+                "shifts": shifts,
+            }
     return found
 
 
 def shown(pair: dict[str, Any]) -> list[str]:
     whole, half = pair["float32"], pair["bfloat16"]
-    shares = [f"{b / max(a, 1e-12):.4f}" for a, b in zip(whole["shifts"], half["shifts"], strict=True)]
+    shares = [
+        f"{b / max(a, 1e-12):.4f}" for a, b in zip(whole["shifts"], half["shifts"], strict=True)
+    ]
     return [
         f"{whole['auroc']:.4f}",
         f"{half['auroc']:.4f}",

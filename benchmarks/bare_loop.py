@@ -1,7 +1,7 @@
 """Adversarial training as a bare loop that somebody in a hurry would write, and write well.
 
-Plain PyTorch and nothing of this package but the networks: channels_last, one joint attack batch, gradients of the
-images alone, no forward pass that is not needed.
+Plain PyTorch and nothing of this package but the networks: channels_last, one joint attack batch,
+gradients of the images alone, no forward pass that is not needed.
 """
 
 from __future__ import annotations
@@ -43,10 +43,16 @@ class BareLoop:
         device: where to train.
     """
 
-    def __init__(self, method: str, network: str, bfloat16: bool, folder: Path, size: int, device: str) -> None:
+    def __init__(
+        self, method: str, network: str, bfloat16: bool, folder: Path, size: int, device: str
+    ) -> None:
         kind, settings = NETWORKS[network]
-        self.net = kind(num_classes=10, **settings).to(device, memory_format=torch.channels_last).train()
-        self.optimizer = torch.optim.SGD(self.net.parameters(), 0.1, 0.9, weight_decay=1e-4, nesterov=True)
+        self.net = (
+            kind(num_classes=10, **settings).to(device, memory_format=torch.channels_last).train()
+        )
+        self.optimizer = torch.optim.SGD(
+            self.net.parameters(), 0.1, 0.9, weight_decay=1e-4, nesterov=True
+        )
         self.inside, self.exposing, self.outside = METHODS[method]
         self.bfloat16, self.size, self.device, self.done = bfloat16, size, device, 0
         inliers, outliers = (np.load(folder / f"{name}.npz") for name in ("train", "outliers"))
@@ -61,7 +67,10 @@ class BareLoop:
         begin, end = self.done * self.size, (self.done + 1) * self.size
         self.done += 1
         index = self.order[begin:end]
-        images, labels = augmented(self.inliers[index].to(self.device)), self.labels[index].to(self.device)
+        images, labels = (
+            augmented(self.inliers[index].to(self.device)),
+            self.labels[index].to(self.device),
+        )
         exposed = images[:0]
         if self.exposing:
             exposed = augmented(self.outliers[2 * begin : 2 * end].to(self.device))
@@ -79,7 +88,9 @@ class BareLoop:
         return loss.detach()
 
     def attacked(self, images: Tensor, labels: Tensor, exposed: Tensor) -> tuple[Tensor, Tensor]:
-        """Return inliers and outliers after PGD in eval mode, in one batch where both are attacked."""
+        """Return inliers and outliers after PGD in eval mode, in one batch where both are
+        attacked.
+        """
         count = len(images)
         clean = torch.cat([images, exposed]) if self.outside else images
         moved = (clean + torch.empty_like(clean).uniform_(-RADIUS, RADIUS)).clamp(0, 1)
@@ -101,8 +112,13 @@ def augmented(images: Tensor) -> Tensor:
     """Return float images, cropped and mirrored at random."""
     padded = functional.pad(images, (4, 4, 4, 4))
     places, mirror = torch.randint(0, 9, (2, len(images))), torch.rand(len(images)) < 0.5
-    parts = [padded[i, :, y : y + 32, x : x + 32] for i, (y, x) in enumerate(zip(*places.tolist(), strict=True))]
-    cropped = torch.stack([part.flip(2) if mirrored else part for part, mirrored in zip(parts, mirror, strict=True)])
+    parts = [
+        padded[i, :, y : y + 32, x : x + 32]
+        for i, (y, x) in enumerate(zip(*places.tolist(), strict=True))
+    ]
+    cropped = torch.stack(
+        [part.flip(2) if mirrored else part for part, mirrored in zip(parts, mirror, strict=True)]
+    )
     return cropped.contiguous(memory_format=torch.channels_last).float().div_(255)
 
 
@@ -115,9 +131,17 @@ def write_arrays(folder: Path, size: int, steps: int) -> None:
 
 
 def command_arguments(
-    method: str, network: str, bfloat16: bool, folder: Path, size: int, device: str, processes: int = 1
+    method: str,
+    network: str,
+    bfloat16: bool,
+    folder: Path,
+    size: int,
+    device: str,
+    processes: int = 1,
 ) -> list[str]:
-    """Return the arguments of `train.py` for the same training, timed; `size` inliers a batch and process."""
+    """Return the arguments of `train.py` for the same training, timed; `size` inliers a batch and
+    process.
+    """
     kind, settings = NETWORKS[network]
     return [
         "fit", "-c", f"configs/methods/{method}.yaml", "--net", f"robust_ood.models.{kind.__name__}",

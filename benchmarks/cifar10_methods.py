@@ -1,11 +1,14 @@
-"""Train every method on CIFAR-10 arrays with one small network and budget, attack all of them, and write one table.
+"""Train every method on CIFAR-10 arrays with one small network and budget, attack all of them, and
+write one table.
 
     python benchmarks/cifar10_methods.py --root ARRAYS --output docs/results/cifar10_methods.md
-    python benchmarks/cifar10_methods.py --root ARRAYS --weights cifar10_resnet20.th --epochs 2 --learning-rate 0.02
+    python benchmarks/cifar10_methods.py --root ARRAYS --weights cifar10_resnet20.th --epochs 2
+    --learning-rate 0.02
 
-The second call fine-tunes a trained ResNet-20 by every method instead. Uses the real commands. Stopped at any moment,
-the same call goes on where it was: training from the last checkpoint, finished evaluations are not repeated.
-`--limit-train-batches` and `--limit` make a trial run of it.
+The second call fine-tunes a trained ResNet-20 by every method instead. Uses the real commands.
+Stopped at any moment,
+the same call goes on where it was: training from the last checkpoint, finished evaluations are not
+repeated. `--limit-train-batches` and `--limit` make a trial run of it.
 """
 
 from __future__ import annotations
@@ -21,7 +24,10 @@ from page import command, machine
 from robust_ood.evaluation import Results
 
 ROOT = Path(__file__).resolve().parent.parent
-WEIGHTS_MEAN, WEIGHTS_STD = "[0.485, 0.456, 0.406]", "[0.229, 0.224, 0.225]"  # what the ResNet-20 was trained with
+WEIGHTS_MEAN, WEIGHTS_STD = (
+    "[0.485, 0.456, 0.406]",
+    "[0.229, 0.224, 0.225]",
+)  # what the ResNet-20 was trained with
 SPOTS = "--model.init_args.spot_search"
 ATTACK = "--model.init_args.inlier_attack"
 METHODS: dict[str, list[str]] = {
@@ -30,7 +36,8 @@ METHODS: dict[str, list[str]] = {
     "ADV": ["adv"],
     "AOE": ["aoe"],
     "ALOE": ["aloe"],
-    # S-FGSM+ADV at the radius of the others: 2 steps of the radius in place of 10 of a quarter, so that all cost alike.
+    # S-FGSM+ADV at the radius of the others: 2 steps of the radius in place of 10 of a quarter, so
+    # that all cost alike.
     "S-FGSM+ADV": [
         "safe_spot_fgsm", f"{SPOTS}.region.init_args.radius", "1/255", f"{SPOTS}.step_size", "1/255",
         f"{ATTACK}.region.init_args.radius", "1/255", f"{ATTACK}.step_size", "1/255", f"{ATTACK}.steps", "2",
@@ -39,23 +46,40 @@ METHODS: dict[str, list[str]] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--root", required=True, help="folder of the arrays that configs/data/cifar10_arrays.yaml names"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, default=Path("runs/cifar10_methods"), help="where runs are kept")
-    parser.add_argument("--output", type=Path, default=None, help="Markdown file of the table (default: in the folder)")
+    parser.add_argument(
+        "--root",
+        required=True,
+        help="folder of the arrays that configs/data/cifar10_arrays.yaml names",
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/cifar10_methods"), help="where runs are kept"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=None,
+        help="Markdown file of the table (default: in the folder)",
+    )
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--depth", type=int, default=16, help="of a WideResNet trained from scratch")
+    parser.add_argument(
+        "--depth", type=int, default=16, help="of a WideResNet trained from scratch"
+    )
     parser.add_argument("--width", type=int, default=1, help="of the same")
-    parser.add_argument("--weights", type=Path, default=None, help="fine-tune the CIFAR-10 ResNet-20 of this file")
+    parser.add_argument(
+        "--weights", type=Path, default=None, help="fine-tune the CIFAR-10 ResNet-20 of this file"
+    )
     parser.add_argument("--learning-rate", type=float, default=0.1)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--limit", type=int, default=1000, help="test images of each set")
     parser.add_argument("--limit-train-batches", type=int, default=None)
     parser.add_argument("--precision", default="bf16-mixed")
     parser.add_argument("--accelerator", default="cpu")
-    parser.add_argument("--train-only", action="store_true", help="leave the evaluation and the table out")
+    parser.add_argument(
+        "--train-only", action="store_true", help="leave the evaluation and the table out"
+    )
     options = parser.parse_args()
     results, begin = Results(), time.monotonic()
     for method in options.methods:
@@ -117,10 +141,14 @@ def run(script: str, arguments: list[str]) -> None:
 
 def table(results: Results, options: argparse.Namespace, hours: float) -> str:
     budget = f"{options.epochs} epochs" + (
-        f" of {options.limit_train_batches} batches" if options.limit_train_batches is not None else ""
+        f" of {options.limit_train_batches} batches"
+        if options.limit_train_batches is not None
+        else ""
     )
     start = (
-        f"WideResNet-{options.depth}-{options.width}" if options.weights is None else "a trained ResNet-20 fine-tuned"
+        f"WideResNet-{options.depth}-{options.width}"
+        if options.weights is None
+        else "a trained ResNet-20 fine-tuned"
     )
     lines = [
         "# CIFAR-10: methods under attack",
@@ -138,9 +166,16 @@ def table(results: Results, options: argparse.Namespace, hours: float) -> str:
         "| method | detector | near, clean | near, both attacked | far, clean | far, both attacked |",
         "|---|---|---|---|---|---|",
     ]
-    cells = {(r.model, r.detector, r.ood, r.attacked): f"{r.auroc:.3f} / {r.fpr95:.3f}" for r in results.rows}
+    cells = {
+        (r.model, r.detector, r.ood, r.attacked): f"{r.auroc:.3f} / {r.fpr95:.3f}"
+        for r in results.rows
+    }
     for model, detector in dict.fromkeys((r.model, r.detector) for r in results.rows):
-        row = [cells[model, detector, group, side] for group in ("near", "far") for side in ("none", "both")]
+        row = [
+            cells[model, detector, group, side]
+            for group in ("near", "far")
+            for side in ("none", "both")
+        ]
         lines.append(f"| {model} | {detector} | {' | '.join(row)} |")
     lines += ["", "| method | clean accuracy | PGD accuracy |", "|---|---|---|"]
     for model in dict.fromkeys(r.model for r in results.classification):
@@ -149,10 +184,17 @@ def table(results: Results, options: argparse.Namespace, hours: float) -> str:
     lines += ["", "AUROC with both sides attacked, for each OOD set:", ""]
     sets = list(dict.fromkeys(r.ood for r in results.rows if r.ood not in ("near", "far")))
     lines += [f"| method | detector | {' | '.join(sets)} |", "|---|---|" + "---|" * len(sets)]
-    values = {(r.model, r.detector, r.ood): f"{r.auroc:.3f}" for r in results.rows if r.attacked == "both"}
+    values = {
+        (r.model, r.detector, r.ood): f"{r.auroc:.3f}" for r in results.rows if r.attacked == "both"
+    }
     for model, detector in dict.fromkeys((r.model, r.detector) for r in results.rows):
-        lines.append(f"| {model} | {detector} | {' | '.join(values[model, detector, ood] for ood in sets)} |")
-    lines += ["", "Warnings of the evaluations' sanity checks: " + ("none." if not results.warnings else "")]
+        lines.append(
+            f"| {model} | {detector} | {' | '.join(values[model, detector, ood] for ood in sets)} |"
+        )
+    lines += [
+        "",
+        "Warnings of the evaluations' sanity checks: " + ("none." if not results.warnings else ""),
+    ]
     lines += [f"- {warning}" for warning in results.warnings]
     return "\n".join([*lines, ""])
 

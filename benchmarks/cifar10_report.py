@@ -1,11 +1,12 @@
-"""Evaluate the networks of `cifar10_methods.py` with eight detectors at three radii, and write a page of the report.
+"""Evaluate the networks of `cifar10_methods.py` with eight detectors at three radii, and write a
+page of the report.
 
-    python benchmarks/cifar10_methods.py --root ARRAYS --weights cifar10_resnet20.th --epochs 2 --learning-rate 0.02 \\
-        --methods Standard OE ADV ALOE --train-only --folder runs/resnet20
+    python benchmarks/cifar10_methods.py --root ARRAYS --weights cifar10_resnet20.th --epochs 2
+        --learning-rate 0.02 \\ --methods Standard OE ADV ALOE --train-only --folder runs/resnet20
     python benchmarks/cifar10_report.py --root ARRAYS --nets runs/resnet20 --folder results/cifar10
 
-The second call is one `evaluate.py`: stopped, it goes on where it was, and a larger `--limit` (a multiple of 32)
-computes the further images only. The whole report is `FOLDER/report.html`.
+The second call is one `evaluate.py`: stopped, it goes on where it was, and a larger `--limit` (a
+multiple of 32) computes the further images only. The whole report is `FOLDER/report.html`.
 """
 
 from __future__ import annotations
@@ -31,16 +32,27 @@ FIGURES = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--root", required=True, help="folder of the arrays that configs/data/cifar10_arrays.yaml names"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--nets", type=Path, required=True, help="folder of one training run a method")
+    parser.add_argument(
+        "--root",
+        required=True,
+        help="folder of the arrays that configs/data/cifar10_arrays.yaml names",
+    )
+    parser.add_argument(
+        "--nets", type=Path, required=True, help="folder of one training run a method"
+    )
     parser.add_argument("--methods", nargs="+", default=["Standard", "OE", "ADV", "ALOE"])
-    parser.add_argument("--folder", type=Path, required=True, help="of the results; the same call goes on")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="of the results; the same call goes on"
+    )
     parser.add_argument("--limit", type=int, default=64, help="images of each set")
     parser.add_argument(
-        "--checks", choices=["true", "false"], default="true", help="the sanity checks cost as much again"
+        "--checks",
+        choices=["true", "false"],
+        default="true",
+        help="the sanity checks cost as much again",
     )
     parser.add_argument("--output", type=Path, default=Path("docs/results/cifar10_report.md"))
     options = parser.parse_args()
@@ -49,18 +61,28 @@ def main() -> int:
     kept = options.output.parent / "figures"
     kept.mkdir(parents=True, exist_ok=True)
     for name in FIGURES:
-        with Image.open(options.folder / "report_files" / f"{name}.png") as drawn:  # of few colours: small files
+        with Image.open(
+            options.folder / "report_files" / f"{name}.png"
+        ) as drawn:  # of few colours: small files
             drawn.convert("RGB").quantize(128).save(kept / f"cifar10_{name}.png", optimize=True)
-    write_page(options.output, "CIFAR-10: four methods, eight detectors, three radii", page(source, options))
+    write_page(
+        options.output,
+        "CIFAR-10: four methods, eight detectors, three radii",
+        page(source, options),
+    )
     return 0
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    models = ", ".join(f"{name}: {(options.nets / name / 'last.ckpt').resolve()}" for name in options.methods)
+    models = ", ".join(
+        f"{name}: {(options.nets / name / 'last.ckpt').resolve()}" for name in options.methods
+    )
     given = ["-c", str(ROOT / "configs/evaluate/cifar10_methods.yaml"), "--data.root", options.root,
              "--models", f"{{{models}}}", "--limit", str(options.limit), "--chunk", str(CHUNK),
              "--checks", options.checks, "--output", str(options.folder)]  # fmt: skip
-    code = subprocess.run([sys.executable, str(ROOT / "evaluate.py"), *given], check=False).returncode
+    code = subprocess.run(
+        [sys.executable, str(ROOT / "evaluate.py"), *given], check=False
+    ).returncode
     if code not in (0, 1):  # 1: a detector failed, which the page says
         raise SystemExit(code)
 
@@ -116,7 +138,8 @@ def shown(made: tables.Table) -> list[str]:
     """Return a table without its second lines."""
     groups = [title for title, span in made.heads for _ in range(span)] or [""] * len(made.columns)
     heads = [
-        f"{group.replace(': ', ', ')} {title}".strip() for group, (title, _) in zip(groups, made.columns, strict=True)
+        f"{group.replace(': ', ', ')} {title}".strip()
+        for group, (title, _) in zip(groups, made.columns, strict=True)
     ]
     return table(heads, [[cell.text for cell in row] for row in made.rows])
 
@@ -124,12 +147,18 @@ def shown(made: tables.Table) -> list[str]:
 def by_radius(source: Source) -> list[str]:
     """Return a table of the AUROC at each radius, the clean one first."""
     radii = sorted({round(row.radius * 255) for row in source.means})
-    heads = [f"{group}, {f'{radius}/255' if radius else 'clean'}" for group in source.groups for radius in radii]
+    heads = [
+        f"{group}, {f'{radius}/255' if radius else 'clean'}"
+        for group in source.groups
+        for radius in radii
+    ]
     lines = []
     for model in source.models:
         for detector in source.detectors:
             found = [source.by_radius(model, detector, group, "Linf") for group in source.groups]
-            lines.append([model, detector, *(summary.rate(auroc) for points in found for _, auroc in points)])
+            lines.append(
+                [model, detector, *(summary.rate(auroc) for points in found for _, auroc in points)]
+            )
     return table(["Network", "Detector", *heads], lines)
 
 

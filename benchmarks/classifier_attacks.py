@@ -1,9 +1,11 @@
-"""Robust accuracy of a CIFAR-10 ResNet-20 under our classifier suite and under AutoAttack (pip install pyautoattack).
+"""Robust accuracy of a CIFAR-10 ResNet-20 under our classifier suite and under AutoAttack (pip
+install pyautoattack).
 
-    python benchmarks/classifier_attacks.py --weights cifar10_resnet20.th --root ARRAYS --folder runs/classifier_attacks
+    python benchmarks/classifier_attacks.py --weights cifar10_resnet20.th --root ARRAYS --folder
+    runs/classifier_attacks
 
-Each member of either suite meets the images that its predecessors left correct. Finished parts are kept in `--folder`;
-stopped at any moment, the same call goes on.
+Each member of either suite meets the images that its predecessors left correct. Finished parts are
+kept in `--folder`; stopped at any moment, the same call goes on.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ def ours(net: nn.Module, attack: LabelAttack, precision: Precision) -> Attacker:
 
 def theirs(net: nn.Module, member: str, radius: float, device: str) -> Attacker:
     """Return one member of AutoAttack with the settings of its standard version."""
-    plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)  # it cannot flatten other layouts
+    plain = copy.deepcopy(net).to(
+        memory_format=torch.contiguous_format
+    )  # it cannot flatten other layouts
     auto = AutoAttack(plain, norm="Linf", eps=radius, version="standard", seed=0, device=device)
     auto.attacks_to_run = [member]
 
@@ -53,19 +57,30 @@ def main() -> None:
     arguments = parser(__doc__, limit=1000, output="docs/results/classifier_attacks.md")
     arguments.add_argument("--radius", type=float, default=1 / 255, help="Linf radius")
     arguments.add_argument("--batch", type=int, default=500)
-    arguments.add_argument("--precision", default="float32", choices=PRECISIONS, help="of our gradients")
+    arguments.add_argument(
+        "--precision", default="float32", choices=PRECISIONS, help="of our gradients"
+    )
     chosen = arguments.parse_args()
     (net,) = networks(chosen).values()
     radius, device = chosen.radius, chosen.device
     members = standard(radius).on_classifiers
     chains: dict[str, dict[str, Attacker]] = {
-        "PGD alone": {"pgd": ours(net, PGD(Linf(radius), steps=20, step_size=radius / 4), chosen.precision)},
-        "our suite": {name: ours(net, member, chosen.precision) for name, member in members.items()},
+        "PGD alone": {
+            "pgd": ours(net, PGD(Linf(radius), steps=20, step_size=radius / 4), chosen.precision)
+        },
+        "our suite": {
+            name: ours(net, member, chosen.precision) for name, member in members.items()
+        },
         "AutoAttack": {name: theirs(net, name, radius, device) for name in THEIRS},
     }
     images, labels = images_of("cifar10_test", chosen.root, chosen.limit, device)
     starts = range(0, len(images), chosen.batch)
-    settings = {"radius": radius, "batch": chosen.batch, "limit": chosen.limit, "precision": chosen.precision}
+    settings = {
+        "radius": radius,
+        "batch": chosen.batch,
+        "limit": chosen.limit,
+        "precision": chosen.precision,
+    }
     parts = Parts(chosen.folder, settings, len(starts) * sum(map(len, chains.values())))
     standing: dict[tuple[str, str], list[int]] = {}
     seconds: dict[tuple[str, str], float] = {}
@@ -109,7 +124,9 @@ def write(
     last = {chain: set(standing[chain, list(members)[-1]]) for chain, members in chains.items()}
     rates = {chain: len(indices) / count for chain, indices in last.items()}
     gap = 100 * (rates["our suite"] - rates["AutoAttack"])
-    total = {chain: sum(seconds[chain, name] for name in members) for chain, members in chains.items()}
+    total = {
+        chain: sum(seconds[chain, name] for name in members) for chain, members in chains.items()
+    }
     lines = [
         f"ResNet-20 on the first {count} CIFAR-10 test images, Linf radius {chosen.radius * 255:g}/255. AutoAttack is "
         "the standard version of pyautoattack 0.2, an implementation independent of ours. PGD takes 20 steps of a "
@@ -129,7 +146,12 @@ def write(
         *table(
             ("suite", "member", "still correct", "seconds"),
             [
-                (chain, name, f"{len(standing[chain, name]) / count:.2%}", f"{seconds[chain, name]:.0f}")
+                (
+                    chain,
+                    name,
+                    f"{len(standing[chain, name]) / count:.2%}",
+                    f"{seconds[chain, name]:.0f}",
+                )
                 for chain, members in chains.items()
                 for name in members
             ],

@@ -15,11 +15,12 @@ from pytorch_lightning import Callback, Trainer
 class Clock(Callback):
     """Lets `rival` run between the training steps, and notes how long each of both takes.
 
-    A step's time reaches from the end of the rival's step to the end of this one: loader, augmentation, training step,
-    optimiser, callbacks and logging, those after the step before included.
+    A step's time reaches from the end of the rival's step to the end of this one: loader,
+    augmentation, training step, optimiser, callbacks and logging, those after the step before
+    included.
 
-    Class attributes, because the command makes the object: `now` reads the time in seconds, `steps` and `rivals` are
-    the times noted in this process.
+    Class attributes, because the command makes the object: `now` reads the time in seconds, `steps`
+    and `rivals` are the times noted in this process.
 
     Args:
         file: JSON file that the first process writes its times to at the end.
@@ -32,7 +33,9 @@ class Clock(Callback):
 
     @classmethod
     def set(cls, rival: Callable[[], object] | None = None, *, processor: bool = False) -> None:
-        """Forget all times; `processor` counts this process's processor time, whatever else the machine does."""
+        """Forget all times; `processor` counts this process's processor time, whatever else the
+        machine does.
+        """
         cls.now = staticmethod(time.process_time if processor else time.perf_counter)
         cls.rival, cls.steps, cls.rivals = staticmethod(rival) if rival else None, [], []
 

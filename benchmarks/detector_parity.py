@@ -1,6 +1,8 @@
-"""Every detector against its reference in tests/parity/test_detectors.py, on a CIFAR-10 ResNet-20 and real images.
+"""Every detector against its reference in tests/parity/test_detectors.py, on a CIFAR-10 ResNet-20
+and real images.
 
-python benchmarks/detector_parity.py --weights cifar10_resnet20.th --root ARRAYS --folder runs/detector_parity
+python benchmarks/detector_parity.py --weights cifar10_resnet20.th --root ARRAYS --folder
+runs/detector_parity
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from robust_ood import metrics
 
 LAYERS = ("layer1", "layer2", "layer3")
 TESTS = Path(__file__).parents[1] / "tests" / "parity" / "test_detectors.py"
-HELD_OUT = 2000  # test images that a temperature is fitted on, because the network was not trained on them
+HELD_OUT = (
+    2000  # test images that a temperature is fitted on, because the network was not trained on them
+)
 
 
 def load_references() -> Any:
@@ -40,7 +44,8 @@ class Problem:
         held_out, truth = images_of("cifar10_test", chosen.root, HELD_OUT, first=chosen.limit)
         self.known = {False: self.read(train, labels), True: self.read(held_out, truth)}
         self.test = {
-            moved: self.scored(chosen, limit) for moved, limit in ((False, chosen.limit), (True, chosen.moved))
+            moved: self.scored(chosen, limit)
+            for moved, limit in ((False, chosen.limit), (True, chosen.moved))
         }
 
     def scored(self, chosen: Any, limit: int) -> Any:
@@ -58,13 +63,19 @@ class Problem:
         ours = self.references.scores_of(name, detector, test.images)
         theirs = self.references.REFERENCES[name](known, test).detach()
         areas = [metrics.auroc(*scores.chunk(2)) for scores in (ours, theirs)]
-        return {"difference": self.references.difference(ours, theirs), "ours": areas[0], "theirs": areas[1]}
+        return {
+            "difference": self.references.difference(ours, theirs),
+            "ours": areas[0],
+            "theirs": areas[1],
+        }
 
 
 def main() -> None:
     arguments = parser(__doc__, limit=500, output="docs/results/detector_parity.md")
     arguments.add_argument("--ood", default="svhn_test", help="OOD set")
-    arguments.add_argument("--moved", type=int, default=100, help="images of each set where float64 networks are run")
+    arguments.add_argument(
+        "--moved", type=int, default=100, help="images of each set where float64 networks are run"
+    )
     arguments.add_argument("--fit", type=int, default=2000, help="training images to fit on")
     arguments.add_argument("--only", nargs="*", help="names of references; all by default")
     chosen = arguments.parse_args()
@@ -86,7 +97,10 @@ def main() -> None:
         f"**Largest difference: {worst:.1e}.** AUROCs whose fourth decimal differs: {', '.join(unequal) or 'none'}.",
         "",
     ]
-    rows = [(k, f"{p['difference']:.1e}", f"{p['ours']:.4f}", f"{p['theirs']:.4f}") for k, p in found.items()]
+    rows = [
+        (k, f"{p['difference']:.1e}", f"{p['ours']:.4f}", f"{p['theirs']:.4f}")
+        for k, p in found.items()
+    ]
     lines += table(("detector", "largest difference", "AUROC, ours", "AUROC, reference"), rows)
     write_page(chosen.output, "Detectors against independent implementations", lines, "pytorch-ood")
 

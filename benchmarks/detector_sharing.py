@@ -1,6 +1,8 @@
-"""What scoring with many detectors costs besides the network's pass, and what fitting on more images costs in memory.
+"""What scoring with many detectors costs besides the network's pass, and what fitting on more
+images costs in memory.
 
-    python benchmarks/detector_sharing.py --weights cifar10_resnet20.th --root ARRAYS --folder runs/detector_sharing
+    python benchmarks/detector_sharing.py --weights cifar10_resnet20.th --root ARRAYS --folder
+    runs/detector_sharing
 
 About five minutes of one core. Timings and fits that are done are kept in `--folder`.
 """
@@ -33,15 +35,22 @@ NAMES = (
     "msp", "msp-t", "entropy", "gen", "maxlogit", "energy", "oe-score", "kl-matching", "mahalanobis",
     "relative-mahalanobis", "knn", "vim", "residual", "react", "ash-p", "ash-b", "ash-s", "scale", "dice", "gradnorm",
 )  # fmt: skip
-LAYERED = ("gram", "mahalanobis-layers")  # read feature maps, too: fitted with the others, not timed
+LAYERED = (
+    "gram",
+    "mahalanobis-layers",
+)  # read feature maps, too: fitted with the others, not timed
 CPU = torch.device("cpu")
 
 
 def arguments() -> argparse.Namespace:
     made = parser(__doc__, limit=10_000, output="docs/results/detector_sharing.md")
-    made.add_argument("--fit", type=int, nargs=2, default=(10_000, 50_000), help="images to fit on, few and many")
+    made.add_argument(
+        "--fit", type=int, nargs=2, default=(10_000, 50_000), help="images to fit on, few and many"
+    )
     made.add_argument("--repeats", type=int, default=3, help="pairs of timings, bare and shared")
-    made.add_argument("--fit-alone", type=int, help=argparse.SUPPRESS)  # one fit, in a process of its own
+    made.add_argument(
+        "--fit-alone", type=int, help=argparse.SUPPRESS
+    )  # one fit, in a process of its own
     return made.parse_args()
 
 
@@ -55,20 +64,27 @@ def peak() -> float:
 
 
 def fit_alone(chosen: argparse.Namespace) -> dict[str, float]:
-    """Return the peak memory before and after a fit of all detectors, with a bank of KNN's that both fits fill."""
+    """Return the peak memory before and after a fit of all detectors, with a bank of KNN's that
+    both fits fill.
+    """
     net = resnet20(chosen.weights)
     images = loader("cifar10_train", chosen, chosen.fit_alone)
     bare_pass(net, EvaluationLoader(images.images, batch_size=256, limit=512))
     before = peak()
     settings = {"knn": {"bank_size": min(chosen.fit)}}
-    detectors.fit([detectors.build(name, net, **settings.get(name, {})) for name in (*NAMES, *LAYERED)], images)
+    detectors.fit(
+        [detectors.build(name, net, **settings.get(name, {})) for name in (*NAMES, *LAYERED)],
+        images,
+    )
     return {"before": before, "after": peak()}
 
 
 def in_a_process(chosen: argparse.Namespace, count: int) -> dict[str, float]:
     """Fit in a fresh process, because a peak is never forgotten."""
     command = [sys.executable, __file__, *sys.argv[1:], "--fit-alone", str(count)]
-    found: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    found: dict[str, float] = json.loads(
+        subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+    )
     return found
 
 
@@ -85,11 +101,17 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def timings(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Return processor seconds: of pairs of a bare pass and one with all scores, and of each score of given outputs."""
+    """Return processor seconds: of pairs of a bare pass and one with all scores, and of each score
+    of given outputs.
+    """
     net = resnet20(chosen.weights)
     ready = {name: detectors.build(name, net) for name in NAMES}
-    detectors.fit([d for name, d in ready.items() if name != "knn"], loader("cifar10_train", chosen, 2000))
-    ready["knn"].fit(loader("cifar10_train", chosen, max(chosen.fit)))  # the only one whose cost grows with the images
+    detectors.fit(
+        [d for name, d in ready.items() if name != "knn"], loader("cifar10_train", chosen, 2000)
+    )
+    ready["knn"].fit(
+        loader("cifar10_train", chosen, max(chosen.fit))
+    )  # the only one whose cost grows with the images
     images = loader("cifar10_test", chosen, chosen.limit)
     pairs = [
         (seconds(lambda: bare_pass(net, images)), seconds(lambda: clean_scores(ready, images, CPU)))
@@ -112,7 +134,9 @@ def main() -> None:
     settings = {"limit": chosen.limit, "fit": list(chosen.fit), "repeats": chosen.repeats}
     parts = Parts(chosen.folder, settings, 3)
     timed = parts("timings", partial(timings, chosen))
-    few, many = (parts(f"fit-{count}", partial(in_a_process, chosen, count)) for count in chosen.fit)
+    few, many = (
+        parts(f"fit-{count}", partial(in_a_process, chosen, count)) for count in chosen.fit
+    )
     bare = statistics.median(pair[0] for pair in timed["pairs"])
     ratios = [shared / alone for alone, shared in timed["pairs"]]
     lines = [
@@ -124,7 +148,10 @@ def main() -> None:
         "",
         *table(
             ("detector", "share of a pass"),
-            [(name, f"{own / bare:.4f}") for name, own in sorted(timed["own"].items(), key=lambda item: -item[1])],
+            [
+                (name, f"{own / bare:.4f}")
+                for name, own in sorted(timed["own"].items(), key=lambda item: -item[1])
+            ],
         ),
         f"Fitting all of them together, and {' and '.join(LAYERED)}, raises the process's peak memory by "
         f"{few['after'] - few['before']:.0f} MiB for {chosen.fit[0]:,} images and by "

@@ -1,6 +1,8 @@
-"""Every detector of the registry on each network, clean and attacked through its own score, as sorted tables.
+"""Every detector of the registry on each network, clean and attacked through its own score, as
+sorted tables.
 
-    python benchmarks/detector_table.py --weights cifar10_resnet20.th --checkpoint ALOE=last.ckpt --root ARRAYS \
+    python benchmarks/detector_table.py --weights cifar10_resnet20.th --checkpoint ALOE=last.ckpt
+        --root ARRAYS \\
         --folder runs/detector_table
 
 Each detector's scores are kept in `--folder` when they are done, and not computed again.
@@ -25,11 +27,21 @@ from robust_ood.evaluation.scores import attacked_scores, clean_scores
 from robust_ood.metrics import auroc
 
 INLIERS = "cifar10_test"
-ATTACKS = {"clean": None, "1/255": PGD(Linf("1/255"), steps=10), "3/255": PGD(Linf("3/255"), steps=20)}
+ATTACKS = {
+    "clean": None,
+    "1/255": PGD(Linf("1/255"), steps=10),
+    "3/255": PGD(Linf("3/255"), steps=20),
+}
 SETTINGS: dict[str, dict[str, Any]] = {"safe-spot": {"method": "fgsm", "attack_steps": 5}}
 LEFT_OUT = ("deep-ensemble", "pro")  # made of several networks; the same as pro-msp
 HELD_OUT = 2000  # the last test images, for the temperature
-DEAR = ("pro-msp", "pro-msp-t", "pro-ent", "pro-gen", "safe-spot")  # many passes a score; measured on half the images
+DEAR = (
+    "pro-msp",
+    "pro-msp-t",
+    "pro-ent",
+    "pro-gen",
+    "safe-spot",
+)  # many passes a score; measured on half the images
 
 
 class Sets:
@@ -44,25 +56,35 @@ class Sets:
         return EvaluationLoader(images, batch_size=250, limit=limit)
 
     def training(self, limit: int | None = None) -> EvaluationLoader:
-        return EvaluationLoader(load_set("cifar10_train", self.root), batch_size=250, limit=limit or self.fit)
+        return EvaluationLoader(
+            load_set("cifar10_train", self.root), batch_size=250, limit=limit or self.fit
+        )
 
     def held_out(self) -> EvaluationLoader:
         last = torch.arange(len(self.inliers) - HELD_OUT, len(self.inliers)).numpy()
         return EvaluationLoader(self.inliers.subset(last), batch_size=250)
 
     def outliers(self) -> EvaluationLoader:
-        return EvaluationLoader(load_set("outliers_tinyimagenet", self.root), batch_size=250, limit=1000)
+        return EvaluationLoader(
+            load_set("outliers_tinyimagenet", self.root), batch_size=250, limit=1000
+        )
 
 
 def fitted(names: list[str], net: nn.Module, sets: Sets) -> dict[str, detectors.Detector]:
     """Return the detectors, all fitted in shared passes."""
     chosen = {name: detectors.build(name, net, **SETTINGS.get(name, {})) for name in names}
-    detectors.fit(chosen.values(), sets.training(), validation=sets.held_out(), outliers=sets.outliers())
+    detectors.fit(
+        chosen.values(), sets.training(), validation=sets.held_out(), outliers=sets.outliers()
+    )
     return chosen
 
 
-def measure(name: str, get: Callable[[], detectors.Detector], sets: Sets, device: torch.device) -> dict[str, Any]:
-    """Return the detector's scores by attack and set, with inliers and outliers both attacked through it."""
+def measure(
+    name: str, get: Callable[[], detectors.Detector], sets: Sets, device: torch.device
+) -> dict[str, Any]:
+    """Return the detector's scores by attack and set, with inliers and outliers both attacked
+    through it.
+    """
     detector, scores = get().to(device), {}
     limit = sets.limit // 2 if name in DEAR else sets.limit
     for label, attack in ATTACKS.items():
@@ -71,7 +93,9 @@ def measure(name: str, get: Callable[[], detectors.Detector], sets: Sets, device
             if attack is None:
                 found = clean_scores({"it": detector}, loader, device)["it"]
             else:
-                found = attacked_scores(detector, loader, attack, 1 if images == INLIERS else -1, device)
+                found = attacked_scores(
+                    detector, loader, attack, 1 if images == INLIERS else -1, device
+                )
             scores[f"{label} {images}"] = found.tolist()
     return {"scores": scores}
 
@@ -94,7 +118,10 @@ def rows(parts: dict[str, dict[str, Any]]) -> list[list[str]]:
 def main() -> None:
     arguments = parser(__doc__, limit=128, output="docs/results/detectors.md")
     arguments.add_argument(
-        "--checkpoint", action="append", metavar="NAME=PATH", help="another network; may be repeated"
+        "--checkpoint",
+        action="append",
+        metavar="NAME=PATH",
+        help="another network; may be repeated",
     )
     arguments.add_argument("--fit", type=int, default=50_000, help="training images to fit on")
     arguments.add_argument("--only", nargs="*", help="detectors; all by default")
@@ -105,10 +132,14 @@ def main() -> None:
     parts = Parts(chosen.folder, {"limit": chosen.limit, "fit": chosen.fit}, len(nets) * len(names))
     tables = {}
     for net_name, net in nets.items():
-        missing = [name for name in names if not (chosen.folder / f"{net_name}-{name}.json").exists()]
+        missing = [
+            name for name in names if not (chosen.folder / f"{net_name}-{name}.json").exists()
+        ]
         ready = fitted(missing, net, sets)
         tables[net_name] = {
-            name: parts(f"{net_name}-{name}", partial(measure, name, partial(ready.get, name), sets, device))
+            name: parts(
+                f"{net_name}-{name}", partial(measure, name, partial(ready.get, name), sets, device)
+            )
             for name in names
         }
     write(chosen, tables)

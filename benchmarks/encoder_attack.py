@@ -1,9 +1,11 @@
-"""The OOD attack on encoders: noise that a CIFAR-10 ResNet-20 encodes like photographs, and what detectors say of it.
+"""The OOD attack on encoders: noise that a CIFAR-10 ResNet-20 encodes like photographs, and what
+detectors say of it.
 
     python benchmarks/encoder_attack.py --config configs/attacks/encoder_resnet20.yaml \
         --weights cifar10_resnet20.th --root ARRAYS --folder runs/encoder_attack
 
-Each in-distribution image is paired with a noise image of its own. Finished parts are kept in `--folder`.
+Each in-distribution image is paired with a noise image of its own. Finished parts are kept in
+`--folder`.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ def main() -> None:
     (net,) = networks(chosen).values()
     targets: dict[str, dict[str, Any]] = settings["targets"]
     fitted = {name: DETECTORS[name](net) for name in targets}
-    train = EvaluationLoader(load_set("cifar10_train", chosen.root), batch_size=250, limit=chosen.fit)
+    train = EvaluationLoader(
+        load_set("cifar10_train", chosen.root), batch_size=250, limit=chosen.fit
+    )
     detectors.fit(list(fitted.values()), train)
     starts = range(0, chosen.limit, chosen.batch)
     # More images may follow in the same folder, so their number is no setting.
@@ -52,25 +56,41 @@ def main() -> None:
     parts = Parts(chosen.folder, kept, len(starts) * len(targets))
     found: dict[str, dict[str, list[float]]] = {name: {} for name in targets}
     for start in starts:
-        inliers, _ = images_of("cifar10_test", chosen.root, min(chosen.batch, chosen.limit - start), first=start)
+        inliers, _ = images_of(
+            "cifar10_test", chosen.root, min(chosen.batch, chosen.limit - start), first=start
+        )
         for name, target in targets.items():
-            attack = EncoderAttack(L2(settings["radius"]), steps=target["steps"], seed=settings["seed"])
+            attack = EncoderAttack(
+                L2(settings["radius"]), steps=target["steps"], seed=settings["seed"]
+            )
             size = f"{start:05}-{len(inliers)}"
-            part = parts(f"{size}-{name}", partial(pair, fitted[name], net, attack, target["code"], inliers, start))
+            part = parts(
+                f"{size}-{name}",
+                partial(pair, fitted[name], net, attack, target["code"], inliers, start),
+            )
             for column in COLUMNS:
                 found[name].setdefault(column, []).extend(part[column])
     write(chosen, settings, found)
 
 
 def pair(
-    detector: detectors.Detector, net: nn.Module, attack: EncoderAttack, code: str, inliers: Tensor, first: int
+    detector: detectors.Detector,
+    net: nn.Module,
+    attack: EncoderAttack,
+    code: str,
+    inliers: Tensor,
+    first: int,
 ) -> dict[str, list[float]]:
-    """Match noise images with the inliers, and return the detector's scores and the pairs' errors."""
+    """Match noise images with the inliers, and return the detector's scores and the pairs'
+    errors.
+    """
     indices = torch.arange(first, first + len(inliers))
     draws = generators(attack.seed, "encoder attack noise", indices=indices.tolist())
     noise = torch.stack([torch.rand(inliers.shape[1:], generator=draw) for draw in draws])
     encode = encoder(detector, "score") if code.endswith("score") else encoder(net, code)
-    if code == "log score":  # of scores that range over decades: monotone, so equal where the scores are
+    if (
+        code == "log score"
+    ):  # of scores that range over decades: monotone, so equal where the scores are
         encode = logarithm(encode)
     matched = attack.match(encode, noise, inliers, indices)
     assert (matched - noise).flatten(1).norm(dim=1).max() <= attack.region.radius + 1e-4
@@ -114,7 +134,16 @@ def write(chosen: Any, settings: dict[str, Any], found: dict[str, dict[str, list
         "score, which is one number and may be 0, relative to the largest score of the inliers).",
         "",
         *table(
-            ("detector", "matched", "AUROC, noise", "AUROC, attacked", "MAPE, mean", "median", "pairs below 1 %"), rows
+            (
+                "detector",
+                "matched",
+                "AUROC, noise",
+                "AUROC, attacked",
+                "MAPE, mean",
+                "median",
+                "pairs below 1 %",
+            ),
+            rows,
         ),
     ]
     write_page(chosen.output, "The OOD attack on encoders", lines)

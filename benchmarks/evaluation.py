@@ -1,9 +1,10 @@
-"""What evaluating costs, in forward passes of the network over the same images: detectors, fitting, attacks.
+"""What evaluating costs, in forward passes of the network over the same images: detectors, fitting,
+attacks.
 
     python benchmarks/evaluation.py --output docs/performance/evaluation.md
 
-About five minutes of one core. A WideResNet that has seen some embedded digits scores, fits on and attacks digits;
-everything that is compared takes turns. pytorch-ood comes with the extra `parity`.
+About five minutes of one core. A WideResNet that has seen some embedded digits scores, fits on and
+attacks digits; everything that is compared takes turns. pytorch-ood comes with the extra `parity`.
 """
 
 from __future__ import annotations
@@ -28,19 +29,27 @@ from robust_ood.evaluation.scores import score_images
 from robust_ood.models import WideResNet
 
 PASS, ALL = "one forward pass", "all of them together"
-TIMED = [name for name in NAMES if name != "msp-t"]  # MSP once more, with a temperature that needs a trained network
+TIMED = [
+    name for name in NAMES if name != "msp-t"
+]  # MSP once more, with a temperature that needs a trained network
 REGION = Linf(8 / 255)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--depth", type=int, default=16, help="of the WideResNet, 6 n + 4")
     parser.add_argument("--width", type=int, default=2)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=Path("docs/performance/evaluation.md"), help="Markdown page")
+    parser.add_argument(
+        "--output", type=Path, default=Path("docs/performance/evaluation.md"), help="Markdown page"
+    )
     options = parser.parse_args()
-    net, images, _ = problem(lambda: WideResNet(depth=options.depth, width=options.width, num_classes=10), 2)
+    net, images, _ = problem(
+        lambda: WideResNet(depth=options.depth, width=options.width, num_classes=10), 2
+    )
     images = of_part("test", options.images)[0]
     train = list(zip(*(column.split(128) for column in of_part("train", 512)), strict=True))
     images = images.contiguous(memory_format=torch.channels_last)
@@ -82,7 +91,10 @@ def clean(chosen: dict[str, Detector], images: Tensor) -> Contestants:
     found: dict[str, Callable[[], object]] = {
         f"the first {count}": partial(score_images, few, images) for count, few in some.items()
     }
-    pro = {f"PRO over Energy, {k} steps": {"pro": PRO(Energy(chosen["msp"].networks[0]), steps=k)} for k in (1, 3, 5)}
+    pro = {
+        f"PRO over Energy, {k} steps": {"pro": PRO(Energy(chosen["msp"].networks[0]), steps=k)}
+        for k in (1, 3, 5)
+    }
     return {
         **found,
         ALL: partial(score_images, chosen, images),
@@ -111,13 +123,21 @@ def theirs(net: nn.Module, images: Tensor) -> Contestants:
 
 def fitting(net: nn.Module, train: list[tuple[Tensor, Tensor]]) -> Contestants:
     # By labels: a network that is hardly trained need not predict every class.
-    settings: dict[str, dict[str, str]] = {"mahalanobis": {}, "knn": {}, "vim": {}, "gram": {"classes": "labels"}}
+    settings: dict[str, dict[str, str]] = {
+        "mahalanobis": {},
+        "knn": {},
+        "vim": {},
+        "gram": {"classes": "labels"},
+    }
     found: dict[str, Callable[[], object]] = {
-        name: lambda name=name, own=own: detectors.build(name, net, **own).fit(train) for name, own in settings.items()
+        name: lambda name=name, own=own: detectors.build(name, net, **own).fit(train)
+        for name, own in settings.items()
     }
     return {
         **found,
-        "together": lambda: detectors.fit([detectors.build(n, net, **own) for n, own in settings.items()], train),
+        "together": lambda: detectors.fit(
+            [detectors.build(n, net, **own) for n, own in settings.items()], train
+        ),
     }
 
 
@@ -140,9 +160,14 @@ def growth(options: argparse.Namespace, net: nn.Module, images: Tensor) -> Conte
     """Return an attack with more steps, restarts, images and classes."""
     energy, half = Energy(net), images[: len(images) // 2]
     many = WideResNet(depth=options.depth, width=options.width, num_classes=100).eval()
-    changes = {"5 steps": {"steps": 5}, "20 steps": {"steps": 20}, "5 steps, 4 restarts": {"steps": 5, "restarts": 4}}
+    changes = {
+        "5 steps": {"steps": 5},
+        "20 steps": {"steps": 20},
+        "5 steps, 4 restarts": {"steps": 5, "restarts": 4},
+    }
     found: dict[str, Callable[[], object]] = {
-        name: partial(lower_score, energy, images, PGD(REGION, **change)) for name, change in changes.items()
+        name: partial(lower_score, energy, images, PGD(REGION, **change))
+        for name, change in changes.items()
     }
     return {
         **found,

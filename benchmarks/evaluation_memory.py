@@ -1,11 +1,13 @@
-"""Peak memory of an evaluation of 10,000 against one of 40,000 images a set, each in a process of its own.
+"""Peak memory of an evaluation of 10,000 against one of 40,000 images a set, each in a process of
+its own.
 
     python benchmarks/evaluation_memory.py --output docs/results/evaluation_memory.md
     python benchmarks/evaluation_memory.py --images 500 2000
 
-Synthetic images in memory-mapped `.npy` files and labels in others, an untrained WideResNet-10-1, MSP and Energy, clean
-and under one step of FGSM. The pages of a mapped file that the system keeps in memory for others to reuse are not the
-process's own: what is compared is its anonymous memory (`RssAnon`), sampled every 5 ms.
+Synthetic images in memory-mapped `.npy` files and labels in others, an untrained WideResNet-10-1,
+MSP and Energy, clean and under one step of FGSM. The pages of a mapped file that the system keeps
+in memory for others to reuse are not the process's own: what is compared is its anonymous memory
+(`RssAnon`), sampled every 5 ms.
 """
 
 from __future__ import annotations
@@ -28,9 +30,13 @@ _SIZE = 16
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, nargs=2, default=[10_000, 40_000])
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "evaluation_memory")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "evaluation_memory"
+    )
     parser.add_argument("--output", type=Path, help="Markdown page of the outcome")
     options = parser.parse_args()
     shutil.rmtree(options.folder, ignore_errors=True)
@@ -39,13 +45,22 @@ def main() -> int:
     peaks, seconds = [], []
     for count in options.images:
         begin = time.monotonic()
-        peaks.append(measure(checkpoint, write_arrays(options.folder / str(count), count), options.folder, count))
+        peaks.append(
+            measure(
+                checkpoint, write_arrays(options.folder / str(count), count), options.folder, count
+            )
+        )
         seconds.append(time.monotonic() - begin)
-        print(f"{count} images a set: peak {peaks[-1] / 2**20:.1f} MiB, {seconds[-1]:.0f} s", flush=True)
+        print(
+            f"{count} images a set: peak {peaks[-1] / 2**20:.1f} MiB, {seconds[-1]:.0f} s",
+            flush=True,
+        )
     growth = peaks[1] / peaks[0] - 1
     print(f"growth {growth:+.1%}, 5 % is allowed")
     if options.output is not None:
-        write_page(options.output, "Memory of an evaluation", report(options.images, peaks, seconds))
+        write_page(
+            options.output, "Memory of an evaluation", report(options.images, peaks, seconds)
+        )
     return 0 if growth < 0.05 else 1
 
 
@@ -81,7 +96,14 @@ def write_arrays(folder: Path, count: int) -> Path:
 def measure(checkpoint: Path, arrays: Path, folder: Path, count: int) -> int:
     """Return the peak of a real evaluation, in bytes."""
     given = [
-        *("--checkpoint", str(checkpoint), "--output", str(folder / f"results-{count}"), "--data.root", str(arrays)),
+        *(
+            "--checkpoint",
+            str(checkpoint),
+            "--output",
+            str(folder / f"results-{count}"),
+            "--data.root",
+            str(arrays),
+        ),
         *(
             "--data.test",
             "{source: test.npy, labels: labels.npy}",
@@ -90,13 +112,22 @@ def measure(checkpoint: Path, arrays: Path, folder: Path, count: int) -> int:
             "--data.far",
             "[far.npy]",
         ),
-        *("--detectors", "[msp, energy]", "--attacks", "[{name: fgsm, radius: 8/255}]", "--checks", "false"),
+        *(
+            "--detectors",
+            "[msp, energy]",
+            "--attacks",
+            "[{name: fgsm, radius: 8/255}]",
+            "--checks",
+            "false",
+        ),
         *("--intervals", "200", "--data.num_classes", "10"),
         *("--report", "false", "--figures", "false"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "evaluate.py"), *given], stdout=subprocess.DEVNULL, env=environment
+        [sys.executable, str(ROOT / "evaluate.py"), *given],
+        stdout=subprocess.DEVNULL,
+        env=environment,
     )
     peak = 0
     while process.poll() is None:

@@ -1,14 +1,16 @@
-"""Kill real training runs with SIGKILL at random moments, resume them, and compare how they end with a run never
-killed.
+"""Kill real training runs with SIGKILL at random moments, resume them, and compare how they end
+with a run never killed.
 
-    python benchmarks/kill_and_resume.py --output docs/results/kill_and_resume.md    # 20 kills, about a quarter hour
-    python benchmarks/kill_and_resume.py --processes 1 --loaders memory --trials 1 --kills 2
+    python benchmarks/kill_and_resume.py --output docs/results/kill_and_resume.md    # 20 kills,
+    about a quarter hour python benchmarks/kill_and_resume.py --processes 1 --loaders memory
+    --trials 1 --kills 2
 
-For each number of processes (several: DDP over gloo) and each kind of data (arrays in memory; a folder of images with
-`.npy` outliers read by two workers) one run is left alone. The others run `train.py fit`, have their whole process
-group killed, and continue with `--ckpt_path last`. What must agree with the run left alone, bit for bit: every tensor
-and number of the final checkpoint (weights, their average, optimiser, schedule, callbacks), the rows of `metrics.csv`
-and every sampled batch of images in every process. Options that this script does not know go to `train.py`.
+For each number of processes (several: DDP over gloo) and each kind of data (arrays in memory; a
+folder of images with `.npy` outliers read by two workers) one run is left alone. The others run
+`train.py fit`, have their whole process group killed, and continue with `--ckpt_path last`. What
+must agree with the run left alone, bit for bit: every tensor and number of the final checkpoint
+(weights, their average, optimiser, schedule, callbacks), the rows of `metrics.csv` and every
+sampled batch of images in every process. Options that this script does not know go to `train.py`.
 """
 
 from __future__ import annotations
@@ -32,10 +34,34 @@ from PIL import Image
 from robust_ood.data import load_set
 
 ROOT = Path(__file__).resolve().parent.parent
-STATE = ("state_dict", "raw_state_dict", "optimizer_states", "lr_schedulers", "callbacks", "epoch", "global_step")
+STATE = (
+    "state_dict",
+    "raw_state_dict",
+    "optimizer_states",
+    "lr_schedulers",
+    "callbacks",
+    "epoch",
+    "global_step",
+)
 SHORT = [
-    *("--trainer.max_epochs", "3", "--trainer.log_every_n_steps", "2", "--checkpoints.every_n_steps", "3"),
-    *("--data.batch_size", "32", "--data.outlier_batch_size", "32", "--guards.limit", "0", "--averaging.decay", "0.99"),
+    *(
+        "--trainer.max_epochs",
+        "3",
+        "--trainer.log_every_n_steps",
+        "2",
+        "--checkpoints.every_n_steps",
+        "3",
+    ),
+    *(
+        "--data.batch_size",
+        "32",
+        "--data.outlier_batch_size",
+        "32",
+        "--guards.limit",
+        "0",
+        "--averaging.decay",
+        "0.99",
+    ),
     *("--model.init_args.inlier_attack.steps", "2", "--model.init_args.outlier_attack.steps", "2"),
     *("--data.augmentation", "crop_and_flip", "--data.validation_ood", "[noise/rademacher]"),
     *("--robust_validation.detectors", "[msp]", "--robust_validation.limit", "16"),
@@ -46,8 +72,9 @@ SHORT = [
 
 @dataclass(frozen=True)
 class Trial:
-    """One killed run: how it ran, the steps of its newest checkpoints when it was killed, and what differed at the
-    end."""
+    """One killed run: how it ran, the steps of its newest checkpoints when it was killed, and what
+    differed at the end.
+    """
 
     processes: int
     loader: str
@@ -60,14 +87,22 @@ class Trial:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default=str(ROOT / "configs/experiments/digits_aloe.yaml"))
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--loaders", nargs="+", default=["memory", "folder"], choices=["memory", "folder"])
-    parser.add_argument("--trials", type=int, default=5, help="killed runs for each number of processes and loader")
+    parser.add_argument(
+        "--loaders", nargs="+", default=["memory", "folder"], choices=["memory", "folder"]
+    )
+    parser.add_argument(
+        "--trials", type=int, default=5, help="killed runs for each number of processes and loader"
+    )
     parser.add_argument("--kills", type=int, default=1, help="how often each of them is killed")
     parser.add_argument("--folder", type=Path, default=Path("runs/kill_and_resume"))
-    parser.add_argument("--output", type=Path, default=None, help="also write a page of results (Markdown)")
+    parser.add_argument(
+        "--output", type=Path, default=None, help="also write a page of results (Markdown)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     options, extra = parser.parse_known_args()
     moments, trials, begin = random.Random(options.seed), [], time.monotonic()
@@ -81,10 +116,20 @@ def main() -> int:
             print(f"{processes} process(es), {loader}: not killed; {held}", flush=True)
             for number in range(options.trials):
                 killed = fresh(options.folder / f"{processes}-{loader}-killed-{number + 1}")
-                steps = run_killed(options.config, killed, settings, options.kills, seconds, moments)
-                trials.append(Trial(processes, loader, steps, differences(whole, killed, processes)))
-                print(f"  run {number + 1}: killed after step {steps}: {trials[-1].verdict}", flush=True)
-    kills, failures = sum(len(trial.steps) for trial in trials), sum(bool(trial.places) for trial in trials)
+                steps = run_killed(
+                    options.config, killed, settings, options.kills, seconds, moments
+                )
+                trials.append(
+                    Trial(processes, loader, steps, differences(whole, killed, processes))
+                )
+                print(
+                    f"  run {number + 1}: killed after step {steps}: {trials[-1].verdict}",
+                    flush=True,
+                )
+    kills, failures = (
+        sum(len(trial.steps) for trial in trials),
+        sum(bool(trial.places) for trial in trials),
+    )
     print(f"{kills} kills in {len(trials)} runs, {failures} run(s) that ended differently")
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -94,9 +139,13 @@ def main() -> int:
 
 
 def folder_settings(folder: Path) -> list[str]:
-    """Write the digits as a folder of images with outliers in a `.npy`, and return the options that read them with
-    two workers."""
-    digits, outliers = load_set("digits/train", Path(), "train"), load_set("photographs/outliers", Path(), "outliers")
+    """Write the digits as a folder of images with outliers in a `.npy`, and return the options that
+    read them with two workers.
+    """
+    digits, outliers = (
+        load_set("digits/train", Path(), "train"),
+        load_set("photographs/outliers", Path(), "outliers"),
+    )
     chosen = torch.arange(320)
     images, labels = digits.read(chosen).permute(0, 2, 3, 1).numpy(), digits.labels[:320]
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -114,14 +163,28 @@ def fresh(folder: Path) -> Path:
     return folder
 
 
-def start(config: str, folder: Path, settings: list[str], *, resume: bool = False) -> subprocess.Popen[bytes]:
-    arguments = [sys.executable, str(ROOT / "train.py"), "fit", "-c", config, "--output", str(folder), *settings]
+def start(
+    config: str, folder: Path, settings: list[str], *, resume: bool = False
+) -> subprocess.Popen[bytes]:
+    arguments = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "fit",
+        "-c",
+        config,
+        "--output",
+        str(folder),
+        *settings,
+    ]
     arguments += ["--ckpt_path", "last"] if resume else []
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (folder / "output.txt").open("ab") as output:
-        # A session of its own, so that all the processes of a distributed run can be killed at once.
-        return subprocess.Popen(arguments, stdout=output, stderr=output, start_new_session=True, env=environment)
+        # A session of its own, so that all the processes of a distributed run can be killed at
+        # once.
+        return subprocess.Popen(
+            arguments, stdout=output, stderr=output, start_new_session=True, env=environment
+        )
 
 
 def time_until_end(process: subprocess.Popen[bytes], folder: Path) -> float:
@@ -134,9 +197,16 @@ def time_until_end(process: subprocess.Popen[bytes], folder: Path) -> float:
 
 
 def run_killed(
-    config: str, folder: Path, settings: list[str], kills: int, seconds: float, moments: random.Random
+    config: str,
+    folder: Path,
+    settings: list[str],
+    kills: int,
+    seconds: float,
+    moments: random.Random,
 ) -> list[int]:
-    """Run to the end with so many kills, and return the step of the newest checkpoint at each of them."""
+    """Run to the end with so many kills, and return the step of the newest checkpoint at each of
+    them.
+    """
     steps: list[int] = []
     while len(steps) < kills:
         before = written(folder)
@@ -169,7 +239,9 @@ def written(folder: Path) -> int:
 
 def differences(whole: Path, killed: Path, processes: int) -> list[str]:
     """Name what differs between two finished runs."""
-    first, second = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (whole, killed))
+    first, second = (
+        torch.load(folder / "last.ckpt", weights_only=True) for folder in (whole, killed)
+    )
     places = [place for key in STATE for place in differing(first.get(key), second.get(key), key)]
     if (whole / "metrics.csv").read_bytes() != (killed / "metrics.csv").read_bytes():
         places.append("metrics.csv")
@@ -180,8 +252,16 @@ def differences(whole: Path, killed: Path, processes: int) -> list[str]:
 def differing(first: object, second: object, path: str) -> list[str]:
     if isinstance(first, dict) and isinstance(second, dict):
         keys = sorted({*first, *second}, key=str)
-        return [place for key in keys for place in differing(first.get(key), second.get(key), f"{path}.{key}")]
-    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)) and len(first) == len(second):
+        return [
+            place
+            for key in keys
+            for place in differing(first.get(key), second.get(key), f"{path}.{key}")
+        ]
+    if (
+        isinstance(first, (list, tuple))
+        and isinstance(second, (list, tuple))
+        and len(first) == len(second)
+    ):
         pairs = enumerate(zip(first, second, strict=True))
         return [place for i, pair in pairs for place in differing(*pair, f"{path}.{i}")]
     both = isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)
@@ -189,7 +269,9 @@ def differing(first: object, second: object, path: str) -> list[str]:
 
 
 def sampled(path: Path) -> dict[str, set[str]]:
-    """Return the digests of each batch; a batch that a resumed run saw again must have given the same one."""
+    """Return the digests of each batch; a batch that a resumed run saw again must have given the
+    same one.
+    """
     found: dict[str, set[str]] = {}
     for line in path.read_text().splitlines():
         batch, _, digest = line.rpartition(" ")
@@ -199,7 +281,9 @@ def sampled(path: Path) -> dict[str, set[str]]:
 
 def content(path: Path) -> str:
     """Say how much of a checkpoint is compared."""
-    leaves = [leaf for key in STATE for leaf in _leaves(torch.load(path, weights_only=True).get(key))]
+    leaves = [
+        leaf for key in STATE for leaf in _leaves(torch.load(path, weights_only=True).get(key))
+    ]
     tensors = sum(isinstance(leaf, torch.Tensor) for leaf in leaves)
     return f"its checkpoint holds {tensors} tensors and {len(leaves) - tensors} other values"
 
@@ -207,11 +291,18 @@ def content(path: Path) -> str:
 def _leaves(nested: object) -> list[object]:
     if isinstance(nested, dict):
         nested = list(nested.values())
-    return [leaf for part in nested for leaf in _leaves(part)] if isinstance(nested, (list, tuple)) else [nested]
+    return (
+        [leaf for part in nested for leaf in _leaves(part)]
+        if isinstance(nested, (list, tuple))
+        else [nested]
+    )
 
 
 def page(trials: list[Trial], held: str, minutes: float) -> str:
-    same, kills = sum(not trial.places for trial in trials), sum(len(trial.steps) for trial in trials)
+    same, kills = (
+        sum(not trial.places for trial in trials),
+        sum(len(trial.steps) for trial in trials),
+    )
     lines = [
         "# Killed and resumed runs",
         "",

@@ -1,13 +1,16 @@
-"""Kill a real evaluation with SIGKILL at random moments, start it again, and compare how it ends with one left alone.
+"""Kill a real evaluation with SIGKILL at random moments, start it again, and compare how it ends
+with one left alone.
 
-    python benchmarks/kill_and_resume_evaluation.py --output docs/results/kill_and_resume_evaluation.md
-    python benchmarks/kill_and_resume_evaluation.py --kills 2 --processes 1
+    python benchmarks/kill_and_resume_evaluation.py --output
+    docs/results/kill_and_resume_evaluation.md python benchmarks/kill_and_resume_evaluation.py
+    --kills 2 --processes 1
 
-An untrained network, the embedded digits and photographs; `evaluate.py` with four detectors (one of them fitted) and
-two attacks. For each number of processes (several: torchrun), one evaluation is killed `--kills` times, all its
-processes at once, at moments spread over its cells, and then left to end. What must hold: its rows are those of
-one process that was left alone, but for `seconds`; no cell that was stored at a kill is written again (same inode, same
-time); and the cells that the starts computed, by the process named in each, are each there once.
+An untrained network, the embedded digits and photographs; `evaluate.py` with four detectors (one of
+them fitted) and two attacks. For each number of processes (several: torchrun), one evaluation is
+killed `--kills` times, all its processes at once, at moments spread over its cells, and then left
+to end. What must hold: its rows are those of one process that was left alone, but for `seconds`; no
+cell that was stored at a kill is written again (same inode, same time); and the cells that the
+starts computed, by the process named in each, are each there once.
 """
 
 from __future__ import annotations
@@ -33,18 +36,34 @@ from robust_ood.models import WideResNet, describe
 
 ROOT = Path(__file__).resolve().parent.parent
 GRID = [
-    *("-c", str(ROOT / "configs/evaluate/digits.yaml"), "--chunk", "32", "--limit", "96", "--checks", "false"),
+    *(
+        "-c",
+        str(ROOT / "configs/evaluate/digits.yaml"),
+        "--chunk",
+        "32",
+        "--limit",
+        "96",
+        "--checks",
+        "false",
+    ),
     *("--detectors", "[msp, odin, pro-msp, {name: knn, neighbours: 5}]", "--intervals", "50"),
-    *("--attacks", "[{name: pgd, radius: 16/255, steps: 4}, {name: transfer-msp, radius: 16/255, steps: 4}]"),
+    *(
+        "--attacks",
+        "[{name: pgd, radius: 16/255, steps: 4}, {name: transfer-msp, radius: 16/255, steps: 4}]",
+    ),
     *("--report", "false", "--figures", "false"),
 ]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "kill_and_resume_evaluation")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "kill_and_resume_evaluation"
+    )
     parser.add_argument("--output", type=Path, help="Markdown page of the outcome")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     options = parser.parse_args()
@@ -58,14 +77,23 @@ def main() -> int:
         folder = options.folder / f"killed-{processes}"
         stored, rewritten = run_killed(checkpoint, folder, processes, options.kills, total, moments)
         last = cells(folder)
-        makers = {read_cell(folder / "store" / "cells" / name).about.get("process", "none") for name in last}
+        makers = {
+            read_cell(folder / "store" / "cells" / name).about.get("process", "none")
+            for name in last
+        }
         verdicts = {
             "rows equal": rows(folder) == rows(whole),
             "no cell written twice": rewritten == 0,
             "same cells": set(last) == set(cells(whole)),
         }
         failures += not all(verdicts.values())
-        facts = [processes, options.kills, ", ".join(map(str, stored)), f"{len(last)} of {total}", len(makers)]
+        facts = [
+            processes,
+            options.kills,
+            ", ".join(map(str, stored)),
+            f"{len(last)} of {total}",
+            len(makers),
+        ]
         facts += [rewritten, len(rows(folder)), "equal" if verdicts["rows equal"] else "DIFFERENT"]
         found.append(facts)
         print(*facts, "ok" if all(verdicts.values()) else f"FAILED: {verdicts}", flush=True)
@@ -98,7 +126,14 @@ def save_network(path: Path) -> Path:
 
 def start(checkpoint: Path, folder: Path, processes: int) -> subprocess.Popen[bytes]:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    given = [str(ROOT / "evaluate.py"), *GRID, "--checkpoint", str(checkpoint), "--output", str(folder)]
+    given = [
+        str(ROOT / "evaluate.py"),
+        *GRID,
+        "--checkpoint",
+        str(checkpoint),
+        "--output",
+        str(folder),
+    ]
     folder.mkdir(exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (folder / "output.txt").open("ab") as output:
@@ -111,7 +146,9 @@ def start(checkpoint: Path, folder: Path, processes: int) -> subprocess.Popen[by
 def run_killed(
     checkpoint: Path, folder: Path, processes: int, kills: int, total: int, moments: random.Random
 ) -> tuple[list[int], int]:
-    """Run to the end with so many kills; return the cells stored at each, and how many of them were written again."""
+    """Run to the end with so many kills; return the cells stored at each, and how many of them were
+    written again.
+    """
     stored: list[int] = []
     before: dict[str, tuple[int, int]] = {}
     rewritten = 0
@@ -122,7 +159,9 @@ def run_killed(
             time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.1))
         if process.poll() is not None:
-            raise SystemExit(f"ended before kill {kill + 1}:\n{(folder / 'output.txt').read_text()}")
+            raise SystemExit(
+                f"ended before kill {kill + 1}:\n{(folder / 'output.txt').read_text()}"
+            )
         for pid in family(process.pid):
             with suppress(ProcessLookupError):  # a worker may end when its launcher does
                 os.kill(pid, signal.SIGKILL)
@@ -136,8 +175,12 @@ def run_killed(
 
 
 def family(pid: int) -> list[int]:
-    """Return a process and its descendants, the launcher first: torchrun gives its workers groups of their own."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    """Return a process and its descendants, the launcher first: torchrun gives its workers groups
+    of their own.
+    """
+    listed = subprocess.run(
+        ["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True
+    ).stdout
     parents = {int(child): int(parent) for child, parent in map(str.split, listed.splitlines())}
     found = [pid]
     for member in found:  # grows while it is read
@@ -147,18 +190,24 @@ def family(pid: int) -> list[int]:
 
 def end(process: subprocess.Popen[bytes], folder: Path) -> None:
     if process.wait():
-        raise SystemExit(f"evaluate.py ended with {process.returncode}:\n{(folder / 'output.txt').read_text()}")
+        raise SystemExit(
+            f"evaluate.py ended with {process.returncode}:\n{(folder / 'output.txt').read_text()}"
+        )
 
 
 def cells(folder: Path) -> dict[str, tuple[int, int]]:
     """Return what tells a file from one written again under its name: its inode and time."""
-    found = [path for path in (folder / "store" / "cells").glob("*.npz") if not path.name.startswith(".")]
+    found = [
+        path for path in (folder / "store" / "cells").glob("*.npz") if not path.name.startswith(".")
+    ]
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
 
 
 def rows(folder: Path) -> list[dict[str, object]]:
     content = json.loads((folder / "results.json").read_text())
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in content["rows"]]
+    return [
+        {name: value for name, value in row.items() if name != "seconds"} for row in content["rows"]
+    ]
 
 
 if __name__ == "__main__":

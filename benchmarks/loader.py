@@ -1,12 +1,16 @@
-"""Images a second from disk to augmented float batches, and memory: our loaders, and torchvision's with a DataLoader.
+"""Images a second from disk to augmented float batches, and memory: our loaders, and torchvision's
+with a DataLoader.
 
-    python benchmarks/loader.py --output docs/performance/loader.md [--count 50000] [--files 2000] [--workers 2]
+    python benchmarks/loader.py --output docs/performance/loader.md [--count 50000] [--files 2000]
+    [--workers 2]
 
-Both kinds on the same images with the same augmentation (crop with padding 4, mirror), batches of 128, in one run:
-CIFAR-sized arrays in memory (against `torchvision.datasets.CIFAR10` with its image-by-image transforms, as its recipes
-have them) and JPEG files (against `torchvision.datasets.ImageFolder`). Every case runs in a fresh process. Its memory
-is the peak of that process and its workers together, looked at every 20 ms: the proportional set size without files, so
-that what processes share counts once and libraries not at all. What the imports alone take is a case of its own. Linux.
+Both kinds on the same images with the same augmentation (crop with padding 4, mirror), batches of
+128, in one run: CIFAR-sized arrays in memory (against `torchvision.datasets.CIFAR10` with its
+image-by-image transforms, as its recipes have them) and JPEG files (against
+`torchvision.datasets.ImageFolder`). Every case runs in a fresh process. Its memory is the peak of
+that process and its workers together, looked at every 20 ms: the proportional set size without
+files, so that what processes share counts once and libraries not at all. What the imports alone
+take is a case of its own. Linux.
 """
 
 from __future__ import annotations
@@ -51,7 +55,9 @@ class Generated(CIFAR10):
 
 def drawn(count: int) -> tuple[np.ndarray, list[int]]:
     draw = np.random.default_rng(0)
-    return draw.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), draw.integers(0, 10, count).tolist()
+    return draw.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), draw.integers(
+        0, 10, count
+    ).tolist()
 
 
 def write_files(folder: Path, count: int) -> None:
@@ -68,15 +74,24 @@ def recipe(size: int, resize: bool) -> transforms.Compose:
     """Return torchvision's steps for one image."""
     fit = [transforms.Resize(size), transforms.CenterCrop(size)] if resize else []
     return transforms.Compose(
-        [*fit, transforms.RandomCrop(size, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+        [
+            *fit,
+            transforms.RandomCrop(size, 4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+        ]
     )
 
 
 def ours(images: ImageSet, workers: int) -> Iterable[torch.Tensor]:
     """Yield our augmented float batches of one epoch."""
-    loader = TrainingLoader(images, None, batch_size=BATCH, outlier_batch_size=0, seed=0, reading=Reading(workers))
+    loader = TrainingLoader(
+        images, None, batch_size=BATCH, outlier_batch_size=0, seed=0, reading=Reading(workers)
+    )
     for batch in loader:
-        yield to_float(crop_and_flip(batch.images, generator(0, "augment", batch.epoch, batch.step)))
+        yield to_float(
+            crop_and_flip(batch.images, generator(0, "augment", batch.epoch, batch.step))
+        )
 
 
 def theirs(dataset: Dataset, workers: int) -> Iterable[torch.Tensor]:
@@ -86,7 +101,9 @@ def theirs(dataset: Dataset, workers: int) -> Iterable[torch.Tensor]:
 
 
 def run_case(case: str, options: argparse.Namespace) -> dict[str, object]:
-    """Return the images a second of the fastest of some epochs; in a process of its own, which `watched` looks at."""
+    """Return the images a second of the fastest of some epochs; in a process of its own, which
+    `watched` looks at.
+    """
     workers = options.workers if case.endswith("workers") else 0
     if case == "imports alone":
         return {"images_per_second": None}
@@ -128,13 +145,17 @@ def watched(case: str, options: argparse.Namespace) -> dict[str, object]:
 
 
 def held(pid: int) -> int:
-    """Return the proportional set size, in bytes and without file pages, of a process and all that it started."""
+    """Return the proportional set size, in bytes and without file pages, of a process and all that
+    it started.
+    """
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:  # it ended meanwhile
         return 0
-    own = sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
+    own = sum(
+        int(line.split()[1]) << 10 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))
+    )
     return own + sum(held(int(child)) for child in children)
 
 
@@ -142,9 +163,17 @@ def report(rows: dict[str, dict[str, object]], options: argparse.Namespace) -> l
     """Return the page's lines."""
     rates = {case: row["images_per_second"] for case, row in rows.items()}
     base = rows["imports alone"]["peak_mib"]
-    body = [[case, rates[case] or "", row["peak_mib"], row["peak_mib"] - base] for case, row in rows.items()]
-    memory = rates["ours, memory"] / max(rates["torchvision, memory"], rates["torchvision, memory, workers"])
-    own, other = (max(rates[f"{who}, files"], rates[f"{who}, files, workers"]) for who in ("ours", "torchvision"))
+    body = [
+        [case, rates[case] or "", row["peak_mib"], row["peak_mib"] - base]
+        for case, row in rows.items()
+    ]
+    memory = rates["ours, memory"] / max(
+        rates["torchvision, memory"], rates["torchvision, memory, workers"]
+    )
+    own, other = (
+        max(rates[f"{who}, files"], rates[f"{who}, files, workers"])
+        for who in ("ours", "torchvision")
+    )
     return [
         f"{options.count} images of 32 x 32 as one array ({options.count * 3072 >> 20} MiB), and {options.files} JPEG",
         f"files of 288 x 256 read at {SIDE}; random crop with padding 4 and mirror, batches of {BATCH} floats;",
@@ -160,14 +189,18 @@ def report(rows: dict[str, dict[str, object]], options: argparse.Namespace) -> l
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, help="Markdown page to write")
     parser.add_argument("--count", type=int, default=50_000, help="images in memory, 32 x 32")
     parser.add_argument("--files", type=int, default=2_000, help="JPEG files")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3, help="epochs, of which the fastest counts")
-    parser.add_argument("--folder", type=Path, help="where the files are written; a temporary folder by default")
+    parser.add_argument(
+        "--folder", type=Path, help="where the files are written; a temporary folder by default"
+    )
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -1,9 +1,10 @@
-"""Peak memory of training steps through `train.py` and in a bare loop of the same mathematics, in fresh processes.
+"""Peak memory of training steps through `train.py` and in a bare loop of the same mathematics, in
+fresh processes.
 
     python benchmarks/memory.py --output docs/performance/memory.md
 
-Counted is what a process holds of its own (`RssAnon`), sampled every 5 ms: the peak of a process that takes some steps,
-less that of one that does all the same and takes none.
+Counted is what a process holds of its own (`RssAnon`), sampled every 5 ms: the peak of a process
+that takes some steps, less that of one that does all the same and takes none.
 """
 
 from __future__ import annotations
@@ -26,21 +27,33 @@ KINDS = ("bare", "stack")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     cases = f"METHOD:NETWORK; methods {', '.join(METHODS)}; networks {', '.join(NETWORKS)}"
-    parser.add_argument("--cases", nargs="+", default=["aloe:WRN-16-2", "aloe:DenseNet-BC-100-12"], help=cases)
-    parser.add_argument("--batch-size", type=int, default=32, help="inliers; twice as many outliers")
+    parser.add_argument(
+        "--cases", nargs="+", default=["aloe:WRN-16-2", "aloe:DenseNet-BC-100-12"], help=cases
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=32, help="inliers; twice as many outliers"
+    )
     parser.add_argument("--output", type=Path, help="Markdown page to write")
-    parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)  # this process is one that is watched
+    parser.add_argument(
+        "--steps", type=int, help=argparse.SUPPRESS
+    )  # this process is one that is watched
     parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.kind:
         return take_steps(options.kind, options.cases[0], options.batch_size, options.steps)
     rows, starts = [], [(kind, steps) for steps in (0, STEPS) for kind in KINDS]
     for case in options.cases:
-        peaks = {(kind, steps): watched(kind, case, options.batch_size, steps) for kind, steps in starts}
+        peaks = {
+            (kind, steps): watched(kind, case, options.batch_size, steps) for kind, steps in starts
+        }
         bare, stack = (peaks[kind, STEPS] - peaks[kind, 0] for kind in KINDS)
-        sizes = [f"{size / 2**20:.0f}" for size in (peaks["bare", 0], peaks["stack", 0], bare, stack)]
+        sizes = [
+            f"{size / 2**20:.0f}" for size in (peaks["bare", 0], peaks["stack", 0], bare, stack)
+        ]
         rows.append((*case.split(":"), *sizes, f"{stack / bare:.3f}"))
         print(*rows[-1], flush=True)
     if options.output:
@@ -51,7 +64,10 @@ def main() -> int:
             f"MiB: what a process holds that takes no step (libraries, images, network), and what {STEPS} steps of "
             f"{options.batch_size} inliers and {2 * options.batch_size} outliers in float32 add at their peak.",
             "",
-            *table(("method", "network", "bare, no step", "stack, no step", "bare", "stack", "ratio"), rows),
+            *table(
+                ("method", "network", "bare, no step", "stack, no step", "bare", "stack", "ratio"),
+                rows,
+            ),
         ]
         write_page(options.output, "Memory of training", lines, "pytorch-lightning")
     return 0

@@ -2,8 +2,8 @@
 
     python benchmarks/metrics.py --output docs/performance/metrics.md
 
-All get the same float32 scores in (0, 1), half of them inliers', and take turns. `ood_metrics` gives four more numbers
-from the same sort; the values that all of them give are compared.
+All get the same float32 scores in (0, 1), half of them inliers', and take turns. `ood_metrics`
+gives four more numbers from the same sort; the values that all of them give are compared.
 """
 
 from __future__ import annotations
@@ -27,16 +27,22 @@ Pair = tuple[float, float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scores", type=int, default=10**6)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--processor-time", action="store_true", help="count processor time: for a busy machine")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="count processor time: for a busy machine"
+    )
     parser.add_argument("--output", type=Path, help="Markdown page to write")
     options = parser.parse_args()
     now = time.process_time if options.processor_time else time.perf_counter
     draws = torch.Generator().manual_seed(0)
     half = options.scores // 2
-    inliers, outliers = (torch.randn(half, generator=draws).add(shift).sigmoid() for shift in (1.0, 0.0))
+    inliers, outliers = (
+        torch.randn(half, generator=draws).add(shift).sigmoid() for shift in (1.0, 0.0)
+    )
     taken: dict[str, list[float]] = {name: [] for name in RIVALS}
     values: dict[str, Pair] = {}
     for name in [*RIVALS] * (options.rounds + 1):
@@ -49,10 +55,23 @@ def main() -> None:
         factors[name] = statistics.median(ratios)
         gap = max(abs(a - b) for a, b in zip(values[name], values[own], strict=True))
         spread = f"{factors[name]:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        rows.append((name, f"{1e3 * statistics.median(times[1:]):.0f}", spread, f"{gap:.0e}" if gap else "0"))
+        rows.append(
+            (
+                name,
+                f"{1e3 * statistics.median(times[1:]):.0f}",
+                spread,
+                f"{gap:.0e}" if gap else "0",
+            )
+        )
         print(*rows[-1], flush=True)
     if options.output:
-        write_page(options.output, "Metrics", report(rows, factors, options), "scikit-learn", "torchmetrics")
+        write_page(
+            options.output,
+            "Metrics",
+            report(rows, factors, options),
+            "scikit-learn",
+            "torchmetrics",
+        )
 
 
 def ours(inliers: Tensor, outliers: Tensor) -> Pair:
@@ -75,7 +94,9 @@ def torchmetrics(inliers: Tensor, outliers: Tensor) -> Pair:
 
 def joined(inliers: Tensor, outliers: Tensor) -> tuple[Tensor, Tensor]:
     """Return labels `(N + M,)`, 1 for inliers, and scores `(N + M,)`."""
-    return torch.cat([torch.ones_like(inliers), torch.zeros_like(outliers)]).long(), torch.cat([inliers, outliers])
+    return torch.cat([torch.ones_like(inliers), torch.zeros_like(outliers)]).long(), torch.cat(
+        [inliers, outliers]
+    )
 
 
 RIVALS: dict[str, Callable[[Tensor, Tensor], Pair]] = {
@@ -85,7 +106,9 @@ RIVALS: dict[str, Callable[[Tensor, Tensor], Pair]] = {
 }
 
 
-def report(rows: list[tuple[str, ...]], factors: dict[str, float], options: argparse.Namespace) -> list[str]:
+def report(
+    rows: list[tuple[str, ...]], factors: dict[str, float], options: argparse.Namespace
+) -> list[str]:
     """Return the page's lines."""
     _, sklearn, other = factors.values()
     clock = "processor time" if options.processor_time else "wall-clock time"

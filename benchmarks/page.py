@@ -1,4 +1,6 @@
-"""A page of results: its tables, and the command that made it, where and when. Every page says it in these words."""
+"""A page of results: its tables, and the command that made it, where and when. Every page says it
+in these words.
+"""
 
 from __future__ import annotations
 
@@ -34,15 +36,17 @@ def write_page(output: Path, title: str, lines: Iterable[str], *libraries: str) 
 
 
 def made_by(*libraries: str) -> str:
-    """Return the line that says how, where and when a page was made, with the libraries it compares with."""
+    """Return the line that says how, where and when a page was made, with the libraries it compares
+    with.
+    """
     return f"Made by `{command()}` on {machine(*libraries)}."
 
 
 def command() -> str:
     """Return this call, with the caller's own folders and files named by what they are.
 
-    A path that is not inside the current folder becomes its option's name in capitals, `--output /home/me/x.md` is
-    `--output OUTPUT`; so does the path in `NAME=PATH`.
+    A path that is not inside the current folder becomes its option's name in capitals, `--output
+    /home/me/x.md` is `--output OUTPUT`; so does the path in `NAME=PATH`.
     """
     shown, option = [f"benchmarks/{Path(sys.argv[0]).name}"], ""
     for argument in sys.argv[1:]:
@@ -62,7 +66,9 @@ def _without_path(option: str, value: str) -> str:
 
 
 def machine(*libraries: str) -> str:
-    """Return the processor's name, where the system tells it, cores and threads, versions and the date."""
+    """Return the processor's name, where the system tells it, cores and threads, versions and the
+    date.
+    """
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -71,5 +77,9 @@ def machine(*libraries: str) -> str:
     parts = [f"{processor}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)}"]
     if any("cuda" in argument for argument in sys.argv):
         parts.append(torch.cuda.get_device_name())
-    parts.append(", ".join([f"torch {torch.__version__}", *(f"{name} {version(name)}" for name in libraries)]))
+    parts.append(
+        ", ".join(
+            [f"torch {torch.__version__}", *(f"{name} {version(name)}" for name in libraries)]
+        )
+    )
     return "; ".join([*parts, date.today().isoformat()])

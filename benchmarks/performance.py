@@ -2,7 +2,8 @@
 
     python benchmarks/performance.py
 
-A page states its finding in a sentence in bold type, which is taken from there: no number is copied by hand.
+A page states its finding in a sentence in bold type, which is taken from there: no number is copied
+by hand.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""PGD by this package, by other libraries and by a hand-written loop: same network, steps and start, in one run.
+"""PGD by this package, by other libraries and by a hand-written loop: same network, steps and
+start, in one run.
 
     python benchmarks/pgd.py --output docs/performance/pgd.md
 
-About five minutes of one core; the libraries come with the extra `bench`. Each round runs every contestant once, in
-turns; a ratio compares neighbours. The network has learned the embedded digits for a moment, so that losses mean
-something.
+About five minutes of one core; the libraries come with the extra `bench`. Each round runs every
+contestant once, in turns; a ratio compares neighbours. The network has learned the embedded digits
+for a moment, so that losses mean something.
 """
 
 from __future__ import annotations
@@ -35,17 +36,28 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "ResNet-20": lambda: ThinResNet(),
 }
 FASTEST = "bare loop, channels last, bfloat16"
-LIBRARIES = {"torchattacks": "torchattacks", "Foolbox": "foolbox", "ART": "adversarial-robustness-toolbox"}
+LIBRARIES = {
+    "torchattacks": "torchattacks",
+    "Foolbox": "foolbox",
+    "ART": "adversarial-robustness-toolbox",
+}
 Attack = Callable[[], Tensor]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--output", type=Path, default=Path("docs/performance/pgd.md"), help="Markdown page to write")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("docs/performance/pgd.md"),
+        help="Markdown page to write",
+    )
     options = parser.parse_args()
     lines = [
         f"{options.steps} steps of 2/255 within Linf 8/255 from the clean image, on {options.batch_size} embedded "
@@ -56,7 +68,12 @@ def main() -> int:
         "",
     ]
     findings: list[str] = []
-    header = ["contestant", "time / bare loop", "pixels off the bare loop's", "mean cross-entropy / bare loop's"]
+    header = [
+        "contestant",
+        "time / bare loop",
+        "pixels off the bare loop's",
+        "mean cross-entropy / bare loop's",
+    ]
     for name in options.networks:
         net, images, labels = problem(NETWORKS[name], options.batch_size)
         contestants = attacks(net, images, labels, options.steps)
@@ -71,7 +88,10 @@ def main() -> int:
         lines += [
             f"The default path's gradients are {resolve('auto', images, net)} here. How many times as long as the "
             f"default path: {beaten}. As the default path in float32: "
-            + ", ".join(f"{label} {ratio(seconds[label], seconds['default path, float32'])}" for label in others)
+            + ", ".join(
+                f"{label} {ratio(seconds[label], seconds['default path, float32'])}"
+                for label in others
+            )
             + ". As the bare loop in bfloat16, which scores nothing and so bounds what any default can reach: "
             + ", ".join(f"{label} {ratio(seconds[label], seconds[FASTEST])}" for label in others)
             + ".",
@@ -129,7 +149,9 @@ def attacks(net: nn.Module, images: Tensor, labels: Tensor, steps: int) -> dict[
     return found
 
 
-def bare(net: nn.Module, images: Tensor, labels: Tensor, steps: int, *, bfloat16: bool = False) -> Tensor:
+def bare(
+    net: nn.Module, images: Tensor, labels: Tensor, steps: int, *, bfloat16: bool = False
+) -> Tensor:
     """Return what a loop finds that somebody in a hurry would write, and write well."""
     current = images.clone()
     for _ in range(steps):
@@ -164,7 +186,9 @@ def art(net: nn.Module, images: Tensor, labels: Tensor, steps: int) -> Attack:
     from art.estimators.classification import PyTorchClassifier
 
     loss = nn.CrossEntropyLoss()
-    model = PyTorchClassifier(net, loss, tuple(images.shape[1:]), 10, clip_values=(0, 1), device_type="cpu")
+    model = PyTorchClassifier(
+        net, loss, tuple(images.shape[1:]), 10, clip_values=(0, 1), device_type="cpu"
+    )
     attack = ProjectedGradientDescent(
         model, eps=RADIUS, eps_step=STEP, max_iter=steps, batch_size=len(images), verbose=False
     )
@@ -183,13 +207,24 @@ def finding(name: str, seconds: dict[str, list[float]]) -> str:
 
 
 def row(
-    label: str, seconds: dict[str, list[float]], found: dict[str, Tensor], net: nn.Module, labels: Tensor
+    label: str,
+    seconds: dict[str, list[float]],
+    found: dict[str, Tensor],
+    net: nn.Module,
+    labels: Tensor,
 ) -> list[str]:
     ours, reference = found[label], found["bare loop"]
     off = ((ours - reference).abs() > 1e-5).float().mean()
     with torch.no_grad():
-        losses = [functional.cross_entropy(net(images), labels).item() for images in (ours, reference)]
-    return [label, ratio(seconds[label], seconds["bare loop"]), f"{off:.2%}", f"{losses[0] / losses[1]:.4f}"]
+        losses = [
+            functional.cross_entropy(net(images), labels).item() for images in (ours, reference)
+        ]
+    return [
+        label,
+        ratio(seconds[label], seconds["bare loop"]),
+        f"{off:.2%}",
+        f"{losses[0] / losses[1]:.4f}",
+    ]
 
 
 if __name__ == "__main__":

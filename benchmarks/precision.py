@@ -1,9 +1,10 @@
-"""Train ALOE and S-FGSM+ADV on the embedded digits in float32 and in bfloat16, attack both, and compare.
+"""Train ALOE and S-FGSM+ADV on the embedded digits in float32 and in bfloat16, attack both, and
+compare.
 
     python benchmarks/precision.py --output docs/results/precision.md
 
-Uses the real commands; a run or an evaluation that is finished is not repeated. Exit code 1 where the robust AUROC of a
-bfloat16 run is more than 2 points below the float32 run's.
+Uses the real commands; a run or an evaluation that is finished is not repeated. Exit code 1 where
+the robust AUROC of a bfloat16 run is more than 2 points below the float32 run's.
 """
 
 from __future__ import annotations
@@ -26,9 +27,15 @@ ALLOWED = 0.02
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("runs/precision"), help="where runs are kept")
-    parser.add_argument("--output", type=Path, default=None, help="Markdown page (default: in the folder)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/precision"), help="where runs are kept"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=None, help="Markdown page (default: in the folder)"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--limit", type=int, default=200, help="test images of each set")
@@ -47,7 +54,8 @@ def main() -> int:
                         "--checkpoint", str(folder / "last.ckpt"), "--output", str(folder))  # fmt: skip
                 found[method, seed, name] = Results.read(folder)
     lost = {
-        (method, seed): robust(found[method, seed, "float32"]) - robust(found[method, seed, "bfloat16"])
+        (method, seed): robust(found[method, seed, "float32"])
+        - robust(found[method, seed, "bfloat16"])
         for method in METHODS
         for seed in options.seeds
     }
@@ -74,7 +82,9 @@ def robust(results: Results) -> float:
 
 
 def page(
-    found: dict[tuple[str, int, str], Results], lost: dict[tuple[str, int], float], options: argparse.Namespace
+    found: dict[tuple[str, int, str], Results],
+    lost: dict[tuple[str, int], float],
+    options: argparse.Namespace,
 ) -> str:
     lines = [
         "# Training in bfloat16 against float32",

@@ -1,6 +1,8 @@
-"""PRO under an attacker who knows it: clean, attacked through MSP, attacked through PRO, beside the scores inside it.
+"""PRO under an attacker who knows it: clean, attacked through MSP, attacked through PRO, beside the
+scores inside it.
 
-    python benchmarks/pro_adaptive.py --weights cifar10_resnet20.th --checkpoint ALOE=last.ckpt --root ARRAYS \
+    python benchmarks/pro_adaptive.py --weights cifar10_resnet20.th --checkpoint ALOE=last.ckpt
+        --root ARRAYS \\
         --folder runs/pro_adaptive
 
 Scores of each detector, attack and set are kept in `--folder` when they are done.
@@ -44,7 +46,10 @@ def attacks_of(steps: int) -> dict[str, PGD | None]:
 def main() -> None:
     arguments = parser(__doc__, limit=200, output="docs/results/pro_adaptive.md")
     arguments.add_argument(
-        "--checkpoint", action="append", metavar="NAME=PATH", help="another network; may be repeated"
+        "--checkpoint",
+        action="append",
+        metavar="NAME=PATH",
+        help="another network; may be repeated",
     )
     arguments.add_argument("--steps", type=int, default=20, help="steps of PGD")
     chosen = arguments.parse_args()
@@ -54,7 +59,10 @@ def main() -> None:
         {"limit": chosen.limit, "steps": chosen.steps},
         len(nets) * len(DETECTORS) * len(attacks) * len(SETS),
     )
-    loaders = {name: EvaluationLoader(load_set(name, chosen.root), batch_size=100, limit=chosen.limit) for name in SETS}
+    loaders = {
+        name: EvaluationLoader(load_set(name, chosen.root), batch_size=100, limit=chosen.limit)
+        for name in SETS
+    }
     device = torch.device(chosen.device)
     scores: dict[tuple[str, ...], Tensor] = {}
     for net_name, net in nets.items():
@@ -62,14 +70,22 @@ def main() -> None:
             detector = make(net).to(device)
             for label, attack in attacks.items():
                 for images, loader in loaders.items():
-                    name_of_part = f"{net_name}-{name}-{label}-{images}".replace("/", "of").replace(" ", "-")
-                    part = parts(name_of_part, partial(measure, detector, attack, images, loader, device))
+                    name_of_part = f"{net_name}-{name}-{label}-{images}".replace("/", "of").replace(
+                        " ", "-"
+                    )
+                    part = parts(
+                        name_of_part, partial(measure, detector, attack, images, loader, device)
+                    )
                     scores[net_name, name, label, images] = torch.tensor(part["scores"])
     write(chosen, list(nets), list(attacks), scores)
 
 
 def measure(
-    detector: detectors.Detector, attack: PGD | None, images: str, loader: EvaluationLoader, device: torch.device
+    detector: detectors.Detector,
+    attack: PGD | None,
+    images: str,
+    loader: EvaluationLoader,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Return the detector's scores of one set."""
     if attack is None:
@@ -78,7 +94,9 @@ def measure(
     return {"scores": attacked_scores(detector, loader, attack, direction, device).tolist()}
 
 
-def write(chosen: Any, nets: list[str], attacks: list[str], scores: dict[tuple[str, ...], Tensor]) -> None:
+def write(
+    chosen: Any, nets: list[str], attacks: list[str], scores: dict[tuple[str, ...], Tensor]
+) -> None:
     def mean(group: tuple[str, ...], *key: str) -> str:
         areas = [auroc(scores[(*key, "cifar10_test")], scores[(*key, one)]) for one in group]
         return f"{sum(areas) / len(areas):.3f}"
@@ -94,7 +112,9 @@ def write(chosen: Any, nets: list[str], attacks: list[str], scores: dict[tuple[s
     ]
     for net in nets:
         for group_name, group in (("near", NEAR), ("far", FAR)):
-            rows = [(name, *(mean(group, net, name, label) for label in attacks)) for name in DETECTORS]
+            rows = [
+                (name, *(mean(group, net, name, label) for label in attacks)) for name in DETECTORS
+            ]
             lines += [f"## {net}, {group_name}", "", *table(("detector", *attacks), rows)]
     write_page(chosen.output, "PRO under an adaptive attacker", lines)
 

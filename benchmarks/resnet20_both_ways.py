@@ -1,9 +1,12 @@
-"""Evaluate public ResNet-20 weights twice: as a user's own class by its path, and as our own ResNet-20.
+"""Evaluate public ResNet-20 weights twice: as a user's own class by its path, and as our own
+ResNet-20.
 
-    python benchmarks/resnet20_both_ways.py --weights cifar10_resnet20.th --root ARRAYS --output PAGE
+    python benchmarks/resnet20_both_ways.py --weights cifar10_resnet20.th --root ARRAYS --output
+    PAGE
 
-Both ways go through the real `evaluate.py` on the same CIFAR-10 images and near and far arrays. The command ends with
-an error unless accuracy, every rate of every row and every single score are the same both ways.
+Both ways go through the real `evaluate.py` on the same CIFAR-10 images and near and far arrays. The
+command ends with an error unless accuracy, every rate of every row and every single score are the
+same both ways.
 """
 
 from __future__ import annotations
@@ -33,11 +36,15 @@ DETECTORS = ["msp", "maxlogit", "energy", "gen"]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--root", type=Path, required=True, help="folder of the arrays")
     parser.add_argument("--output", type=Path, help="page to write")
-    parser.add_argument("--folder", type=Path, default=Path("results/resnet20"), help="where both results go")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("results/resnet20"), help="where both results go"
+    )
     parser.add_argument("--limit", type=int, help="only the first so many images of each set")
     options = parser.parse_args()
 
@@ -93,7 +100,9 @@ def score_differences(options: argparse.Namespace) -> list[str]:
     theirs, ours = (build_all(DETECTORS, net) for net in nets)
     differing = {}  # in the order found
     for name in ("cifar10_test", *NEAR, *FAR):
-        for batch in EvaluationLoader(load_set(name, options.root), batch_size=256, limit=options.limit):
+        for batch in EvaluationLoader(
+            load_set(name, options.root), batch_size=256, limit=options.limit
+        ):
             with torch.no_grad():
                 first, second = (outputs(net, to_float(batch.images)) for net in nets)
                 for label in theirs:
@@ -108,7 +117,14 @@ def report(found: dict[str, dict[str, Any]], differing: list[str]) -> list[str]:
     for name, results in found.items():
         (accuracy,) = results["classification"]
         auroc = {row["ood"]: row["auroc"] for row in results["rows"] if row["detector"] == "msp"}
-        rows.append([name, accuracy["n"], f"{accuracy['accuracy']:.4f}", *(f"{auroc[ood]:.4f}" for ood in NEAR + FAR)])
+        rows.append(
+            [
+                name,
+                accuracy["n"],
+                f"{accuracy['accuracy']:.4f}",
+                *(f"{auroc[ood]:.4f}" for ood in NEAR + FAR),
+            ]
+        )
     same = f"Detectors {', '.join(DETECTORS)}: every rate and every single score is the same both ways."
     return [
         "The weights of a CIFAR-10 ResNet-20 through `evaluate.py`: as a class of a user's own file with the names of",

@@ -9,18 +9,26 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 Contestants = Mapping[str, Callable[[], object]]
-CLOCK = "processor time" if torch.get_num_threads() == 1 and not torch.cuda.is_available() else "wall time"
+CLOCK = (
+    "processor time"
+    if torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    else "wall time"
+)
 
 
 def now() -> float:
-    """Return seconds: of this process's one thread on the CPU, which other processes hardly disturb, or of the wall."""
+    """Return seconds: of this process's one thread on the CPU, which other processes hardly
+    disturb, or of the wall.
+    """
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.process_time() if CLOCK == "processor time" else time.perf_counter()
 
 
 def interleaved(contestants: Contestants, rounds: int) -> dict[str, list[float]]:
-    """Return the seconds that each took in each round; a first round warms up. The order turns from round to round."""
+    """Return the seconds that each took in each round; a first round warms up. The order turns from
+    round to round.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     names = list(contestants)
     for turn in range(rounds + 1):
@@ -33,7 +41,9 @@ def interleaved(contestants: Contestants, rounds: int) -> dict[str, list[float]]
 
 
 def ratio(seconds: Sequence[float], others: Sequence[float]) -> str:
-    """Return the median over the rounds of how many times as long something took as another, and the range."""
+    """Return the median over the rounds of how many times as long something took as another, and
+    the range.
+    """
     ratios = [own / other for own, other in zip(seconds, others, strict=True)]
     return f"{typical(seconds, others):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
 

@@ -1,6 +1,8 @@
-"""Accuracy on safe spots and under attack around them: the columns of the safe spots paper's Table 1.
+"""Accuracy on safe spots and under attack around them: the columns of the safe spots paper's Table
+1.
 
-    python benchmarks/safe_spot_accuracy.py --weights cifar10_resnet20.th --checkpoint S-FGSM+ADV=last.ckpt \
+    python benchmarks/safe_spot_accuracy.py --weights cifar10_resnet20.th --checkpoint
+        S-FGSM+ADV=last.ckpt \\
         --root ARRAYS --folder runs/safe_spot_accuracy
 
 Finished batches are kept in `--folder`; the same call goes on.
@@ -25,15 +27,26 @@ BUDGETS = {"Linf": 8 / 255, "L2": 0.5}  # the paper's, for the defender and the 
 def main() -> None:
     arguments = parser(__doc__, limit=100, output="docs/results/safe_spot_accuracy.md")
     arguments.add_argument(
-        "--checkpoint", action="append", metavar="NAME=PATH", help="another network; may be repeated"
+        "--checkpoint",
+        action="append",
+        metavar="NAME=PATH",
+        help="another network; may be repeated",
     )
-    arguments.add_argument("--linf", type=float, default=BUDGETS["Linf"], help="radius of both sides in Linf")
-    arguments.add_argument("--l2", type=float, default=BUDGETS["L2"], help="radius of both sides in L2")
+    arguments.add_argument(
+        "--linf", type=float, default=BUDGETS["Linf"], help="radius of both sides in Linf"
+    )
+    arguments.add_argument(
+        "--l2", type=float, default=BUDGETS["L2"], help="radius of both sides in L2"
+    )
     arguments.add_argument("--batch", type=int, default=50)
     chosen = arguments.parse_args()
     nets, radii = networks(chosen), {"Linf": chosen.linf, "L2": chosen.l2}
     starts = range(0, chosen.limit, chosen.batch)
-    parts = Parts(chosen.folder, {**radii, "limit": chosen.limit}, len(nets) * len(radii) * len(METHODS) * len(starts))
+    parts = Parts(
+        chosen.folder,
+        {**radii, "limit": chosen.limit},
+        len(nets) * len(radii) * len(METHODS) * len(starts),
+    )
     right: dict[tuple[str, str, str], list[dict[str, int]]] = {}
     for start in starts:
         size = min(chosen.batch, chosen.limit - start)
@@ -51,10 +64,22 @@ def main() -> None:
 
 
 def measure(
-    net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor, norm: str, radius: float, method: Any
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    indices: Tensor,
+    norm: str,
+    radius: float,
+    method: Any,
 ) -> dict[str, int]:
-    """Return how many images are classified correctly as the defender leaves them and after the attack on them."""
-    spots = images if method is None else safe_spots.search(net, images, radius, norm, method, indices=indices)
+    """Return how many images are classified correctly as the defender leaves them and after the
+    attack on them.
+    """
+    spots = (
+        images
+        if method is None
+        else safe_spots.search(net, images, radius, norm, method, indices=indices)
+    )
     attacked = safe_spots.attack(net, spots, labels, radius, norm, indices=indices)
     with torch.no_grad():
         clean, after = (net(x).argmax(1) == labels for x in (spots, attacked))
@@ -63,10 +88,15 @@ def measure(
 
 
 def write(
-    chosen: Any, nets: list[str], radii: dict[str, float], right: dict[tuple[str, str, str], list[dict[str, int]]]
+    chosen: Any,
+    nets: list[str],
+    radii: dict[str, float],
+    right: dict[tuple[str, str, str], list[dict[str, int]]],
 ) -> None:
     def cell(*key: str) -> str:
-        return "/".join(f"{sum(p[one] for p in right[key]) / chosen.limit:.1%}" for one in ("clean", "attacked"))  # type: ignore[index]
+        return "/".join(
+            f"{sum(p[one] for p in right[key]) / chosen.limit:.1%}" for one in ("clean", "attacked")
+        )  # type: ignore[index]
 
     lines = [
         f"The first {chosen.limit} CIFAR-10 test images. The defender moves each image towards a safe spot of its "

@@ -1,4 +1,6 @@
-"""A callback that notes a digest of every training batch, so that two runs' sampled images can be compared."""
+"""A callback that notes a digest of every training batch, so that two runs' sampled images can be
+compared.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,13 @@ from robust_ood.data import Batch
 
 
 class SampledImages(Callback):
-    """Appends `epoch step digest` to `sampled-RANK.txt` in the run's folder, for the batch as the method gets it."""
+    """Appends `epoch step digest` to `sampled-RANK.txt` in the run's folder, for the batch as the
+    method gets it.
+    """
 
-    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, *_: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Batch, *_: Any
+    ) -> None:
         digest = hashlib.sha256()
         for tensor in (batch.images, batch.labels, batch.outliers, batch.indices):
             digest.update(tensor.cpu().numpy().tobytes())

@@ -1,6 +1,8 @@
-"""What the sanity checks say of every detector of the registry on a CIFAR-10 ResNet-20: of healthy ones, nothing.
+"""What the sanity checks say of every detector of the registry on a CIFAR-10 ResNet-20: of healthy
+ones, nothing.
 
-    python benchmarks/sanity_warnings.py --weights cifar10_resnet20.th --root ARRAYS --folder runs/sanity
+    python benchmarks/sanity_warnings.py --weights cifar10_resnet20.th --root ARRAYS --folder
+    runs/sanity
 
 Finished detectors are kept in `--folder`; the same call goes on.
 """
@@ -51,14 +53,19 @@ def main() -> None:
         "",
         *table(
             ("detector", "seconds", "warnings"),
-            [(name, f"{part['seconds']:.0f}", "<br>".join(part["warnings"]) or "none") for name, part in found.items()],
+            [
+                (name, f"{part['seconds']:.0f}", "<br>".join(part["warnings"]) or "none")
+                for name, part in found.items()
+            ],
         ),
     ]
     write_page(chosen.output, "Sanity checks on real images", lines)
 
 
 def measure(detector: detectors.Detector, inliers: Tensor, outliers: Tensor) -> dict[str, Any]:
-    warnings = sanity.check(detector, inliers, outliers, *REPORTED.values(), name="", limit=len(inliers))
+    warnings = sanity.check(
+        detector, inliers, outliers, *REPORTED.values(), name="", limit=len(inliers)
+    )
     return {"warnings": [warning.removeprefix(": ") for warning in warnings]}
 
 

@@ -1,4 +1,5 @@
-"""Start-up: what `import robust_ood` and the commands' help cost beyond the libraries they stand on.
+"""Start-up: what `import robust_ood` and the commands' help cost beyond the libraries they stand
+on.
 
     python benchmarks/startup.py --output docs/performance/startup.md
 
@@ -34,9 +35,13 @@ ALLOWED = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--processor-time", action="store_true", help="count processor time: for a busy machine")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="count processor time: for a busy machine"
+    )
     parser.add_argument("--output", type=Path, help="Markdown page to write")
     options = parser.parse_args()
     taken: dict[str, list[float]] = {name: [] for name in CALLS}
@@ -45,11 +50,17 @@ def main() -> int:
     rows, failures = [], 0
     libraries = next(iter(taken.values()))[1:]  # the first round read files into the system's cache
     for name, times in taken.items():
-        extra = statistics.median(own - base for own, base in zip(times[1:], libraries, strict=True))
+        extra = statistics.median(
+            own - base for own, base in zip(times[1:], libraries, strict=True)
+        )
         limit = ALLOWED.get(name)
         failures += limit is not None and extra > limit
-        spread = f"{statistics.median(times[1:]):.2f} ({min(times[1:]):.2f} to {max(times[1:]):.2f})"
-        rows.append((f"`{name}`" if " and " not in name else name, spread, f"{extra:+.2f}", limit or ""))
+        spread = (
+            f"{statistics.median(times[1:]):.2f} ({min(times[1:]):.2f} to {max(times[1:]):.2f})"
+        )
+        rows.append(
+            (f"`{name}`" if " and " not in name else name, spread, f"{extra:+.2f}", limit or "")
+        )
         print(*rows[-1], flush=True)
     if options.output:
         clock = "processor time" if options.processor_time else "wall-clock time"
@@ -64,10 +75,18 @@ def main() -> int:
 
 
 def seconds(arguments: tuple[str, ...], processor: bool) -> float:
-    """Return the wall-clock or processor time of a fresh interpreter that is given these arguments."""
+    """Return the wall-clock or processor time of a fresh interpreter that is given these
+    arguments.
+    """
     begin, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if processor:
         return after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime

@@ -1,9 +1,12 @@
-"""Every detector of the registry under the standard suite and under each of its members, on a CIFAR-10 ResNet-20.
+"""Every detector of the registry under the standard suite and under each of its members, on a
+CIFAR-10 ResNet-20.
 
-    python benchmarks/suite_table.py --weights cifar10_resnet20.th --root ARRAYS --folder runs/suite_table
+    python benchmarks/suite_table.py --weights cifar10_resnet20.th --root ARRAYS --folder
+    runs/suite_table
 
-AUROC of CIFAR-10 against CIFAR-100 and SVHN, half each, with both sides attacked; the ALOE paper's attacks as published
-stand beside them. Each detector's numbers are kept in `--folder` when they are done.
+AUROC of CIFAR-10 against CIFAR-100 and SVHN, half each, with both sides attacked; the ALOE paper's
+attacks as published stand beside them. Each detector's numbers are kept in `--folder` when they are
+done.
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ def main() -> None:
     settings = {"radius": chosen.radius, "limit": chosen.limit, "fit": chosen.fit}
     parts = Parts(chosen.folder, settings, len(names))
     inliers, _ = images_of("cifar10_test", chosen.root, chosen.limit, chosen.device)
-    outliers = torch.cat([images_of(name, chosen.root, chosen.limit // 2, chosen.device)[0] for name in OOD])
+    outliers = torch.cat(
+        [images_of(name, chosen.root, chosen.limit // 2, chosen.device)[0] for name in OOD]
+    )
     missing = [name for name in names if not (chosen.folder / f"{name}.json").exists()]
     ready = fitted(missing, net, Sets(chosen.root, chosen.limit, chosen.fit))
     found = {}
@@ -47,25 +52,40 @@ def main() -> None:
     write(chosen, found)
 
 
-def measure(detector: detectors.Detector, inliers: Tensor, outliers: Tensor, radius: float) -> dict[str, Any]:
-    """Return the AUROC clean, under each member, under the suite and under the published attacks, and the wins."""
+def measure(
+    detector: detectors.Detector, inliers: Tensor, outliers: Tensor, radius: float
+) -> dict[str, Any]:
+    """Return the AUROC clean, under each member, under the suite and under the published attacks,
+    and the wins.
+    """
     low, high = under(detector, inliers, radius, 1), under(detector, outliers, radius, -1)
     # A member that has nothing against one side leaves it clean.
     names = list(dict.fromkeys([*low, *high]))
-    areas = {name: auroc(low.get(name, low["clean"]), high.get(name, high["clean"])) for name in names}
+    areas = {
+        name: auroc(low.get(name, low["clean"]), high.get(name, high["clean"])) for name in names
+    }
     return {"auroc": areas, "wins": {"in": wins(low, 1), "out": wins(high, -1)}}
 
 
-def under(detector: detectors.Detector, images: Tensor, radius: float, direction: Direction) -> dict[str, Tensor]:
+def under(
+    detector: detectors.Detector, images: Tensor, radius: float, direction: Direction
+) -> dict[str, Tensor]:
     """Return the worst scores by member; those of the suite are the worst of all members'."""
     suite = standard(radius)
     with evaluating(detector), torch.no_grad():
         worst = {"clean": detector(images)}
         for candidate in suite.on_score(detector, images, direction, torch.arange(len(images))):
             before, found = worst.get(candidate.member, worst["clean"]), detector(candidate.images)
-            worst[candidate.member] = direction * torch.minimum(direction * before, direction * found)
-    worst["suite"] = direction * torch.stack([direction * scores for scores in worst.values()]).amin(0)
-    published = {"published, Alg. 1": aloe_softmax(Linf(radius)), "published, Alg. 2": aloe_mahalanobis(Linf(radius))}
+            worst[candidate.member] = direction * torch.minimum(
+                direction * before, direction * found
+            )
+    worst["suite"] = direction * torch.stack(
+        [direction * scores for scores in worst.values()]
+    ).amin(0)
+    published = {
+        "published, Alg. 1": aloe_softmax(Linf(radius)),
+        "published, Alg. 2": aloe_mahalanobis(Linf(radius)),
+    }
     for name, attack in published.items():
         worst[name] = attack_score(detector, images, attack, direction).values
     return {name: scores.cpu() for name, scores in worst.items()}
@@ -100,7 +120,10 @@ def write(chosen: Any, found: dict[str, dict[str, Any]]) -> None:
         "",
         *table(
             ("detector", *columns),
-            [(name, *(_number(found[name]["auroc"].get(column)) for column in columns)) for name in order],
+            [
+                (name, *(_number(found[name]["auroc"].get(column)) for column in columns))
+                for name in order
+            ],
         ),
         "Which member found the kept image, inliers + outliers (of equals, the first member counts):",
         "",

@@ -1,4 +1,5 @@
-"""A network as a user brings it: CIFAR ResNet-20 (He et al. 2016) under the layer names of the widespread weights.
+"""A network as a user brings it: CIFAR ResNet-20 (He et al. 2016) under the layer names of the
+widespread weights.
 
 It knows nothing of this project and wants normalised images, as such code usually does.
 """

@@ -1,11 +1,12 @@
-"""Time of a training step through `train.py` and in a bare hand-written loop of the same mathematics, step by step.
+"""Time of a training step through `train.py` and in a bare hand-written loop of the same
+mathematics, step by step.
 
     python benchmarks/training_step.py --output docs/performance/training_step.md
     python benchmarks/training_step.py --all --device cuda
 
-The real command runs with its loader, augmentation, optimiser, schedule, callbacks, progress bar and loggers; after
-each of its steps the bare loop takes one, on the same network, batch sizes, attack and precision. So each ratio
-compares neighbours.
+The real command runs with its loader, augmentation, optimiser, schedule, callbacks, progress bar
+and loggers; after each of its steps the bare loop takes one, on the same network, batch sizes,
+attack and precision. So each ratio compares neighbours.
 """
 
 from __future__ import annotations
@@ -32,15 +33,21 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     cases = f"METHOD:NETWORK; methods {', '.join(METHODS)}; networks {', '.join(NETWORKS)}"
     parser.add_argument("--cases", nargs="+", default=list(USUAL), help=cases)
     parser.add_argument("--all", action="store_true", help="every method on every network")
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
-    parser.add_argument("--batch-size", type=int, default=32, help="inliers; twice as many outliers")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, help="inliers; twice as many outliers"
+    )
     parser.add_argument("--steps", type=int, default=12, help="pairs of steps that count")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--processor-time", action="store_true", help="count processor time: for a busy machine")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="count processor time: for a busy machine"
+    )
     parser.add_argument("--output", type=Path, default=None, help="Markdown page to write")
     options = parser.parse_args()
     if options.all:
@@ -51,13 +58,27 @@ def main() -> None:
         for precision in options.precisions:
             stack, bare = measure(*case.split(":"), precision == "bfloat16", options)
             usual = usual or statistics.median(stack)
-            rows.append([*case.split(":"), precision, *summary(stack, bare), f"{usual / statistics.median(stack):.2f}"])
+            rows.append(
+                [
+                    *case.split(":"),
+                    precision,
+                    *summary(stack, bare),
+                    f"{usual / statistics.median(stack):.2f}",
+                ]
+            )
             print(*rows[-1], flush=True)
     if options.output:
-        write_page(options.output, "Training steps against a bare loop", report(rows, options), "pytorch-lightning")
+        write_page(
+            options.output,
+            "Training steps against a bare loop",
+            report(rows, options),
+            "pytorch-lightning",
+        )
 
 
-def measure(method: str, network: str, bfloat16: bool, options: argparse.Namespace) -> tuple[list[float], list[float]]:
+def measure(
+    method: str, network: str, bfloat16: bool, options: argparse.Namespace
+) -> tuple[list[float], list[float]]:
     """Return the seconds of each step through the command, and of the bare loop's step after it."""
     steps, size = options.steps + WARM_UP, options.batch_size
     with tempfile.TemporaryDirectory() as name:

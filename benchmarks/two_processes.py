@@ -1,9 +1,10 @@
-"""A training step in two processes (DDP, gloo) against one process, with the same images in a step and the same cores.
+"""A training step in two processes (DDP, gloo) against one process, with the same images in a step
+and the same cores.
 
     python benchmarks/two_processes.py --output docs/performance/two_processes.md
 
-One process computes with two threads; two processes compute with one thread each, on half the batch each, and average
-their gradients. Fresh runs of the real command take turns.
+One process computes with two threads; two processes compute with one thread each, on half the batch
+each, and average their gradients. Fresh runs of the real command take turns.
 """
 
 from __future__ import annotations
@@ -24,17 +25,24 @@ WARM_UP = 3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     cases = f"METHOD:NETWORK; methods {', '.join(METHODS)}; networks {', '.join(NETWORKS)}"
     parser.add_argument("--cases", nargs="+", default=["oe:WRN-16-2", "aloe:WRN-16-2"], help=cases)
-    parser.add_argument("--batch-size", type=int, default=64, help="inliers of a step, over all processes")
+    parser.add_argument(
+        "--batch-size", type=int, default=64, help="inliers of a step, over all processes"
+    )
     parser.add_argument("--steps", type=int, default=10, help="steps of a run that count")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each kind")
     parser.add_argument("--output", type=Path, help="Markdown page to write")
     options = parser.parse_args()
     rows = []
     for case in options.cases:
-        runs = [[step_time(case, processes, options) for processes in (1, 2)] for _ in range(options.rounds)]
+        runs = [
+            [step_time(case, processes, options) for processes in (1, 2)]
+            for _ in range(options.rounds)
+        ]
         ratios = [two / one for one, two in runs]
         times = [f"{1e3 * statistics.median(column):.0f}" for column in zip(*runs, strict=True)]
         spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
@@ -62,7 +70,12 @@ def step_time(case: str, processes: int, options: argparse.Namespace) -> float:
         write_arrays(folder, options.batch_size, steps + 1)
         size = options.batch_size // processes
         arguments = command_arguments(*case.split(":"), False, folder, size, "cpu", processes)
-        times = ["--trainer.callbacks.file", str(folder / "times.json"), "--trainer.max_steps", str(steps)]
+        times = [
+            "--trainer.callbacks.file",
+            str(folder / "times.json"),
+            "--trainer.max_steps",
+            str(steps),
+        ]
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(2 // processes),

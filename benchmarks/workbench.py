@@ -1,4 +1,6 @@
-"""What the scripts on given networks and arrays share: both, and parts that are not computed twice."""
+"""What the scripts on given networks and arrays share: both, and parts that are not computed
+twice.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,26 @@ from robust_ood.data import load_set, to_float
 from robust_ood.models import ThinResNet, load_network, load_weights
 from robust_ood.writing import replace_file
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what the ResNet-20's weights were trained with
+MEAN, STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # what the ResNet-20's weights were trained with
 NEAR, FAR = ("cifar100_test", "tinyimagenet_val"), ("svhn_test", "dtd10", "miniplaces_test")
 
 
 def parser(doc: str | None, *, limit: int, output: str) -> argparse.ArgumentParser:
     """Return a parser with the arguments that the scripts have in common."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("--weights", type=Path, help="weights of the CIFAR-10 ResNet-20")
     made.add_argument("--root", type=Path, required=True, help="folder of the arrays")
-    made.add_argument("--folder", type=Path, required=True, help="where finished parts are kept; the same call goes on")
+    made.add_argument(
+        "--folder",
+        type=Path,
+        required=True,
+        help="where finished parts are kept; the same call goes on",
+    )
     made.add_argument("--output", type=Path, default=Path(output), help="Markdown page to write")
     made.add_argument("--limit", type=int, default=limit, help="images of each set")
     made.add_argument("--device", default="cpu")
@@ -34,11 +46,15 @@ def parser(doc: str | None, *, limit: int, output: str) -> argparse.ArgumentPars
 
 def resnet20(weights: Path) -> nn.Module:
     """Return the CIFAR-10 ResNet-20 with the given weights."""
-    return load_weights(ThinResNet(mean=MEAN, std=STD), weights, key_map={"linear.": "head."}).eval()
+    return load_weights(
+        ThinResNet(mean=MEAN, std=STD), weights, key_map={"linear.": "head."}
+    ).eval()
 
 
 def networks(options: argparse.Namespace) -> dict[str, nn.Module]:
-    """Return the ResNet-20 of `--weights` and the networks of each `--checkpoint NAME=PATH`, on `--device`."""
+    """Return the ResNet-20 of `--weights` and the networks of each `--checkpoint NAME=PATH`, on
+    `--device`.
+    """
     found = {"ResNet-20": resnet20(options.weights)} if options.weights else {}
     for given in getattr(options, "checkpoint", None) or []:
         name, _, path = given.partition("=")
@@ -51,8 +67,12 @@ def networks(options: argparse.Namespace) -> dict[str, nn.Module]:
     }
 
 
-def images_of(spec: str, root: Path, limit: int, device: str = "cpu", first: int = 0) -> tuple[Tensor, Tensor]:
-    """Return the images `(N, 3, 32, 32)` in [0, 1] and labels `(N,)` of a set, `limit` of them from `first` on."""
+def images_of(
+    spec: str, root: Path, limit: int, device: str = "cpu", first: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Return the images `(N, 3, 32, 32)` in [0, 1] and labels `(N,)` of a set, `limit` of them from
+    `first` on.
+    """
     chosen = load_set(spec, root)
     indices = torch.arange(first, min(first + limit, len(chosen)))
     images = to_float(chosen.read(indices)).contiguous(memory_format=torch.channels_last)
@@ -74,11 +94,15 @@ class Parts:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "settings.json"
         if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(settings)):
-            raise SystemExit(f"--folder: {folder} holds parts made under other settings; give another or delete it")
+            raise SystemExit(
+                f"--folder: {folder} holds parts made under other settings; give another or delete it"
+            )
         replace_file(path, json.dumps(settings, indent=1))
 
     def __call__(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return the part of that name, with the `seconds` it took; `make` makes it where it is not there yet."""
+        """Return the part of that name, with the `seconds` it took; `make` makes it where it is not
+        there yet.
+        """
         path = self.folder / f"{name}.json"
         self.seen += 1
         if path.exists():
@@ -90,5 +114,8 @@ class Parts:
         replace_file(path, json.dumps(part))
         self.made += 1
         left = (time.perf_counter() - self.begin) / self.made * (self.total - self.seen)
-        print(f"[{self.seen}/{self.total}] {name}: {part['seconds']:.0f} s, about {left / 60:.0f} min left", flush=True)
+        print(
+            f"[{self.seen}/{self.total}] {name}: {part['seconds']:.0f} s, about {left / 60:.0f} min left",
+            flush=True,
+        )
         return part

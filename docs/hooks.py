@@ -1,7 +1,10 @@
-"""What mkdocs does on the way: the navigation follows the pages that are there, links into the repository are checked.
+"""What mkdocs does on the way: the navigation follows the pages that are there, links into the
+repository are checked.
 
-A page may link to a file of the repository, as forges show it (`../configs/data/cifar10.yaml`). The site does not hold
-those: such a link becomes the file's name. A missing file is a warning, which `mkdocs build --strict` makes an error.
+A page may link to a file of the repository, as forges show it (`../configs/data/cifar10.yaml`). The
+site does not hold
+those: such a link becomes the file's name. A missing file is a warning, which `mkdocs build
+--strict` makes an error.
 """
 
 from __future__ import annotations
@@ -30,21 +33,28 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         if target.is_relative_to(docs) or not target.is_relative_to(docs.parent):
             return found[0]
         if not target.exists():
-            log.warning("%s links to %s, which is not in the repository", page.file.src_uri, found["path"])
+            log.warning(
+                "%s links to %s, which is not in the repository", page.file.src_uri, found["path"]
+            )
         name = target.relative_to(docs.parent).as_posix()
         return found["text"] if name in found["text"] else f"{found['text']} (`{name}`)"
 
-    return re.sub(r"(?<!!)\[(?P<text>[^\]]+)\]\((?P<path>\.\.?/[^)#:]+)(#[^)]*)?\)", named, markdown)
+    return re.sub(
+        r"(?<!!)\[(?P<text>[^\]]+)\]\((?P<path>\.\.?/[^)#:]+)(#[^)]*)?\)", named, markdown
+    )
 
 
 def on_post_build(config: Any) -> None:
-    """Warn of a public name that the reference does not describe: one without a docstring, or of no page."""
+    """Warn of a public name that the reference does not describe: one without a docstring, or of no
+    page.
+    """
     site = Path(config.site_dir) / "reference"
     pages = "".join(page.read_text() for page in site.glob("*.html"))
     table = (Path(config.docs_dir) / "reference" / "index.md").read_text()
     for module, names in re.findall(r"^\| `(robust_ood\.[\w.]+)` \| (.+) \|$", table, re.MULTILINE):
         for name in re.findall(r"`(\w+)`", names):
-            # A function of its module's name hides it: `robust_ood.models.wrap` is described under `wrap.wrap`.
+            # A function of its module's name hides it: `robust_ood.models.wrap` is described under
+            # `wrap.wrap`.
             if not re.search(rf'id="{module}(\.{name})?\.{name}"', pages):
                 log.warning("the reference does not describe %s.%s", module, name)
 
@@ -56,7 +66,9 @@ def _present(entries: list[Any], docs: Path) -> list[Any]:
         if isinstance(place, list):
             inside: Any = _present(place, docs)
         elif (docs / place).is_dir():
-            pages = sorted((docs / place).rglob("*.md"), key=lambda path: (path.name != "index.md", path))
+            pages = sorted(
+                (docs / place).rglob("*.md"), key=lambda path: (path.name != "index.md", path)
+            )
             inside = [path.relative_to(docs).as_posix() for path in pages]
         else:
             inside = place if (docs / place).is_file() else []

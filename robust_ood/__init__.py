@@ -6,7 +6,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robust_ood import attacks, callbacks, data, detectors, losses, metrics, models, safe_spots, training
+    from robust_ood import (
+        attacks,
+        callbacks,
+        data,
+        detectors,
+        losses,
+        metrics,
+        models,
+        safe_spots,
+        training,
+    )
     from robust_ood.evaluation import evaluate
     from robust_ood.perturb import minimize
     from robust_ood.regions import L2, Linf, Unbounded
@@ -38,10 +48,16 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for: torch and Lightning take seconds, which `--help` does without."""
+    """Import what is asked for when it is asked for: torch and Lightning take seconds, which
+    `--help` does without.
+    """
     if name not in __all__:
         raise AttributeError(f"module 'robust_ood' has no attribute {name!r}")
-    found = getattr(import_module(_PLACES[name]), name) if name in _PLACES else import_module(f"robust_ood.{name}")
+    found = (
+        getattr(import_module(_PLACES[name]), name)
+        if name in _PLACES
+        else import_module(f"robust_ood.{name}")
+    )
     globals()[name] = found
     return found
 

@@ -7,23 +7,31 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave. Its message is one line that names the field, the value and what is accepted.
+    """A mistake in what the user gave. Its message is one line that names the field, the value and
+    what is accepted.
 
-    The commands print that line and end with exit code 2; from Python it is an ordinary `ValueError`.
+    The commands print that line and end with exit code 2; from Python it is an ordinary
+    `ValueError`.
     """
 
 
 def unknown_name(field: str, name: str, known: Iterable[str]) -> UserError:
     """Return the error for a name that is not registered, with the nearest known name."""
     known = sorted(known)
-    return UserError(f"{field}: unknown name {name!r}; {_hint(name, known)}known: {', '.join(known) or 'none'}")
+    return UserError(
+        f"{field}: unknown name {name!r}; {_hint(name, known)}known: {', '.join(known) or 'none'}"
+    )
 
 
 def unknown_setting(field: str, known: Iterable[str]) -> UserError:
-    """Return the error for a setting that does not exist, given by its dotted name, with the nearest known one."""
+    """Return the error for a setting that does not exist, given by its dotted name, with the
+    nearest known one.
+    """
     known = sorted(known)
     return UserError(
-        f"{field}: unknown setting; {_hint(field, known) or 'known: ' + ', '.join(known[:20]) + '; '}".rstrip("; ")
+        f"{field}: unknown setting; {_hint(field, known) or 'known: ' + ', '.join(known[:20]) + '; '}".rstrip(
+            "; "
+        )
     )
 
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 @contextmanager
 def mode(*modules: nn.Module, training: bool) -> Iterator[None]:
-    """Set every submodule to train or eval mode inside the block, and restore each one's own flag after it.
+    """Set every submodule to train or eval mode inside the block, and restore each one's own flag
+    after it.
 
-    Lightning, frozen BatchNorm layers and dropout all rely on flags that differ between submodules, so restoring
-    the root's flag alone would silently change the network.
+    Lightning, frozen BatchNorm layers and dropout all rely on flags that differ between submodules,
+    so restoring the root's flag alone would silently change the network.
     """
     flags = [(part, part.training) for module in modules for part in module.modules()]
     try:
@@ -28,23 +29,29 @@ def mode(*modules: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Set every submodule to eval mode inside the block, and restore each one's own flag after it."""
+    """Set every submodule to eval mode inside the block, and restore each one's own flag after
+    it.
+    """
     with mode(*modules, training=False):
         yield
 
 
 @contextmanager
 def differentiating() -> Iterator[None]:
-    """Allow gradients inside the block, whatever surrounds it: `no_grad`, or Lightning's `inference_mode`."""
+    """Allow gradients inside the block, whatever surrounds it: `no_grad`, or Lightning's
+    `inference_mode`.
+    """
     if torch.is_inference_mode_enabled():
-        # Autocast remembers the weights it has cast; older PyTorch remembers inference tensors, too.
+        # Autocast remembers the weights it has cast; older PyTorch remembers inference tensors,
+        # too.
         torch.clear_autocast_cache()
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 def ordinary(tensor: Tensor) -> Tensor:
-    """Return the tensor, of any shape, detached, as autograd accepts it: one made under `inference_mode` is copied.
+    """Return the tensor, of any shape, detached, as autograd accepts it: one made under
+    `inference_mode` is copied.
 
     The copy is made outside that mode: inside, it would be an inference tensor again.
     """

@@ -1,8 +1,9 @@
 """The engine: the only loop in the package that takes gradient steps on images.
 
-Attacks on detectors and classifiers, adversarial training, ODIN, PRO and the safe-spot search are all calls of
-`minimize`. It knows no labels, no networks and no detectors: an objective is any callable from images to one value
-per image, and the engine makes that value small. Whoever wants it large negates it.
+Attacks on detectors and classifiers, adversarial training, ODIN, PRO and the safe-spot search are
+all calls of `minimize`. It knows no labels, no networks and no detectors: an objective is any
+callable from images to one value per image, and the engine makes that value small. Whoever wants it
+large negates it.
 """
 
 from __future__ import annotations
@@ -24,11 +25,15 @@ Objective = Callable[[Tensor], Tensor]
 """Images `(N, C, H, W)` to one value per image `(N,)`, images independent of each other."""
 
 JudgedObjective = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""The same with a second value per image from the same pass, `(N,)`, by which the best iterate is chosen."""
+"""The same with a second value per image from the same pass, `(N,)`, by which the best iterate is
+chosen.
+"""
 
 
 class Trace(NamedTuple):
-    """What happened at the start and after each step: values and sizes of the perturbation, each `(steps + 1, N)`."""
+    """What happened at the start and after each step: values and sizes of the perturbation, each
+    `(steps + 1, N)`.
+    """
 
     values: Tensor
     linf: Tensor
@@ -38,9 +43,9 @@ class Trace(NamedTuple):
 class Minimum(NamedTuple):
     """Where the engine ended.
 
-    images: `(N, C, H, W)`, detached. values: the kept images' values `(N,)` by the judge (by the objective where there
-    is none), or None with `keep="last"`, which does not spend a forward pass on them. last: the last iterate, whatever
-    was kept. trace: None unless asked for.
+    images: `(N, C, H, W)`, detached. values: the kept images' values `(N,)` by the judge (by the
+    objective where there is none), or None with `keep="last"`, which does not spend a forward pass
+    on them. last: the last iterate, whatever was kept. trace: None unless asked for.
     """
 
     images: Tensor
@@ -65,30 +70,34 @@ def minimize(
     """Search, for each image, the point of its region where the objective is smallest.
 
     Args:
-        objective: callable to minimise, `(N, C, H, W)` in [0, 1] to `(N,)`; differentiable. It may give a pair: what is
-            minimised, and what `"best"` is measured by, which then costs no pass of its own.
+        objective: callable to minimise, `(N, C, H, W)` in [0, 1] to `(N,)`; differentiable. It may
+            give a pair: what is minimised, and what `"best"` is measured by, which then costs no
+            pass of its own.
         images: clean images `(N, C, H, W)`, the region's centres.
         region: the allowed set, `Linf(8/255)`, `L2(0.5)` or `Unbounded()`.
         steps: number of gradient steps, >= 1.
-        step_size: size of a step in the region's norm, in pixel fractions; a tensor must broadcast over the images.
+        step_size: size of a step in the region's norm, in pixel fractions; a tensor must broadcast
+            over the images.
         rule: how a gradient becomes a step, `Steepest()` by default.
         start: first iterate, projected into the region; the clean images by default.
-        keep: `"best"` returns each image's best iterate out of the steps + 1 seen, start included; `"last"` the final
-            one, and saves one forward pass.
-        judge: what `"best"` is measured by where that is not the objective's to give (the true score, while the
-            objective is its differentiable stand-in); evaluated without gradient at every iterate.
+        keep: `"best"` returns each image's best iterate out of the steps + 1 seen, start included;
+            `"last"` the final one, and saves one forward pass.
+        judge: what `"best"` is measured by where that is not the objective's to give (the true
+            score, while the objective is its differentiable stand-in); evaluated without gradient
+            at every iterate.
         trace: also record values and perturbation sizes at every iterate.
 
     Returns:
         a `Minimum`: images, values, trace.
 
     Raises:
-        UserError: no steps, an unknown `keep`, an objective that does not give one value per image, or one without
-            gradient.
+        UserError: no steps, an unknown `keep`, an objective that does not give one value per image,
+            or one without gradient.
 
-    Nothing is left behind: parameter gradients and flags are untouched, no random number is drawn, and it works under
-    `no_grad`, `inference_mode` and autocast. Under float16 autocast the objective is scaled, image by image, before
-    differentiation, because small input gradients would underflow to steps of size zero.
+    Nothing is left behind: parameter gradients and flags are untouched, no random number is drawn,
+    and it works under `no_grad`, `inference_mode` and autocast. Under float16 autocast the
+    objective is scaled, image by image, before differentiation, because small input gradients would
+    underflow to steps of size zero.
     """
     if not isinstance(steps, int) or steps < 1:
         raise UserError(f"steps: {steps!r} is not a number of gradient steps >= 1")
@@ -108,24 +117,31 @@ def minimize(
             with torch.no_grad():
                 # A judge alone decides, and then nobody needs the objective's value.
                 unseen = judge is not None and not trace
-                recorder.see(current, *((None, None) if unseen else both_values(objective(current))))
+                recorder.see(
+                    current, *((None, None) if unseen else both_values(objective(current)))
+                )
         return recorder.result(current)
 
 
 def both_values(found: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return what is minimised and what the best is measured by, one and the same where the objective gave one."""
+    """Return what is minimised and what the best is measured by, one and the same where the
+    objective gave one.
+    """
     return found if isinstance(found, tuple) else (found, found)
 
 
 class _Differentiator:
-    """Values and input gradients of an objective, with dynamic scaling where half precision needs it."""
+    """Values and input gradients of an objective, with dynamic scaling where half precision needs
+    it.
+    """
 
     def __init__(self, objective: Objective | JudgedObjective, like: Tensor) -> None:
         self.objective = objective
         kind = like.device.type
         half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
         self.scale = like.new_full((len(like),), 2.0**10) if half else None  # (N,)
-        # The scale doubles after each step up to here: a value's own gradient of 2^16 would overflow float16.
+        # The scale doubles after each step up to here: a value's own gradient of 2^16 would
+        # overflow float16.
         self.limit = like.new_full((len(like),), 2.0**15)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,16 +167,20 @@ class _Differentiator:
         return values.detach(), judged.detach(), self._unscale(gradient)
 
     def _unscale(self, gradient: Tensor) -> Tensor:
-        # A non-finite entry would turn its pixel into NaN for good; zero leaves the pixel where it is for this step.
+        # A non-finite entry would turn its pixel into NaN for good; zero leaves the pixel where it
+        # is for this step.
         finite = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
         if self.scale is None:
             return finite
         used = self.scale
         overflowed = ~gradient.isfinite().flatten(1).all(1)  # (N,), stays on the device
-        # A scale that overflowed once is not tried again, because each overflow costs a step. Nor may the scale reach
-        # zero where an objective's gradient is never finite: 0 / 0 would turn every pixel into NaN.
+        # A scale that overflowed once is not tried again, because each overflow costs a step. Nor
+        # may the scale reach zero where an objective's gradient is never finite: 0 / 0 would turn
+        # every pixel into NaN.
         self.limit = torch.where(overflowed, used / 2, self.limit).clamp_min(2.0**-15)
-        self.scale = torch.minimum(torch.where(overflowed, used / 16, used * 2).clamp_min(2.0**-15), self.limit)
+        self.scale = torch.minimum(
+            torch.where(overflowed, used / 16, used * 2).clamp_min(2.0**-15), self.limit
+        )
         return finite / used.view(-1, 1, 1, 1)
 
 
@@ -189,5 +209,13 @@ class _Recorder:
             self.rows.append((values, flat.abs().amax(1), torch.linalg.vector_norm(flat, dim=1)))
 
     def result(self, last: Tensor) -> Minimum:
-        trace = Trace(*(torch.stack(column) for column in zip(*self.rows, strict=True))) if self.traced else None
-        return Minimum(self.images, self.values, last, trace) if self.best else Minimum(last, None, last, trace)
+        trace = (
+            Trace(*(torch.stack(column) for column in zip(*self.rows, strict=True)))
+            if self.traced
+            else None
+        )
+        return (
+            Minimum(self.images, self.values, last, trace)
+            if self.best
+            else Minimum(last, None, last, trace)
+        )

@@ -1,4 +1,5 @@
-"""`make quickstart`: an ordinary detector collapses under attack, a robust one does not, on real images, in minutes.
+"""`make quickstart`: an ordinary detector collapses under attack, a robust one does not, on real
+images, in minutes.
 
 It runs the same commands that a user runs, one after the other, and puts their results together.
 """
@@ -22,11 +23,17 @@ METHODS = ("oe", "aloe")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train OE and ALOE on the embedded digits, evaluate both under one attack, and return the exit code."""
-    parser = argparse.ArgumentParser(description="Train and attack an ordinary and a robust detector.")
+    """Train OE and ALOE on the embedded digits, evaluate both under one attack, and return the exit
+    code.
+    """
+    parser = argparse.ArgumentParser(
+        description="Train and attack an ordinary and a robust detector."
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"))
     parser.add_argument(
-        "--short", action="store_true", help="a few steps and images: whether it runs, not what it shows"
+        "--short",
+        action="store_true",
+        help="a few steps and images: whether it runs, not what it shows",
     )
     options = parser.parse_args(arguments)
     try:
@@ -57,14 +64,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_results(results, console)
     console.print(_verdict(results))
     console.print(f"wrote {options.output / 'results.json'} and {options.output / 'results.csv'}")
-    page = write_report([options.output / method for method in METHODS], options.output / "report.html")
+    page = write_report(
+        [options.output / method for method in METHODS], options.output / "report.html"
+    )
     console.print(f"wrote {page}: open it in a browser")
     return 0
 
 
 def _verdict(results: Results) -> str:
     """Say in a sentence each what happened to MSP on the far photograph."""
-    rows = {(r.model, r.attacked): r for r in results.rows if r.detector == "msp" and r.ood == "flower-patches"}
+    rows = {
+        (r.model, r.attacked): r
+        for r in results.rows
+        if r.detector == "msp" and r.ood == "flower-patches"
+    }
     return "\n".join(
         f"{m.upper()} with MSP on photograph patches: AUROC {rows[m.upper(), 'none'].auroc:.3f} clean, "
         f"{rows[m.upper(), 'both'].auroc:.3f} with inliers and outliers attacked"

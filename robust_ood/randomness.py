@@ -1,7 +1,8 @@
 """Stateless randomness: every draw is a pure function of what it is for.
 
-Nothing in the package keeps a random state from one step to the next. A run that is resumed anywhere therefore draws
-what the run never stopped would have drawn, and an evaluation does not depend on how its images were batched.
+Nothing in the package keeps a random state from one step to the next. A run that is resumed
+anywhere therefore draws what the run never stopped would have drawn, and an evaluation does not
+depend on how its images were batched.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ Key = int | str
 
 
 def derive_seed(seed: int, *keys: Key) -> int:
-    """Return a 63-bit seed that is a pure function of `seed` and `keys`; different keys give unrelated seeds.
+    """Return a 63-bit seed that is a pure function of `seed` and `keys`; different keys give
+    unrelated seeds.
 
-    Keys are hashed with their type and separated, so `("a", 1)`, `("a1",)` and `("a", "1")` differ. The hash is
-    BLAKE2, which is the same on every machine and Python version (Python's own `hash` is not).
+    Keys are hashed with their type and separated, so `("a", 1)`, `("a1",)` and `("a", "1")` differ.
+    The hash is BLAKE2, which is the same on every machine and Python version (Python's own `hash`
+    is not).
     """
     text = repr((int(seed), *keys)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
@@ -36,10 +39,11 @@ def generator(seed: int, *keys: Key, device: torch.device | str = "cpu") -> torc
 
 
 def seed_torch(seed: int, *keys: Key, device: torch.device) -> None:
-    """Seed torch's own generators of the CPU and of the device: dropout, which takes no other, draws from them.
+    """Seed torch's own generators of the CPU and of the device: dropout, which takes no other,
+    draws from them.
 
-    What `torch.manual_seed` does, but for its noting a stack trace for each kind of device that the machine has not:
-    that takes a millisecond.
+    What `torch.manual_seed` does, but for its noting a stack trace for each kind of device that the
+    machine has not: that takes a millisecond.
     """
     value = derive_seed(seed, *keys)
     torch.default_generator.manual_seed(value)
@@ -48,5 +52,7 @@ def seed_torch(seed: int, *keys: Key, device: torch.device) -> None:
 
 
 def generators(seed: int, *keys: Key, indices: Iterable[int]) -> list[torch.Generator]:
-    """Return one CPU generator for each sample index: an image's draws then do not depend on its batch or device."""
+    """Return one CPU generator for each sample index: an image's draws then do not depend on its
+    batch or device.
+    """
     return [generator(seed, *keys, int(index)) for index in indices]

@@ -1,8 +1,9 @@
 """Where an attack may go: the set of allowed images around each clean image.
 
-A region answers three questions about its geometry - how to come back into it (`project`), how to draw a point of it
-(`sample`) and which unit step climbs a linear function fastest (`steepest`) - and measures perturbations (`norm`).
-Every region is intersected with the range of valid pixels, `[0, 1]`, unless `clip=False`.
+A region answers three questions about its geometry - how to come back into it (`project`), how to
+draw a point of it (`sample`) and which unit step climbs a linear function fastest (`steepest`) -
+and measures perturbations (`norm`). Every region is intersected with the range of valid pixels,
+`[0, 1]`, unless `clip=False`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from robust_ood.errors import UserError, unknown_name
 
 
 class Fraction(float):
-    """A finite number that may be written as a fraction, as in `Fraction("8/255")`: what configs give as a radius.
+    """A finite number that may be written as a fraction, as in `Fraction("8/255")`: what configs
+    give as a radius.
 
     Raises: `UserError` for anything else, naming `field`.
     """
@@ -33,7 +35,9 @@ class Fraction(float):
         except (ValueError, ZeroDivisionError):
             number = math.nan
         if not math.isfinite(number):
-            raise UserError(f"{field}: {value!r} is not a finite number or a fraction such as 8/255")
+            raise UserError(
+                f"{field}: {value!r} is not a finite number or a fraction such as 8/255"
+            )
         return super().__new__(cls, number)
 
 
@@ -46,7 +50,9 @@ Generators = torch.Generator | Sequence[torch.Generator]
 
 
 def _draw(shape: tuple[int, ...], generators: Generators, like: Tensor, *, normal: bool) -> Tensor:
-    """Draw `(N, *shape)` noise for the N images `like`: from one generator for all, or from one for each image."""
+    """Draw `(N, *shape)` noise for the N images `like`: from one generator for all, or from one for
+    each image.
+    """
     draw = torch.randn if normal else torch.rand
     if isinstance(generators, torch.Generator):
         noise = draw((len(like), *shape), generator=generators, device=generators.device)
@@ -59,7 +65,9 @@ def _draw(shape: tuple[int, ...], generators: Generators, like: Tensor, *, norma
 
 @dataclass(frozen=True)
 class Region(ABC):
-    """A set around each image of a batch. Images and perturbations are `(N, C, H, W)` in pixel fractions."""
+    """A set around each image of a batch. Images and perturbations are `(N, C, H, W)` in pixel
+    fractions.
+    """
 
     radius: float | Fraction = math.inf
     clip: bool = True
@@ -68,16 +76,22 @@ class Region(ABC):
     def __post_init__(self) -> None:
         object.__setattr__(self, "radius", float(Fraction(self.radius)))
         if self.radius < 0:
-            raise UserError(f"radius: {self.radius} is negative; a radius is >= 0 in pixel fractions")
+            raise UserError(
+                f"radius: {self.radius} is negative; a radius is >= 0 in pixel fractions"
+            )
 
     def scaled(self, factor: float) -> Region:
-        """Return the region of `factor` times the radius, or of the largest one that it may have."""
+        """Return the region of `factor` times the radius, or of the largest one that it may
+        have.
+        """
         return replace(self, radius=factor * self.radius)
 
     def project(self, images: Tensor, center: Tensor) -> Tensor:
-        """Return the nearest allowed images around `center` (for L2 with `clip`, a point of both sets, in one pass).
+        """Return the nearest allowed images around `center` (for L2 with `clip`, a point of both
+        sets, in one pass).
 
-        Clipping after the ball keeps the ball: `center` is a valid image, so no coordinate moves away from it.
+        Clipping after the ball keeps the ball: `center` is a valid image, so no coordinate moves
+        away from it.
         """
         inside = self._onto_ball(images, center)
         return inside.clamp_(0, 1) if self.clip else inside
@@ -92,7 +106,9 @@ class Region(ABC):
 
     @abstractmethod
     def steepest(self, gradient: Tensor) -> Tensor:
-        """Return the step of unit size along which a linear function with this gradient grows fastest."""
+        """Return the step of unit size along which a linear function with this gradient grows
+        fastest.
+        """
 
     @abstractmethod
     def norm(self, perturbation: Tensor) -> Tensor:
@@ -101,7 +117,9 @@ class Region(ABC):
 
 @dataclass(frozen=True)
 class Linf(Region):
-    """All images whose pixels differ by at most `radius`; written `Linf(8/255)` or `Linf("8/255")`."""
+    """All images whose pixels differ by at most `radius`; written `Linf(8/255)` or
+    `Linf("8/255")`.
+    """
 
     radius: float | Fraction
     clip: bool = True
@@ -110,11 +128,17 @@ class Linf(Region):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.radius > 1 and self.clip:
-            raise UserError(f"radius: {self.radius} is more than the whole pixel range, 1; 8 of 255 is '8/255'")
+            raise UserError(
+                f"radius: {self.radius} is more than the whole pixel range, 1; 8 of 255 is '8/255'"
+            )
 
     def scaled(self, factor: float) -> Linf:
-        """Return the region of `factor` times the radius; where pixels are clipped, no more than their whole range."""
-        return replace(self, radius=min(factor * self.radius, 1.0) if self.clip else factor * self.radius)
+        """Return the region of `factor` times the radius; where pixels are clipped, no more than
+        their whole range.
+        """
+        return replace(
+            self, radius=min(factor * self.radius, 1.0) if self.clip else factor * self.radius
+        )
 
     def _onto_ball(self, images: Tensor, center: Tensor) -> Tensor:
         return torch.clamp(images, min=center - self.radius, max=center + self.radius)
@@ -135,7 +159,9 @@ class Linf(Region):
 
 @dataclass(frozen=True)
 class L2(Region):
-    """All images at a Euclidean distance of at most `radius`, over all channels and pixels together."""
+    """All images at a Euclidean distance of at most `radius`, over all channels and pixels
+    together.
+    """
 
     radius: float | Fraction
     clip: bool = True
@@ -150,7 +176,8 @@ class L2(Region):
     def sample(self, center: Tensor, generators: Generators) -> Tensor:
         """Draw uniformly from the ball around each image, then clip.
 
-        The first D coordinates of a uniform point on the sphere in D + 2 dimensions are uniform in the D-ball.
+        The first D coordinates of a uniform point on the sphere in D + 2 dimensions are uniform in
+        the D-ball.
         """
         dimensions = math.prod(center.shape[1:])
         sphere = _draw((dimensions + 2,), generators, center, normal=True)  # (N, D + 2)
@@ -159,7 +186,8 @@ class L2(Region):
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """Return the gradient divided by its length (zero where the gradient is zero)."""
-        # Dividing by the largest entry first keeps the squares of tiny gradients above the smallest float.
+        # Dividing by the largest entry first keeps the squares of tiny gradients above the smallest
+        # float.
         peak = _per_image(gradient.flatten(1).abs().amax(1), gradient)
         scaled = gradient / peak.clamp_min(torch.finfo(gradient.dtype).tiny)
         return scaled / _per_image(self.norm(scaled), scaled).clamp_min(1e-12)
@@ -172,7 +200,8 @@ class L2(Region):
 
 @dataclass(frozen=True)
 class Unbounded(Region):
-    """No limit on the perturbation; `clip=False` also allows pixels outside `[0, 1]`, as ODIN and PRO use it.
+    """No limit on the perturbation; `clip=False` also allows pixels outside `[0, 1]`, as ODIN and
+    PRO use it.
 
     Steps are sign steps and sizes are largest pixel differences, as for `Linf`.
     """
@@ -183,14 +212,18 @@ class Unbounded(Region):
 
     def __post_init__(self) -> None:
         if self.radius != math.inf:
-            raise UserError(f"radius: {self.radius!r} given, but an Unbounded region has none; use Linf or L2")
+            raise UserError(
+                f"radius: {self.radius!r} given, but an Unbounded region has none; use Linf or L2"
+            )
 
     def _onto_ball(self, images: Tensor, center: Tensor) -> Tensor:
         return images.clone()
 
     def sample(self, center: Tensor, generators: Generators) -> Tensor:
         """Refuse: an unbounded set has no uniform distribution."""
-        raise UserError("random_start: an Unbounded region cannot be sampled; use Linf or L2, or random_start=False")
+        raise UserError(
+            "random_start: an Unbounded region cannot be sampled; use Linf or L2, or random_start=False"
+        )
 
     steepest = Linf.steepest
     norm = Linf.norm

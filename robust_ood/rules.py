@@ -1,7 +1,8 @@
 """Step rules: how the engine turns a gradient into the next image.
 
-A rule is settings; `begin` gives the stepper of one run, which may remember what it saw. A stepper gets the current
-images, their gradient and their values, and returns the next images, already inside the region.
+A rule is settings; `begin` gives the stepper of one run, which may remember what it saw. A stepper
+gets the current images, their gradient and their values, and returns the next images, already
+inside the region.
 """
 
 from __future__ import annotations
@@ -24,17 +25,21 @@ class Rule(ABC):
     """How images move along a gradient; see `Steepest` for the usual one."""
 
     @abstractmethod
-    def begin(self, region: Region, center: Tensor, steps: int, step_size: float | Tensor) -> Stepper:
+    def begin(
+        self, region: Region, center: Tensor, steps: int, step_size: float | Tensor
+    ) -> Stepper:
         """Return the stepper of one run around the clean images `center` `(N, C, H, W)`."""
 
 
 @dataclass(frozen=True)
 class Steepest(Rule):
-    """Constant steps in the region's steepest direction: sign steps for Linf, normalised gradients for L2.
+    """Constant steps in the region's steepest direction: sign steps for Linf, normalised gradients
+    for L2.
 
     Args:
-        momentum: decay of the accumulated gradient, 0 <= momentum < 1 (0: none). Each gradient is divided by its
-            mean absolute value before it is added, as in MI-FGSM (Dong et al. 2018, Eq. 6).
+        momentum: decay of the accumulated gradient, 0 <= momentum < 1 (0: none). Each gradient is
+            divided by its mean absolute value before it is added, as in MI-FGSM (Dong et al. 2018,
+            Eq. 6).
     """
 
     momentum: float = 0.0
@@ -43,13 +48,19 @@ class Steepest(Rule):
         if not 0 <= self.momentum < 1:
             raise UserError(f"momentum: {self.momentum} is not in [0, 1)")
 
-    def begin(self, region: Region, center: Tensor, steps: int, step_size: float | Tensor) -> Stepper:
+    def begin(
+        self, region: Region, center: Tensor, steps: int, step_size: float | Tensor
+    ) -> Stepper:
         """Return the stepper; `step_size` may be a tensor that broadcasts over the images."""
         velocity = torch.zeros_like(center) if self.momentum else None
 
         def step(images: Tensor, gradient: Tensor, values: Tensor) -> Tensor:
             if velocity is not None:
-                mean = gradient.abs().mean((1, 2, 3), keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
+                mean = (
+                    gradient.abs()
+                    .mean((1, 2, 3), keepdim=True)
+                    .clamp_min(torch.finfo(gradient.dtype).tiny)
+                )
                 gradient = velocity.mul_(self.momentum).add_(gradient / mean)
             return region.project(images - region.steepest(gradient) * step_size, center)
 
@@ -58,7 +69,8 @@ class Steepest(Rule):
 
 @dataclass(frozen=True)
 class Optimizer(Rule):
-    """Steps of a `torch.optim` class, whose learning rate is the step size; projected after each step.
+    """Steps of a `torch.optim` class, whose learning rate is the step size; projected after each
+    step.
 
     Args:
         kind: the optimiser class, for instance `torch.optim.Adamax` or `torch.optim.RMSprop`.
@@ -68,7 +80,9 @@ class Optimizer(Rule):
     kind: type[torch.optim.Optimizer]
     options: dict[str, Any] = field(default_factory=dict)
 
-    def begin(self, region: Region, center: Tensor, steps: int, step_size: float | Tensor) -> Stepper:
+    def begin(
+        self, region: Region, center: Tensor, steps: int, step_size: float | Tensor
+    ) -> Stepper:
         """Return the stepper; its moments are per pixel, so images do not influence one another."""
         variable = torch.empty_like(center).requires_grad_()
         optimizer = self.kind([variable], lr=step_size, **self.options)  # type: ignore[call-arg]
@@ -87,31 +101,42 @@ class Optimizer(Rule):
 class AutoPGD(Rule):
     """Steps with momentum whose size halves, image by image, where progress stops: Auto-PGD.
 
-    Source: Croce and Hein 2020, Alg. 1 with the checkpoints and the comparison `<=` of the authors' code. The step size
-    given to the engine is the first one; the paper's is twice the radius. One deviation from that code: in the first
-    window, the first step is compared with the start's value (as in the paper) and not with zero.
+    Source: Croce and Hein 2020, Alg. 1 with the checkpoints and the comparison `<=` of the authors'
+    code. The step size given to the engine is the first one; the paper's is twice the radius. One
+    deviation from that code: in the first window, the first step is compared with the start's value
+    (as in the paper) and not with zero.
 
     Args:
-        inertia: share of each step that comes from the new gradient step, in (0, 1]; the rest repeats the last move.
-        progress: share of the steps between checkpoints that must improve the value, or else the size is halved.
+        inertia: share of each step that comes from the new gradient step, in (0, 1]; the rest
+            repeats the last move.
+        progress: share of the steps between checkpoints that must improve the value, or else the
+            size is halved.
     """
 
     inertia: float = 0.75
     progress: float = 0.75
 
-    def begin(self, region: Region, center: Tensor, steps: int, step_size: float | Tensor) -> Stepper:
+    def begin(
+        self, region: Region, center: Tensor, steps: int, step_size: float | Tensor
+    ) -> Stepper:
         """Return the stepper of one run."""
         return _AutoStepper(self, region, center, steps, step_size)
 
 
 class _AutoStepper:
-    """What Auto-PGD remembers of a run: the best image seen, the last one, and how often the value fell."""
+    """What Auto-PGD remembers of a run: the best image seen, the last one, and how often the value
+    fell.
+    """
 
-    def __init__(self, rule: AutoPGD, region: Region, center: Tensor, steps: int, size: float | Tensor) -> None:
+    def __init__(
+        self, rule: AutoPGD, region: Region, center: Tensor, steps: int, size: float | Tensor
+    ) -> None:
         self.rule, self.region, self.center = rule, region, center
         self.size = torch.zeros_like(center[:, :1, :1, :1]) + size  # (N, 1, 1, 1)
         # Windows between checkpoints: 22 % of the steps, then each 3 % shorter, 6 % at least.
-        self.window, self.shorter, self.shortest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+        self.window, self.shorter, self.shortest = (
+            max(int(share * steps), 1) for share in (0.22, 0.03, 0.06)
+        )
         self.waited = 0
         self.falls = torch.zeros_like(self.size[:, 0, 0, 0])  # (N,)
         self.halved = torch.ones_like(self.falls, dtype=torch.bool)
@@ -127,9 +152,13 @@ class _AutoStepper:
             if self.waited == self.window:
                 images, gradient = self._check(images, gradient)
             move, share = images - self.previous, self.rule.inertia
-        target = self.region.project(images - self.size * self.region.steepest(gradient), self.center)
+        target = self.region.project(
+            images - self.size * self.region.steepest(gradient), self.center
+        )
         self.previous = images
-        return self.region.project(images + share * (target - images) + (1 - share) * move, self.center)
+        return self.region.project(
+            images + share * (target - images) + (1 - share) * move, self.center
+        )
 
     def _see(self, images: Tensor, gradient: Tensor, values: Tensor) -> None:
         self.waited += 1
@@ -141,7 +170,9 @@ class _AutoStepper:
         self.best_values = torch.where(better, values, self.best_values)
 
     def _check(self, images: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Halve the step where the value fell too rarely, or not at all at an unchanged size; go back to the best."""
+        """Halve the step where the value fell too rarely, or not at all at an unchanged size; go
+        back to the best.
+        """
         rarely = self.falls <= self.rule.progress * self.window
         stuck = ~self.halved & (self.best_values >= self.checked)
         self.halved = rarely | stuck
@@ -150,7 +181,9 @@ class _AutoStepper:
         self.falls = torch.zeros_like(self.falls)
         self.window = max(self.window - self.shorter, self.shortest)
         again = _wide(self.halved)
-        return torch.where(again, self.best, images), torch.where(again, self.best_gradient, gradient)
+        return torch.where(again, self.best, images), torch.where(
+            again, self.best_gradient, gradient
+        )
 
 
 def _wide(chosen: Tensor) -> Tensor:

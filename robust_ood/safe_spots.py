@@ -1,7 +1,9 @@
 """Safe spots: nearby images on which an attacker fails, found before the attacker comes.
 
-Source: "Exploiting safe spots in neural networks for preemptive robustness and out-of-distribution detection". The
-search is two nested calls of the engine: the outer one moves the image, the inner one attacks wherever it stands.
+Source: "Exploiting safe spots in neural networks for preemptive robustness and out-of-distribution
+detection". The
+search is two nested calls of the engine: the outer one moves the image, the inner one attacks
+wherever it stands.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ _LEARNING_RATE = {"Linf": 0.1, "L2": 0.001}
 
 
 class Smoothing(NamedTuple):
-    """Randomised smoothing of a classifier: noise of standard deviation `sigma` in pixel fractions, draws a value."""
+    """Randomised smoothing of a classifier: noise of standard deviation `sigma` in pixel fractions,
+    draws a value.
+    """
 
     sigma: float
     samples: int
@@ -53,32 +57,35 @@ def search(
 ) -> Tensor:
     """Return images near the given ones whose class withstands an attack.
 
-    Source: the paper's Algorithm 1 and Eq. 2 for "full" (no second-order derivatives, as in Sec. 3.3; without the
-    random start of the public code, as in the paper; for L2 that code takes plain gradient steps, which stall where the
-    loss is flat, RMSprop's do not), Sec. 4 for "fgsm" and "pgd", Eq. 3 for `smoothing`.
+    Source: the paper's Algorithm 1 and Eq. 2 for "full" (no second-order derivatives, as in Sec.
+    3.3; without the random start of the public code, as in the paper; for L2 that code takes plain
+    gradient steps, which stall where the loss is flat, RMSprop's do not), Sec. 4 for "fgsm" and
+    "pgd", Eq. 3 for `smoothing`.
 
     Args:
         net: classifier, images to logits `(N, K)`; in eval mode meanwhile.
         images: `(N, C, H, W)` in [0, 1].
         radius: how far the image may be moved, in `norm`, pixel fractions.
         norm: "Linf" or "L2".
-        method: "fgsm", one step of the radius towards the label; "pgd", `steps` of `step_size` towards it; "full",
-            descent on the loss after an attack.
+        method: "fgsm", one step of the radius towards the label; "pgd", `steps` of `step_size`
+            towards it; "full", descent on the loss after an attack.
         labels: classes `(N,)` to keep; the network's predictions by default.
         steps: 1, 20 or 100 by default, by method.
-        step_size: `radius` ("fgsm") or `radius / 4` ("pgd") by default; "full" takes it as the learning rate of
-            RMSprop, 0.1 for Linf (of a variable whose tanh is the image) and 0.001 for L2.
+        step_size: `radius` ("fgsm") or `radius / 4` ("pgd") by default; "full" takes it as the
+            learning rate of RMSprop, 0.1 for Linf (of a variable whose tanh is the image) and 0.001
+            for L2.
         attack_radius: radius of the attacker that "full" defends against; `radius` by default.
         attack_steps: that attacker's steps, each of a quarter of its radius.
         attacks: attacks averaged at each outer step (N in Algorithm 1).
         keep: the "last" iterate, as published, or the "best" seen.
         smoothing: search for the smoothed classifier instead; every value draws fresh noise.
         seed: seed of the attacker's starts and of the noise.
-        indices: sample indices `(N,)` that key the attacker's starts. By default all images share their draws, so that
-            the result for an image does not depend on its batch.
+        indices: sample indices `(N,)` that key the attacker's starts. By default all images share
+            their draws, so that the result for an image does not depend on its batch.
 
     Returns:
-        Safe-spot candidates `(N, C, H, W)`, detached, within the radius; flags and gradients of `net` are as before.
+        Safe-spot candidates `(N, C, H, W)`, detached, within the radius; flags and gradients of
+        `net` are as before.
 
     Raises:
         UserError: unknown norm or method, `attacks` below 1.
@@ -115,10 +122,12 @@ def attack(
     seed: int = 0,
     indices: Tensor | None = None,
 ) -> Tensor:
-    """Return adversarial images `(N, C, H, W)` by the paper's attacker, for instance `x_a` around safe spots `x_s`.
+    """Return adversarial images `(N, C, H, W)` by the paper's attacker, for instance `x_a` around
+    safe spots `x_s`.
 
-    Source: Sec. 3.2 and 4: PGD on the cross-entropy of `labels` `(N,)`, a random start, steps of a quarter of the
-    radius, last iterate. With `smoothing`, the randomised PGD of Eq. 3. Other arguments as in `search`.
+    Source: Sec. 3.2 and 4: PGD on the cross-entropy of `labels` `(N,)`, a random start, steps of a
+    quarter of the radius, last iterate. With `smoothing`, the randomised PGD of Eq. 3. Other
+    arguments as in `search`.
     """
     with evaluating(net), differentiating():
         loss = _Loss(net, ordinary(labels), smoothing, seed, indices)
@@ -126,10 +135,17 @@ def attack(
 
 
 class _Loss:
-    """The cross-entropy of fixed labels, `(N,)`, and the attack that climbs it; each use takes the next draws."""
+    """The cross-entropy of fixed labels, `(N,)`, and the attack that climbs it; each use takes the
+    next draws.
+    """
 
     def __init__(
-        self, net: nn.Module, labels: Tensor, smoothing: Smoothing | None, seed: int, indices: Tensor | None
+        self,
+        net: nn.Module,
+        labels: Tensor,
+        smoothing: Smoothing | None,
+        seed: int,
+        indices: Tensor | None,
     ) -> None:
         self.net, self.labels, self.smoothing, self.seed = net, labels, smoothing, seed
         self.indices = [0] * len(labels) if indices is None else indices.tolist()
@@ -142,7 +158,9 @@ class _Loss:
         draws = generator(self.seed, "smoothing", next(self.draws))
         noise = sigma * torch.randn((samples, *images.shape[1:]), generator=draws).to(images)
         noisy = (images[:, None] + noise).flatten(0, 1)  # (N * samples, C, H, W)
-        log_p = losses.wide(self.net(noisy)).log_softmax(1).view(len(images), samples, -1)  # (N, samples, K)
+        log_p = (
+            losses.wide(self.net(noisy)).log_softmax(1).view(len(images), samples, -1)
+        )  # (N, samples, K)
         # Logits whose softmax is the mean softmax: the mean's logarithm, up to a constant.
         return losses.cross_entropy(log_p.logsumexp(1), self.labels)
 
@@ -150,13 +168,21 @@ class _Loss:
         starts = generators(self.seed, "safe spot attack", next(self.draws), indices=self.indices)
         start = region.sample(images, starts)
         found = minimize(
-            lambda x: -self(x), images, region, steps=steps, step_size=region.radius / 4, start=start, keep="last"
+            lambda x: -self(x),
+            images,
+            region,
+            steps=steps,
+            step_size=region.radius / 4,
+            start=start,
+            keep="last",
         )
         return found.images
 
 
 def _after_attack(loss: _Loss, region: Region, steps: int, attacks: int) -> Objective:
-    """Return the mean loss after attacks from wherever an image stands; the attack's steps count as constants."""
+    """Return the mean loss after attacks from wherever an image stands; the attack's steps count as
+    constants.
+    """
 
     def objective(images: Tensor) -> Tensor:
         here = images.detach()
@@ -167,14 +193,26 @@ def _after_attack(loss: _Loss, region: Region, steps: int, attacks: int) -> Obje
 
 
 def _descend(
-    objective: Objective, images: Tensor, region: Region, steps: int, rate: float, keep: Literal["best", "last"]
+    objective: Objective,
+    images: Tensor,
+    region: Region,
+    steps: int,
+    rate: float,
+    keep: Literal["best", "last"],
 ) -> Tensor:
     rule = Optimizer(torch.optim.RMSprop)
-    return minimize(objective, images, region, steps=steps, step_size=rate, rule=rule, keep=keep).images
+    return minimize(
+        objective, images, region, steps=steps, step_size=rate, rule=rule, keep=keep
+    ).images
 
 
 def _descend_in_box(
-    objective: Objective, images: Tensor, region: Region, steps: int, rate: float, keep: Literal["best", "last"]
+    objective: Objective,
+    images: Tensor,
+    region: Region,
+    steps: int,
+    rate: float,
+    keep: Literal["best", "last"],
 ) -> Tensor:
     """Descend in a free variable whose tanh spans the allowed box of each pixel."""
     lower, upper = (images - region.radius).clamp_min(0), (images + region.radius).clamp_max(1)
@@ -185,7 +223,9 @@ def _descend_in_box(
 
     # Just inside the box, as in the public code: at its very edge the variable would be infinite.
     inside = ((images - lower) / width.clamp_min(1e-12) - 0.5) * 1.999
-    found = _descend(lambda v: objective(image(v)), inside.atanh(), Unbounded(clip=False), steps, rate, keep)
+    found = _descend(
+        lambda v: objective(image(v)), inside.atanh(), Unbounded(clip=False), steps, rate, keep
+    )
     return region.project(image(found), images)
 
 

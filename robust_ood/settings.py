@@ -28,23 +28,29 @@ class UnknownSettingError(UserError):
     def __init__(self, field: str, name: str, known: Sequence[str]) -> None:
         near = nearest(name, known)
         hint = f"did you mean {near!r}? " if near else ""
-        super().__init__(f"{_at(field, name)}: no such setting; {hint}known: {', '.join(known) or 'none'}")
+        super().__init__(
+            f"{_at(field, name)}: no such setting; {hint}known: {', '.join(known) or 'none'}"
+        )
         self.name, self.known = name, tuple(known)
 
 
-def configured(field: str, make: Callable[..., T], *arguments: Any, settings: Mapping[str, Any]) -> T:
+def configured(
+    field: str, make: Callable[..., T], *arguments: Any, settings: Mapping[str, Any]
+) -> T:
     """Return `make(*arguments, **settings)`, with settings that a user wrote in a config.
 
     Args:
-        field: what the settings belong to, for messages: `detectors.msp`; empty inside another maker, which says it.
-        make: a class or function, or a `partial` of one, whose parameters have type hints. What it takes as
-            `**settings` it hands on by `configured("", ...)`, so that those are checked, too.
+        field: what the settings belong to, for messages: `detectors.msp`; empty inside another
+            maker, which says it.
+        make: a class or function, or a `partial` of one, whose parameters have type hints. What it
+            takes as `**settings` it hands on by `configured("", ...)`, so that those are checked,
+            too.
         arguments: what comes first, and is not the user's.
         settings: what the user wrote, by name.
 
     Raises:
-        UserError: a setting that does not exist (with the nearest that does), is missing, or has a value of another
-            type; and the maker's own `UserError`, prefixed with the field.
+        UserError: a setting that does not exist (with the nearest that does), is missing, or has a
+            value of another type; and the maker's own `UserError`, prefixed with the field.
     """
     known = _parameters(make, len(arguments))
     read = {}
@@ -61,7 +67,9 @@ def configured(field: str, make: Callable[..., T], *arguments: Any, settings: Ma
     try:
         return make(*arguments, **read)
     except UnknownSettingError as error:  # of a part: its settings are this maker's too
-        raise UnknownSettingError(field, error.name, list(dict.fromkeys([*error.known, *known]))) from error
+        raise UnknownSettingError(
+            field, error.name, list(dict.fromkeys([*error.known, *known]))
+        ) from error
     except UserError as error:
         raise UserError(_at(field, str(error))) from error
     except TypeError as error:
@@ -84,7 +92,8 @@ class _Parameter(NamedTuple):
 def _parameters(make: Callable[..., Any], given: int) -> dict[str, _Parameter]:
     """Return the parameters by name that a config may set.
 
-    Not those given in order; and in place of one that a `partial` fixed to a class or function, a part, the part's own.
+    Not those given in order; and in place of one that a `partial` fixed to a class or function, a
+    part, the part's own.
     """
     hints = get_type_hints(_hinted(make))
     known: dict[str, _Parameter] = {}
@@ -97,7 +106,8 @@ def _parameters(make: Callable[..., Any], given: int) -> dict[str, _Parameter]:
     # What a `partial` has set for a part behind `**others` is not in its signature.
     fixed = make.keywords if isinstance(make, partial) else {}
     return {
-        name: parameter._replace(required=parameter.required and name not in fixed) for name, parameter in known.items()
+        name: parameter._replace(required=parameter.required and name not in fixed)
+        for name, parameter in known.items()
     }
 
 
@@ -119,7 +129,9 @@ def _passes_on(make: Callable[..., Any]) -> bool:
 
 
 def _read(field: str, value: Any, hint: Any) -> Any:
-    """Return a config's value for a parameter of that type; a number may be written as a fraction."""
+    """Return a config's value for a parameter of that type; a number may be written as a
+    fraction.
+    """
     if _is(value, hint):
         return value
     if isinstance(value, str) and _is(0.5, hint):
@@ -137,10 +149,14 @@ def _is(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return value in inside
     if origin in (list, tuple, Sequence):
-        return isinstance(value, list | tuple) and all(_is(item, part) for item in value for part in inside[:1])
+        return isinstance(value, list | tuple) and all(
+            _is(item, part) for item in value for part in inside[:1]
+        )
     if hint is float:
         # Neither infinite nor NaN: JSON, which holds the results, has no such numbers.
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+        return (
+            isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+        )
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, origin or hint)

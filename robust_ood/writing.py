@@ -10,7 +10,9 @@ from pathlib import Path
 
 @contextmanager
 def in_place_of(path: Path) -> Iterator[Path]:
-    """Give the path of a file beside `path` to write, which takes its place at the end; an exception leaves none."""
+    """Give the path of a file beside `path` to write, which takes its place at the end; an
+    exception leaves none.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial

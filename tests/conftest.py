@@ -11,11 +11,15 @@ from robust_ood.models import Normalize
 
 settings.register_profile("robust_ood", deadline=None)  # a busy machine's pauses are no failures
 settings.load_profile("robust_ood")
-torch.set_num_threads(1)  # the tests' tensors are tiny: threads that wait for one another cost more than they give
+torch.set_num_threads(
+    1
+)  # the tests' tensors are tiny: threads that wait for one another cost more than they give
 
 
 class TinyNet(nn.Module):
-    """A convolution, BatchNorm, dropout and a linear head; batch statistics matter in train mode."""
+    """A convolution, BatchNorm, dropout and a linear head; batch statistics matter in train
+    mode.
+    """
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
@@ -35,7 +39,9 @@ class TinyNet(nn.Module):
 def make_net():
     """Make a random network in eval mode: `make_net(seed, classes, dtype)`."""
 
-    def make(seed: int = 0, classes: int = 4, dtype: torch.dtype = torch.float64, width: int = 6) -> TinyNet:
+    def make(
+        seed: int = 0, classes: int = 4, dtype: torch.dtype = torch.float64, width: int = 6
+    ) -> TinyNet:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             net = TinyNet(classes, width)
@@ -49,12 +55,18 @@ def make_net():
 
 @pytest.fixture(scope="session")
 def make_images():
-    """Make random images, some of whose pixels are exactly 0 or 1: `make_images(count, seed, size, dtype)`."""
+    """Make random images, some of whose pixels are exactly 0 or 1: `make_images(count, seed, size,
+    dtype)`.
+    """
 
-    def make(count: int = 6, seed: int = 0, size: int = 6, dtype: torch.dtype = torch.float64) -> Tensor:
+    def make(
+        count: int = 6, seed: int = 0, size: int = 6, dtype: torch.dtype = torch.float64
+    ) -> Tensor:
         draws = torch.Generator().manual_seed(seed)
         return (
-            (torch.rand(count, 3, size, size, generator=draws, dtype=torch.float64) * 1.4 - 0.2).clamp(0, 1).to(dtype)
+            (torch.rand(count, 3, size, size, generator=draws, dtype=torch.float64) * 1.4 - 0.2)
+            .clamp(0, 1)
+            .to(dtype)
         )
 
     return make
@@ -64,7 +76,9 @@ def patterned(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Draw noisy images of four fixed patterns, with their classes."""
     ramp = torch.linspace(0, 1, 8)
     across, down = ramp.expand(8, 8), ramp.expand(8, 8).T
-    patterns = torch.stack([across, down, (across + down) / 2, (across - 0.5).abs() * 2])  # (4, 8, 8)
+    patterns = torch.stack(
+        [across, down, (across + down) / 2, (across - 0.5).abs() * 2]
+    )  # (4, 8, 8)
     draws = torch.Generator().manual_seed(seed)
     labels = torch.randint(4, (count,), generator=draws)
     noise = torch.randn(count, 3, 8, 8, generator=draws) * 0.15
@@ -73,7 +87,9 @@ def patterned(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="session")
 def trained(make_net):
-    """A float32 network trained on patterns: `(net, inliers, labels, outliers)`; it tells them from uniform noise."""
+    """A float32 network trained on patterns: `(net, inliers, labels, outliers)`; it tells them from
+    uniform noise.
+    """
     net = make_net(dtype=torch.float32, width=8).train()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
     with torch.random.fork_rng():

@@ -37,9 +37,14 @@ def imports(path: Path) -> set[str]:
 
 @cache
 def calls(path: Path) -> list[tuple[str, dict[str | None, str]]]:
-    """Return every call in a file: as text without its arguments, and the arguments that are given by name."""
+    """Return every call in a file: as text without its arguments, and the arguments that are given
+    by name.
+    """
     return [
-        (ast.unparse(node.func), {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords})
+        (
+            ast.unparse(node.func),
+            {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords},
+        )
         for node in nodes(path)
         if isinstance(node, ast.Call)
     ]
@@ -50,10 +55,14 @@ def named(path: Path) -> str:
 
 
 def test_the_layers_of_pyproject_hold():
-    command = shutil.which("lint-imports", path=str(Path(sys.executable).parent)) or shutil.which("lint-imports")
+    command = shutil.which("lint-imports", path=str(Path(sys.executable).parent)) or shutil.which(
+        "lint-imports"
+    )
     if command is None:
         pytest.skip("import-linter is not installed")
-    done = subprocess.run([command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout
     assert re.search(r"[1-9]\d* kept, 0 broken", done.stdout)
 
@@ -64,15 +73,26 @@ def test_the_modules_are_found():
 
 
 def test_only_data_training_callbacks_and_commands_know_lightning():
-    knowing = [path for path in MODULES if any(name.split(".")[0] in LIGHTNING for name in imports(path))]
+    knowing = [
+        path for path in MODULES if any(name.split(".")[0] in LIGHTNING for name in imports(path))
+    ]
     allowed = ("data", "training", "callbacks", "cli")
     assert knowing
-    assert [named(path) for path in knowing if path.relative_to(PACKAGE).parts[0] not in allowed] == []
+    assert [
+        named(path) for path in knowing if path.relative_to(PACKAGE).parts[0] not in allowed
+    ] == []
 
 
 def test_gradients_of_images_belong_to_the_engine():
-    """No `.backward(` anywhere: training leaves it to Lightning, attacks differentiate with respect to images alone."""
-    found = [(named(path), call) for path in MODULES for call, _ in calls(path) if call.endswith(".backward")]
+    """No `.backward(` anywhere: training leaves it to Lightning, attacks differentiate with respect
+    to images alone.
+    """
+    found = [
+        (named(path), call)
+        for path in MODULES
+        for call, _ in calls(path)
+        if call.endswith(".backward")
+    ]
     assert [one for one in found if not one[0].startswith("robust_ood/training/")] == []
 
 
@@ -85,32 +105,53 @@ def test_no_checkpoint_is_unpickled_in_trust():
 
 
 def test_every_random_draw_has_a_generator():
-    """Nothing draws from a global state, or seeds it but by `seed_torch` (for dropout, which knows no generator)."""
+    """Nothing draws from a global state, or seeds it but by `seed_torch` (for dropout, which knows
+    no generator).
+    """
     seeding = {"np.random.seed", "random.seed", "seed_everything", "torch.manual_seed"}
-    draws = {"torch.rand", "torch.randn", "torch.randint", "torch.randperm", "torch.bernoulli", "torch.multinomial"}
+    draws = {
+        "torch.rand",
+        "torch.randn",
+        "torch.randint",
+        "torch.randperm",
+        "torch.bernoulli",
+        "torch.multinomial",
+    }
     found = [(named(path), *call) for path in MODULES for call in calls(path)]
     assert [one for one in found if one[1] in seeding] == []
     assert [one for one in found if one[1] in draws and "generator" not in one[2]] == []
     assert [one for one in found if one[1] in ("torch.rand_like", "torch.randn_like")] == []
-    assert [one for one in found if re.match(r"(np|numpy)\.random\.(?!Generator)|random\.", one[1])] == []
+    assert [
+        one for one in found if re.match(r"(np|numpy)\.random\.(?!Generator)|random\.", one[1])
+    ] == []
 
 
 def test_files_stay_small():
-    lengths = {path: len(path.read_text().splitlines()) for path in [*MODULES, *sorted(ROOT.glob("*.py"))]}
+    lengths = {
+        path: len(path.read_text().splitlines()) for path in [*MODULES, *sorted(ROOT.glob("*.py"))]
+    }
     allowed = {path: 40 if path.parent == ROOT else 350 for path in lengths}
     assert {named(path): length for path, length in lengths.items() if length > allowed[path]} == {}
 
 
 def test_names_say_what_is_inside():
-    assert not [named(path) for path in MODULES if path.stem in ("utils", "helpers", "common", "misc")]
-    classes = [node.name for path in MODULES for node in nodes(path) if isinstance(node, ast.ClassDef)]
+    assert not [
+        named(path) for path in MODULES if path.stem in ("utils", "helpers", "common", "misc")
+    ]
+    classes = [
+        node.name for path in MODULES for node in nodes(path) if isinstance(node, ast.ClassDef)
+    ]
     assert classes
     assert not [name for name in classes if name.strip("_").startswith("Base")]
 
 
 def test_import_of_the_package_is_light():
-    code = "import sys, robust_ood; print(sorted({'torch', 'pytorch_lightning'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    code = (
+        "import sys, robust_ood; print(sorted({'torch', 'pytorch_lightning'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 

@@ -1,4 +1,6 @@
-"""The code in the documentation runs, its pictures are those that their script draws, its commands are there."""
+"""The code in the documentation runs, its pictures are those that their script draws, its commands
+are there.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,32 @@ from robust_ood import cli
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 # results/ and performance/ are written by scripts; the other folders hold prose.
-PATHS = r"(?<![\w/])(?:configs|benchmarks|docs/figures|docs/guides|tests)/[\w/]+\.(?:yaml|py|sbatch|md)"
+PATHS = (
+    r"(?<![\w/])(?:configs|benchmarks|docs/figures|docs/guides|tests)/[\w/]+\.(?:yaml|py|sbatch|md)"
+)
 WRITTEN = {"results", "performance"}
 # Budgets for real use, and less, which the same code takes.
 SHORTENED = {
     "tutorials/attack_a_detector.md": {"arange(16)": "arange(8)", "steps=20": "steps=3"},
     "tutorials/five_lines.md": {"count=32": "count=8", "steps=20": "steps=3"},
 }
-QUICK = {"--checks": "false", "--figures": "[shift]"}  # of evaluations that do not say it themselves
-SMALL = ["--net", "robust_ood.models.DenseNet", "--net.depth", "7", "--net.growth", "2", "--net.bottleneck", "false"]
-PAGES = sorted(path for path in DOCS.rglob("*.md") if not WRITTEN & set(path.relative_to(DOCS).parts))
+QUICK = {
+    "--checks": "false",
+    "--figures": "[shift]",
+}  # of evaluations that do not say it themselves
+SMALL = [
+    "--net",
+    "robust_ood.models.DenseNet",
+    "--net.depth",
+    "7",
+    "--net.growth",
+    "2",
+    "--net.bottleneck",
+    "false",
+]
+PAGES = sorted(
+    path for path in DOCS.rglob("*.md") if not WRITTEN & set(path.relative_to(DOCS).parts)
+)
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -39,23 +57,54 @@ def named(path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Path:
-    """A folder with the quickstart's checkpoint, after a few steps, and results there and in `results`."""
+    """A folder with the quickstart's checkpoint, after a few steps, and results there and in
+    `results`.
+    """
     folder = tmp_path_factory.mktemp("tutorial")
-    command = ["fit", "-c", str(ROOT / "configs/experiments/digits_aloe.yaml"), "--trainer.max_steps", "3", *SMALL]
-    command += ["--trainer.enable_progress_bar", "false", "--output", str(folder / "runs" / "quickstart" / "aloe")]
+    command = [
+        "fit",
+        "-c",
+        str(ROOT / "configs/experiments/digits_aloe.yaml"),
+        "--trainer.max_steps",
+        "3",
+        *SMALL,
+    ]
+    command += [
+        "--trainer.enable_progress_bar",
+        "false",
+        "--output",
+        str(folder / "runs" / "quickstart" / "aloe"),
+    ]
     assert cli.train(command) == 0
-    command = ["-c", str(ROOT / "configs/evaluate/digits.yaml"), "--limit", "4", "--checks", "false"]
+    command = [
+        "-c",
+        str(ROOT / "configs/evaluate/digits.yaml"),
+        "--limit",
+        "4",
+        "--checks",
+        "false",
+    ]
     command += ["--detectors", "[msp]", "--attacks", "[{name: fgsm, radius: 8/255}]"]
-    command += ["--checkpoint", str(folder / "runs/quickstart/aloe/last.ckpt"), "--output", str(folder / "results")]
+    command += [
+        "--checkpoint",
+        str(folder / "runs/quickstart/aloe/last.ckpt"),
+        "--output",
+        str(folder / "results"),
+    ]
     assert cli.evaluate(command) == 0
     for name in ("oe", "aloe"):
-        shutil.copytree(folder / "results", folder / "runs" / "quickstart" / name, dirs_exist_ok=True)
+        shutil.copytree(
+            folder / "results", folder / "runs" / "quickstart" / name, dirs_exist_ok=True
+        )
     return folder
 
 
-@pytest.mark.parametrize("path", [path for path in PAGES if blocks(path, "(?:python|sh)")], ids=named)
+@pytest.mark.parametrize(
+    "path", [path for path in PAGES if blocks(path, "(?:python|sh)")], ids=named
+)
 def test_code_runs(path, workspace, monkeypatch):
-    """All of a page, one block after the other, as someone who reads it would: Python, files to save, our commands.
+    """All of a page, one block after the other, as someone who reads it would: Python, files to
+    save, our commands.
 
     Only budgets are smaller: `SHORTENED`, `QUICK`.
     """
@@ -76,7 +125,11 @@ def test_code_runs(path, workspace, monkeypatch):
             program, *arguments = shlex.split(line)
             assert program == "robust-ood"
             for option, value in QUICK.items():
-                arguments += [option, value] if arguments[0] == "evaluate" and option not in arguments else []
+                arguments += (
+                    [option, value]
+                    if arguments[0] == "evaluate" and option not in arguments
+                    else []
+                )
             assert cli.main(arguments) == 0, line
 
 
@@ -97,7 +150,11 @@ def test_named_configs_and_scripts_are_there(path):
 
 def test_links_of_the_front_pages_lead_somewhere():
     """Those of the site are checked by `make docs`."""
-    links = [(path.name, link) for path in ROOT.glob("*.md") for link in re.findall(r"\]\(([^)#:]+)", path.read_text())]
+    links = [
+        (path.name, link)
+        for path in ROOT.glob("*.md")
+        for link in re.findall(r"\]\(([^)#:]+)", path.read_text())
+    ]
     assert len(links) > 10
     assert [(page, link) for page, link in links if not (ROOT / link).exists()] == []
 
@@ -115,7 +172,9 @@ def test_make_targets_are_there():
 
 
 def test_options_are_the_commands_own(capsys):
-    """Each `--option` of our commands in the pages stands in the full help of one of them, but for a network's own."""
+    """Each `--option` of our commands in the pages stands in the full help of one of them, but for
+    a network's own.
+    """
     known = ""
     for command in (cli.train, cli.evaluate):
         arguments = ["fit", "--help-all"] if command is cli.train else ["--help-all"]
@@ -123,12 +182,16 @@ def test_options_are_the_commands_own(capsys):
         known += capsys.readouterr().out
     for path in PAGES:
         for block in [*blocks(path, ""), *blocks(path, "bash"), *blocks(path, "sh")]:
-            calls = [call for call in block.replace("\\\n", " ").splitlines() if re.search(r"(train|evaluate)\b", call)]
+            calls = [
+                call
+                for call in block.replace("\\\n", " ").splitlines()
+                if re.search(r"(train|evaluate)\b", call)
+            ]
             for option in re.findall(r"\s--([a-z_]+(?:\.[a-z_]+)*)\b", " ".join(calls)):
                 if "torchrun" not in block or "." in option:
-                    assert f"--{option}" in known or option.startswith("net.") or "init_args" in option, (
-                        f"{path.name}: --{option}"
-                    )
+                    assert (
+                        f"--{option}" in known or option.startswith("net.") or "init_args" in option
+                    ), f"{path.name}: --{option}"
 
 
 def test_pictures_are_what_the_script_draws(tmp_path, monkeypatch):
@@ -136,6 +199,6 @@ def test_pictures_are_what_the_script_draws(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", [script, str(tmp_path)])
         runpy.run_path(str(DOCS / "figures" / script), run_name="__main__")
     drawn = {picture.name: picture.read_text() for picture in tmp_path.glob("*.svg")}
-    assert drawn == {picture.name: picture.read_text() for picture in (DOCS / "figures").glob("*.svg")}, (
-        "run the scripts in docs/figures"
-    )
+    assert drawn == {
+        picture.name: picture.read_text() for picture in (DOCS / "figures").glob("*.svg")
+    }, "run the scripts in docs/figures"

@@ -1,4 +1,6 @@
-"""docs/papers.md names every equation, algorithm, table and figure of the five papers, and only what is there."""
+"""docs/papers.md names every equation, algorithm, table and figure of the five papers, and only
+what is there.
+"""
 
 from __future__ import annotations
 
@@ -60,14 +62,21 @@ LACKING = r"[Mm]issing|no command|no config|no recipe|not implemented|lack"
 
 def rows(paper: str) -> list[list[str]]:
     section = PAGE.split(f"\n## {paper}\n")[1].split("\n## ")[0]
-    lines = [line for line in section.splitlines() if line.startswith("| ")][2:]  # after the heading and the rule
+    lines = [line for line in section.splitlines() if line.startswith("| ")][
+        2:
+    ]  # after the heading and the rule
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
 def commands() -> list[str]:
     """Return all that stands in backticks or in code blocks."""
     blocks = re.findall(r"^```\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    return [*re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", PAGE, flags=re.DOTALL | re.MULTILINE)), *blocks]
+    return [
+        *re.findall(
+            r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", PAGE, flags=re.DOTALL | re.MULTILINE)
+        ),
+        *blocks,
+    ]
 
 
 def expanded(path: str) -> list[str]:
@@ -118,7 +127,9 @@ def test_every_code_name_is_there():
 
 
 def test_every_path_is_there():
-    found = re.findall(r"\b(?:configs|tests|benchmarks|docs)/[\w/{},]+\.(?:py|yaml|md)", "\n".join(commands()))
+    found = re.findall(
+        r"\b(?:configs|tests|benchmarks|docs)/[\w/{},]+\.(?:py|yaml|md)", "\n".join(commands())
+    )
     found = [path.replace("METHOD", "{standard,oe,adv,aoe,aloe}") for path in found]
     found = [path.replace("SET", "{cifar10,cifar100,gtsrb}") for path in found]
     found = [path.replace("RECIPE", "{fgsm,pgd,fgsm_l2,pgd_l2}") for path in found]

@@ -1,4 +1,6 @@
-"""The public names are those of docs/reference/index.md, and each says what a user has to know of it."""
+"""The public names are those of docs/reference/index.md, and each says what a user has to know of
+it.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ RANGE = r"\b(?:in|of) [(\[][^)\]]*, [^)\]]*[)\]]|[<>]=? (?:0|log K)|unbounded|as
 
 
 class Public(NamedTuple):
-    """A public class, function, or method of a public class, with the texts that a reader of it has before them."""
+    """A public class, function, or method of a public class, with the texts that a reader of it has
+    before them.
+    """
 
     path: str
     object: object
@@ -34,7 +38,9 @@ class Public(NamedTuple):
 
 
 def names_of(module: ModuleType) -> list[str]:
-    """Return what a module promises: `__all__`, or else what it defines without a leading underscore."""
+    """Return what a module promises: `__all__`, or else what it defines without a leading
+    underscore.
+    """
     own = [
         name
         for name, value in vars(module).items()
@@ -45,7 +51,11 @@ def names_of(module: ModuleType) -> list[str]:
 
 def own_docstring(value: object) -> str:
     """Return a class's or function's own docstring, not one that it inherits."""
-    return inspect.cleandoc(vars(value).get("__doc__") or "") if inspect.isclass(value) else inspect.getdoc(value) or ""
+    return (
+        inspect.cleandoc(vars(value).get("__doc__") or "")
+        if inspect.isclass(value)
+        else inspect.getdoc(value) or ""
+    )
 
 
 def public() -> Iterator[Public]:
@@ -66,7 +76,12 @@ def public() -> Iterator[Public]:
                         for part in (base, getattr(base, method, None))
                     ]
                     around = "\n".join([own_docstring(value), *promised, home])
-                    yield Public(f"{module.__name__}.{name}.{method}", function, own_docstring(function), around)
+                    yield Public(
+                        f"{module.__name__}.{name}.{method}",
+                        function,
+                        own_docstring(function),
+                        around,
+                    )
 
 
 PUBLIC = list(public())
@@ -78,7 +93,9 @@ def annotations(function: object) -> str:
 
 @pytest.mark.parametrize(("module", "listed"), LISTED, ids=MODULES)
 def test_the_public_names_are_those_of_the_page(module, listed):
-    """Who adds, renames or removes one changes the page too, and CHANGELOG.md says what to write instead."""
+    """Who adds, renames or removes one changes the page too, and CHANGELOG.md says what to write
+    instead.
+    """
     assert re.findall(r"`(\w+)`", listed) == names_of(import_module(module))
 
 
@@ -86,7 +103,9 @@ def test_the_page_lists_every_package():
     import robust_ood
 
     packages = {
-        f"robust_ood.{name}" for name in robust_ood.__all__ if isinstance(getattr(robust_ood, name), ModuleType)
+        f"robust_ood.{name}"
+        for name in robust_ood.__all__
+        if isinstance(getattr(robust_ood, name), ModuleType)
     }
     assert {"robust_ood", *packages} <= set(MODULES)
 
@@ -98,7 +117,11 @@ def test_every_public_name_has_a_docstring():
 
 def test_where_tensors_pass_their_shapes_are_said():
     """In the function's own docstring, or in that of its class or module."""
-    passing = [one for one in PUBLIC if inspect.isfunction(one.object) and "Tensor" in annotations(one.object)]
+    passing = [
+        one
+        for one in PUBLIC
+        if inspect.isfunction(one.object) and "Tensor" in annotations(one.object)
+    ]
     assert len(passing) > 100
     assert [one.path for one in passing if not re.search(SHAPE, one.own + one.around)] == []
 
@@ -106,20 +129,32 @@ def test_where_tensors_pass_their_shapes_are_said():
 def test_the_names_for_configs_are_those_of_the_page():
     page = (Path(__file__).parents[1] / "docs" / "reference" / "names.md").read_text()
     detector_rows, attack_rows = page.split("## Attacks")
-    listed = dict(re.findall(r"^\| `([\w-]+)` \| ([^|]+) \| [^|]+ \|$", detector_rows, re.MULTILINE))
+    listed = dict(
+        re.findall(r"^\| `([\w-]+)` \| ([^|]+) \| [^|]+ \|$", detector_rows, re.MULTILINE)
+    )
     assert listed == {name: entry.paper for name, entry in detectors.REGISTRY.items()}
-    assert re.findall(r"^\| `([\w-]+)` \| [^|]+ \|$", attack_rows, re.MULTILINE) == list(attacks.REGISTRY)
+    assert re.findall(r"^\| `([\w-]+)` \| [^|]+ \|$", attack_rows, re.MULTILINE) == list(
+        attacks.REGISTRY
+    )
 
 
 def classes(module: ModuleType, kind: type) -> list[type]:
     found = [getattr(module, name) for name in module.__all__]
-    return [one for one in found if inspect.isclass(one) and issubclass(one, kind) and not inspect.isabstract(one)]
+    return [
+        one
+        for one in found
+        if inspect.isclass(one) and issubclass(one, kind) and not inspect.isabstract(one)
+    ]
 
 
 def test_what_is_from_a_paper_names_it():
     detector_classes = classes(detectors, detectors.Detector)
     methods = classes(training, training.Method)
-    attacking = [value for value in attacks.REGISTRY.values() if inspect.isclass(value) or inspect.isfunction(value)]
+    attacking = [
+        value
+        for value in attacks.REGISTRY.values()
+        if inspect.isclass(value) or inspect.isfunction(value)
+    ]
     assert min(map(len, (detector_classes, methods, attacking))) > 5
     lacking = [
         one.__name__
@@ -131,4 +166,6 @@ def test_what_is_from_a_paper_names_it():
 
 def test_every_detector_says_what_its_scores_can_be():
     found = classes(detectors, detectors.Detector)
-    assert [one.__name__ for one in found if not re.search(RANGE, own_docstring(one), re.IGNORECASE)] == []
+    assert [
+        one.__name__ for one in found if not re.search(RANGE, own_docstring(one), re.IGNORECASE)
+    ] == []

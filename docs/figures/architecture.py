@@ -1,4 +1,5 @@
-"""Draw docs/figures/architecture.svg: how data flows, and who may import whom, the latter from pyproject.toml.
+"""Draw docs/figures/architecture.svg: how data flows, and who may import whom, the latter from
+pyproject.toml.
 
 python docs/figures/architecture.py [FOLDER]
 """
@@ -42,7 +43,15 @@ class Box(NamedTuple):
         return 44 if self.note else 26
 
 
-def text(x: float, y: float, words: str, *, size: int = 13, weight: str = "normal", anchor: str = "middle") -> str:
+def text(
+    x: float,
+    y: float,
+    words: str,
+    *,
+    size: int = 13,
+    weight: str = "normal",
+    anchor: str = "middle",
+) -> str:
     """Return words at a place."""
     return (
         f'<text x="{x}" y="{y}" font-size="{size}" font-weight="{weight}" text-anchor="{anchor}" '
@@ -60,28 +69,41 @@ def arrow(*points: tuple[float, float], dashed: bool = False) -> str:
 def row(y: float, colour: str, *names: tuple[str, str]) -> list[Box]:
     """Return boxes beside each other, over the width of the flow."""
     step = (LADDER - 40) / len(names)
-    return [Box(20 + step * (place + 0.5), y, step - 18, colour, *name) for place, name in enumerate(names)]
+    return [
+        Box(20 + step * (place + 0.5), y, step - 18, colour, *name)
+        for place, name in enumerate(names)
+    ]
 
 
 def between(boxes: list[Box]) -> list[str]:
     """Return arrows from each box of a row to the next."""
-    return [arrow((a.x + a.width / 2, a.y), (b.x - b.width / 2 - 3, b.y)) for a, b in pairwise(boxes)]
+    return [
+        arrow((a.x + a.width / 2, a.y), (b.x - b.width / 2 - 3, b.y)) for a, b in pairwise(boxes)
+    ]
 
 
 def down(upper: Box, lower: Box, dx: float = 0, label: str = "") -> list[str]:
     """Return an arrow from a box down to another, with words at its right."""
     x, top, end = upper.x + dx, upper.y + upper.height / 2, lower.y - lower.height / 2 - 3
-    return [arrow((x, top), (x, end)), text(x + 6, (top + end) / 2 + 4, label, size=11, anchor="start")]
+    return [
+        arrow((x, top), (x, end)),
+        text(x + 6, (top + end) / 2 + 4, label, size=11, anchor="start"),
+    ]
 
 
 def up(lower: Box, upper: Box, dx: float = 0, label: str = "") -> list[str]:
     """Return an arrow from a box up to another, with words at its right."""
     x, start, end = lower.x + dx, lower.y - lower.height / 2, upper.y + upper.height / 2 + 3
-    return [arrow((x, start), (x, end)), text(x + 6, (start + end) / 2 + 4, label, size=11, anchor="start")]
+    return [
+        arrow((x, start), (x, end)),
+        text(x + 6, (start + end) / 2 + 4, label, size=11, anchor="start"),
+    ]
 
 
 def flow() -> list[str]:
-    """Return the left side: training above, evaluation below, the core that both call between them."""
+    """Return the left side: training above, evaluation below, the core that both call between
+    them.
+    """
     train = row(
         84, TRAINING,
         ("image sets", "data"), ("TrainingLoader", "data: batches by key"), ("Method.attacked", "training"),
@@ -119,19 +141,32 @@ def flow() -> list[str]:
 
 def layers() -> list[list[str]]:
     """Return the layers of pyproject.toml, the highest first, each with its modules."""
-    listed = re.search(r"^layers = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)
+    listed = re.search(
+        r"^layers = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE
+    )
     assert listed is not None
     return [re.findall(r"robust_ood\.(\w+)", line) for line in listed[1].splitlines()]
 
 
 def ladder() -> list[str]:
     """Return the right side: a layer may import those below it."""
-    parts = [text(LADDER + 20, 40, "Who may import whom: downwards", size=15, weight="bold", anchor="start")]
+    parts = [
+        text(
+            LADDER + 20,
+            40,
+            "Who may import whom: downwards",
+            size=15,
+            weight="bold",
+            anchor="start",
+        )
+    ]
     colours = {"training": TRAINING, "perturb": CORE, "detectors": CORE, "models": CORE}
     top, above = 66.0, None
     for modules in layers():
         words = ", ".join(modules[:3]), ", ".join(modules[3:])
-        box = Box((LADDER + WIDTH) / 2, 0, WIDTH - LADDER - 40, colours.get(modules[0], "#fff"), *words)
+        box = Box(
+            (LADDER + WIDTH) / 2, 0, WIDTH - LADDER - 40, colours.get(modules[0], "#fff"), *words
+        )
         box = box._replace(y=top + box.height / 2)
         parts += [box.draw(), *([] if above is None else down(above, box))]
         top, above = top + box.height + 17, box

@@ -1,4 +1,5 @@
-"""Draw the pictures of docs/guides/metrics.md: two normal densities, a threshold, and the shares on its sides.
+"""Draw the pictures of docs/guides/metrics.md: two normal densities, a threshold, and the shares on
+its sides.
 
 python docs/figures/metrics.py [FOLDER]
 """
@@ -34,7 +35,9 @@ def shade(normal: NormalDist, low: float, high: float, colour: str) -> str:
 def points(normal: NormalDist, low: float, high: float) -> str:
     """Return points of a density between two scores."""
     scores = [low + (high - low) * step / 100 for step in range(101)]
-    return " ".join(f"{across(score)},{round(BASE - 400 * normal.pdf(score), 1)}" for score in scores)
+    return " ".join(
+        f"{across(score)},{round(BASE - 400 * normal.pdf(score), 1)}" for score in scores
+    )
 
 
 def text(x: float, y: float, words: str, colour: str = "#222", anchor: str = "middle") -> str:

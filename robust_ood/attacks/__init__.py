@@ -1,4 +1,6 @@
-"""Attacks on detectors, classifiers and encoders. They hold settings and objectives; the engine holds the loop."""
+"""Attacks on detectors, classifiers and encoders. They hold settings and objectives; the engine
+holds the loop.
+"""
 
 from robust_ood.attacks.apply import (
     Attack,

@@ -1,4 +1,6 @@
-"""Attacks on detectors and on classifiers: they propose candidates, the true score or margin chooses among them."""
+"""Attacks on detectors and on classifiers: they propose candidates, the true score or margin
+chooses among them.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class Settings(TypedDict):
 
 
 class Candidate(NamedTuple):
-    """Perturbed images `(N, C, H, W)`, the name of the attack that proposes them, the precision of its gradients."""
+    """Perturbed images `(N, C, H, W)`, the name of the attack that proposes them, the precision of
+    its gradients.
+    """
 
     images: Tensor
     member: str
@@ -35,11 +39,15 @@ class Candidate(NamedTuple):
 
 
 class ScoreAttack(Protocol):
-    """Anything that proposes perturbed images against a detector: `PGD`, `Square`, or a suite of attacks."""
+    """Anything that proposes perturbed images against a detector: `PGD`, `Square`, or a suite of
+    attacks.
+    """
 
     @property
     def keeps_clean(self) -> bool:
-        """Whether an image that no candidate beats stays clean; not so for attacks that never see the true score."""
+        """Whether an image that no candidate beats stays clean; not so for attacks that never see
+        the true score.
+        """
 
     def settings(self) -> Settings:
         """Return what a row of results says of the attack."""
@@ -47,7 +55,9 @@ class ScoreAttack(Protocol):
     def on_score(
         self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor
     ) -> Iterator[Candidate]:
-        """Yield candidates for images `(N, C, H, W)` that make `direction * score` small; indices `(N,)` key draws."""
+        """Yield candidates for images `(N, C, H, W)` that make `direction * score` small; indices
+        `(N,)` key draws.
+        """
 
 
 class LabelAttack(Protocol):
@@ -56,20 +66,26 @@ class LabelAttack(Protocol):
     def settings(self) -> Settings:
         """Return what a row of results says of the attack."""
 
-    def on_label(self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor) -> Iterator[Candidate]:
-        """Yield candidates for images `(N, C, H, W)` on which the classifier errs about their labels `(N,)`."""
+    def on_label(
+        self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor
+    ) -> Iterator[Candidate]:
+        """Yield candidates for images `(N, C, H, W)` on which the classifier errs about their
+        labels `(N,)`.
+        """
 
 
 class Attack(ScoreAttack, LabelAttack, Protocol):
-    """Anything that perturbs images against detectors and against classifiers: what an evaluation takes."""
+    """Anything that perturbs images against detectors and against classifiers: what an evaluation
+    takes.
+    """
 
 
 class Attacked(NamedTuple):
     """What an attack achieved.
 
-    images: `(N, C, H, W)`, detached. values: `(N,)`, the true score, or the true class's margin. winners: `(N,)`
-    positions in `members`, which names the attack that each image is from; "clean" is the image itself. precisions:
-    those of the gradients, each once.
+    images: `(N, C, H, W)`, detached. values: `(N,)`, the true score, or the true class's margin.
+    winners: `(N,)` positions in `members`, which names the attack that each image is from; "clean"
+    is the image itself. precisions: those of the gradients, each once.
     """
 
     images: Tensor
@@ -84,33 +100,45 @@ class Attacked(NamedTuple):
         return dict(zip(self.members, counts, strict=True))
 
 
-def lower_score(detector: Detector, inliers: Tensor, attack: ScoreAttack, *, indices: Tensor | None = None) -> Tensor:
+def lower_score(
+    detector: Detector, inliers: Tensor, attack: ScoreAttack, *, indices: Tensor | None = None
+) -> Tensor:
     """Return inliers perturbed so that they look out-of-distribution: the inlier attack.
 
     Args:
         detector: the detector under attack, attacked through everything it does.
         inliers: images `(N, C, H, W)` in [0, 1].
         attack: for instance `PGD(Linf(8/255), steps=20, restarts=2)`.
-        indices: sample indices `(N,)` that key the random starts; 0..N-1 by default. Pass an image's index in its data
-            set, and its result does not depend on the batch it came in.
+        indices: sample indices `(N,)` that key the random starts; 0..N-1 by default. Pass an
+            image's index in its data set, and its result does not depend on the batch it came in.
 
     Returns:
-        Images `(N, C, H, W)`, detached: for each, the one whose *true* score is lowest among the clean image and all
-        that the attack proposed; a transferred attack's proposal as it is. The detector is in eval mode meanwhile; its
-        flags and gradients are left as they were.
+        Images `(N, C, H, W)`, detached: for each, the one whose *true* score is lowest among the
+        clean image and all that the attack proposed; a transferred attack's proposal as it is. The
+        detector is in eval mode meanwhile; its flags and gradients are left as they were.
     """
     return attack_score(detector, inliers, attack, 1, indices=indices).images
 
 
-def raise_score(detector: Detector, outliers: Tensor, attack: ScoreAttack, *, indices: Tensor | None = None) -> Tensor:
-    """Return outliers `(N, C, H, W)` that look in-distribution: the outlier attack. Otherwise as `lower_score`."""
+def raise_score(
+    detector: Detector, outliers: Tensor, attack: ScoreAttack, *, indices: Tensor | None = None
+) -> Tensor:
+    """Return outliers `(N, C, H, W)` that look in-distribution: the outlier attack. Otherwise as
+    `lower_score`.
+    """
     return attack_score(detector, outliers, attack, -1, indices=indices).images
 
 
 def attack_score(
-    detector: Detector, images: Tensor, attack: ScoreAttack, direction: Direction, *, indices: Tensor | None = None
+    detector: Detector,
+    images: Tensor,
+    attack: ScoreAttack,
+    direction: Direction,
+    *,
+    indices: Tensor | None = None,
 ) -> Attacked:
-    """Return what an attack on a detector achieved: images, their true scores `(N,)`, and which member found each.
+    """Return what an attack on a detector achieved: images, their true scores `(N,)`, and which
+    member found each.
 
     `direction` is +1 to lower scores and -1 to raise them; other arguments as in `lower_score`.
     """
@@ -125,7 +153,12 @@ def attack_score(
 
 
 def misclassify(
-    net: nn.Module, images: Tensor, labels: Tensor, attack: LabelAttack, *, indices: Tensor | None = None
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    attack: LabelAttack,
+    *,
+    indices: Tensor | None = None,
 ) -> Tensor:
     """Return images perturbed so that the classifier errs.
 
@@ -137,26 +170,37 @@ def misclassify(
         indices: as in `lower_score`.
 
     Returns:
-        Images `(N, C, H, W)`, detached: for each, the one with the smallest margin of the true class, the clean image
-        included.
+        Images `(N, C, H, W)`, detached: for each, the one with the smallest margin of the true
+        class, the clean image included.
     """
     return attack_labels(net, images, labels, attack, indices=indices).images
 
 
 def attack_labels(
-    net: nn.Module, images: Tensor, labels: Tensor, attack: LabelAttack, *, indices: Tensor | None = None
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    attack: LabelAttack,
+    *,
+    indices: Tensor | None = None,
 ) -> Attacked:
-    """Return what an attack on a classifier achieved: images, the true class's margins `(N,)`, and who found each."""
+    """Return what an attack on a classifier achieved: images, the true class's margins `(N,)`, and
+    who found each.
+    """
     given, labels, indices = ordinary(images), ordinary(labels), _indices(images, indices)
     images = _fast_layout(given)
     with evaluating(net):
-        candidates = chain([Candidate(images, "clean")], attack.on_label(net, images, labels, indices))
+        candidates = chain(
+            [Candidate(images, "clean")], attack.on_label(net, images, labels, indices)
+        )
         found = worst(lambda x: losses.margin(net(x), labels), candidates)
     return found._replace(images=_layout_of(given, found.images))
 
 
 def _fast_layout(images: Tensor) -> Tensor:
-    """Return the images in channels-last memory, which convolutions like best; weights stay as the user has them."""
+    """Return the images in channels-last memory, which convolutions like best; weights stay as the
+    user has them.
+    """
     return images.contiguous(memory_format=torch.channels_last)
 
 
@@ -169,12 +213,16 @@ def _indices(images: Tensor, indices: Tensor | None) -> Tensor:
     if indices is None:
         return torch.arange(len(images))
     if indices.shape != images.shape[:1]:
-        raise UserError(f"indices: shape {tuple(indices.shape)} for {len(images)} images, one each wanted")
+        raise UserError(
+            f"indices: shape {tuple(indices.shape)} for {len(images)} images, one each wanted"
+        )
     return indices
 
 
 def worst(value: Objective, candidates: Iterable[Candidate]) -> Attacked:
-    """Return, image by image, the candidate with the smallest value; of equals and of NaNs the first."""
+    """Return, image by image, the candidate with the smallest value; of equals and of NaNs the
+    first.
+    """
     kept: Attacked | None = None
     members: list[str] = []
     precisions: list[str] = []

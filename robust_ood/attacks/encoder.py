@@ -1,4 +1,6 @@
-"""The OOD attack on encoders: images of something else that a network encodes like in-distribution ones."""
+"""The OOD attack on encoders: images of something else that a network encodes like in-distribution
+ones.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,9 @@ Encoder = Callable[[Tensor], Tensor]
 class EncoderAttack:
     """Settings of the OOD attack on an encoder.
 
-    Source: "An algorithm for out-of-distribution attack to neural network encoder", Alg. 1 with Adamax, as in the
-    authors' code: the squared distance to the code of a paired in-distribution image is minimised within an L2 ball
-    around the start.
+    Source: "An algorithm for out-of-distribution attack to neural network encoder", Alg. 1 with
+    Adamax, as in the authors' code: the squared distance to the code of a paired in-distribution
+    image is minimised within an L2 ball around the start.
 
     Args:
         region: around the start images; `L2(10)` in the paper (5 to 30 at 224 px).
@@ -48,14 +50,20 @@ class EncoderAttack:
 
     def __post_init__(self) -> None:
         if self.learning_rate is None and not math.isfinite(self.region.radius):
-            raise UserError("learning_rate: an Unbounded region has no radius to derive it from; give one")
+            raise UserError(
+                "learning_rate: an Unbounded region has no radius to derive it from; give one"
+            )
 
-    def match(self, encode: Encoder, starts: Tensor, inliers: Tensor, indices: Tensor | None = None) -> Tensor:
-        """Return images near `starts` whose codes are those of `inliers`, pair by pair; the best of the run.
+    def match(
+        self, encode: Encoder, starts: Tensor, inliers: Tensor, indices: Tensor | None = None
+    ) -> Tensor:
+        """Return images near `starts` whose codes are those of `inliers`, pair by pair; the best of
+        the run.
 
         Args:
             encode: from `encoder`, or any callable.
-            starts: OOD images `(N, C, H, W)` in [0, 1]: noise, one picture repeated, or another data set.
+            starts: OOD images `(N, C, H, W)` in [0, 1]: noise, one picture repeated, or another
+                data set.
             inliers: in-distribution images `(N, C, H, W)`, one for each start.
             indices: sample indices `(N,)`; 0..N-1 by default.
         """
@@ -78,7 +86,9 @@ class EncoderAttack:
             steps=self.steps,
             step_size=rate,
             rule=Optimizer(torch.optim.Adamax),
-            start=self.region.sample(starts, self._draws(len(starts), indices)(0)) if self.random_start else None,
+            start=self.region.sample(starts, self._draws(len(starts), indices)(0))
+            if self.random_start
+            else None,
         ).images
 
     def _draws(self, size: int, indices: Tensor | None) -> Draws:
@@ -86,10 +96,14 @@ class EncoderAttack:
         return lambda restart: generators(self.seed, "encoder attack start", restart, indices=keys)
 
 
-def encoder(net: nn.Module | Detector, code: Literal["features", "logits", "score"] = "features") -> Encoder:
-    """Return the callable that encodes images: a network's penultimate features or logits, or a detector's true score.
+def encoder(
+    net: nn.Module | Detector, code: Literal["features", "logits", "score"] = "features"
+) -> Encoder:
+    """Return the callable that encodes images: a network's penultimate features or logits, or a
+    detector's true score.
 
-    The score has the gradient of the detector's surrogate. The network is in eval mode at each call.
+    The score has the gradient of the detector's surrogate. The network is in eval mode at each
+    call.
     """
 
     def encode(images: Tensor) -> Tensor:
@@ -97,7 +111,8 @@ def encoder(net: nn.Module | Detector, code: Literal["features", "logits", "scor
             if code == "score":
                 assert isinstance(net, Detector)
                 stand_in = net.surrogate(images)
-                # What is matched is the true score; the surrogate may lie elsewhere and only leads the way.
+                # What is matched is the true score; the surrogate may lie elsewhere and only leads
+                # the way.
                 scores: Tensor = net(images)
                 return (stand_in + (scores - stand_in).detach())[:, None]
             out = outputs(net, images)
@@ -106,13 +121,18 @@ def encoder(net: nn.Module | Detector, code: Literal["features", "logits", "scor
     if code not in ("features", "logits", "score"):
         raise unknown_name("code", code, ("features", "logits", "score"))
     if (code == "score") != isinstance(net, Detector):
-        raise UserError(f"code: {code!r} of a {type(net).__name__}; a detector gives 'score', a network the others")
+        raise UserError(
+            f"code: {code!r} of a {type(net).__name__}; a detector gives 'score', a network the others"
+        )
     return encode
 
 
 def mape(codes: Tensor, targets: Tensor) -> Tensor:
-    """Return each pair's mean absolute percentage error, `mean |z_out - z_in| / max |z_in|`, `(N,)`, a fraction.
+    """Return each pair's mean absolute percentage error, `mean |z_out - z_in| / max |z_in|`,
+    `(N,)`, a fraction.
 
     Source: the paper's Sec. 3. Codes and targets are `(N, D)`.
     """
-    return (codes - targets).abs().mean(1) / targets.abs().amax(1).clamp_min(torch.finfo(targets.dtype).tiny)
+    return (codes - targets).abs().mean(1) / targets.abs().amax(1).clamp_min(
+        torch.finfo(targets.dtype).tiny
+    )

@@ -1,8 +1,9 @@
 """What attackers minimise: objectives of a detector or of a classifier, one value per image.
 
-`direction` is +1 for an attack that lowers scores (inliers made to look out-of-distribution) and -1 for one that raises
-them (outliers made to look in-distribution), so that an objective is always made small. The objectives that read the
-detector's classifiers take the sum over the networks of an ensemble.
+`direction` is +1 for an attack that lowers scores (inliers made to look out-of-distribution) and -1
+for one that raises them (outliers made to look in-distribution), so that an objective is always
+made small. The objectives that read the detector's classifiers take the sum over the networks of an
+ensemble.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ def own_score(detector: Detector, direction: Direction, images: Tensor) -> list[
 
 
 def unmoved_score(detector: Detector, direction: Direction, images: Tensor) -> list[Objective]:
-    """Return the surrogate without the detector's own input movement (ODIN, PRO, Mahalanobis noise).
+    """Return the surrogate without the detector's own input movement (ODIN, PRO, Mahalanobis
+    noise).
 
-    Source: how the ALOE paper's Alg. 2 attacks Mahalanobis; its code differentiates the score and ignores the input
-    noise.
+    Source: how the ALOE paper's Alg. 2 attacks Mahalanobis; its code differentiates the score and
+    ignores the input noise.
     """
     return own_score(detector.unmoved, direction, images)
 
@@ -45,26 +47,33 @@ def unmoved_score(detector: Detector, direction: Direction, images: Tensor) -> l
 def softmax(detector: Detector, direction: Direction, images: Tensor) -> list[Objective]:
     """Return the ALOE paper's softmax objectives (Alg. 1) of the detector's classifiers.
 
-    Inliers: the cross-entropy from the uniform distribution to the softmax. Outliers: the entropy of the softmax. Both
-    on untempered logits.
+    Inliers: the cross-entropy from the uniform distribution to the softmax. Outliers: the entropy
+    of the softmax. Both on untempered logits.
     """
     loss = losses.cross_entropy_to_uniform if direction == 1 else losses.entropy
     return _summed([partial(_of_logits, loss, net) for net in classifiers(detector, "softmax")])
 
 
-def maximum_probability(detector: Detector, direction: Direction, images: Tensor) -> list[Objective]:
+def maximum_probability(
+    detector: Detector, direction: Direction, images: Tensor
+) -> list[Objective]:
     """Return the log-odds of the largest softmax probability, signed: an attack through MSP."""
-    return _summed([partial(_signed, direction, MSP(net).surrogate) for net in classifiers(detector, "msp")])
+    return _summed(
+        [partial(_signed, direction, MSP(net).surrogate) for net in classifiers(detector, "msp")]
+    )
 
 
 def features(detector: Detector, direction: Direction, images: Tensor) -> list[Objective]:
     """Return the objective of matching penultimate features.
 
-    Inliers: minus the squared distance to the image's own features, away from the in-distribution (flat at the clean
-    image, so it needs a random start). Outliers: minus the cosine between the features and the head's weights of the
-    class predicted first, which stand for that class's mean features without any in-distribution image at hand.
+    Inliers: minus the squared distance to the image's own features, away from the in-distribution
+    (flat at the clean image, so it needs a random start). Outliers: minus the cosine between the
+    features and the head's weights of the class predicted first, which stand for that class's mean
+    features without any in-distribution image at hand.
     """
-    return _summed([_feature_distance(net, direction, images) for net in classifiers(detector, "features")])
+    return _summed(
+        [_feature_distance(net, direction, images) for net in classifiers(detector, "features")]
+    )
 
 
 def _feature_distance(net: nn.Module, direction: Direction, images: Tensor) -> Objective:
@@ -75,7 +84,11 @@ def _feature_distance(net: nn.Module, direction: Direction, images: Tensor) -> O
 
     def objective(x: Tensor) -> Tensor:
         now = losses.wide(outputs(net, x).features)
-        return -(now - own).square().sum(1) if direction == 1 else -F.cosine_similarity(now, prototypes)
+        return (
+            -(now - own).square().sum(1)
+            if direction == 1
+            else -F.cosine_similarity(now, prototypes)
+        )
 
     return objective
 
@@ -103,7 +116,9 @@ LABEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def wrong_label(net: nn.Module, labels: Tensor, loss: str) -> Objective:
-    """Return the objective of an untargeted attack on a classifier: the named loss, small where it errs."""
+    """Return the objective of an untargeted attack on a classifier: the named loss, small where it
+    errs.
+    """
     if loss not in LABEL_LOSSES:
         raise unknown_name("loss", loss, LABEL_LOSSES)
     signed = LABEL_LOSSES[loss]
@@ -122,10 +137,11 @@ def wrong_label_judged(net: nn.Module, labels: Tensor, loss: str) -> JudgedObjec
 
 
 def expected(objective: Objective, sigma: float, draws: int, seed: int) -> Objective:
-    """Return the mean of an objective over `draws` noisy copies of the images, with fresh Gaussian noise at each use.
+    """Return the mean of an objective over `draws` noisy copies of the images, with fresh Gaussian
+    noise at each use.
 
-    Source: expectation over transformations, Athalye et al. 2018; the smoothed attack of Salman et al. 2019. With
-    `sigma` 0 it averages repeated evaluations of an objective that is random itself.
+    Source: expectation over transformations, Athalye et al. 2018; the smoothed attack of Salman et
+    al. 2019. With `sigma` 0 it averages repeated evaluations of an objective that is random itself.
     """
     uses = count()
 
@@ -144,7 +160,9 @@ def _of_logits(loss: Callable[[Tensor], Tensor], net: nn.Module, images: Tensor)
 def classifiers(detector: Detector, objective: str) -> tuple[nn.Module, ...]:
     """Return the classifiers that a detector reads, or raise `UserError` where it names none."""
     if not detector.networks:
-        raise UserError(f"objective: {type(detector).__name__} reads no classifier, so {objective!r} cannot attack it")
+        raise UserError(
+            f"objective: {type(detector).__name__} reads no classifier, so {objective!r} cannot attack it"
+        )
     return detector.networks
 
 

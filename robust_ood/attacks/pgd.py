@@ -1,4 +1,6 @@
-"""Projected gradient descent in all its forms: settings of the engine, and the candidates they give."""
+"""Projected gradient descent in all its forms: settings of the engine, and the candidates they
+give.
+"""
 
 from __future__ import annotations
 
@@ -35,28 +37,35 @@ Draws = Callable[[int], Generators]
 class PGD:
     """Settings of projected gradient descent; one step of it is FGSM.
 
-    Source: Madry et al. 2018; on detectors, ALOE Alg. 1 and 2 and Fort Eq. 2. Images are `(N, C, H, W)` in [0, 1].
+    Source: Madry et al. 2018; on detectors, ALOE Alg. 1 and 2 and Fort Eq. 2. Images are `(N, C, H,
+    W)` in [0, 1].
 
     Args:
         region: where the perturbed image may be, such as `Linf(8/255)`.
         steps: gradient steps, >= 1.
-        step_size: size of a step in the region's norm, a number or a fraction as `2/255`; by default
-            `2.5 radius / steps`, so that the boundary can be reached and followed.
+        step_size: size of a step in the region's norm, a number or a fraction as `2/255`; by
+            default `2.5 radius / steps`, so that the boundary can be reached and followed.
         restarts: independent runs, the worst of which is kept image by image, >= 1.
-        random_start: begin each restart at a random point of the region instead of at the clean image.
-        objective: what an attack on a detector minimises: "score" differentiates the detector itself, "unmoved" leaves
-            out its input noise or descent, "softmax" takes the ALOE paper's objectives of its classifier (Alg. 1),
-            "msp" the classifier's largest probability, "features" its penultimate features.
-        loss: what an attack on a classifier climbs: "cross_entropy", "margin", "dlr" (3 classes or more) or
-            "dlr_or_margin".
-        keep: "best", the worst iterate by the true score or margin; "objective", the best by its own objective, and
-            "last", the last iterate, never look at the true score: they make a transferred attack of it.
+        random_start: begin each restart at a random point of the region instead of at the clean
+            image.
+        objective: what an attack on a detector minimises: "score" differentiates the detector
+            itself, "unmoved" leaves out its input noise or descent, "softmax" takes the ALOE
+            paper's objectives of its classifier (Alg. 1), "msp" the classifier's largest
+            probability, "features" its penultimate features.
+        loss: what an attack on a classifier climbs: "cross_entropy", "margin", "dlr" (3 classes or
+            more) or "dlr_or_margin".
+        keep: "best", the worst iterate by the true score or margin; "objective", the best by its
+            own objective, and "last", the last iterate, never look at the true score: they make a
+            transferred attack of it.
         rule: how a gradient becomes a step; steepest steps by default.
-        noise: standard deviation of Gaussian noise over which the objective is averaged, in pixel fractions.
-        noise_draws: draws averaged at each step, for `noise` or for a detector that is random itself.
+        noise: standard deviation of Gaussian noise over which the objective is averaged, in pixel
+            fractions.
+        noise_draws: draws averaged at each step, for `noise` or for a detector that is random
+            itself.
         seed: seed of the random starts, which are keyed by sample index.
-        precision: of the gradients; "auto" is bfloat16 where the device has it and the detector bears it, else float32.
-            True scores are float32 always. An autocast around the attack, and a float64 network, keep theirs.
+        precision: of the gradients; "auto" is bfloat16 where the device has it and the detector
+            bears it, else float32. True scores are float32 always. An autocast around the attack,
+            and a float64 network, keep theirs.
     """
 
     region: Region
@@ -86,7 +95,9 @@ class PGD:
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
         if self.keep == "last" and self.restarts > 1:
-            raise UserError(f"restarts: {self.restarts} with keep='last', which cannot choose among them; give 1")
+            raise UserError(
+                f"restarts: {self.restarts} with keep='last', which cannot choose among them; give 1"
+            )
         object.__setattr__(self, "step_size", self._step_size())
 
     def _step_size(self) -> float:
@@ -95,7 +106,9 @@ class PGD:
         elif self.region.radius < float("inf"):
             size = 2.5 * self.region.radius / self.steps
         else:
-            raise UserError("step_size: an Unbounded region has no radius to derive it from; give one")
+            raise UserError(
+                "step_size: an Unbounded region has no radius to derive it from; give one"
+            )
         if size < 0:
             raise UserError(f"step_size: {size} is negative")
         return size
@@ -107,18 +120,33 @@ class PGD:
 
     def settings(self) -> Settings:
         """Return norm, radius, steps and restarts."""
-        return Settings(norm=self.region.name, radius=self.region.radius, steps=self.steps, restarts=self.restarts)
+        return Settings(
+            norm=self.region.name,
+            radius=self.region.radius,
+            steps=self.steps,
+            restarts=self.restarts,
+        )
 
     def search(
-        self, objective: Objective | JudgedObjective, images: Tensor, draws: Draws, judge: Objective | None = None
+        self,
+        objective: Objective | JudgedObjective,
+        images: Tensor,
+        draws: Draws,
+        judge: Objective | None = None,
     ) -> list[Minimum]:
-        """Return the outcome of each restart: its best by the judge (or by the objective), or its last iterate."""
+        """Return the outcome of each restart: its best by the judge (or by the objective), or its
+        last iterate.
+        """
         searched = objective
         if self.noise or self.noise_draws > 1:
             judge = judge or (lambda x: both_values(objective(x))[1])
-            if not self.noise:  # the score is random itself, and the luck of one draw is no strength
+            if (
+                not self.noise
+            ):  # the score is random itself, and the luck of one draw is no strength
                 judge = expected(judge, 0.0, self.noise_draws, self.seed)
-            searched = expected(lambda x: both_values(objective(x))[0], self.noise, self.noise_draws, self.seed)
+            searched = expected(
+                lambda x: both_values(objective(x))[0], self.noise, self.noise_draws, self.seed
+            )
         return [
             minimize(
                 searched,
@@ -139,17 +167,23 @@ class PGD:
     ) -> Iterator[Candidate]:
         """Yield candidates that make `direction * score` small."""
         # An attack on the classifiers is the same whichever detector reads them.
-        differentiated = nn.ModuleList(detector.networks) if self.objective in READ_CLASSIFIERS else detector
+        differentiated = (
+            nn.ModuleList(detector.networks) if self.objective in READ_CLASSIFIERS else detector
+        )
         precision = resolve(self.precision, images, differentiated)
         own = self.objective == "score" and detector.exact_surrogate
-        judge: Objective | None = None if own or self.keep != "best" else lambda x: direction * detector(x)
+        judge: Objective | None = (
+            None if own or self.keep != "best" else lambda x: direction * detector(x)
+        )
         for objective in SCORE_OBJECTIVES[self.objective](detector, direction, images):
             yield from self._candidates(objective, judge, images, indices, precision)
             if self.keep != "best":
                 return  # a transferred attack follows one source: choosing between two would take a look at the score
             judge = None  # others, best by their own values: judging every iterate would cost more than the search
 
-    def on_label(self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor) -> Iterator[Candidate]:
+    def on_label(
+        self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor
+    ) -> Iterator[Candidate]:
         """Yield candidates that make the classifier err."""
         precision = resolve(self.precision, images, net)
         judged = self.keep == "best" and self.loss != "margin"
@@ -168,19 +202,27 @@ class PGD:
         if self.keep != "objective":
             yield from proposed(found, "pgd", precision, judged=judge is not None)
             return
-        values = torch.stack([one.values for one in found if one.values is not None])  # (restarts, N)
+        values = torch.stack(
+            [one.values for one in found if one.values is not None]
+        )  # (restarts, N)
         kept = torch.stack([one.images for one in found])  # (restarts, N, C, H, W)
         yield Candidate(kept[values.argmin(0), torch.arange(len(images))], "pgd", precision)
 
     def draws(self, indices: Tensor) -> Draws:
         """Return what keys the random starts: seed, restart and sample index."""
-        return lambda restart: generators(self.seed, "attack start", restart, indices=indices.tolist())
+        return lambda restart: generators(
+            self.seed, "attack start", restart, indices=indices.tolist()
+        )
 
 
-def proposed(found: list[Minimum], member: str, precision: str, *, judged: bool) -> Iterator[Candidate]:
-    """Yield what the restarts kept; the last iterates, too, where no judge chose and rounded values did.
+def proposed(
+    found: list[Minimum], member: str, precision: str, *, judged: bool
+) -> Iterator[Candidate]:
+    """Yield what the restarts kept; the last iterates, too, where no judge chose and rounded values
+    did.
 
-    Steps change a score by less than rounding does where the radius is small or the search has settled.
+    Steps change a score by less than rounding does where the radius is small or the search has
+    settled.
     """
     for one in found:
         yield Candidate(one.images, member, precision)
@@ -188,9 +230,18 @@ def proposed(found: list[Minimum], member: str, precision: str, *, judged: bool)
             yield Candidate(one.last, member, precision)
 
 
-def fgsm(region: Region, *, random_start: bool = False, seed: int = 0, precision: Precision = "auto") -> PGD:
+def fgsm(
+    region: Region, *, random_start: bool = False, seed: int = 0, precision: Precision = "auto"
+) -> PGD:
     """Return the settings of one step of the region's radius. Source: Goodfellow et al. 2015."""
-    return PGD(region, steps=1, step_size=region.radius, random_start=random_start, seed=seed, precision=precision)
+    return PGD(
+        region,
+        steps=1,
+        step_size=region.radius,
+        random_start=random_start,
+        seed=seed,
+        precision=precision,
+    )
 
 
 def apgd(
@@ -220,13 +271,16 @@ def apgd(
     )
 
 
-def transferred(attack: PGD, source: Literal["msp", "softmax", "unmoved", "features"] = "msp") -> PGD:
-    """Return the attack through another objective, handed over as it is, without a look at the true score.
+def transferred(
+    attack: PGD, source: Literal["msp", "softmax", "unmoved", "features"] = "msp"
+) -> PGD:
+    """Return the attack through another objective, handed over as it is, without a look at the true
+    score.
 
     Args:
         attack: region, steps and restarts.
-        source: what is attacked instead of the detector: its classifier's MSP, the softmax objectives of the ALOE
-            paper, the detector without its input movement, or its features.
+        source: what is attacked instead of the detector: its classifier's MSP, the softmax
+            objectives of the ALOE paper, the detector without its input movement, or its features.
     """
     return replace(attack, objective=source, keep="objective")
 
@@ -241,12 +295,18 @@ def aloe_softmax(
 ) -> PGD:
     """Return the attack on softmax scores as published, for MSP and ODIN.
 
-    Source: ALOE paper Alg. 1. Random start, steps of 1/255, the last iterate, transferred: ODIN is scored on images
-    made without its temperature and its input noise. The random start is not rounded to whole pixel levels, which the
-    public code does.
+    Source: ALOE paper Alg. 1. Random start, steps of 1/255, the last iterate, transferred: ODIN is
+    scored on images made without its temperature and its input noise. The random start is not
+    rounded to whole pixel levels, which the public code does.
     """
     return PGD(
-        region, steps=steps, step_size=step_size, objective="softmax", keep="last", seed=seed, precision=precision
+        region,
+        steps=steps,
+        step_size=step_size,
+        objective="softmax",
+        keep="last",
+        seed=seed,
+        precision=precision,
     )
 
 
@@ -258,10 +318,18 @@ def aloe_mahalanobis(
     seed: int = 0,
     precision: Precision = "auto",
 ) -> PGD:
-    """Return the attack on the Mahalanobis regression as published, through all but the input noise.
+    """Return the attack on the Mahalanobis regression as published, through all but the input
+    noise.
 
-    Source: ALOE paper Alg. 2. The regression's log-odds stand for its cross-entropy, whose gradient has the same sign.
+    Source: ALOE paper Alg. 2. The regression's log-odds stand for its cross-entropy, whose gradient
+    has the same sign.
     """
     return PGD(
-        region, steps=steps, step_size=step_size, objective="unmoved", keep="last", seed=seed, precision=precision
+        region,
+        steps=steps,
+        step_size=step_size,
+        objective="unmoved",
+        keep="last",
+        seed=seed,
+        precision=precision,
     )

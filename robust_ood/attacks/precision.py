@@ -1,6 +1,7 @@
 """The precision in which attacks differentiate: the fastest that keeps their strength.
 
-Only the search for candidates runs in it. Which candidate is worst is decided by the true score, in float32.
+Only the search for candidates runs in it. Which candidate is worst is decided by the true score, in
+float32.
 """
 
 from __future__ import annotations
@@ -20,20 +21,27 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 @cache
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 numbers natively; where it does not, they are slower than float32 ones."""
+    """Whether a device multiplies bfloat16 numbers natively; where it does not, they are slower
+    than float32 ones.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict) if device.type == "cpu" else dict  # not in older torch
+    capabilities = (
+        getattr(torch.cpu, "get_capabilities", dict) if device.type == "cpu" else dict
+    )  # not in older torch
     known = dict(capabilities())
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 def resolve(setting: Precision, images: Tensor, target: nn.Module) -> str:
-    """Return the precision of an attack's searches: "float32", "bfloat16", or that of what surrounds them.
+    """Return the precision of an attack's searches: "float32", "bfloat16", or that of what
+    surrounds them.
 
     Args:
-        setting: "auto" is bfloat16 where the device has it, unless the target holds a detector that `needs_float32`.
-        images: what is attacked; float64 images belong to float64 networks, which keep their precision.
+        setting: "auto" is bfloat16 where the device has it, unless the target holds a detector that
+            `needs_float32`.
+        images: what is attacked; float64 images belong to float64 networks, which keep their
+            precision.
         target: the detector or network that is differentiated.
     """
     kind = images.device.type
@@ -48,11 +56,15 @@ def resolve(setting: Precision, images: Tensor, target: nn.Module) -> str:
 
 
 def rounds(precision: str) -> bool:
-    """Whether values in this precision are too coarse to tell which of two near iterates is better."""
+    """Whether values in this precision are too coarse to tell which of two near iterates is
+    better.
+    """
     return precision in ("bfloat16", "float16")
 
 
-def computed_in(precision: str, objective: Objective | JudgedObjective) -> Objective | JudgedObjective:
+def computed_in(
+    precision: str, objective: Objective | JudgedObjective
+) -> Objective | JudgedObjective:
     """Return the objective, under autocast to bfloat16 where that is the precision."""
     if precision != "bfloat16":
         return objective

@@ -18,17 +18,23 @@ from robust_ood.settings import configured
 
 
 def pgd_low_resolution(region: Region, *, size: int, **settings: Any) -> LowResolution:
-    """Return PGD at a lower resolution; `size` is the perturbation's height and width. Source: Fort 2022, Sec. 3.4."""
+    """Return PGD at a lower resolution; `size` is the perturbation's height and width. Source: Fort
+    2022, Sec. 3.4.
+    """
     return LowResolution(configured("", PGD, region, settings=settings), size)
 
 
 def standard_of(region: Region) -> Attack:
-    """Return the standard suite of a region's norm and radius. Source: `standard` names its members' papers."""
+    """Return the standard suite of a region's norm and radius. Source: `standard` names its
+    members' papers.
+    """
     return standard(region.radius, region.name)
 
 
 def targeted(region: Region, *, classes: int = 9, **settings: Any) -> Targeted:
-    """Return Auto-PGD towards each of the likeliest classes. Source: Croce and Hein 2020 (APGD-T of AutoAttack)."""
+    """Return Auto-PGD towards each of the likeliest classes. Source: Croce and Hein 2020 (APGD-T of
+    AutoAttack).
+    """
     return Targeted(configured("", apgd, region, settings=settings), classes)
 
 
@@ -51,11 +57,14 @@ REGISTRY: dict[str, Callable[..., Attack]] = {
 """Attacks by the names that configs use; each takes a region first."""
 
 
-def build(name: str, /, *, norm: str = "Linf", radius: float | str = "8/255", **settings: Any) -> Attack:
+def build(
+    name: str, /, *, norm: str = "Linf", radius: float | str = "8/255", **settings: Any
+) -> Attack:
     """Return the attack registered under `name`.
 
     Raises:
-        UserError: unknown name (with the nearest known one), a bad radius, or a setting that the attack does not have.
+        UserError: unknown name (with the nearest known one), a bad radius, or a setting that the
+            attack does not have.
     """
     if name not in REGISTRY:
         raise unknown_name("attacks", name, REGISTRY)
@@ -65,13 +74,17 @@ def build(name: str, /, *, norm: str = "Linf", radius: float | str = "8/255", **
 
 
 def build_all(specs: list[str | dict[str, Any]]) -> dict[str, Attack]:
-    """Return attacks by label from a config's list: names, or mappings with `name`, `label` (optional), settings."""
+    """Return attacks by label from a config's list: names, or mappings with `name`, `label`
+    (optional), settings.
+    """
     built: dict[str, Attack] = {}
     for spec in specs:
         settings: Mapping[str, Any] = {"name": spec} if isinstance(spec, str) else spec
         if "name" not in settings:
             raise UserError(f"attacks: {dict(settings)} has no 'name'")
-        default = f"{settings['name']}-{settings['radius']}" if "radius" in settings else settings["name"]
+        default = (
+            f"{settings['name']}-{settings['radius']}" if "radius" in settings else settings["name"]
+        )
         label = str(settings.get("label", default))
         if label in built:
             raise UserError(f"attacks: {label!r} stands twice; give one of them another 'label'")

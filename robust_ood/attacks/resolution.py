@@ -20,9 +20,10 @@ from robust_ood.errors import UserError
 class LowResolution:
     """Settings of an attack whose perturbation is made at a lower resolution and enlarged.
 
-    Source: Fort 2022, Sec. 3.4: gradients of score(resize(x)) with respect to small images x. Resizing is linear, so
-    for images that were enlarged from that size this is the same; others keep their own detail. Enlarging never exceeds
-    an Linf radius; it would exceed an L2 radius. Images are `(N, C, H, W)` at the full resolution.
+    Source: Fort 2022, Sec. 3.4: gradients of score(resize(x)) with respect to small images x.
+    Resizing is linear, so for images that were enlarged from that size this is the same; others
+    keep their own detail. Enlarging never exceeds an Linf radius; it would exceed an L2 radius.
+    Images are `(N, C, H, W)` at the full resolution.
 
     Args:
         attack: what is done at the low resolution.
@@ -35,10 +36,16 @@ class LowResolution:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise UserError(f"size: {self.size} is not a number of pixels >= 1")
-        if isinstance(self.attack, Suite):  # its members take parts of a batch, which a view of it cannot follow
-            raise UserError("attack: a suite given; put LowResolution around each of its members instead")
+        if isinstance(
+            self.attack, Suite
+        ):  # its members take parts of a batch, which a view of it cannot follow
+            raise UserError(
+                "attack: a suite given; put LowResolution around each of its members instead"
+            )
         if self.attack.settings()["norm"] != "Linf":
-            raise UserError("attack: an L2 perturbation grows when it is enlarged, beyond its radius; give one in Linf")
+            raise UserError(
+                "attack: an L2 perturbation grows when it is enlarged, beyond its radius; give one in Linf"
+            )
 
     @property
     def keeps_clean(self) -> bool:
@@ -54,13 +61,19 @@ class LowResolution:
     ) -> Iterator[Candidate]:
         """Yield the enlarged perturbations' candidates."""
         view = self._view(images)
-        for candidate in self.attack.on_score(_EnlargedDetector(detector, view), view.small, direction, indices):
+        for candidate in self.attack.on_score(
+            _EnlargedDetector(detector, view), view.small, direction, indices
+        ):
             yield candidate._replace(images=view(candidate.images))
 
-    def on_label(self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor) -> Iterator[Candidate]:
+    def on_label(
+        self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor
+    ) -> Iterator[Candidate]:
         """Yield the enlarged perturbations' candidates."""
         view = self._view(images)
-        for candidate in self.attack.on_label(_EnlargedNetwork(net, view), view.small, labels, indices):
+        for candidate in self.attack.on_label(
+            _EnlargedNetwork(net, view), view.small, labels, indices
+        ):
             yield candidate._replace(images=view(candidate.images))
 
     def _view(self, images: Tensor) -> _Enlargement:
@@ -70,7 +83,9 @@ class LowResolution:
 
 @dataclass(frozen=True)
 class _Enlargement:
-    """Small images to full ones: what changed in the small image, enlarged, is added to the full image."""
+    """Small images to full ones: what changed in the small image, enlarged, is added to the full
+    image.
+    """
 
     full: Tensor
     small: Tensor

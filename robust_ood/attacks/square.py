@@ -25,8 +25,8 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries out of 1
 class Square:
     """Settings of the Square attack, a black-box attack on scores of images `(N, C, H, W)`.
 
-    Source: Andriushchenko et al. 2020, Alg. 1-3. Differs from the public code in that each image has its own squares,
-    keyed by its sample index.
+    Source: Andriushchenko et al. 2020, Alg. 1-3. Differs from the public code in that each image
+    has its own squares, keyed by its sample index.
 
     Args:
         region: `Linf` or `L2`.
@@ -51,7 +51,9 @@ class Square:
 
     def settings(self) -> Settings:
         """Return norm, radius and queries."""
-        return Settings(norm=self.region.name, radius=self.region.radius, steps=self.queries, restarts=1)
+        return Settings(
+            norm=self.region.name, radius=self.region.radius, steps=self.queries, restarts=1
+        )
 
     def on_score(
         self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor
@@ -59,7 +61,9 @@ class Square:
         """Yield one candidate that makes `direction * score` small."""
         yield Candidate(self.search(lambda x: direction * detector(x), images, indices), "square")
 
-    def on_label(self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor) -> Iterator[Candidate]:
+    def on_label(
+        self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor
+    ) -> Iterator[Candidate]:
         """Yield one candidate that makes the margin of the labels small."""
         yield Candidate(self.search(wrong_label(net, labels, "margin"), images, indices), "square")
 
@@ -67,14 +71,20 @@ class Square:
         """Return the images with the smallest values that the queries found."""
         channels, height, width = images.shape[1:]
         draws = generators(self.seed, "square", indices=indices.tolist())
-        first, propose = (_stripes, _square) if isinstance(self.region, Linf) else (_tiles, _move_mass)
+        first, propose = (
+            (_stripes, _square) if isinstance(self.region, Linf) else (_tiles, _move_mass)
+        )
         with torch.no_grad():
-            noise = torch.stack([torch.rand((channels, height, width), generator=g) for g in draws]).to(images)
+            noise = torch.stack(
+                [torch.rand((channels, height, width), generator=g) for g in draws]
+            ).to(images)
             best = self.region.project(images + first(noise, self.region.radius), images)
             lowest = objective(best)
             for query in range(self.queries - 1):
                 size = self._size(query, height, width)
-                uniform = torch.stack([torch.rand(5 + channels, generator=g) for g in draws]).to(images)
+                uniform = torch.stack([torch.rand(5 + channels, generator=g) for g in draws]).to(
+                    images
+                )
                 candidate = self.region.project(
                     images + propose(best - images, uniform, size, self.region.radius), images
                 )
@@ -104,25 +114,33 @@ def _stripes(noise: Tensor, radius: float) -> Tensor:
 
 
 def _square(perturbation: Tensor, uniform: Tensor, size: int, radius: float) -> Tensor:
-    """Return the perturbation with one square of each image set to plus or minus the radius, channel by channel."""
+    """Return the perturbation with one square of each image set to plus or minus the radius,
+    channel by channel.
+    """
     _, _, inside = _window(perturbation, uniform[:, 0], uniform[:, 1], size)
     return torch.where(inside, radius * _signs(uniform[:, 5:])[:, :, None, None], perturbation)
 
 
 def _tiles(noise: Tensor, radius: float) -> Tensor:
-    """Return a grid of 5 x 5 bumps of random sign, scaled to the radius: the first L2 perturbation."""
+    """Return a grid of 5 x 5 bumps of random sign, scaled to the radius: the first L2
+    perturbation.
+    """
     height, width = noise.shape[2:]
     size = max(min(height, width) // 5, 1)
     bump = _bump(size).to(noise)
     grid = torch.zeros_like(noise)
     for top in range(0, height - size + 1, size):
         for left in range(0, width - size + 1, size):
-            grid[:, :, top : top + size, left : left + size] = bump * _signs(noise[:, :, top, left])[:, :, None, None]
+            grid[:, :, top : top + size, left : left + size] = (
+                bump * _signs(noise[:, :, top, left])[:, :, None, None]
+            )
     return _to_length(grid, radius)
 
 
 def _move_mass(perturbation: Tensor, uniform: Tensor, size: int, radius: float) -> Tensor:
-    """Return the perturbation with one window emptied; its energy, and what is unspent, go into another as a bump."""
+    """Return the perturbation with one window emptied; its energy, and what is unspent, go into
+    another as a bump.
+    """
     rows, columns, into = _window(perturbation, uniform[:, 0], uniform[:, 1], size)
     _, _, out_of = _window(perturbation, uniform[:, 2], uniform[:, 3], size)
     bump = _bump(size).to(perturbation)
@@ -131,24 +149,40 @@ def _move_mass(perturbation: Tensor, uniform: Tensor, size: int, radius: float) 
     shape = turned[image, rows[:, :, None], columns[:, None, :]][:, None] * into  # (N, 1, H, W)
     old = perturbation * into
     new = shape * _signs(uniform[:, 5:])[:, :, None, None] + old / _length(old, (2, 3))
-    unspent = (radius**2 - perturbation.square().sum((1, 2, 3), keepdim=True)).clamp_min(0) / perturbation.shape[1]
-    energy = unspent + (perturbation * (into | out_of)).square().sum((2, 3), keepdim=True)  # (N, C, 1, 1)
-    moved = torch.where(into, new / _length(new, (2, 3)) * energy.sqrt(), perturbation.masked_fill(out_of, 0.0))
+    unspent = (radius**2 - perturbation.square().sum((1, 2, 3), keepdim=True)).clamp_min(
+        0
+    ) / perturbation.shape[1]
+    energy = unspent + (perturbation * (into | out_of)).square().sum(
+        (2, 3), keepdim=True
+    )  # (N, C, 1, 1)
+    moved = torch.where(
+        into, new / _length(new, (2, 3)) * energy.sqrt(), perturbation.masked_fill(out_of, 0.0)
+    )
     return _to_length(moved, radius)
 
 
 def _window(like: Tensor, down: Tensor, right: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return each pixel's row and column within a window of each image (clamped to it), and whether it is inside."""
+    """Return each pixel's row and column within a window of each image (clamped to it), and whether
+    it is inside.
+    """
     height, width = like.shape[2:]
-    rows = torch.arange(height, device=like.device) - (down * (height - size + 1)).long()[:, None]  # (N, H)
-    columns = torch.arange(width, device=like.device) - (right * (width - size + 1)).long()[:, None]  # (N, W)
-    inside = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None, :]
+    rows = (
+        torch.arange(height, device=like.device) - (down * (height - size + 1)).long()[:, None]
+    )  # (N, H)
+    columns = (
+        torch.arange(width, device=like.device) - (right * (width - size + 1)).long()[:, None]
+    )  # (N, W)
+    inside = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[
+        :, None, :
+    ]
     return rows.clamp(0, size - 1), columns.clamp(0, size - 1), inside[:, None]
 
 
 @lru_cache
 def _bump(size: int) -> Tensor:
-    """Return two half-windows of opposite sign, each falling off from its middle, together of length 1 (Eq. 2)."""
+    """Return two half-windows of opposite sign, each falling off from its middle, together of
+    length 1 (Eq. 2).
+    """
     bump = torch.zeros(size, size)
     half = size // 2
     for rows, sign in ((slice(0, half), 1.0), (slice(half, size), -1.0)):
@@ -156,7 +190,9 @@ def _bump(size: int) -> Tensor:
         down = (torch.arange(height) - height // 2).abs()[:, None]
         across = (torch.arange(size) - size // 2).abs()
         ring = torch.maximum(down, across)
-        falls = torch.tensor([1 / (k + 1) ** 2 for k in range(size // 2 + 1)]).flip(0).cumsum(0).flip(0)
+        falls = (
+            torch.tensor([1 / (k + 1) ** 2 for k in range(size // 2 + 1)]).flip(0).cumsum(0).flip(0)
+        )
         part = falls[ring]
         bump[rows] = sign * part / part.norm().clamp_min(1e-12)
     bump /= bump.norm()

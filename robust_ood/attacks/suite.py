@@ -25,9 +25,10 @@ class Suite:
     """A union of attacks on images `(N, C, H, W)`, at least as strong as each.
 
     Args:
-        on_detectors: members that attack detectors, by name. Those that read a classifier are left out where the
-            detector has none.
-        on_classifiers: members that attack classifiers, by name, each on the images that those before it left correct.
+        on_detectors: members that attack detectors, by name. Those that read a classifier are left
+            out where the detector has none.
+        on_classifiers: members that attack classifiers, by name, each on the images that those
+            before it left correct.
     """
 
     on_detectors: Mapping[str, ScoreAttack]
@@ -35,13 +36,17 @@ class Suite:
     keeps_clean = True
 
     def settings(self) -> Settings:
-        """Return the first member's norm and radius, and the steps (or queries) of all members and restarts in sum."""
+        """Return the first member's norm and radius, and the steps (or queries) of all members and
+        restarts in sum.
+        """
         first = next(iter(self.on_detectors.values())).settings()
         steps = _steps(self.on_detectors.values())
         return Settings(norm=first["norm"], radius=first["radius"], steps=steps, restarts=1)
 
     def settings_on_classifiers(self) -> Settings:
-        """Return the same with the steps of the members that attack classifiers, 0 where there are none."""
+        """Return the same with the steps of the members that attack classifiers, 0 where there are
+        none.
+        """
         return {**self.settings(), "steps": _steps(self.on_classifiers.values())}
 
     def on_score(
@@ -56,10 +61,18 @@ class Suite:
                 yield candidate._replace(member=name)
 
     def left_out(self, detector: Detector) -> list[str]:
-        """Return the members that read a classifier, where the detector names none in its `networks`."""
-        return [] if detector.networks else [n for n, member in self.on_detectors.items() if _reads_classifier(member)]
+        """Return the members that read a classifier, where the detector names none in its
+        `networks`.
+        """
+        return (
+            []
+            if detector.networks
+            else [n for n, member in self.on_detectors.items() if _reads_classifier(member)]
+        )
 
-    def on_label(self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor) -> Iterator[Candidate]:
+    def on_label(
+        self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor
+    ) -> Iterator[Candidate]:
         """Yield every member's candidates; a member leaves alone what is already misclassified."""
         with torch.no_grad():  # a tie, which coarse logits have, may still be decided for the label
             correct = losses.margin(net(images), labels) >= 0
@@ -70,17 +83,20 @@ class Suite:
             for candidate in member.on_label(net, images[left], labels[left], indices[left.cpu()]):
                 with torch.no_grad():
                     correct[left] &= losses.margin(net(candidate.images), labels[left]) >= 0
-                yield candidate._replace(images=images.index_copy(0, left, candidate.images), member=name)
+                yield candidate._replace(
+                    images=images.index_copy(0, left, candidate.images), member=name
+                )
 
 
 def standard(radius: float | str, norm: str = "Linf") -> Suite:
     """Return the standard suite, which has no setting but the budget.
 
-    On detectors: PGD and Auto-PGD through the detector's own score with restarts; both of the ALOE paper's attacks, on
-    the published trajectory (10 steps of 1/255 for Linf); its softmax objectives by Auto-PGD; the classifier's MSP;
-    features away from the image's own, or towards a class's; the likeliest classes one by one; Square. On classifiers,
-    after AutoAttack: Auto-PGD with restarts on the cross-entropy and on the DLR loss (the margin below 3 classes),
-    towards each class, and Square; a short PGD goes first and spares them the easy images.
+    On detectors: PGD and Auto-PGD through the detector's own score with restarts; both of the ALOE
+    paper's attacks, on the published trajectory (10 steps of 1/255 for Linf); its softmax
+    objectives by Auto-PGD; the classifier's MSP; features away from the image's own, or towards a
+    class's; the likeliest classes one by one; Square. On classifiers, after AutoAttack: Auto-PGD
+    with restarts on the cross-entropy and on the DLR loss (the margin below 3 classes), towards
+    each class, and Square; a short PGD goes first and spares them the easy images.
 
     Args:
         radius: in pixel fractions, a number or a fraction as "8/255".

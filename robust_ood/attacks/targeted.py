@@ -1,4 +1,6 @@
-"""Attacks that try one class after another, where a single objective would settle for the nearest."""
+"""Attacks that try one class after another, where a single objective would settle for the
+nearest.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,13 @@ from robust_ood.perturb import JudgedObjective, Objective
 
 @dataclass(frozen=True)
 class Targeted:
-    """Settings of an attack towards each of the likeliest classes in turn, on images `(N, C, H, W)`.
+    """Settings of an attack towards each of the likeliest classes in turn, on images `(N, C, H,
+    W)`.
 
-    Source: multi-targeted, as APGD-T of AutoAttack (Croce and Hein 2020). Classifiers: the margin of the true class
-    over the target is lowered. Detectors: the target's log-odds are raised, which makes outliers look like one of that
-    class, and inliers, whose own class is left out, cross the boundary where the network is undecided.
+    Source: multi-targeted, as APGD-T of AutoAttack (Croce and Hein 2020). Classifiers: the margin
+    of the true class over the target is lowered. Detectors: the target's log-odds are raised, which
+    makes outliers look like one of that class, and inliers, whose own class is left out, cross the
+    boundary where the network is undecided.
 
     Args:
         search: region, steps, rule and starts of the attack on each class; one restart a class.
@@ -52,7 +56,9 @@ class Targeted:
         networks = classifiers(detector, "targeted")
         read = nn.ModuleList(networks)  # what is differentiated, whatever the detector needs
         with torch.no_grad():
-            likely = torch.stack([losses.wide(net(images)).softmax(1) for net in networks]).sum(0)  # (N, K)
+            likely = torch.stack([losses.wide(net(images)).softmax(1) for net in networks]).sum(
+                0
+            )  # (N, K)
         order = likely.argsort(1, descending=True)[:, 1 if direction == 1 else 0 :]
         for rank in range(min(self.classes, order.shape[1])):
             target = order[:, rank]
@@ -60,12 +66,20 @@ class Targeted:
             def objective(x: Tensor, target: Tensor = target) -> Tensor:
                 return -torch.stack([losses.log_odds(net(x), target) for net in networks]).sum(0)
 
-            yield from self._search(objective, lambda x: direction * detector(x), images, indices, rank, read)
+            yield from self._search(
+                objective, lambda x: direction * detector(x), images, indices, rank, read
+            )
 
-    def on_label(self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor) -> Iterator[Candidate]:
+    def on_label(
+        self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor
+    ) -> Iterator[Candidate]:
         """Yield a candidate for each class other than the true one."""
         with torch.no_grad():
-            others = net(images).scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)[:, :-1]
+            others = (
+                net(images)
+                .scatter(1, labels[:, None], -torch.inf)
+                .argsort(1, descending=True)[:, :-1]
+            )
         for rank in range(min(self.classes, others.shape[1])):
             target = others[:, rank : rank + 1]  # (N, 1)
 
@@ -85,7 +99,12 @@ class Targeted:
         rank: int,
         target: nn.Module,
     ) -> Iterator[Candidate]:
-        starts, precision = self.search.draws(indices), resolve(self.search.precision, images, target)
+        starts, precision = (
+            self.search.draws(indices),
+            resolve(self.search.precision, images, target),
+        )
         searched = computed_in(precision, objective)
-        found = self.search.search(searched, images, lambda restart: starts(rank + restart * self.classes), judge)
+        found = self.search.search(
+            searched, images, lambda restart: starts(rank + restart * self.classes), judge
+        )
         yield from proposed(found, "targeted", precision, judged=judge is not None)

@@ -14,11 +14,13 @@ _NET = "net."
 
 
 class Averaging(Callback):
-    """Keeps an average of `module.net`'s weights; validation and checkpoints' readers get the average.
+    """Keeps an average of `module.net`'s weights; validation and checkpoints' readers get the
+    average.
 
-    After each optimiser step `average <- d average + (1 - d) weights`, d = min(decay, (1 + n) / (10 + n)) after n
-    steps, so that short runs forget their start. BatchNorm's statistics are averaged likewise. A checkpoint holds the
-    average as `state_dict`, which evaluation reads, and the weights under training as `raw_state_dict`.
+    After each optimiser step `average <- d average + (1 - d) weights`, d = min(decay, (1 + n) / (10
+    + n)) after n steps, so that short runs forget their start. BatchNorm's statistics are averaged
+    likewise. A checkpoint holds the average as `state_dict`, which evaluation reads, and the
+    weights under training as `raw_state_dict`.
 
     Args:
         decay: d, in [0, 1); None trains without an average.
@@ -39,7 +41,9 @@ class Averaging(Callback):
         tensors = _net(module).state_dict()
         if not self.average:
             self.average = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-        self.average = {name: tensor.to(tensors[name].device) for name, tensor in self.average.items()}
+        self.average = {
+            name: tensor.to(tensors[name].device) for name, tensor in self.average.items()
+        }
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Take the weights of a finished optimiser step into the average."""
@@ -51,7 +55,9 @@ class Averaging(Callback):
             now = _net(module).state_dict()
             numbers = [name for name, tensor in now.items() if tensor.is_floating_point()]
             # One call for all of them, because a large network has hundreds.
-            torch._foreach_lerp_([self.average[name] for name in numbers], [now[name] for name in numbers], share)
+            torch._foreach_lerp_(
+                [self.average[name] for name in numbers], [now[name] for name in numbers], share
+            )
             for name in now.keys() - set(numbers):
                 self.average[name].copy_(now[name])
 
@@ -63,20 +69,28 @@ class Averaging(Callback):
         """Put the weights back."""
         self._swap(module)
 
-    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Write the average as the checkpoint's weights, and the weights beside it."""
         if self.average and not self._swapped:
             checkpoint["raw_state_dict"] = checkpoint["state_dict"]
             averages = {_NET + name: tensor for name, tensor in self.average.items()}
             checkpoint["state_dict"] = {**checkpoint["state_dict"], **averages}
 
-    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take both back; without an average of its own, a run goes on from the weights under training alone."""
+    def on_load_checkpoint(
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take both back; without an average of its own, a run goes on from the weights under
+        training alone.
+        """
         if "raw_state_dict" not in checkpoint:
             return
         if self.decay is not None:
             tensors = checkpoint["state_dict"].items()
-            self.average = {name.removeprefix(_NET): t.clone() for name, t in tensors if name.startswith(_NET)}
+            self.average = {
+                name.removeprefix(_NET): t.clone() for name, t in tensors if name.startswith(_NET)
+            }
         module.load_state_dict(checkpoint["raw_state_dict"])
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""What TensorBoard shows beside the logged numbers: score histograms, image strips, speed, the configuration."""
+"""What TensorBoard shows beside the logged numbers: score histograms, image strips, speed, the
+configuration.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ SHOWN = 4
 
 
 class Dashboard(Callback):
-    """Logs the learning rate, and for TensorBoard alone the images per second and the run's resolved configuration.
+    """Logs the learning rate, and for TensorBoard alone the images per second and the run's
+    resolved configuration.
 
     Speed stays out of `metrics.csv`, which a resumed run must reproduce.
     """
@@ -34,7 +37,11 @@ class Dashboard(Callback):
         """Show the configuration."""
         self._images, self._since = 0, time.monotonic()
         for board in _boards(trainer):
-            board.add_text("config", f"```yaml\n{yaml.safe_dump(self.config, sort_keys=False)}```", trainer.global_step)
+            board.add_text(
+                "config",
+                f"```yaml\n{yaml.safe_dump(self.config, sort_keys=False)}```",
+                trainer.global_step,
+            )
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Log the learning rate of the coming step."""
@@ -53,14 +60,19 @@ class Dashboard(Callback):
             self._images, self._since = 0, time.monotonic()
 
 
-def add_scores(trainer: Trainer, name: str, inliers: Mapping[str, Tensor], outliers: Mapping[str, Tensor]) -> None:
-    """Show histograms of scores by attack label, clean (`none`) against attacked; this process's share of the
-    images."""
+def add_scores(
+    trainer: Trainer, name: str, inliers: Mapping[str, Tensor], outliers: Mapping[str, Tensor]
+) -> None:
+    """Show histograms of scores by attack label, clean (`none`) against attacked; this process's
+    share of the images.
+    """
     for board in _boards(trainer):
         for side, columns in (("in", inliers), ("out", outliers)):
             for label, scores in columns.items():
                 if len(scores):
-                    board.add_histogram(f"scores/{name}/{side}/{label}", scores, trainer.global_step)
+                    board.add_histogram(
+                        f"scores/{name}/{side}/{label}", scores, trainer.global_step
+                    )
 
 
 def add_strips(
@@ -72,7 +84,9 @@ def add_strips(
     outliers: ImageSet,
     device: torch.device,
 ) -> None:
-    """Show a few readable images of each side: clean, perturbation scaled up to full contrast, attacked; one a row."""
+    """Show a few readable images of each side: clean, perturbation scaled up to full contrast,
+    attacked; one a row.
+    """
     for board in _boards(trainer):
         for side, images, perturb in (("in", inliers, lower_score), ("out", outliers, raise_score)):
             # A picture is no reason to stop a run: what cannot be read is left out.
@@ -84,7 +98,9 @@ def add_strips(
 
 
 def strip(clean: Tensor, attacked: Tensor) -> Tensor:
-    """Return `(C, n H, 3 W)` in [0, 1]: rows of clean image, perturbation (0 is mid grey), attacked image."""
+    """Return `(C, n H, 3 W)` in [0, 1]: rows of clean image, perturbation (0 is mid grey), attacked
+    image.
+    """
     perturbation = attacked - clean
     size = perturbation.abs().flatten(1).amax(1).clamp_min(1e-12).view(-1, 1, 1, 1)
     columns = torch.cat([clean, 0.5 + perturbation / (2 * size), attacked], dim=3)  # (n, C, H, 3 W)
@@ -95,4 +111,6 @@ def _boards(trainer: Trainer) -> list[Any]:
     """Return the TensorBoard writers; none in any process but the first."""
     if not trainer.is_global_zero:
         return []
-    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return [
+        logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)
+    ]

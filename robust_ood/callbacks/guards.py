@@ -25,23 +25,30 @@ class Diverged(UserError):  # noqa: N818  # a state, like `Stopped`
 
 
 class Guards(Callback):
-    """Watches for a loss that is not finite, in-loop attacks that do nothing, and catastrophic overfitting.
+    """Watches for a loss that is not finite, in-loop attacks that do nothing, and catastrophic
+    overfitting.
 
-    - A loss or a weight that is not finite stops the run before the next checkpoint is written: the last one is good.
-    - An in-loop attack that makes its objective no better on most images of a batch is warned about, and under float16
-      so are input gradients of which more than 1 % are exactly zero. Both are looked at every so many steps.
-    - Training with a single-step attack can come to resist single steps only (catastrophic overfitting, Wong et al.
-      2020, Sec. 5.2). There each validation also logs `val/fgsm_accuracy` and `val/pgd_accuracy` (10 steps of a
-      quarter of the radius), and warns when the latter falls below a quarter of its best, the former being twice it.
+    - A loss or a weight that is not finite stops the run before the next checkpoint is written: the
+      last one is good.
+    - An in-loop attack that makes its objective no better on most images of a batch is warned
+      about, and under float16 so are input gradients of which more than 1 % are exactly zero. Both
+      are looked at every so many steps.
+    - Training with a single-step attack can come to resist single steps only (catastrophic
+      overfitting, Wong et al. 2020, Sec. 5.2). There each validation also logs `val/fgsm_accuracy`
+      and `val/pgd_accuracy` (10 steps of a quarter of the radius), and warns when the latter falls
+      below a quarter of its best, the former being twice it.
 
     Args:
-        attacks_every_n_steps: optimiser steps between two looks at the in-loop attacks, >= 1; None for never.
+        attacks_every_n_steps: optimiser steps between two looks at the in-loop attacks, >= 1; None
+            for never.
         limit: validation images, drawn once, on which single-step training is checked; 0 for none.
     """
 
     def __init__(self, attacks_every_n_steps: int | None = 100, limit: int = 200) -> None:
         if attacks_every_n_steps is not None and attacks_every_n_steps < 1:
-            raise UserError(f"guards.attacks_every_n_steps: {attacks_every_n_steps} is not a number of steps >= 1")
+            raise UserError(
+                f"guards.attacks_every_n_steps: {attacks_every_n_steps} is not a number of steps >= 1"
+            )
         if limit < 0:
             raise UserError(f"guards.limit: {limit} is not a number of images >= 0")
         self.attacks_every_n_steps, self.limit = attacks_every_n_steps, limit
@@ -118,7 +125,9 @@ class Guards(Callback):
         loader = data.evaluation_loader(data.inliers("validation"), self.limit)
         mean = MeanMetric().to(module.device)
         if len(loader):
-            mean.update(correct(module.net, loader, attack, module.device).float().to(module.device))
+            mean.update(
+                correct(module.net, loader, attack, module.device).float().to(module.device)
+            )
         return float(mean.compute())
 
 

@@ -1,4 +1,6 @@
-"""`metrics.csv`: one row for each logged step or validation, continued row by row where a run is resumed."""
+"""`metrics.csv`: one row for each logged step or validation, continued row by row where a run is
+resumed.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,9 @@ Cells = dict[str, str]
 class MetricsFile(Logger):
     """A Lightning logger that appends to `FOLDER/metrics.csv`.
 
-    Every row is on disk when `log_metrics` returns, so a killed run has lost none; a resumed run goes back to the rows
-    that its checkpoint knew of (`truncate`) and then writes the very rows that the run never killed would have written.
+    Every row is on disk when `log_metrics` returns, so a killed run has lost none; a resumed run
+    goes back to the rows that its checkpoint knew of (`truncate`) and then writes the very rows
+    that the run never killed would have written.
 
     Args:
         folder: the run's folder.
@@ -42,7 +45,9 @@ class MetricsFile(Logger):
         return ""
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
         """Do nothing: the run's `config.yaml` holds them."""
 
     @rank_zero_only
@@ -65,9 +70,16 @@ class MetricsFile(Logger):
         rows: list[Cells] = []
         if count and self.path.exists():
             with self.path.open(newline="") as file:
-                rows = [{name: cell for name, cell in row.items() if cell} for row in csv.DictReader(file)][:count]
+                rows = [
+                    {name: cell for name, cell in row.items() if cell}
+                    for row in csv.DictReader(file)
+                ][:count]
         self.rows = rows
-        self.columns = ["epoch", "step", *sorted({name for row in rows for name in row} - {"epoch", "step"})]
+        self.columns = [
+            "epoch",
+            "step",
+            *sorted({name for row in rows for name in row} - {"epoch", "step"}),
+        ]
         self.path.unlink(missing_ok=True)
         if rows:
             self._rewrite()

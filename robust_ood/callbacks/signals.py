@@ -11,19 +11,24 @@ from typing import Any
 class Stopped(Exception):  # noqa: N818  # a request that was obeyed, not an error
     """The run was asked to stop, wrote a checkpoint and stopped.
 
-    signum: the signal that asked; step: optimiser steps done; checkpoint: the file that continues the run.
+    signum: the signal that asked; step: optimiser steps done; checkpoint: the file that continues
+    the run.
     """
 
     def __init__(self, signum: int, step: int, checkpoint: str) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}; wrote {checkpoint}")
+        super().__init__(
+            f"stopped by {signal.Signals(signum).name} after step {step}; wrote {checkpoint}"
+        )
         self.signum, self.step, self.checkpoint = signum, step, checkpoint
 
 
 class Signals:
-    """Notes SIGTERM, SIGINT (Ctrl-C) and a requeue signal until the training loop reaches a whole step.
+    """Notes SIGTERM, SIGINT (Ctrl-C) and a requeue signal until the training loop reaches a whole
+    step.
 
-    A second Ctrl-C stops at once. SIGUSR1 (or SIGUSR2) is only touched where somebody handles it already - Lightning
-    does under SLURM, to requeue the job - and that handler then runs between two steps instead of within one.
+    A second Ctrl-C stops at once. SIGUSR1 (or SIGUSR2) is only touched where somebody handles it
+    already - Lightning does under SLURM, to requeue the job - and that handler then runs between
+    two steps instead of within one.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,5 @@
-"""The commands: `train` (fit, validate, test), `evaluate`, `report`, `data`, `export`; `main` for `robust-ood COMMAND`.
+"""The commands: `train` (fit, validate, test), `evaluate`, `report`, `data`, `export`; `main` for
+`robust-ood COMMAND`.
 
 A user's mistake, wherever it is noticed, ends here as one line and exit code 2.
 """
@@ -40,17 +41,23 @@ def evaluate(arguments: Arguments = None) -> int:
 
 
 def data(arguments: Arguments = None) -> int:
-    """List, download, verify, preview and compare data sets: see `robust-ood data --help`. Returns the exit code."""
+    """List, download, verify, preview and compare data sets: see `robust-ood data --help`. Returns
+    the exit code.
+    """
     return _guarded("data", arguments)
 
 
 def export(arguments: Arguments = None) -> int:
-    """Write a checkpoint's network on its own: see `robust-ood export --help`. Returns the exit code."""
+    """Write a checkpoint's network on its own: see `robust-ood export --help`. Returns the exit
+    code.
+    """
     return _guarded("export", arguments)
 
 
 def report(arguments: Arguments = None) -> int:
-    """Write an HTML report over folders of results: see `robust-ood report --help`. Returns the exit code."""
+    """Write an HTML report over folders of results: see `robust-ood report --help`. Returns the
+    exit code.
+    """
     return _guarded("report", arguments)
 
 
@@ -64,7 +71,9 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
 
 
 def _guarded(command: str, arguments: Arguments) -> int:
-    """Import a command's module only now, run it, and turn the user's mistakes into one line and exit code 2."""
+    """Import a command's module only now, run it, and turn the user's mistakes into one line and
+    exit code 2.
+    """
     from robust_ood.cli.help import HELP, print_all_settings
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -79,7 +88,9 @@ def _guarded(command: str, arguments: Arguments) -> int:
         sys.path.append(os.getcwd())
     run = import_module(f"robust_ood.cli.{command}_command").run
     try:
-        return int(print_all_settings(run, arguments) if "--help-all" in arguments else run(arguments))
+        return int(
+            print_all_settings(run, arguments) if "--help-all" in arguments else run(arguments)
+        )
     except SystemExit as stop:  # the parser's, once it has printed the settings
         return int(stop.code or 0)
     except UserError as error:

@@ -15,7 +15,9 @@ from robust_ood.models import count_classes, load_weights
 _RESUMABLE = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "epoch", "global_step"}
 
 
-def check_classes(net: nn.Module, data: OODData, part: Literal["train", "validation", "test"]) -> None:
+def check_classes(
+    net: nn.Module, data: OODData, part: Literal["train", "validation", "test"]
+) -> None:
     """Refuse a network that cannot take the data's images or has another number of classes."""
     classes = count_classes(net, data.inliers(part).image_shape)
     if classes != data.num_classes:
@@ -25,11 +27,15 @@ def check_classes(net: nn.Module, data: OODData, part: Literal["train", "validat
 def check_trainer(trainer: Trainer, settings: Mapping[str, Any]) -> None:
     """Refuse what Lightning would do otherwise, or not at all, on the machine at hand."""
     if settings["logger"] is not None:
-        raise UserError("trainer.logger: a run logs to TensorBoard and to metrics.csv in its folder; leave it out")
+        raise UserError(
+            "trainer.logger: a run logs to TensorBoard and to metrics.csv in its folder; leave it out"
+        )
     if settings["default_root_dir"] is not None:
         raise UserError("trainer.default_root_dir: the run folder is --output; leave it out")
     if settings["accumulate_grad_batches"] < 1:
-        raise UserError(f"trainer.accumulate_grad_batches: {settings['accumulate_grad_batches']} is not >= 1")
+        raise UserError(
+            f"trainer.accumulate_grad_batches: {settings['accumulate_grad_batches']} is not >= 1"
+        )
     if str(settings["precision"]) in ("16-true", "bf16-true"):
         raise UserError(
             f"trainer.precision: {settings['precision']} would round the weights themselves; take bf16-mixed"
@@ -46,8 +52,12 @@ def check_trainer(trainer: Trainer, settings: Mapping[str, Any]) -> None:
 
 
 def check_resumable(content: Mapping[str, Any], path: str, net: nn.Module) -> None:
-    """Refuse a file that training cannot continue from: weights alone, or those of another network."""
+    """Refuse a file that training cannot continue from: weights alone, or those of another
+    network.
+    """
     missing = sorted(_RESUMABLE - content.keys())
     if missing:
-        raise UserError(f"ckpt_path: {path} is no checkpoint of a training run: it lacks {', '.join(missing)}")
+        raise UserError(
+            f"ckpt_path: {path} is no checkpoint of a training run: it lacks {', '.join(missing)}"
+        )
     load_weights(net, content, source=path)

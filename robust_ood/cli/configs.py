@@ -13,10 +13,11 @@ from robust_ood.errors import UserError
 
 
 def with_includes(arguments: Sequence[str]) -> list[str]:
-    """Return command-line arguments in which each `-c FILE` is preceded by the files that FILE includes.
+    """Return command-line arguments in which each `-c FILE` is preceded by the files that FILE
+    includes.
 
-    Included names are relative to the including file. Later files override earlier ones, and a file overrides what it
-    includes. See `find_config` for where a FILE is looked for.
+    Included names are relative to the including file. Later files override earlier ones, and a file
+    overrides what it includes. See `find_config` for where a FILE is looked for.
 
     Raises:
         UserError: a missing or unreadable file, or files that include each other.
@@ -37,14 +38,18 @@ def with_includes(arguments: Sequence[str]) -> list[str]:
 
 
 def find_config(path: Path) -> Path:
-    """Return the config file that a name means: the file itself or, for `configs/...` elsewhere, the package's own.
+    """Return the config file that a name means: the file itself or, for `configs/...` elsewhere,
+    the package's own.
 
-    The package's configs are the folder configs/ of a checkout, or its copy inside an installed package.
+    The package's configs are the folder configs/ of a checkout, or its copy inside an installed
+    package.
     """
     if path.exists() or path.parts[:1] != ("configs",):
         return path
     package = Path(__file__).parents[1]
-    return next((folder / path for folder in (package, package.parent) if (folder / path).is_file()), path)
+    return next(
+        (folder / path for folder in (package, package.parent) if (folder / path).is_file()), path
+    )
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -61,7 +66,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with negative values joined to their option: `--radius -1/255` reads as two options else."""
+    """Return the arguments with negative values joined to their option: `--radius -1/255` reads as
+    two options else.
+    """
     joined: list[str] = []
     for argument in arguments:
         after_option = bool(joined) and joined[-1].startswith("--") and "=" not in joined[-1]
@@ -75,7 +82,9 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 def _chain(path: Path, seen: tuple[Path, ...]) -> list[Path]:
     """Return the included files, each before the one that includes it, and the file itself."""
     if path.resolve() in seen:
-        raise UserError(f"include: {path} includes itself, by way of {', '.join(p.name for p in seen)}")
+        raise UserError(
+            f"include: {path} includes itself, by way of {', '.join(p.name for p in seen)}"
+        )
     included = read_config(path).get("include") or []
     if not isinstance(included, list) or not all(isinstance(name, str) for name in included):
         raise UserError(f"include: {path} wants a list of file names, not {included!r}")

@@ -1,4 +1,6 @@
-"""`robust-ood data`: list the catalogue, download, verify and preview sets, and find what two of them share."""
+"""`robust-ood data`: list the catalogue, download, verify and preview sets, and find what two of
+them share.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ from robust_ood.writing import in_place_of
 def parser() -> ArgumentParser:
     """Return the parser of the data command."""
     main = ArgumentParser(
-        prog="robust-ood data", description="Data sets: what there is, and is it right?", exit_on_error=False
+        prog="robust-ood data",
+        description="Data sets: what there is, and is it right?",
+        exit_on_error=False,
     )
     commands = main.add_subcommands()
     for name, (_, summary) in COMMANDS.items():
@@ -37,21 +41,39 @@ def parser() -> ArgumentParser:
         if name in ("download", "verify", "preview"):
             command.add_argument("name", type=str, help="data set, or data set/part")
         if name == "overlap":
-            command.add_argument("first", type=str, help="data set, file or folder, as configs name it")
+            command.add_argument(
+                "first", type=str, help="data set, file or folder, as configs name it"
+            )
             command.add_argument("second", type=str, help="likewise")
         if name != "list":
-            command.add_argument("--root", type=Path, default=Path("data"), help="folder of the data")
+            command.add_argument(
+                "--root", type=Path, default=Path("data"), help="folder of the data"
+            )
         if name in ("preview", "overlap", "verify"):
             command.add_argument(
-                "--size", type=int | None, default=None, help="side in pixels of images that have many"
+                "--size",
+                type=int | None,
+                default=None,
+                help="side in pixels of images that have many",
             )
         if name == "preview":
-            command.add_argument("--output", type=Path | None, default=None, help="picture (default: NAME.png)")
+            command.add_argument(
+                "--output", type=Path | None, default=None, help="picture (default: NAME.png)"
+            )
         if name == "overlap":
-            command.add_argument("--distance", type=int, default=4, help="bits of the perceptual hash; -1: exact only")
+            command.add_argument(
+                "--distance",
+                type=int,
+                default=4,
+                help="bits of the perceptual hash; -1: exact only",
+            )
             command.add_argument("--workers", type=int, default=0, help="processes that read files")
-            command.add_argument("--output", type=Path | None, default=None, help="CSV of the pairs")
-            command.add_argument("--exclude", type=Path | None, default=None, help="file of the first set's indices")
+            command.add_argument(
+                "--output", type=Path | None, default=None, help="CSV of the pairs"
+            )
+            command.add_argument(
+                "--exclude", type=Path | None, default=None, help="file of the first set's indices"
+            )
         commands.add_subcommand(name, command, help=summary)
     return main
 
@@ -70,15 +92,27 @@ def run(arguments: Sequence[str]) -> int:
 def list_sets(config: Any, console: Console) -> None:
     """Print the catalogue, the embedded sets and the groups."""
     for entry in CATALOGUE.values():
-        parts = ", ".join(f"{name} ({part.count or 'most'} images)" for name, part in entry.parts.items())
-        how = "by hand" if not entry.links else "checked" if all(link.md5 for link in entry.links) else "no checksum"
-        console.print(f"[bold]{entry.name}[/bold]: {entry.title}, {' and '.join(entry.roles)}; {parts}")
+        parts = ", ".join(
+            f"{name} ({part.count or 'most'} images)" for name, part in entry.parts.items()
+        )
+        how = (
+            "by hand"
+            if not entry.links
+            else "checked"
+            if all(link.md5 for link in entry.links)
+            else "no checksum"
+        )
+        console.print(
+            f"[bold]{entry.name}[/bold]: {entry.title}, {' and '.join(entry.roles)}; {parts}"
+        )
         console.print(f"    download: {how}; licence: {entry.licence}; {entry.homepage}")
         if entry.note:
             console.print(f"    {entry.note}")
     console.print(f"\nembedded, no download: {', '.join(EMBEDDED)}\n")
     for name, groups in GROUPS.items():
-        console.print(f"OOD for {name}: near {', '.join(groups.near) or 'none'}; far {', '.join(groups.far)}")
+        console.print(
+            f"OOD for {name}: near {', '.join(groups.near) or 'none'}; far {', '.join(groups.far)}"
+        )
 
 
 def download(config: Any, console: Console) -> None:
@@ -86,7 +120,9 @@ def download(config: Any, console: Console) -> None:
     entry = _entry(config.name)
     folder = config.root / entry.name
     if not entry.links:
-        raise UserError(f"name: {entry.name} cannot be downloaded for you ({entry.licence}); by hand: {entry.manual}")
+        raise UserError(
+            f"name: {entry.name} cannot be downloaded for you ({entry.licence}); by hand: {entry.manual}"
+        )
     console.print(f"{entry.title}: {entry.homepage}; licence: {entry.licence}")
     for link in entry.links:
         _download(link, entry, folder)
@@ -96,7 +132,9 @@ def download(config: Any, console: Console) -> None:
 
 
 def verify(config: Any, console: Console) -> None:
-    """Check a set's archives against their checksums and its parts against the expected counts, reading every image."""
+    """Check a set's archives against their checksums and its parts against the expected counts,
+    reading every image.
+    """
     entry = _entry(config.name)
     folder = config.root / entry.name
     for link in entry.links:
@@ -106,7 +144,9 @@ def verify(config: Any, console: Console) -> None:
         elif link.md5 is None:
             console.print(f"{link.file}: there; no checksum is published")
         elif (found := checksum(path)) != link.md5:
-            raise UserError(f"{path}: its MD5 sum is {found}, not {link.md5}; remove it and download it again")
+            raise UserError(
+                f"{path}: its MD5 sum is {found}, not {link.md5}; remove it and download it again"
+            )
         else:
             console.print(f"{link.file}: checksum as published")
     present = [name for name, part in entry.parts.items() if _present(entry, name, config.root)]
@@ -118,7 +158,13 @@ def verify(config: Any, console: Console) -> None:
 
 def preview(config: Any, console: Console) -> None:
     """Write a contact sheet of a set."""
-    images = load_set(config.name, config.root, "name", config.size or _size(config.root, config.name), memory_limit=0)
+    images = load_set(
+        config.name,
+        config.root,
+        "name",
+        config.size or _size(config.root, config.name),
+        memory_limit=0,
+    )
     path = config.output or Path(config.name.replace("/", "-") + ".png")
     try:
         console.print(f"wrote {save_contact_sheet(images, path)}")
@@ -130,9 +176,12 @@ def find_overlap(config: Any, console: Console) -> None:
     """Print, and write where asked to, what two sets share."""
     size = config.size or _size(config.root, config.first, config.second)
 
-    # Not into memory: what cannot be read must not move the places of the rest, which a config's `exclude` counts.
+    # Not into memory: what cannot be read must not move the places of the rest, which a config's
+    # `exclude` counts.
     def read(name: str, field: str) -> ImageSet:
-        return load_set(SetSpec(name, name=name, max_unreadable=1), config.root, field, size, memory_limit=0)
+        return load_set(
+            SetSpec(name, name=name, max_unreadable=1), config.root, field, size, memory_limit=0
+        )
 
     first = read(config.first, "first")
     second = first if config.first == config.second else read(config.second, "second")
@@ -148,9 +197,17 @@ def find_overlap(config: Any, console: Console) -> None:
         _write(config.output, "output", lambda file: _write_pairs(file, found))
         console.print(f"wrote {config.output}")
     if config.exclude:
-        _write(config.exclude, "exclude", lambda file: file.writelines(f"{index}\n" for index in shared.tolist()))
-        given = os.path.relpath(config.exclude, config.root)  # configs name files from the data's root
-        console.print(f"wrote {config.exclude}; in a config: {{source: {config.first}, exclude: {given}}}")
+        _write(
+            config.exclude,
+            "exclude",
+            lambda file: file.writelines(f"{index}\n" for index in shared.tolist()),
+        )
+        given = os.path.relpath(
+            config.exclude, config.root
+        )  # configs name files from the data's root
+        console.print(
+            f"wrote {config.exclude}; in a config: {{source: {config.first}, exclude: {given}}}"
+        )
 
 
 COMMANDS: dict[str, tuple[Callable[[Any, Console], None], str]] = {
@@ -167,7 +224,12 @@ def _entry(name: str) -> Entry:
 
 
 def _download(link: Link, entry: Entry, folder: Path) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
     with Progress(*columns, transient=True) as bars:
         bar = bars.add_task(link.file, total=None)
         path = fetch(
@@ -192,10 +254,14 @@ def _verify_part(entry: Entry, part: str, config: Any, console: Console) -> None
     if expected is not None and len(images) != expected:
         raise UserError(f"{entry.name}/{part}: {len(images)} images, {expected} are expected")
     if classes and images.labels is not None and int(images.labels.max()) + 1 != classes:
-        raise UserError(f"{entry.name}/{part}: labels reach {images.labels.max()}, {classes} classes are expected")
+        raise UserError(
+            f"{entry.name}/{part}: labels reach {images.labels.max()}, {classes} classes are expected"
+        )
     unreadable = _unreadable(images)
     if unreadable:
-        raise UserError(f"{entry.name}/{part}: {len(unreadable)} images cannot be read, the first: {unreadable[0]}")
+        raise UserError(
+            f"{entry.name}/{part}: {len(unreadable)} images cannot be read, the first: {unreadable[0]}"
+        )
     console.print(f"{entry.name}/{part}: {len(images)} images, all readable")
 
 
@@ -206,7 +272,9 @@ def _unreadable(images: ImageSet) -> list[str]:
 
 
 def _size(root: Path, *names: str) -> int | None:
-    """Return the size at which to look at sets of which some have images of many sizes; None where none has."""
+    """Return the size at which to look at sets of which some have images of many sizes; None where
+    none has.
+    """
     return 96 if any(has_any_size(name, root) for name in names) else None
 
 
@@ -224,4 +292,7 @@ def _write_pairs(file: Any, found: Overlap) -> None:
     rows = csv.writer(file)
     rows.writerow(["first", "second", "distance"])
     rows.writerows([i, j, "exact"] for i, j in found.exact.tolist())
-    rows.writerows([i, j, bits] for (i, j), bits in zip(found.near.tolist(), found.distances.tolist(), strict=True))
+    rows.writerows(
+        [i, j, bits]
+        for (i, j), bits in zip(found.near.tolist(), found.distances.tolist(), strict=True)
+    )

@@ -1,4 +1,6 @@
-"""`evaluate.py`: saved checkpoints, their detectors, attacks through them and OOD sets, to tables and files."""
+"""`evaluate.py`: saved checkpoints, their detectors, attacks through them and OOD sets, to tables
+and files.
+"""
 
 from __future__ import annotations
 
@@ -43,27 +45,79 @@ def parser() -> ArgumentParser:
     add("-c", "--config", action=ActionConfigFile, help="YAML file; several compose")
     add("--include", type=list[str], default=[], help="config files that this one builds on")
     add_network_arguments(parser, several=True)
-    add("--models", type=dict[str, Path | list[Path]] | None, default=None, help="checkpoints by name; lists: recipes")
-    add("--output", type=Path, default=Path("results"), help="folder of results.json, results.csv and what is computed")
-    add("--replace", type=bool, default=False, help="replace results of other models or data in the output folder")
-    add("--name", type=str | None, default=None, help="model name in the rows (default: checkpoint's folder)")
+    add(
+        "--models",
+        type=dict[str, Path | list[Path]] | None,
+        default=None,
+        help="checkpoints by name; lists: recipes",
+    )
+    add(
+        "--output",
+        type=Path,
+        default=Path("results"),
+        help="folder of results.json, results.csv and what is computed",
+    )
+    add(
+        "--replace",
+        type=bool,
+        default=False,
+        help="replace results of other models or data in the output folder",
+    )
+    add(
+        "--name",
+        type=str | None,
+        default=None,
+        help="model name in the rows (default: checkpoint's folder)",
+    )
     add("--detectors", type=Specs, default=["msp"], help="names, or name and settings")
-    add("--attacks", type=Specs, default=["pgd"], help="names, or name and settings; radius may be a list")
-    add("--limit", type=int | None, default=None, help="use only the first so many images of each set")
+    add(
+        "--attacks",
+        type=Specs,
+        default=["pgd"],
+        help="names, or name and settings; radius may be a list",
+    )
+    add(
+        "--limit",
+        type=int | None,
+        default=None,
+        help="use only the first so many images of each set",
+    )
     add("--checks", type=bool, default=True, help="look for signs of failed attacks")
-    add("--intervals", type=int, default=1000, help="resamples of the bootstrap intervals; 0 leaves them out")
-    add("--batch_size", type=int | None, default=None, help="images of a batch (default: found; halved if too large)")
+    add(
+        "--intervals",
+        type=int,
+        default=1000,
+        help="resamples of the bootstrap intervals; 0 leaves them out",
+    )
+    add(
+        "--batch_size",
+        type=int | None,
+        default=None,
+        help="images of a batch (default: found; halved if too large)",
+    )
     add("--chunk", type=int, default=CHUNK, help="images that are computed and stored at a time")
-    add("--figures", type=bool | list[str], default=True, help="shift, curves, landscape, strips: on a few images")
+    add(
+        "--figures",
+        type=bool | list[str],
+        default=True,
+        help="shift, curves, landscape, strips: on a few images",
+    )
     add("--report", type=bool, default=True, help="end with report.html in the output folder")
-    add("--tensorboard", type=bool, default=False, help="also write the report's tables and figures for TensorBoard")
+    add(
+        "--tensorboard",
+        type=bool,
+        default=False,
+        help="also write the report's tables and figures for TensorBoard",
+    )
     add("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_class_arguments(OODData, "data")
     return parser
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Evaluate checkpoints and return the exit code: 0, 1 where a detector failed, 130 after an interruption."""
+    """Evaluate checkpoints and return the exit code: 0, 1 where a detector failed, 130 after an
+    interruption.
+    """
     quiet()
     commands = parser()
     try:
@@ -71,7 +125,11 @@ def run(arguments: Sequence[str]) -> int:
     except ArgumentError as error:
         raise explain(error, option_names(commands)) from error
     models = choose_models(config.checkpoint, config.models, config.name)
-    for field, number in (("limit", config.limit), ("batch_size", config.batch_size), ("chunk", config.chunk)):
+    for field, number in (
+        ("limit", config.limit),
+        ("batch_size", config.batch_size),
+        ("chunk", config.chunk),
+    ):
         check_count(field, number)
     if config.intervals < 0:
         raise UserError(f"intervals: {config.intervals} is not a number of resamples >= 0")
@@ -100,15 +158,28 @@ def run(arguments: Sequence[str]) -> int:
         check_output(config.output, nets, inliers.name)
     stopped = False
     with ProgressBar(console) as progress:
-        store, how = FolderStore(config.output), {"limit": config.limit, "device": device, "checks": config.checks}
-        grid = Grid(data, against, store, **how, progress=progress, batch_size=config.batch_size, chunk=config.chunk)
+        store, how = (
+            FolderStore(config.output),
+            {"limit": config.limit, "device": device, "checks": config.checks},
+        )
+        grid = Grid(
+            data,
+            against,
+            store,
+            **how,
+            progress=progress,
+            batch_size=config.batch_size,
+            chunk=config.chunk,
+        )
         try:
             for name, net in nets.items():
                 grid.add(name, net, chosen[name])
             grid.compute()
         except KeyboardInterrupt:
             stopped = True
-        if not first:  # of several processes under torchrun: the first one reads what all have stored
+        if (
+            not first
+        ):  # of several processes under torchrun: the first one reads what all have stored
             return 130 if stopped else 0
         try:
             results = grid.results(config.intervals, new=not stopped)
@@ -120,13 +191,23 @@ def run(arguments: Sequence[str]) -> int:
     results.environment["command"] = command_line("evaluate", arguments)
     code = _report(results, models, settings, grid.runner.computed, console, config.output)
     if results.complete and results.rows:
-        ending = {"report": config.report, "tensorboard": config.tensorboard, "limit": config.limit, "device": device}
+        ending = {
+            "report": config.report,
+            "tensorboard": config.tensorboard,
+            "limit": config.limit,
+            "device": device,
+        }
         present(config.output, grid, data, against, kinds=kinds, **ending, console=console)
     return code
 
 
 def _report(
-    results: Results, models: Models, settings: dict[str, Any], computed: int, console: Console, folder: Path
+    results: Results,
+    models: Models,
+    settings: dict[str, Any],
+    computed: int,
+    console: Console,
+    folder: Path,
 ) -> int:
     """Write and print the results and return the exit code."""
     results.summary = summarise(results.rows, results.classification, models.recipes)
@@ -144,7 +225,9 @@ def _report(
 
 
 def _fresh(commands: ArgumentParser, config: Any) -> nn.Module | None:
-    """Return one more network of the config's own, for the next checkpoint; None where the config names none."""
+    """Return one more network of the config's own, for the next checkpoint; None where the config
+    names none.
+    """
     net: nn.Module | None = commands.instantiate(config).get("net")
     return net
 

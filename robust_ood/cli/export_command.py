@@ -1,4 +1,6 @@
-"""`robust-ood export`: a checkpoint's network as plain weights and a JSON file, without what training needs."""
+"""`robust-ood export`: a checkpoint's network as plain weights and a JSON file, without what
+training needs.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,13 @@ from robust_ood.models.export import Format, find_description, read_description
 
 def parser() -> ArgumentParser:
     """Return the parser of the export command."""
-    parser = ArgumentParser(prog="robust-ood export", description="Export a network.", exit_on_error=False)
+    parser = ArgumentParser(
+        prog="robust-ood export", description="Export a network.", exit_on_error=False
+    )
     add_network_arguments(parser)
-    parser.add_argument("--output", type=Path, required=True, help="folder of the weights and network.json")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder of the weights and network.json"
+    )
     parser.add_argument("--format", type=Format, default="pt", help="pt or safetensors")
     return parser
 
@@ -45,7 +51,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def history(checkpoint: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return what a file says of the training that made it, as plain values, and the names of the classes."""
+    """Return what a file says of the training that made it, as plain values, and the names of the
+    classes.
+    """
     about = find_description(checkpoint)
     if about is not None:
         known = read_description(about)
@@ -56,7 +64,11 @@ def history(checkpoint: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     config = content.get("config")
     model = config.get("model") if isinstance(config, Mapping) else None
     settings = model.get("init_args") if isinstance(model, Mapping) else None
-    training = {"method": content["method"], "epoch": content.get("epoch"), "steps": content.get("global_step")}
+    training = {
+        "method": content["method"],
+        "epoch": content.get("epoch"),
+        "steps": content.get("global_step"),
+    }
     if isinstance(settings, Mapping):
         training["settings"] = {name: value for name, value in settings.items() if name != "net"}
     return training, ()

@@ -99,18 +99,26 @@ HELP = {"train": TRAIN, "evaluate": EVALUATE, "export": EXPORT}
 
 
 def print_all_settings(run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """Print the parser's own help, without its lists of every network class that any library has, and return 0."""
+    """Print the parser's own help, without its lists of every network class that any library has,
+    and return 0.
+    """
     text = io.StringIO()
     try:
         with redirect_stdout(text):
-            return run(["--help" if argument == "--help-all" else argument for argument in arguments])
+            return run(
+                ["--help" if argument == "--help-all" else argument for argument in arguments]
+            )
     finally:
         print(re.sub(r", known subclasses:([^)]*)\)", _ours, text.getvalue()), end="")
 
 
 def _ours(found: re.Match[str]) -> str:
     """Return the list of known classes with ours alone, wrapped as the help is."""
-    names = [name for name in "".join(found[1].split()).split(",") if name.startswith("robust_ood.")]
+    names = [
+        name for name in "".join(found[1].split()).split(",") if name.startswith("robust_ood.")
+    ]
     if not names:
         return ")"
-    return textwrap.fill(f"; known: {', '.join(names)})", 78, subsequent_indent=" " * 24, break_long_words=False)
+    return textwrap.fill(
+        f"; known: {', '.join(names)})", 78, subsequent_indent=" " * 24, break_long_words=False
+    )

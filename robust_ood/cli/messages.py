@@ -1,7 +1,7 @@
 """One line out of whatever went wrong: the innermost cause, under the name that the user wrote.
 
-jsonargparse says where a setting stands and what was wanted in a nested text, level by level; the same levels are the
-exception's chain of causes, which is what is read here.
+jsonargparse says where a setting stands and what was wanted in a nested text, level by level; the
+same levels are the exception's chain of causes, which is what is read here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ _NEIGHBOURS = {
 }
 """Where the known names of a class are, by the setting that it is for."""
 _ELSEWHERE = {
-    **dict.fromkeys(("model", "trainer", "checkpoints", "guards", "averaging", "robust_validation"), "train.py"),
+    **dict.fromkeys(
+        ("model", "trainer", "checkpoints", "guards", "averaging", "robust_validation"), "train.py"
+    ),
     **dict.fromkeys(("detectors", "attacks", "checkpoint", "models", "intervals"), "evaluate.py"),
 }
 """Whose setting it is that another command does not know."""
@@ -87,7 +89,8 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 @contextmanager
 def user_errors(settings: Mapping[str, Any]) -> Iterator[None]:
-    """Turn what constructors raise, wrapped by the parser, into the user's mistake that it is; leave bugs as they are.
+    """Turn what constructors raise, wrapped by the parser, into the user's mistake that it is;
+    leave bugs as they are.
 
     Args:
         settings: all settings by dotted name.
@@ -102,7 +105,8 @@ def user_errors(settings: Mapping[str, Any]) -> Iterator[None]:
 
 
 def in_place(error: UserError, settings: Mapping[str, Any]) -> UserError:
-    """Return a constructor's error with its field's full dotted name, where the settings have just one such value.
+    """Return a constructor's error with its field's full dotted name, where the settings have just
+    one such value.
 
     Args:
         error: "steps: 0 is not ...", from a constructor that does not know where it is configured.
@@ -113,7 +117,9 @@ def in_place(error: UserError, settings: Mapping[str, Any]) -> UserError:
     found = [
         _as_written(key)
         for key, value in settings.items()
-        if key.split(".")[-1] == last and key != last and (str(value) in rest or repr(value) in rest)
+        if key.split(".")[-1] == last
+        and key != last
+        and (str(value) in rest or repr(value) in rest)
     ]
     return UserError(f"{min(found, key=len)}:{rest}") if colon and found else error
 
@@ -157,13 +163,18 @@ class _Place:
         """Return the error for where the chain ended."""
         message, path = self.last, ".".join(self.keys)
         if found := re.match(r"unrecognized arguments: (\S+)", message):
-            return self._unknown(found[1].lstrip("-").partition("=")[0], known, stray=not found[1].startswith("-"))
+            return self._unknown(
+                found[1].lstrip("-").partition("=")[0], known, stray=not found[1].startswith("-")
+            )
         if found := re.match(r"Group '([^']+)' does not accept option '([^']+)'", message):
             return self._unknown(f"{found[1]}.{found[2]}", known)
-        if found := re.match(r"(?:Subcommand '\w+' does not accept option|Option) '([^']+)'", message):
+        if found := re.match(
+            r"(?:Subcommand '\w+' does not accept option|Option) '([^']+)'", message
+        ):
             return self._unknown(found[1], known)
         if found := re.search(
-            r"has no attribute '(\w+)'|dot import path string: (\S+)|No module named '(\S+)'", message
+            r"has no attribute '(\w+)'|dot import path string: (\S+)|No module named '(\S+)'",
+            message,
         ):
             return self._unknown_class(next(filter(None, found.groups())), message)
         if found := re.match(r"argument -*([^\s/:]+)\S*: expected", message):
@@ -173,7 +184,10 @@ class _Place:
             how = "; give it in a config (-c FILE) or as an option" if "config" in known else ""
             return UserError(f"{names}: not given, and this command needs it{how}")
         if "subcommand" in message:
-            given, *known_commands = re.findall(r"'([^']*)'", message) or ["", *re.findall(r"[{,](\w+)", message)]
+            given, *known_commands = re.findall(r"'([^']*)'", message) or [
+                "",
+                *re.findall(r"[{,](\w+)", message),
+            ]
             if not given:
                 return UserError(f"command: not given; {', '.join(known_commands)} are known")
             return unknown_name("command", given, known_commands)
@@ -185,19 +199,27 @@ class _Place:
 
     def _take_value(self, found: re.Match[str] | None) -> None:
         if found:
-            text = one_line(re.sub(r"^NestedArg\(key='.*', val=(.*)\)$", r"\1", found[1], flags=re.DOTALL))
+            text = one_line(
+                re.sub(r"^NestedArg\(key='.*', val=(.*)\)$", r"\1", found[1], flags=re.DOTALL)
+            )
             self.value = text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "..."
 
     def _unknown(self, name: str, known: list[str], *, stray: bool = False) -> UserError:
         if stray:
-            return UserError(f"argument: {name!r} belongs to no option; options are written --NAME VALUE")
+            return UserError(
+                f"argument: {name!r} belongs to no option; options are written --NAME VALUE"
+            )
         if self.kind:
             prefix = ".".join([*self.keys, *name.split(".")[:-1]])
             inside = settings_of(self.kind, name.split(".")[:-1])
-            return unknown_setting(f"{prefix}.{name.split('.')[-1]}", [f"{prefix}.{other}" for other in inside])
+            return unknown_setting(
+                f"{prefix}.{name.split('.')[-1]}", [f"{prefix}.{other}" for other in inside]
+            )
         first = name.split(".")[0]
         if first in _ELSEWHERE and not any(other.split(".")[0] == first for other in known):
-            return UserError(f"{first}: a setting of {_ELSEWHERE[first]}; is this config, or option, meant for that?")
+            return UserError(
+                f"{first}: a setting of {_ELSEWHERE[first]}; is this config, or option, meant for that?"
+            )
         return unknown_setting(name, known)
 
     def _unknown_class(self, name: str, message: str) -> UserError:
@@ -220,7 +242,9 @@ def _without_command(name: str, commands: set[str]) -> str:
 
 
 def settings_of(class_path: str, inside: list[str]) -> list[str]:
-    """Return the names of a class's settings, or of those of one of its settings, reached by name."""
+    """Return the names of a class's settings, or of those of one of its settings, reached by
+    name.
+    """
     from inspect import signature
     from typing import get_args, get_type_hints
 
@@ -229,7 +253,12 @@ def settings_of(class_path: str, inside: list[str]) -> list[str]:
     for step in inside:
         hint = get_type_hints(kind.__init__).get(step)
         kind = next(
-            (part for part in (*get_args(hint), hint) if isinstance(part, type) and part is not type(None)), None
+            (
+                part
+                for part in (*get_args(hint), hint)
+                if isinstance(part, type) and part is not type(None)
+            ),
+            None,
         )
         if kind is None:
             return []
@@ -243,8 +272,13 @@ def _wanted(types: str) -> str:
         for found in re.findall(r"Literal\[([^\]]*)\]", types)
         for choice in found.split(",")
     ]
-    names = re.findall(r"<class '(?:[\w.]*\.)?(\w+)'>|(?:typing\.)?(list)\[", re.sub(r"Literal\[[^\]]*\]", "", types))
-    words = [_WORDS.get(name, f"a {name}") for name in (plain or generic for plain, generic in names)]
+    names = re.findall(
+        r"<class '(?:[\w.]*\.)?(\w+)'>|(?:typing\.)?(list)\[",
+        re.sub(r"Literal\[[^\]]*\]", "", types),
+    )
+    words = [
+        _WORDS.get(name, f"a {name}") for name in (plain or generic for plain, generic in names)
+    ]
     if choices:
         words.insert(0, "one of " + ", ".join(dict.fromkeys(choices)))
     return " or ".join(dict.fromkeys(words)) or types

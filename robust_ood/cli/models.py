@@ -1,4 +1,6 @@
-"""Which networks an evaluation is of, and attacks at several radii: how configs name several of a thing."""
+"""Which networks an evaluation is of, and attacks at several radii: how configs name several of a
+thing.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ Checkpoints = Path | list[Path]
 
 
 class Models(NamedTuple):
-    """Checkpoints by the name that rows carry, and the models of each recipe that was given several of.
+    """Checkpoints by the name that rows carry, and the models of each recipe that was given several
+    of.
 
     A network that brings its own weights has no checkpoint; where nobody names it, its name is "".
     """
@@ -22,13 +25,16 @@ class Models(NamedTuple):
     recipes: dict[str, list[str]]
 
 
-def choose_models(checkpoint: Checkpoints | None, models: Mapping[str, Checkpoints] | None, name: str | None) -> Models:
+def choose_models(
+    checkpoint: Checkpoints | None, models: Mapping[str, Checkpoints] | None, name: str | None
+) -> Models:
     """Return the networks to evaluate.
 
     Args:
-        checkpoint: one or several files; each is called after its folder, or its folder and itself where that is not
-            enough to tell them apart.
-        models: files by name; several under one name are checkpoints of one recipe, called NAME-1, NAME-2, ...
+        checkpoint: one or several files; each is called after its folder, or its folder and itself
+            where that is not enough to tell them apart.
+        models: files by name; several under one name are checkpoints of one recipe, called NAME-1,
+            NAME-2, ...
         name: name of the one checkpoint.
 
     Raises:
@@ -38,7 +44,9 @@ def choose_models(checkpoint: Checkpoints | None, models: Mapping[str, Checkpoin
     if not given and not models:
         return Models({name or "": None}, {})
     if name is not None and (len(given) != 1 or models):
-        raise UserError(f"name: {name!r} is for one checkpoint; give several their names with models: {{NAME: FILE}}")
+        raise UserError(
+            f"name: {name!r} is for one checkpoint; give several their names with models: {{NAME: FILE}}"
+        )
     folders = [name_of(path, None) for path in given]
     alike = {folder for folder in folders if folders.count(folder) > 1}
     named: list[tuple[str, Path | None]] = [
@@ -57,12 +65,16 @@ def choose_models(checkpoint: Checkpoints | None, models: Mapping[str, Checkpoin
     names = [label for label, _ in named]
     for label in names:
         if names.count(label) > 1:
-            raise UserError(f"models: {label!r} stands twice; give each its own name with models: {{NAME: FILE}}")
+            raise UserError(
+                f"models: {label!r} stands twice; give each its own name with models: {{NAME: FILE}}"
+            )
     return Models(dict(named), recipes)
 
 
 def several_checkpoints(arguments: Sequence[str]) -> list[str]:
-    """Return command-line arguments in which a repeated `--checkpoint` adds a file instead of replacing the first."""
+    """Return command-line arguments in which a repeated `--checkpoint` adds a file instead of
+    replacing the first.
+    """
     joined = [part for argument in arguments for part in _parted(argument)]
     if joined.count("--checkpoint") < 2:
         return list(arguments)
@@ -74,7 +86,9 @@ def _parted(argument: str) -> list[str]:
 
 
 def each_radius(attacks: Sequence[str | dict[str, Any]]) -> list[str | dict[str, Any]]:
-    """Return a config's attacks with one for each radius of those that list several: `radius: [2/255, 4/255]`."""
+    """Return a config's attacks with one for each radius of those that list several: `radius:
+    [2/255, 4/255]`.
+    """
     found: list[str | dict[str, Any]] = []
     for attack in attacks:
         radii = attack.get("radius") if isinstance(attack, dict) else None
@@ -82,7 +96,9 @@ def each_radius(attacks: Sequence[str | dict[str, Any]]) -> list[str | dict[str,
             found.append(attack)
             continue
         if not radii:
-            raise UserError(f"attacks.{attack.get('name')}.radius: [] lists no radius; one or several are wanted")
+            raise UserError(
+                f"attacks.{attack.get('name')}.radius: [] lists no radius; one or several are wanted"
+            )
         for radius in radii:
             label = {"label": f"{attack['label']}-{radius}"} if "label" in attack else {}
             found.append({**attack, **label, "radius": radius})

@@ -17,9 +17,14 @@ def add_network_arguments(parser: ArgumentParser, *, several: bool = False) -> N
     """Add `--checkpoint`, `--net` and `--key_map`; `several` lets a list of files be given."""
     kind: Any = Path | list[Path] | None if several else Path | None
     parser.add_argument(
-        "--checkpoint", type=kind, default=None, help="file of weights: a run's checkpoint, an export, any other"
+        "--checkpoint",
+        type=kind,
+        default=None,
+        help="file of weights: a run's checkpoint, an export, any other",
     )
-    parser.add_subclass_arguments(nn.Module, "net", required=False, help="network (default: the checkpoint's own)")
+    parser.add_subclass_arguments(
+        nn.Module, "net", required=False, help="network (default: the checkpoint's own)"
+    )
     parser.add_argument(
         "--key_map",
         type=str | dict[str, str] | None,
@@ -28,7 +33,9 @@ def add_network_arguments(parser: ArgumentParser, *, several: bool = False) -> N
     )
 
 
-def load(checkpoint: Path | None, net: nn.Module | None, key_map: str | Mapping[str, str] | None = None) -> nn.Module:
+def load(
+    checkpoint: Path | None, net: nn.Module | None, key_map: str | Mapping[str, str] | None = None
+) -> nn.Module:
     """Return the network with its weights, in eval mode.
 
     Args:
@@ -42,7 +49,9 @@ def load(checkpoint: Path | None, net: nn.Module | None, key_map: str | Mapping[
     if checkpoint is not None:
         return load_network(checkpoint, net, key_map)
     if net is None:
-        raise UserError("checkpoint: not given, and neither is a network with weights of its own (--net)")
+        raise UserError(
+            "checkpoint: not given, and neither is a network with weights of its own (--net)"
+        )
     if not getattr(net, "pretrained", False):
         raise UserError(
             f"checkpoint: not given, and the weights of {type(net).__name__} would be random; "
@@ -52,7 +61,8 @@ def load(checkpoint: Path | None, net: nn.Module | None, key_map: str | Mapping[
 
 
 def find_parts(net: nn.Module, image_shape: tuple[int, int]) -> tuple[nn.Module, str | None]:
-    """Return the network with its head and feature layers known, and in words what was found or given of them.
+    """Return the network with its head and feature layers known, and in words what was found or
+    given of them.
 
     Networks that name their own, as ours do, come back as they are, with None.
     """
@@ -68,4 +78,6 @@ def name_of(checkpoint: Path | None, net: nn.Module | None) -> str:
     if checkpoint is not None:
         place = checkpoint.resolve()
         return place.name if place.is_dir() else place.parent.name
-    return str(getattr(net, "settings", {}).get("name") or type(getattr(net, "module", net)).__name__)
+    return str(
+        getattr(net, "settings", {}).get("name") or type(getattr(net, "module", net)).__name__
+    )

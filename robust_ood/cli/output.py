@@ -1,4 +1,6 @@
-"""Output folders: checked before any work, so that nothing is lost after it; made when there is something to write."""
+"""Output folders: checked before any work, so that nothing is lost after it; made when there is
+something to write.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from robust_ood.errors import UserError
 
 
 def check_writable(folder: Path) -> None:
-    """Raise `UserError`, naming the folder and the reason, unless it can be made and files written into it.
+    """Raise `UserError`, naming the folder and the reason, unless it can be made and files written
+    into it.
 
     Nothing is left behind: the folder itself is not made yet.
     """
@@ -23,4 +26,6 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=existing):
             return
     except OSError as error:
-        raise UserError(f"output: cannot write into {folder} ({error.strerror}); a folder is wanted") from error
+        raise UserError(
+            f"output: cannot write into {folder} ({error.strerror}); a folder is wanted"
+        ) from error

@@ -26,6 +26,8 @@ def quiet() -> None:
     """Silence messages that ask nothing of the user; warnings about what they should know stay."""
     for library in ("pytorch_lightning", "lightning", "lightning_fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # timm's downloads: how they end is said, not each try
+    os.environ.setdefault(
+        "HF_HUB_VERBOSITY", "error"
+    )  # timm's downloads: how they end is said, not each try
     for message in _NO_NEWS:
         warnings.filterwarnings("ignore", message=message)

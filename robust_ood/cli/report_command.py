@@ -21,13 +21,22 @@ def parser() -> ArgumentParser:
         exit_on_error=False,
     )
     parser.add_argument(
-        "results", type=Path, nargs="+", help="folders of results.json; their models stand side by side"
+        "results",
+        type=Path,
+        nargs="+",
+        help="folders of results.json; their models stand side by side",
     )
     parser.add_argument(
-        "--output", type=Path | None, default=None, help="the page (default: report.html in the first folder)"
+        "--output",
+        type=Path | None,
+        default=None,
+        help="the page (default: report.html in the first folder)",
     )
     parser.add_argument(
-        "--tensorboard", type=bool, default=False, help="also write tables and figures for TensorBoard, beside the page"
+        "--tensorboard",
+        type=bool,
+        default=False,
+        help="also write tables and figures for TensorBoard, beside the page",
     )
     return parser
 
@@ -41,7 +50,9 @@ def run(arguments: Sequence[str]) -> int:
         raise explain(error, option_names(commands)) from error
     for folder in config.results:
         if not folder.is_dir():
-            raise UserError(f"results: {folder} is no folder; folders with a results.json are wanted")
+            raise UserError(
+                f"results: {folder} is no folder; folders with a results.json are wanted"
+            )
     output = config.output or config.results[0] / "report.html"
     check_writable(output.parent)
     print(f"wrote {write_report(config.results, output, tensorboard=config.tensorboard)}")

@@ -35,7 +35,8 @@ def first_process() -> bool:
 
 
 def newest_checkpoint(folder: Path) -> Path:
-    """Return the newest readable checkpoint of a run folder, and say so where that is not `last.ckpt`.
+    """Return the newest readable checkpoint of a run folder, and say so where that is not
+    `last.ckpt`.
 
     Raises: `UserError` of `last.ckpt` where none can be read.
     """
@@ -47,7 +48,9 @@ def newest_checkpoint(folder: Path) -> Path:
             failure = failure or error
             continue
         if failure is not None and first_process():
-            print(f"warning: {failure}; continuing from {path} (step {step}) instead", file=sys.stderr)
+            print(
+                f"warning: {failure}; continuing from {path} (step {step}) instead", file=sys.stderr
+            )
         return path
     assert failure is not None
     raise failure
@@ -59,7 +62,8 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     differing = [
         f"{field} (was {old.get(field)}, now {new.get(field)})"
         for field in sorted(old.keys() | new.keys())
-        if old.get(field) != new.get(field) and not any(field == free or field.startswith(f"{free}.") for free in _FREE)
+        if old.get(field) != new.get(field)
+        and not any(field == free or field.startswith(f"{free}.") for free in _FREE)
     ]
     if differing:
         raise UserError(
@@ -72,5 +76,8 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     """Return nested settings with dotted names."""
     if not isinstance(settings, Mapping) or not settings:
         return {prefix: settings}
-    parts = [_flat(value, f"{prefix}.{name}" if prefix else str(name)) for name, value in settings.items()]
+    parts = [
+        _flat(value, f"{prefix}.{name}" if prefix else str(name))
+        for name, value in settings.items()
+    ]
     return {name: value for part in parts for name, value in part.items()}

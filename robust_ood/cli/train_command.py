@@ -1,4 +1,6 @@
-"""`train.py`: LightningCLI over our methods and data, with one output folder for everything a run writes."""
+"""`train.py`: LightningCLI over our methods and data, with one output folder for everything a run
+writes.
+"""
 
 from __future__ import annotations
 
@@ -44,34 +46,58 @@ COMMANDS = ("fit", "validate", "test")
 
 
 class Parser(LightningArgumentParser):
-    """Takes the name of a file for what it is: `--data.train x.npz` names data, and is no config to be read."""
+    """Takes the name of a file for what it is: `--data.train x.npz` names data, and is no config to
+    be read.
+    """
 
     def add_class_arguments(self, *arguments: Any, **settings: Any) -> list[str]:
-        """Add a class's arguments, without Lightning's wish to read a config wherever a value names a file."""
-        added: list[str] = super().add_class_arguments(*arguments, **{**settings, "sub_configs": False})
+        """Add a class's arguments, without Lightning's wish to read a config wherever a value names
+        a file.
+        """
+        added: list[str] = super().add_class_arguments(
+            *arguments, **{**settings, "sub_configs": False}
+        )
         return added
 
 
 class TrainingCLI(LightningCLI):
-    """Adds `--net`, `--experiment` and `--output`, and gives the one seed to everything that draws."""
+    """Adds `--net`, `--experiment` and `--output`, and gives the one seed to everything that
+    draws.
+    """
 
     def init_parser(self, **settings: Any) -> LightningArgumentParser:
         """Return the parser of one of the commands."""
         parser = Parser(**settings)
-        parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; several compose")
+        parser.add_argument(
+            "-c", "--config", action=ActionConfigFile, help="YAML file; several compose"
+        )
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add our arguments and links."""
-        parser.add_argument("--include", type=list[str], default=[], help="config files that this one builds on")
-        parser.add_argument("--experiment", type=str, default="experiment", help="name of the run")
-        parser.add_argument("--output", type=Path | None, default=None, help="run folder (default: runs/EXPERIMENT)")
-        parser.add_subclass_arguments(
-            nn.Module, "net", required=True, instantiate=False, help="classifier, images in [0, 1] to logits"
+        parser.add_argument(
+            "--include", type=list[str], default=[], help="config files that this one builds on"
         )
-        parser.add_argument("--init_from", type=Path | None, default=None, help="fine-tune: begin with its weights")
-        parser.add_argument("--replace", type=bool, default=False, help="begin anew in a folder that holds a run")
-        parser.add_argument("--resume_changed", type=bool, default=False, help="resume though settings differ")
+        parser.add_argument("--experiment", type=str, default="experiment", help="name of the run")
+        parser.add_argument(
+            "--output", type=Path | None, default=None, help="run folder (default: runs/EXPERIMENT)"
+        )
+        parser.add_subclass_arguments(
+            nn.Module,
+            "net",
+            required=True,
+            instantiate=False,
+            help="classifier, images in [0, 1] to logits",
+        )
+        parser.add_argument(
+            "--init_from", type=Path | None, default=None, help="fine-tune: begin with its weights"
+        )
+        parser.add_argument(
+            "--replace", type=bool, default=False, help="begin anew in a folder that holds a run"
+        )
+        parser.add_argument(
+            "--resume_changed", type=bool, default=False, help="resume though settings differ"
+        )
         parser.add_lightning_class_args(RobustValidation, "robust_validation")
         parser.add_lightning_class_args(Guards, "guards")
         parser.add_lightning_class_args(Averaging, "averaging")
@@ -84,7 +110,14 @@ class TrainingCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Offer training, validation and test."""
-        skip = {"model", "dataloaders", "datamodule", "train_dataloaders", "val_dataloaders", "weights_only"}
+        skip = {
+            "model",
+            "dataloaders",
+            "datamodule",
+            "train_dataloaders",
+            "val_dataloaders",
+            "weights_only",
+        }
         return dict.fromkeys(COMMANDS, skip)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -95,7 +128,9 @@ class TrainingCLI(LightningCLI):
             raise explain(error, option_names(self._subcommand_parsers["fit"]), COMMANDS) from error
 
     def _parse_ckpt_path(self) -> None:
-        """Skip Lightning's reading of hyper-parameters: ours are the config's, and a bad file gets our own message."""
+        """Skip Lightning's reading of hyper-parameters: ours are the config's, and a bad file gets
+        our own message.
+        """
 
     def before_instantiate_classes(self) -> None:
         """Settle the output folder and the checkpoint before anything is built."""
@@ -103,11 +138,14 @@ class TrainingCLI(LightningCLI):
         config.output = Path(config.output or Path("runs") / config.experiment)
         if config.ckpt_path == "last":
             config.ckpt_path = str(newest_checkpoint(config.output))
-        self.checkpoint = None if config.ckpt_path is None else read_checkpoint(Path(config.ckpt_path))
+        self.checkpoint = (
+            None if config.ckpt_path is None else read_checkpoint(Path(config.ckpt_path))
+        )
         if self.subcommand == "fit":
             check_writable(config.output)
             goes_on = (
-                config.ckpt_path is not None and Path(config.ckpt_path).resolve().parent == config.output.resolve()
+                config.ckpt_path is not None
+                and Path(config.ckpt_path).resolve().parent == config.output.resolve()
             )
             if not goes_on and not config.replace and not config.trainer.fast_dev_run:
                 _refuse_run_in(config.output)
@@ -125,7 +163,10 @@ class TrainingCLI(LightningCLI):
         # What a killed run logged after its checkpoint is logged again.
         purged = None if self.checkpoint is None else int(self.checkpoint.get("global_step", 0))
         self.old_curves = list(folder.glob("events.out.tfevents.*"))
-        loggers = [TensorBoardLogger(str(folder), name="", version="", purge_step=purged), MetricsFile(folder)]
+        loggers = [
+            TensorBoardLogger(str(folder), name="", version="", purge_step=purged),
+            MetricsFile(folder),
+        ]
         try:
             return super().instantiate_trainer(
                 default_root_dir=str(folder), logger=loggers if logging_wanted else False, **kwargs
@@ -134,20 +175,28 @@ class TrainingCLI(LightningCLI):
             raise UserError(f"trainer: {one_line(str(error))}") from error
 
     def before_fit(self) -> None:
-        """Find what cannot work before anything is written, then keep the resolved configuration."""
+        """Find what cannot work before anything is written, then keep the resolved
+        configuration.
+        """
         check_trainer(self.trainer, self.config.fit.trainer)
         if not self.model.needs_outliers:
             self.datamodule.outlier_batch_size = 0  # what nobody reads is not loaded either
         elif self.datamodule.names["outliers"] is None:
-            raise UserError(f"data.outliers: not given, and {type(self.model).__name__} trains with outliers")
+            raise UserError(
+                f"data.outliers: not given, and {type(self.model).__name__} trains with outliers"
+            )
         elif not self.datamodule.outlier_batch_size:
-            raise UserError(f"data.outlier_batch_size: is 0, and {type(self.model).__name__} trains with outliers")
+            raise UserError(
+                f"data.outlier_batch_size: is 0, and {type(self.model).__name__} trains with outliers"
+            )
         self.datamodule.setup("fit")
         self.datamodule.train_dataloader()
         check_classes(self.model.net, self.datamodule, "train")
         if self.config.fit.init_from is not None and self.checkpoint is None:
             load_weights(self.model.net, Path(self.config.fit.init_from))
-        settings = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False, skip_none=False))["fit"]
+        settings = yaml.safe_load(
+            self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
+        )["fit"]
         if self.checkpoint is not None:
             check_resumable(self.checkpoint, self.config.fit.ckpt_path, self.model.net)
             if not self.config.fit.resume_changed:
@@ -159,7 +208,8 @@ class TrainingCLI(LightningCLI):
                 callback.replaced = self.old_curves
         self.made_folder = not Path(self.trainer.default_root_dir).exists()
         if not self._trial:
-            # Resolved: what the files include is in it already, and how it was resumed is not part of the experiment.
+            # Resolved: what the files include is in it already, and how it was resumed is not part
+            # of the experiment.
             left_out = ("include", "ckpt_path", "replace", "resume_changed")
             kept = {name: value for name, value in settings.items() if name not in left_out}
             self.trainer.callbacks.append(KeepConfig(yaml.safe_dump(kept, sort_keys=False)))  # type: ignore[attr-defined]
@@ -173,14 +223,18 @@ class TrainingCLI(LightningCLI):
         self._load_weights("test")
 
     def fit(self, **settings: Any) -> None:
-        """Train; a run that a user's mistake ends before its first checkpoint leaves no folder behind."""
+        """Train; a run that a user's mistake ends before its first checkpoint leaves no folder
+        behind.
+        """
         folder = Path(self.trainer.default_root_dir)
         try:
             self._guard(self.trainer.fit, **{**settings, "weights_only": True})
         except UserError as error:
             diverged = isinstance(error, Diverged)  # its metrics show how
             if self.made_folder and not diverged and not list(folder.glob("*.ckpt")):
-                shutil.rmtree(folder, ignore_errors=True)  # every process does, and the message must survive it
+                shutil.rmtree(
+                    folder, ignore_errors=True
+                )  # every process does, and the message must survive it
             raise
         if self.trainer.is_global_zero and (folder / "last.ckpt").exists() and not self._trial:
             print(f"wrote {folder / 'last.ckpt'}")
@@ -211,14 +265,18 @@ class TrainingCLI(LightningCLI):
     def _load_weights(self, part: Any) -> None:
         check_classes(self.model.net, self.datamodule, part)
         if self.checkpoint is None:
-            raise UserError("ckpt_path: not given; a checkpoint to read is wanted, or 'last' for the run folder's own")
+            raise UserError(
+                "ckpt_path: not given; a checkpoint to read is wanted, or 'last' for the run folder's own"
+            )
         load_weights(self.model.net, self.checkpoint, source=self.config[self.subcommand].ckpt_path)
 
     made_folder = False
 
 
 def _refuse_run_in(folder: Path) -> None:
-    """Raise `UserError` where a folder holds the checkpoints of a run, which a new one would replace."""
+    """Raise `UserError` where a folder holds the checkpoints of a run, which a new one would
+    replace.
+    """
     there = checkpoints_in(folder)
     if there:
         source = "last" if any(path.exists() for path in recent(folder)) else there[0]
@@ -229,7 +287,9 @@ def _refuse_run_in(folder: Path) -> None:
 
 
 class KeepConfig(Callback):
-    """Writes the resolved configuration once training begins: a mistake found before leaves an older run's alone."""
+    """Writes the resolved configuration once training begins: a mistake found before leaves an
+    older run's alone.
+    """
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -241,14 +301,20 @@ class KeepConfig(Callback):
 
 
 def _seed(value: bool | int) -> int:
-    """Return the seed of the parts. Lightning's own also takes a truth value, and NumPy has the last word on others."""
+    """Return the seed of the parts. Lightning's own also takes a truth value, and NumPy has the
+    last word on others.
+    """
     if isinstance(value, bool) or not 0 <= value < 2**32:
-        raise UserError(f"seed_everything: {value} is not a seed; accepted: a whole number from 0 to {2**32 - 1}")
+        raise UserError(
+            f"seed_everything: {value} is not a seed; accepted: a whole number from 0 to {2**32 - 1}"
+        )
     return value
 
 
 def _refused_by_lightning(error: Exception) -> bool:
-    """Return whether Lightning itself raised this, about its own settings, and not something that it called."""
+    """Return whether Lightning itself raised this, about its own settings, and not something that
+    it called.
+    """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

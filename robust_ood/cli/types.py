@@ -8,7 +8,9 @@ from robust_ood.regions import Fraction
 
 
 def register_types() -> None:
-    """Let configs write a radius or a step size as `8/255`; what they hold from then on is the plain number."""
+    """Let configs write a radius or a step size as `8/255`; what they hold from then on is the
+    plain number.
+    """
     register_type(
         Fraction,
         serializer=float,

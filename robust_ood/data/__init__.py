@@ -1,4 +1,6 @@
-"""Data: named sets of images, loaders whose batches are pure functions of their keys, and the Lightning module."""
+"""Data: named sets of images, loaders whose batches are pure functions of their keys, and the
+Lightning module.
+"""
 
 from robust_ood.data.arrays import load_arrays
 from robust_ood.data.catalogue import CATALOGUE, GROUPS

@@ -21,11 +21,16 @@ _FAILURES = (OSError, http.client.HTTPException, ValueError)  # URLError and tim
 
 
 def fetch(
-    urls: Sequence[str], path: Path, md5: str | None, manual: str, progress: Progress = lambda done, total: None
+    urls: Sequence[str],
+    path: Path,
+    md5: str | None,
+    manual: str,
+    progress: Progress = lambda done, total: None,
 ) -> Path:
     """Download a file, unless it is there already, and check it.
 
-    What has been received is kept in `PATH.part`; a later call goes on from there where the host can.
+    What has been received is kept in `PATH.part`; a later call goes on from there where the host
+    can.
 
     Args:
         urls: where the file is, tried in order.
@@ -52,12 +57,18 @@ def fetch(
         _check(part, path, md5)
         os.replace(part, path)
         return path
-    kept = f"; {part.stat().st_size} bytes are kept, the same command goes on from there" if part.is_file() else ""
+    kept = (
+        f"; {part.stat().st_size} bytes are kept, the same command goes on from there"
+        if part.is_file()
+        else ""
+    )
     raise UserError(f"cannot download {path.name} ({'; '.join(refusals)}){kept}; by hand: {manual}")
 
 
 def checksum(path: Path) -> str:
-    """Return a file's MD5 sum, the kind that the data sets' authors publish; it finds damage, not forgery."""
+    """Return a file's MD5 sum, the kind that the data sets' authors publish; it finds damage, not
+    forgery.
+    """
     digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
         while piece := file.read(_CHUNK):
@@ -67,7 +78,9 @@ def checksum(path: Path) -> str:
 
 def _receive(url: str, part: Path, progress: Progress) -> None:
     start = part.stat().st_size if part.is_file() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "robust-ood", "Accept-Encoding": "identity"})
+    request = urllib.request.Request(
+        url, headers={"User-Agent": "robust-ood", "Accept-Encoding": "identity"}
+    )
     if start:
         request.add_header("Range", f"bytes={start}-")
     try:
@@ -99,7 +112,9 @@ def _check(file: Path, final: Path, md5: str | None) -> None:
     found = checksum(file)
     if found != md5:
         file.unlink()
-        raise UserError(f"{final}: its MD5 sum is {found}, not {md5}; the file was removed, download it again")
+        raise UserError(
+            f"{final}: its MD5 sum is {found}, not {md5}; the file was removed, download it again"
+        )
 
 
 def _reason(error: Exception) -> str:

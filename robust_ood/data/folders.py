@@ -13,9 +13,11 @@ from robust_ood.errors import UserError
 
 
 def load_folder(folder: Path, fit: Fit, name: str | None = None) -> ImageSet:
-    """Return the images of a folder; one class for each sub-folder, in alphabetical order, if it has any with images.
+    """Return the images of a folder; one class for each sub-folder, in alphabetical order, if it
+    has any with images.
 
-    Images anywhere below a class folder belong to it. Hidden files and those without an image's suffix are passed over.
+    Images anywhere below a class folder belong to it. Hidden files and those without an image's
+    suffix are passed over.
 
     Raises:
         UserError: no such folder, no image in it, or images both beside and inside class folders.
@@ -24,7 +26,9 @@ def load_folder(folder: Path, fit: Fit, name: str | None = None) -> ImageSet:
     if not folder.is_dir():
         raise UserError(f"{name}: no such folder: {folder}")
     loose = [path for path in sorted(folder.iterdir()) if is_image(path)]
-    classes = {child.name: _images_below(child) for child in sorted(folder.iterdir()) if _is_class(child)}
+    classes = {
+        child.name: _images_below(child) for child in sorted(folder.iterdir()) if _is_class(child)
+    }
     classes = {label: paths for label, paths in classes.items() if paths}
     if loose and classes:
         raise UserError(
@@ -32,7 +36,9 @@ def load_folder(folder: Path, fit: Fit, name: str | None = None) -> ImageSet:
             f"({next(iter(classes))}/); one of the two is wanted"
         )
     if not loose and not classes:
-        raise UserError(f"{name}: {folder} holds no images; known suffixes: {', '.join(sorted(SUFFIXES))}")
+        raise UserError(
+            f"{name}: {folder} holds no images; known suffixes: {', '.join(sorted(SUFFIXES))}"
+        )
     if loose:
         return ImageSet(name, ImageFiles(loose, fit, name))
     paths = [path for members in classes.values() for path in members]
@@ -41,17 +47,21 @@ def load_folder(folder: Path, fit: Fit, name: str | None = None) -> ImageSet:
 
 
 def load_list(file: Path, base: Path | None, fit: Fit, name: str | None = None) -> ImageSet:
-    """Return the images that a list names, one a line: a path, and optionally a label (OpenOOD's image lists).
+    """Return the images that a list names, one a line: a path, and optionally a label (OpenOOD's
+    image lists).
 
     Args:
-        file: the list. Empty lines and lines that start with `#` are passed over. Labels that are all -1 mean none.
-        base: the folder that the paths are relative to. By default the nearest folder above the list, or its
-            `images_classic` or `images_largescale` (OpenOOD's layout), in which the first image is found.
+        file: the list. Empty lines and lines that start with `#` are passed over. Labels that are
+            all -1 mean none.
+        base: the folder that the paths are relative to. By default the nearest folder above the
+            list, or its `images_classic` or `images_largescale` (OpenOOD's layout), in which the
+            first image is found.
         fit: how the images become one size.
         name: what the set is called; the list's stem by default.
 
     Raises:
-        UserError: no list, no line in it, some lines with a label and some without, or no image where it is looked for.
+        UserError: no list, no line in it, some lines with a label and some without, or no image
+            where it is looked for.
     """
     name = name or file.stem
     try:
@@ -63,7 +73,9 @@ def load_list(file: Path, base: Path | None, fit: Fit, name: str | None = None) 
         raise UserError(f"{name}: the image list {file} names no images")
     labelled = [label for _, label in entries if label is not None]
     if len(labelled) not in (0, len(entries)):
-        raise UserError(f"{name}: {len(labelled)} of the {len(entries)} lines of {file} have a label; all or none must")
+        raise UserError(
+            f"{name}: {len(labelled)} of the {len(entries)} lines of {file} have a label; all or none must"
+        )
     base = base or _base_of(file, entries[0][0], name)
     labels: NDArray[np.int64] | None = np.array(labelled, np.int64)
     if not labelled or set(labelled) == {-1}:
@@ -97,4 +109,6 @@ def _base_of(file: Path, first: str, name: str) -> Path:
         for base in (folder, folder / "images_classic", folder / "images_largescale"):
             if (base / first).is_file():
                 return base
-    raise UserError(f"{name}: {first}, the first image of {file}, is not below the list's folders; name its `base`")
+    raise UserError(
+        f"{name}: {first}, the first image of {file}, is not below the list's folders; name its `base`"
+    )

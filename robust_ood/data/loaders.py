@@ -20,9 +20,10 @@ from robust_ood.randomness import generator
 class TrainingLoader:
     """Shuffled batches of inliers, each with a batch of auxiliary outliers.
 
-    Inliers are shuffled anew each epoch and an incomplete last batch is left out. Outliers are one endless stream of
-    shuffled passes, so all are used equally often however the two sets' sizes compare. Ranks get disjoint shards
-    of both. Images that turn out unreadable are missing from their batch.
+    Inliers are shuffled anew each epoch and an incomplete last batch is left out. Outliers are one
+    endless stream of shuffled passes, so all are used equally often however the two sets' sizes
+    compare. Ranks get disjoint shards of both. Images that turn out unreadable are missing from
+    their batch.
 
     Args:
         inliers: labelled in-distribution images.
@@ -67,7 +68,8 @@ class TrainingLoader:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        # A restored position counts once and for its own epoch: an epoch that someone cut short is not continued.
+        # A restored position counts once and for its own epoch: an epoch that someone cut short is
+        # not continued.
         resume, self._resume = self._resume, None
         self.position = resume[1] if resume is not None and resume[0] == self.epoch else 0
         for batch in self._reader.batches(self._requests(self.epoch, self.position)):
@@ -77,7 +79,9 @@ class TrainingLoader:
             yield batch
 
     def _requests(self, epoch: int, start: int) -> Iterator[Request]:
-        order = torch.randperm(len(self.inliers), generator=generator(self.seed, "inlier order", epoch))
+        order = torch.randperm(
+            len(self.inliers), generator=generator(self.seed, "inlier order", epoch)
+        )
         for step in range(start, len(self)):
             first = (step * self.world + self.rank) * self.batch_size
             indices = order[first : first + self.batch_size]
@@ -92,13 +96,19 @@ class TrainingLoader:
         passes = places // len(self.outliers)
         parts = []
         for turn in range(int(passes[0]), int(passes[-1]) + 1):
-            parts.append(self._outlier_order(turn, len(self.outliers))[places[passes == turn] % len(self.outliers)])
+            parts.append(
+                self._outlier_order(turn, len(self.outliers))[
+                    places[passes == turn] % len(self.outliers)
+                ]
+            )
         return torch.cat(parts)
 
     def _outlier_order(self, turn: int, count: int) -> Tensor:
         if getattr(self, "_cached_turn", None) != turn:
             self._cached_turn = turn
-            self._cached_order = torch.randperm(count, generator=generator(self.seed, "outlier order", turn))
+            self._cached_order = torch.randperm(
+                count, generator=generator(self.seed, "outlier order", turn)
+            )
         return self._cached_order
 
     def state_dict(self) -> dict[str, int]:
@@ -150,4 +160,6 @@ class EvaluationLoader:
 
 def to_float(images: Tensor) -> Tensor:
     """Return uint8 images `(N, C, H, W)` as floats in [0, 1]."""
-    return images.div(255).float()  # dividing integers gives floats already: one pass instead of two
+    return images.div(
+        255
+    ).float()  # dividing integers gives floats already: one pass instead of two

@@ -1,4 +1,6 @@
-"""The data of an experiment: in-distribution parts, auxiliary outliers and OOD test sets, as one Lightning module."""
+"""The data of an experiment: in-distribution parts, auxiliary outliers and OOD test sets, as one
+Lightning module.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from robust_ood.errors import UserError
 from robust_ood.randomness import generator
 
 Group = Literal["near", "far"]
-"""How foreign an OOD test set is: `near` shares the look of the in-distribution and not its classes, `far` neither."""
+"""How foreign an OOD test set is: `near` shares the look of the in-distribution and not its
+classes, `far` neither.
+"""
 Spec = str | SetSpec
 F = TypeVar("F", bound=str)
 
@@ -36,18 +40,23 @@ class OODData(LightningDataModule):
         outliers: auxiliary outliers for training, or None.
         near: OOD test sets that resemble the in-distribution.
         far: OOD test sets that do not.
-        validation_ood: OOD images for validation while training and for choosing hyper-parameters; never a test set.
+        validation_ood: OOD images for validation while training and for choosing hyper-parameters;
+            never a test set.
         root: folder of the data.
-        size: side of the images in pixels, for sets that state none of their own; None takes each as it is.
+        size: side of the images in pixels, for sets that state none of their own; None takes each
+            as it is.
         num_classes: K; labels must be in 0..K-1.
         batch_size: inliers per training batch and process.
-        outlier_batch_size: outliers per training batch and process; 0 trains without, and does not read them.
+        outlier_batch_size: outliers per training batch and process; 0 trains without, and does not
+            read them.
         evaluation_batch_size: images per batch where no parameter gradient is needed.
         augmentation: "crop_and_flip" or "none", for inliers and outliers alike.
-        workers: processes that read images that are not in memory, to train, validate and fit detectors; evaluations
-            read what they score without. Sets in memory are read faster without.
+        workers: processes that read images that are not in memory, to train, validate and fit
+            detectors; evaluations read what they score without. Sets in memory are read faster
+            without.
         memory_limit: bytes up to which a set of files is read into memory once.
-        on_device: keep the training sets in the GPU's memory where both take less than a quarter of what is free.
+        on_device: keep the training sets in the GPU's memory where both take less than a quarter of
+            what is free.
         allow_overlap: let a set be both auxiliary outliers, or validation OOD, and OOD test.
         seed: seed of order and augmentation; the run's `seed_everything` where the command sets it.
     """
@@ -75,7 +84,10 @@ class OODData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for field, number in (("batch_size", batch_size), ("evaluation_batch_size", evaluation_batch_size)):
+        for field, number in (
+            ("batch_size", batch_size),
+            ("evaluation_batch_size", evaluation_batch_size),
+        ):
             if number < 1:
                 raise UserError(f"data.{field}: {number} is not a number of images >= 1")
         for field, number in (("outlier_batch_size", outlier_batch_size), ("workers", workers)):
@@ -87,7 +99,11 @@ class OODData(LightningDataModule):
         self.near, self.far, self.validation_ood = near or [], far or [], validation_ood or []
         self.root, self.size, self.num_classes = Path(root), size, num_classes
         self.batch_size, self.outlier_batch_size = batch_size, outlier_batch_size
-        self.evaluation_batch_size, self.augmentation, self.seed = evaluation_batch_size, augmentation, seed
+        self.evaluation_batch_size, self.augmentation, self.seed = (
+            evaluation_batch_size,
+            augmentation,
+            seed,
+        )
         self.workers, self.memory_limit, self.on_device = workers, memory_limit, on_device
         self._loaded: dict[str, ImageSet] = {}
         self._training_loader: TrainingLoader | None = None
@@ -115,7 +131,12 @@ class OODData(LightningDataModule):
 
     def validation_ood_sets(self) -> list[ImageSet]:
         """Return the OOD sets used while training."""
-        return [images for _, images in self._named_apart([("validation_ood", spec) for spec in self.validation_ood])]
+        return [
+            images
+            for _, images in self._named_apart(
+                [("validation_ood", spec) for spec in self.validation_ood]
+            )
+        ]
 
     def setup(self, stage: str) -> None:
         """Read what the stage needs, so that a mistake shows before any work starts."""
@@ -149,8 +170,8 @@ class OODData(LightningDataModule):
     def state_dict(self) -> dict[str, int]:
         """Return how far training has read, for checkpoints.
 
-        The loader has that state as well, but Lightning restores it too late where the schedule has asked for the
-        number of steps before, as a schedule per step does.
+        The loader has that state as well, but Lightning restores it too late where the schedule has
+        asked for the number of steps before, as a schedule per step does.
         """
         return {} if self._training_loader is None else self._training_loader.state_dict()
 
@@ -159,8 +180,12 @@ class OODData(LightningDataModule):
         self._resume = state_dict
 
     def val_dataloader(self) -> EvaluationLoader | list[EvaluationLoader]:
-        """Return the validation loader of this process; none where the experiment names no validation images."""
-        return self.evaluation_loader(self.inliers("validation")) if self.names["validation"] else []
+        """Return the validation loader of this process; none where the experiment names no
+        validation images.
+        """
+        return (
+            self.evaluation_loader(self.inliers("validation")) if self.names["validation"] else []
+        )
 
     def test_dataloader(self) -> EvaluationLoader:
         """Return the test loader of this process."""
@@ -169,7 +194,11 @@ class OODData(LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Turn a batch into floats on its device, augmented while training."""
         images, outliers = batch.images, batch.outliers
-        if self.trainer is not None and self.trainer.training and self.augmentation == "crop_and_flip":
+        if (
+            self.trainer is not None
+            and self.trainer.training
+            and self.augmentation == "crop_and_flip"
+        ):
             images = self._augment(images, "augment inliers", batch)
             outliers = self._augment(outliers, "augment outliers", batch)
         return batch._replace(images=to_float(images), outliers=to_float(outliers))
@@ -181,7 +210,8 @@ class OODData(LightningDataModule):
     def evaluation_loader(self, images: ImageSet, limit: int | None = None) -> EvaluationLoader:
         """Return the loader of any set of this experiment, for this process.
 
-        limit: use only so many images, always the same ones: drawn, because a set may be sorted by class.
+        limit: use only so many images, always the same ones: drawn, because a set may be sorted by
+        class.
         """
         if limit is not None and limit < len(images):
             drawn = torch.randperm(len(images), generator=generator(0, "robust validation"))[:limit]
@@ -201,7 +231,11 @@ class OODData(LightningDataModule):
 
     def _reading(self) -> Reading:
         """Return how training batches are read: on the device, by workers, or here."""
-        sets = [images for images in (self.inliers("train"), self._training_outliers()) if images is not None]
+        sets = [
+            images
+            for images in (self.inliers("train"), self._training_outliers())
+            if images is not None
+        ]
         device, resident = self._device(), all(images.in_memory for images in sets)
         if resident and self.on_device and device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
@@ -210,10 +244,16 @@ class OODData(LightningDataModule):
         return Reading(0 if resident else self.workers, pin=device.type == "cuda")
 
     def _device(self) -> torch.device:
-        return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+        return (
+            self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+        )
 
     def _place(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        return (
+            (self.trainer.global_rank, self.trainer.world_size)
+            if self.trainer is not None
+            else (0, 1)
+        )
 
     def _load(self, field: str, spec: Spec | None) -> ImageSet:
         if spec is None:
@@ -225,7 +265,9 @@ class OODData(LightningDataModule):
         return self._loaded[key]
 
     def _named_apart(self, specs: Sequence[tuple[F, Spec]]) -> list[tuple[F, ImageSet]]:
-        """Return OOD sets with their fields, refused where two have one name: results tell them apart by it alone."""
+        """Return OOD sets with their fields, refused where two have one name: results tell them
+        apart by it alone.
+        """
         found: list[tuple[F, ImageSet]] = []
         sources: dict[str, str] = {}
         for field, spec in specs:
@@ -240,11 +282,16 @@ class OODData(LightningDataModule):
         return found
 
     def _like_inliers(self, field: str, images: ImageSet) -> ImageSet:
-        """Return a set, refused if its images have another size than the in-distribution's that is loaded."""
+        """Return a set, refused if its images have another size than the in-distribution's that is
+        loaded.
+        """
         for part in ("train", "test", "validation"):
             inliers = self._loaded.get(repr(self.names[part]))
             if inliers is not None and inliers.image_shape != images.image_shape:
-                (height, width), (wanted_height, wanted_width) = images.image_shape, inliers.image_shape
+                (height, width), (wanted_height, wanted_width) = (
+                    images.image_shape,
+                    inliers.image_shape,
+                )
                 raise UserError(
                     f"data.{field}: images of {images.name} are {height} x {width}, those of {inliers.name} "
                     f"{wanted_height} x {wanted_width}; data.size makes them equal"

@@ -27,7 +27,9 @@ EMBEDDED: dict[str, Callable[[], ImageSet]] = {**DIGIT_SETS, **NOISE_SETS}
 """Sets that come with the package's dependencies and need no file."""
 
 MEMORY_LIMIT = 2 * 2**30
-"""Bytes up to which a set of files or of a data set's items is read into memory once, instead of again each epoch."""
+"""Bytes up to which a set of files or of a data set's items is read into memory once, instead of
+again each epoch.
+"""
 
 
 def load_set(
@@ -40,11 +42,15 @@ def load_set(
     """Return the set that a config names.
 
     Args:
-        spec: what `SetSpec.source` describes, or a `SetSpec`. The suffix of an array file may be left out.
-        root: folder of the data: array files, image folders, and what `robust-ood data download` brought.
+        spec: what `SetSpec.source` describes, or a `SetSpec`. The suffix of an array file may be
+            left out.
+        root: folder of the data: array files, image folders, and what `robust-ood data download`
+            brought.
         field: the config field, for messages.
-        size: side of the images in pixels, for sets that do not state their own; None takes them as they are.
-        memory_limit: bytes up to which files are read into memory; larger sets are read batch by batch.
+        size: side of the images in pixels, for sets that do not state their own; None takes them as
+            they are.
+        memory_limit: bytes up to which files are read into memory; larger sets are read batch by
+            batch.
 
     Raises:
         UserError: no such set or file, or one that is damaged or of the wrong kind.
@@ -53,7 +59,9 @@ def load_set(
     fit = spec.fit(size)
     images = replace(_source(spec, root, field, fit), max_unreadable=spec.max_unreadable)
     if spec.labels is not None:
-        images = replace(images, labels=arrays.load_array(root / spec.labels, f"data.{field}: labels"))
+        images = replace(
+            images, labels=arrays.load_array(root / spec.labels, f"data.{field}: labels")
+        )
     images = fitted(images, fit)
     chosen = _chosen(spec, root, field, len(images))
     if chosen is not None:
@@ -62,7 +70,8 @@ def load_set(
 
 
 def origin(spec: str | SetSpec, root: Path, field: str) -> str:
-    """Return what two names of one set have in common: the catalogue entry, the file, or the name itself.
+    """Return what two names of one set have in common: the catalogue entry, the file, or the name
+    itself.
 
     field: of `data`, for messages.
     """
@@ -77,14 +86,18 @@ def origin(spec: str | SetSpec, root: Path, field: str) -> str:
 
 
 def part_of(spec: str | SetSpec, root: Path, field: str) -> str:
-    """Return what two names of the same images have in common: as `origin`, but another part is another set."""
+    """Return what two names of the same images have in common: as `origin`, but another part is
+    another set.
+    """
     source = spec if isinstance(spec, str) else spec.source
     found = None if source in EMBEDDED else _entry(source, root, field)
     return origin(spec, root, field) if found is None else f"{found[0].name}/{found[1]}"
 
 
 def has_any_size(source: str, root: Path) -> bool:
-    """Return whether a source's images may have any size, so that whoever reads them has to state one."""
+    """Return whether a source's images may have any size, so that whoever reads them has to state
+    one.
+    """
     if source in EMBEDDED:
         return False
     found = _entry(source, root)
@@ -106,7 +119,11 @@ def _source(spec: SetSpec, root: Path, field: str, fit: Fit | None) -> ImageSet:
     path = _existing(root / source)
     if path is not None:
         return _from_path(path, spec, root, field, fit)
-    if "/" not in source and "." in source and Path(source).suffix not in (*arrays.SUFFIXES, ".txt"):
+    if (
+        "/" not in source
+        and "." in source
+        and Path(source).suffix not in (*arrays.SUFFIXES, ".txt")
+    ):
         return load_dataset(source, spec.arguments, _wanted(fit, source, field), spec.name)
     known = difflib.get_close_matches(source, [*EMBEDDED, *CATALOGUE], cutoff=0.7)
     if not root.is_dir() and not known:
@@ -114,34 +131,50 @@ def _source(spec: SetSpec, root: Path, field: str, fit: Fit | None) -> ImageSet:
     if (root / source).suffix in arrays.SUFFIXES:
         raise UserError(f"data.{field}: no such file: {root / source}")
     if "/" in source and not known:
-        raise UserError(f"data.{field}: no such file or folder: {root / source}{_sibling(root, source)}")
-    here = [path for path in root.iterdir() if not path.name.startswith(".")] if root.is_dir() else []
+        raise UserError(
+            f"data.{field}: no such file or folder: {root / source}{_sibling(root, source)}"
+        )
+    here = (
+        [path for path in root.iterdir() if not path.name.startswith(".")] if root.is_dir() else []
+    )
     names = [path.stem if path.suffix in arrays.SUFFIXES else path.name for path in here]
     raise unknown_name(f"data.{field}", source, {*EMBEDDED, *CATALOGUE, *names})
 
 
 def _sibling(root: Path, source: str) -> str:
-    """Return, for a message, what stands there of a similar name in place of the first part that does not."""
+    """Return, for a message, what stands there of a similar name in place of the first part that
+    does not.
+    """
     there, (first, *rest) = root, source.split("/")
     while rest and (there / first).is_dir():
         there, (first, *rest) = there / first, rest
     near = nearest(first, [path.name for path in there.iterdir()])
-    return f"; did you mean {(there / '/'.join([near, *rest])).relative_to(root).as_posix()!r}?" if near else ""
+    return (
+        f"; did you mean {(there / '/'.join([near, *rest])).relative_to(root).as_posix()!r}?"
+        if near
+        else ""
+    )
 
 
 def _entry(source: str, root: Path, field: str | None = None) -> tuple[Entry, str] | None:
-    """Return the catalogue's entry and part of that name, or None; a path that is there and names no part is no part.
+    """Return the catalogue's entry and part of that name, or None; a path that is there and names
+    no part is no part.
 
     Raises: `UserError` for a part that the catalogue does not know.
     """
     name, _, part = source.partition("/")
-    if name not in CATALOGUE or (part and part not in CATALOGUE[name].parts and _existing(root / source) is not None):
+    if name not in CATALOGUE or (
+        part and part not in CATALOGUE[name].parts and _existing(root / source) is not None
+    ):
         return None
     return find_part(source, CATALOGUE, "name" if field is None else f"data.{field}")
 
 
 def _existing(path: Path) -> Path | None:
-    candidates = [path, *(path.with_name(path.name + suffix) for suffix in arrays.SUFFIXES if path.name)]
+    candidates = [
+        path,
+        *(path.with_name(path.name + suffix) for suffix in arrays.SUFFIXES if path.name),
+    ]
     return next((candidate for candidate in candidates if candidate.exists()), None)
 
 
@@ -160,7 +193,9 @@ def _from_path(path: Path, spec: SetSpec, root: Path, field: str, fit: Fit | Non
 
 def _wanted(fit: Fit | None, source: str, field: str) -> Fit:
     if fit is None:
-        raise UserError(f"data.size: not given, and the images of {source} (data.{field}) may have any size")
+        raise UserError(
+            f"data.size: not given, and the images of {source} (data.{field}) may have any size"
+        )
     return fit
 
 
@@ -170,10 +205,14 @@ def _chosen(spec: SetSpec, root: Path, field: str, available: int) -> NDArray[np
         return None
     left = np.arange(available)
     if spec.exclude is not None:
-        left = np.setdiff1d(left, read_indices(root / spec.exclude, available, f"data.{field}: exclude"))
+        left = np.setdiff1d(
+            left, read_indices(root / spec.exclude, available, f"data.{field}: exclude")
+        )
     if spec.count is not None:
         if spec.count > len(left):
-            raise UserError(f"data.{field}: count {spec.count} is more than the {len(left)} images of {spec.source}")
+            raise UserError(
+                f"data.{field}: count {spec.count} is more than the {len(left)} images of {spec.source}"
+            )
         draw = torch.randperm(len(left), generator=generator(spec.seed, "count", spec.source))
         left = left[np.sort(draw[: spec.count].numpy())]
     return left
@@ -192,6 +231,8 @@ def read_indices(path: Path, available: int, field: str) -> NDArray[np.int64]:
     for number, line in enumerate(lines, 1):
         text = line.partition("#")[0].strip()
         if text and not (text.isdecimal() and int(text) < available):
-            raise UserError(f"{field}: line {number} of {path} is {text!r}; an index in 0..{available - 1} is wanted")
+            raise UserError(
+                f"{field}: line {number} of {path} is {text!r}; an index in 0..{available - 1} is wanted"
+            )
         indices += [int(text)] if text else []
     return np.array(indices, np.int64)

@@ -26,8 +26,8 @@ _ROWS = 4096  # of the first set that are compared with all of the second at a t
 class Overlap:
     """Pairs of images that two sets share.
 
-    exact, near: `(P, 2)` places in the first and in the second set; `near` holds no pair that is exact. distances:
-    `(P,)` of the near pairs, in bits of the hash.
+    exact, near: `(P, 2)` places in the first and in the second set; `near` holds no pair that is
+    exact. distances: `(P,)` of the near pairs, in bits of the hash.
     """
 
     exact: NDArray[np.int64]
@@ -42,9 +42,10 @@ class Overlap:
 def overlap(first: ImageSet, second: ImageSet, distance: int = 4, workers: int = 0) -> Overlap:
     """Find the images of one set that another has too.
 
-    Exact duplicates have the same pixels at the sets' common size. Near ones have perceptual hashes that differ in at
-    most `distance` of their 63 bits: resizing, recompression and slight changes of brightness leave the hash nearly as
-    it is. Images almost without structure are left out of the near search, where all of them would look alike.
+    Exact duplicates have the same pixels at the sets' common size. Near ones have perceptual hashes
+    that differ in at most `distance` of their 63 bits: resizing, recompression and slight changes
+    of brightness leave the hash nearly as it is. Images almost without structure are left out of
+    the near search, where all of them would look alike.
 
     Args:
         first, second: sets of the same image size; a set compared with itself gives each pair once.
@@ -76,14 +77,17 @@ def overlap(first: ImageSet, second: ImageSet, distance: int = 4, workers: int =
 
 
 def perceptual_hash(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return 63 signs `(n, 63)` for `uint8 (n, 3, H, W)` images, and whether each image has structure, bool `(n,)`.
+    """Return 63 signs `(n, 63)` for `uint8 (n, 3, H, W)` images, and whether each image has
+    structure, bool `(n,)`.
 
-    Source: the pHash of Zauner 2010: which of the 63 lowest frequencies of a discrete cosine transform of the grey
-    image at 32 x 32 (without the mean) are above their median.
+    Source: the pHash of Zauner 2010: which of the 63 lowest frequencies of a discrete cosine
+    transform of the grey image at 32 x 32 (without the mean) are above their median.
     """
     weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
     grey = (images.float() * weights).sum(1, keepdim=True)
-    small = F.interpolate(grey, size=(_SIDE, _SIDE), mode="bilinear", antialias=True, align_corners=False)[:, 0]
+    small = F.interpolate(
+        grey, size=(_SIDE, _SIDE), mode="bilinear", antialias=True, align_corners=False
+    )[:, 0]
     steps = (torch.arange(_SIDE) + 0.5) * math.pi / _SIDE
     cosines = torch.cos(torch.arange(_KEPT)[:, None] * steps)  # (8, 32)
     frequencies = (cosines @ small @ cosines.T).flatten(1)[:, 1:]  # (n, 63)
@@ -113,13 +117,17 @@ def _digests(images: ImageSet, workers: int) -> _Digests:
     return _Digests(indices, keys, torch.cat(signs), torch.cat(structured))
 
 
-def _near(mine: _Digests, theirs: _Digests, distance: int, itself: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _near(
+    mine: _Digests, theirs: _Digests, distance: int, itself: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     found, distances = [], []
     if distance >= 0:
         columns = torch.where(theirs.structured[:, None], theirs.signs, 0).T.contiguous()
         for start in range(0, len(mine.signs), _ROWS):
             rows = mine.signs[start : start + _ROWS] * mine.structured[start : start + _ROWS, None]
-            bits = (BITS - rows @ columns) / 2  # a product of signs counts equal bits less different ones
+            bits = (
+                BITS - rows @ columns
+            ) / 2  # a product of signs counts equal bits less different ones
             for i, j in (bits <= distance).nonzero().tolist():
                 one, other = mine.indices[start + i], theirs.indices[j]
                 if mine.keys[start + i] != theirs.keys[j] and (not itself or one < other):

@@ -16,12 +16,17 @@ _LEAST = 64  # side of a tile in pixels; smaller images are enlarged by whole fa
 
 
 def contact_sheet(images: ImageSet, rows: int = 8, columns: int = 8, seed: int = 0) -> Image.Image:
-    """Return a picture of up to `rows * columns` images drawn by `seed`, sorted by class where they have any.
+    """Return a picture of up to `rows * columns` images drawn by `seed`, sorted by class where they
+    have any.
 
     Under each stands its class, or its place in the set where it has none.
     """
     count = min(rows * columns, len(images))
-    drawn = torch.randperm(len(images), generator=generator(seed, "contact sheet"))[:count].sort().values
+    drawn = (
+        torch.randperm(len(images), generator=generator(seed, "contact sheet"))[:count]
+        .sort()
+        .values
+    )
     taken = images.take(drawn)
     order = taken.labels.argsort(stable=True)
     pixels = taken.images[order].permute(0, 2, 3, 1).numpy()  # (n, H, W, 3)
@@ -31,12 +36,18 @@ def contact_sheet(images: ImageSet, rows: int = 8, columns: int = 8, seed: int =
     sheet = Image.new("RGB", (columns * width + _GAP, lines * height + _TITLE + _GAP), "white")
     pen = ImageDraw.Draw(sheet)
     pen.text(
-        (_GAP, _GAP), f"{images.name}: {len(images)} images, {images.image_shape[0]} x {images.image_shape[1]}", "black"
+        (_GAP, _GAP),
+        f"{images.name}: {len(images)} images, {images.image_shape[0]} x {images.image_shape[1]}",
+        "black",
     )
-    for place, (image, index, label) in enumerate(zip(pixels, taken.indices[order], taken.labels[order], strict=True)):
+    for place, (image, index, label) in enumerate(
+        zip(pixels, taken.indices[order], taken.labels[order], strict=True)
+    ):
         top, left = _TITLE + _GAP + place // columns * height, _GAP + place % columns * width
         sheet.paste(Image.fromarray(np.repeat(np.repeat(image, factor, 0), factor, 1)), (left, top))
-        pen.text((left, top + height - _TITLE), _caption(images, int(label), int(index), width), "black")
+        pen.text(
+            (left, top + height - _TITLE), _caption(images, int(label), int(index), width), "black"
+        )
     return sheet
 
 
@@ -48,5 +59,7 @@ def save_contact_sheet(images: ImageSet, path: Path, rows: int = 8, columns: int
 
 
 def _caption(images: ImageSet, label: int, index: int, width: int) -> str:
-    text = str(index) if label < 0 else images.class_names[label] if images.class_names else str(label)
+    text = (
+        str(index) if label < 0 else images.class_names[label] if images.class_names else str(label)
+    )
     return text[: max(1, width // 6)]

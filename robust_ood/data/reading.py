@@ -1,4 +1,5 @@
-"""How the batches of a plan are read: in this process, from the device's memory, or by worker processes.
+"""How the batches of a plan are read: in this process, from the device's memory, or by worker
+processes.
 
 All three give the same batches: what is in a batch is settled before anyone reads it.
 """
@@ -25,9 +26,10 @@ from robust_ood.randomness import generator
 class Batch(NamedTuple):
     """One training or evaluation batch.
 
-    images: `(N, 3, H, W)`, uint8 from the loader and float in [0, 1] once on its device. labels: `(N,)`, -1 where there
-    are none. outliers: `(M, 3, H, W)` like images; M = 0 without auxiliary outliers. indices: `(N,)` places in the set.
-    epoch, step: which batch this is; they key every random draw made for it. Images that cannot be read are missing.
+    images: `(N, 3, H, W)`, uint8 from the loader and float in [0, 1] once on its device. labels:
+    `(N,)`, -1 where there are none. outliers: `(M, 3, H, W)` like images; M = 0 without auxiliary
+    outliers. indices: `(N,)` places in the set. epoch, step: which batch this is; they key every
+    random draw made for it. Images that cannot be read are missing.
     """
 
     images: Tensor
@@ -52,9 +54,11 @@ class Reading:
     """How a loader reads.
 
     Args:
-        workers: processes that read ahead; 0 reads in this process, which is fastest for sets in memory.
+        workers: processes that read ahead; 0 reads in this process, which is fastest for sets in
+            memory.
         pin: put batches into page-locked memory, from which copies to a GPU overlap with computing.
-        device: keep sets that are in memory on this device and gather batches there; None leaves them where they are.
+        device: keep sets that are in memory on this device and gather batches there; None leaves
+            them where they are.
     """
 
     workers: int = 0
@@ -93,10 +97,15 @@ class Reader(Dataset["_Read"]):
 
     def __getitem__(self, request: Request) -> _Read:
         found = self._from_inliers.take(torch.from_numpy(request.inliers))
-        outliers, bad = torch.empty((0, *found.images.shape[1:]), dtype=torch.uint8), tuple[str, ...]()
+        outliers, bad = (
+            torch.empty((0, *found.images.shape[1:]), dtype=torch.uint8),
+            tuple[str, ...](),
+        )
         if self._from_outliers is not None and len(request.outliers):
             outliers, _, _, bad = self._from_outliers.take(torch.from_numpy(request.outliers))
-        batch = Batch(found.images, found.labels, outliers, found.indices, request.epoch, request.step)
+        batch = Batch(
+            found.images, found.labels, outliers, found.indices, request.epoch, request.step
+        )
         return batch, found.unreadable, bad
 
     def _parts(self, requests: Iterable[Request]) -> Iterable[_Read]:
@@ -109,7 +118,9 @@ class Reader(Dataset["_Read"]):
             num_workers=self.reading.workers,
             pin_memory=self.reading.pin,
             # Forked workers share arrays and memory maps instead of copying them.
-            multiprocessing_context=multiprocessing.get_context("fork") if sys.platform == "linux" else None,
+            multiprocessing_context=multiprocessing.get_context("fork")
+            if sys.platform == "linux"
+            else None,
             generator=generator(0, "worker processes"),  # or else it would draw from the global one
         )
 
@@ -137,4 +148,6 @@ def _pinned(batch: Batch) -> Batch:
     def pin(images: Tensor) -> Tensor:
         return images if images.is_cuda else images.pin_memory()
 
-    return batch._replace(images=pin(batch.images), outliers=pin(batch.outliers), labels=pin(batch.labels))
+    return batch._replace(
+        images=pin(batch.images), outliers=pin(batch.outliers), labels=pin(batch.labels)
+    )

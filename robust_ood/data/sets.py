@@ -34,7 +34,9 @@ class ImageStorage(Protocol):
 
 
 class UnreadableImagesError(Exception):
-    """Some of the images asked for cannot be read: their places in the request, and for each which and why."""
+    """Some of the images asked for cannot be read: their places in the request, and for each which
+    and why.
+    """
 
     def __init__(self, places: list[int], reasons: list[str]) -> None:
         super().__init__(places, reasons)
@@ -42,7 +44,9 @@ class UnreadableImagesError(Exception):
 
 
 class Taken(NamedTuple):
-    """What could be read of a request: images `uint8 (n, 3, H, W)`, labels and indices `(n,)`, and what could not."""
+    """What could be read of a request: images `uint8 (n, 3, H, W)`, labels and indices `(n,)`, and
+    what could not.
+    """
 
     images: Tensor
     labels: Tensor
@@ -52,14 +56,17 @@ class Taken(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one size, `uint8 (N, H, W, 3)`, in memory, memory-mapped or in files, with labels where there are any.
+    """Images of one size, `uint8 (N, H, W, 3)`, in memory, memory-mapped or in files, with labels
+    where there are any.
 
     Args:
         name: what the set is called in results and messages.
-        images: `uint8 (N, H, W, 3)`; any array, or whatever can be indexed by an integer array like one.
+        images: `uint8 (N, H, W, 3)`; any array, or whatever can be indexed by an integer array like
+            one.
         labels: `int64 (N,)` in 0..K-1, or None.
         class_names: one name for each class, or none.
-        max_unreadable: the share of the images that may turn out unreadable before reading stops, in [0, 1].
+        max_unreadable: the share of the images that may turn out unreadable before reading stops,
+            in [0, 1].
     """
 
     name: str
@@ -72,10 +79,16 @@ class ImageSet:
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
         if images.dtype != np.uint8:
-            raise UserError(f"{self.name}: images have dtype {images.dtype}; uint8 in 0..255 is wanted")
+            raise UserError(
+                f"{self.name}: images have dtype {images.dtype}; uint8 in 0..255 is wanted"
+            )
         if len(images.shape) != 4 or images.shape[3] != 3:
-            hint = "; put the channels last" if len(images.shape) == 4 and images.shape[1] == 3 else ""
-            raise UserError(f"{self.name}: images have shape {images.shape}; (N, height, width, 3) is wanted{hint}")
+            hint = (
+                "; put the channels last" if len(images.shape) == 4 and images.shape[1] == 3 else ""
+            )
+            raise UserError(
+                f"{self.name}: images have shape {images.shape}; (N, height, width, 3) is wanted{hint}"
+            )
         if 0 in images.shape:
             raise UserError(f"{self.name}: holds no images (shape {images.shape})")
         if labels is None:
@@ -86,7 +99,9 @@ class ImageSet:
                 f"{len(images)} integers are wanted"
             )
         if labels.min() < 0:
-            raise UserError(f"{self.name}: labels reach down to {labels.min()}; classes 0..K-1 are wanted")
+            raise UserError(
+                f"{self.name}: labels reach down to {labels.min()}; classes 0..K-1 are wanted"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -108,7 +123,9 @@ class ImageSet:
         return torch.from_numpy(self.labels[indices.numpy()].astype(np.int64))
 
     def take(self, indices: Tensor) -> Taken:
-        """Return the images and labels at `indices`, leaving out, and naming, those that cannot be read."""
+        """Return the images and labels at `indices`, leaving out, and naming, those that cannot be
+        read.
+        """
         try:
             return Taken(self._pixels(indices), self.read_labels(indices), indices)
         except UnreadableImagesError as error:
@@ -154,7 +171,9 @@ class ImageSet:
     def subset(self, indices: NDArray[np.int64], name: str | None = None) -> ImageSet:
         """Return the set of the chosen images, in that order; files stay undecoded."""
         labels = None if self.labels is None else self.labels[indices]
-        images = self.images[indices] if self.in_memory else Chosen(self.images, np.asarray(indices))
+        images = (
+            self.images[indices] if self.in_memory else Chosen(self.images, np.asarray(indices))
+        )
         return ImageSet(name or self.name, images, labels, self.class_names, self.max_unreadable)
 
     def _pixels(self, indices: Tensor) -> Tensor:
@@ -177,16 +196,20 @@ class Chosen:
 
 
 class Excluded:
-    """A storage without some of its images, however large: nothing is copied and no list of the rest is kept.
+    """A storage without some of its images, however large: nothing is copied and no list of the
+    rest is kept.
 
-    The i-th image that is left is the image i + j of the storage, where j of the excluded ones come before it.
+    The i-th image that is left is the image i + j of the storage, where j of the excluded ones come
+    before it.
     """
 
     def __init__(self, images: ImageStorage, excluded: NDArray[np.int64]) -> None:
         excluded = np.unique(excluded)
         self.images = images
         self.dtype, self.shape = images.dtype, (len(images) - len(excluded), *images.shape[1:])
-        self._left_before = excluded - np.arange(len(excluded))  # how many are left before each excluded one
+        self._left_before = excluded - np.arange(
+            len(excluded)
+        )  # how many are left before each excluded one
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -1,4 +1,6 @@
-"""From one way of holding images to another: fitted to a size, and read into memory where they fit."""
+"""From one way of holding images to another: fitted to a size, and read into memory where they
+fit.
+"""
 
 from __future__ import annotations
 
@@ -30,18 +32,23 @@ class Fitted:
     def __getitem__(self, indices: Any) -> NDArray[np.uint8]:
         wanted = np.atleast_1d(np.asarray(indices))
         images = zip(self.images[wanted], wanted.tolist(), strict=True)
-        return np.stack([np.asarray(self.fit(Image.fromarray(image), index)) for image, index in images])
+        return np.stack(
+            [np.asarray(self.fit(Image.fromarray(image), index)) for image, index in images]
+        )
 
 
 def fitted(images: ImageSet, fit: Fit | None) -> ImageSet:
-    """Return a set of one size brought to another; the set itself where it has that size already."""
+    """Return a set of one size brought to another; the set itself where it has that size
+    already.
+    """
     if fit is None or images.image_shape == (fit.size, fit.size):
         return images
     return replace(images, images=Fitted(images.images, fit))
 
 
 def in_memory(images: ImageSet, limit: int) -> ImageSet:
-    """Return the set read into memory, without what cannot be read, if it takes at most `limit` bytes; else as it is.
+    """Return the set read into memory, without what cannot be read, if it takes at most `limit`
+    bytes; else as it is.
 
     Memory maps stay mapped: the operating system keeps what is used of them in memory already.
 
@@ -52,8 +59,12 @@ def in_memory(images: ImageSet, limit: int) -> ImageSet:
     pixels = np.empty(images.images.shape, np.uint8)
     starts = range(0, len(images), _CHUNK)
     bad: list[int] = []
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # decoding and resizing leave the interpreter's lock
-        for places, reasons in threads.map(lambda start: _read(images.images, pixels, start), starts):
+    with ThreadPoolExecutor(
+        os.cpu_count()
+    ) as threads:  # decoding and resizing leave the interpreter's lock
+        for places, reasons in threads.map(
+            lambda start: _read(images.images, pixels, start), starts
+        ):
             bad += places
             images.note_unreadable(reasons)
     if not bad:
@@ -63,7 +74,9 @@ def in_memory(images: ImageSet, limit: int) -> ImageSet:
     return replace(images, images=pixels[kept], labels=labels, unreadable={})
 
 
-def _read(images: ImageStorage, pixels: NDArray[np.uint8], start: int) -> tuple[list[int], tuple[str, ...]]:
+def _read(
+    images: ImageStorage, pixels: NDArray[np.uint8], start: int
+) -> tuple[list[int], tuple[str, ...]]:
     wanted = np.arange(start, min(start + _CHUNK, len(images)))
     try:
         pixels[wanted] = images[wanted]

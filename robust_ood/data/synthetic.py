@@ -27,7 +27,9 @@ def _rademacher(count: int, size: int, g: torch.Generator) -> Tensor:
 
 
 def _blobs(count: int, size: int, g: torch.Generator) -> Tensor:
-    """Blurred coin flips, of which only the bright parts stay: a Gaussian of 1.5 pixels, cut below 0.75."""
+    """Blurred coin flips, of which only the bright parts stay: a Gaussian of 1.5 pixels, cut below
+    0.75.
+    """
     coins = (torch.rand((count * 3, 1, size, size), generator=g) < 0.7).float()
     reach = torch.arange(-6, 7.0)
     bell = torch.exp(-(reach**2) / (2 * 1.5**2))
@@ -38,7 +40,9 @@ def _blobs(count: int, size: int, g: torch.Generator) -> Tensor:
 
 
 def _spirals(count: int, size: int, g: torch.Generator) -> Tensor:
-    """Archimedean spirals of 1 to 4 arms between two random colours, with random centre, pitch, phase and sense."""
+    """Archimedean spirals of 1 to 4 arms between two random colours, with random centre, pitch,
+    phase and sense.
+    """
     draw = torch.rand((count, 5), generator=g)
     colours = torch.rand((count, 2, 3), generator=g)
     axis = (torch.arange(size) + 0.5) * 2 / size - 1
@@ -47,7 +51,9 @@ def _spirals(count: int, size: int, g: torch.Generator) -> Tensor:
     arms = (draw[:, 2] * 4).floor() + 1
     pitch = 2 * math.pi * (1 + 3 * draw[:, 3]) * (draw[:, 4] - 0.5).sign()
     angle = torch.atan2(down.expand(count, size, size), right.expand(count, size, size))
-    wave = torch.sin(arms[:, None, None] * angle + pitch[:, None, None] * (down**2 + right**2).sqrt())
+    wave = torch.sin(
+        arms[:, None, None] * angle + pitch[:, None, None] * (down**2 + right**2).sqrt()
+    )
     share = (0.5 + 0.5 * wave)[..., None]  # (N, H, W, 1)
     return share * colours[:, None, None, 0] + (1 - share) * colours[:, None, None, 1]
 
@@ -64,13 +70,18 @@ _DRAWS = {
 def noise(kind: str, count: int = 1000, size: int = 32, seed: int = 0) -> ImageSet:
     """Return `count` synthetic images.
 
-    Source: Hendrycks et al. 2019 (OE): "gaussian" is N(0.5, 1) clipped to [0, 1], "uniform" is U(0, 1), "rademacher" is
-    0 or 1 with equal chance, for each channel of each pixel (OE's code centres them on normalised inputs instead), and
-    "blobs" is blurred and cut binary noise. "spirals" is ours: smooth structure without objects.
+    Source: Hendrycks et al. 2019 (OE): "gaussian" is N(0.5, 1) clipped to [0, 1], "uniform" is U(0,
+    1), "rademacher" is 0 or 1 with equal chance, for each channel of each pixel (OE's code centres
+    them on normalised inputs instead), and "blobs" is blurred and cut binary noise. "spirals" is
+    ours: smooth structure without objects.
     """
     images = _DRAWS[kind](count, size, generator(seed, "noise", kind))
-    return ImageSet(f"{kind}-noise" if kind in _NOISE else kind, images.mul(255).round().to(torch.uint8).numpy())
+    return ImageSet(
+        f"{kind}-noise" if kind in _NOISE else kind, images.mul(255).round().to(torch.uint8).numpy()
+    )
 
 
 _NOISE = ("gaussian", "uniform", "rademacher")
-NOISE_SETS: dict[str, Callable[[], ImageSet]] = {f"noise/{kind}": partial(noise, kind) for kind in _DRAWS}
+NOISE_SETS: dict[str, Callable[[], ImageSet]] = {
+    f"noise/{kind}": partial(noise, kind) for kind in _DRAWS
+}

@@ -15,18 +15,26 @@ from pathlib import Path, PurePosixPath
 
 from robust_ood.errors import UserError
 
-_DAMAGE = (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError)
+_DAMAGE = (
+    OSError,
+    EOFError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    ValueError,
+    NotImplementedError,
+)
 
 
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a `.zip`, a `.tar` of any compression, or a single `.gz` into a folder.
 
-    Only plain files and folders are unpacked. Nothing appears in the folder unless the whole archive is sound: members
-    go to a hidden folder beside their place first.
+    Only plain files and folders are unpacked. Nothing appears in the folder unless the whole
+    archive is sound: members go to a hidden folder beside their place first.
 
     Raises:
-        UserError: an archive that is damaged, of another kind, or that has a member with a path out of the folder, a
-            link or a device. The message names the member.
+        UserError: an archive that is damaged, of another kind, or that has a member with a path out
+            of the folder, a link or a device. The message names the member.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kind = _kind(archive)
@@ -37,7 +45,9 @@ def unpack(archive: Path, folder: Path) -> None:
             raise
         except _DAMAGE as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{archive}: damaged archive ({reason}); remove it and download it again") from error
+            raise UserError(
+                f"{archive}: damaged archive ({reason}); remove it and download it again"
+            ) from error
         _merge(Path(temporary), folder)
 
 
@@ -49,7 +59,9 @@ def _kind(archive: Path) -> Callable[[Path, Path], None]:
         return _tar
     if name.endswith(".gz"):
         return _gz
-    raise UserError(f"{archive}: no archive of a known kind; .zip, .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz and .gz are")
+    raise UserError(
+        f"{archive}: no archive of a known kind; .zip, .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz and .gz are"
+    )
 
 
 def _zip(archive: Path, folder: Path) -> None:
@@ -98,7 +110,9 @@ def _inside(archive: Path, folder: Path, name: str, plain: bool) -> Path:
     """Return where a member goes, refusing whatever could end up elsewhere."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or (path.parts and ":" in path.parts[0]):
-        raise UserError(f"{archive}: member {name!r} points out of the folder; nothing was unpacked")
+        raise UserError(
+            f"{archive}: member {name!r} points out of the folder; nothing was unpacked"
+        )
     if not plain:
         raise UserError(f"{archive}: member {name!r} is a link or a device; nothing was unpacked")
     return folder / path

@@ -1,4 +1,6 @@
-"""Activation shaping: any score of logits, after the penultimate features or the head's weights have been changed."""
+"""Activation shaping: any score of logits, after the penultimate features or the head's weights
+have been changed.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ class Shaped(OutputsDetector):
 
     @property
     def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """The wrapped surrogate of changed forward passes, then the wrapped detector's others, of unchanged ones."""
+        """The wrapped surrogate of changed forward passes, then the wrapped detector's others, of
+        unchanged ones.
+        """
         return (self.surrogate, *self.detector.surrogates[1:])
 
     @property
@@ -76,7 +80,9 @@ class Shaped(OutputsDetector):
         yield from ()
 
     def _after_change(self, item: Pass) -> Pass:
-        return item._replace(read=lambda seen: item.read(seen._replace(outputs=self.shape(seen.out))))
+        return item._replace(
+            read=lambda seen: item.read(seen._replace(outputs=self.shape(seen.out)))
+        )
 
 
 def _with_features(out: Outputs, features: Tensor) -> Outputs:
@@ -94,8 +100,8 @@ def _share(percentile: float) -> float:
 class ReAct(Shaped):
     """Features clipped from above at a percentile of in-distribution activations.
 
-    Source: Sun et al. 2021, with the penultimate features; percentile 90 there, 85 to 99 in OpenOOD's search. The
-    percentile is exact, over all entries of all training features.
+    Source: Sun et al. 2021, with the penultimate features; percentile 90 there, 85 to 99 in
+    OpenOOD's search. The percentile is exact, over all entries of all training features.
 
     Args:
         scored: a network (scored by its energy, as in the paper) or a detector that reads outputs.
@@ -103,7 +109,9 @@ class ReAct(Shaped):
         threshold: the clipping value itself, for no fitting; None to fit it.
     """
 
-    def __init__(self, scored: nn.Module, percentile: float = 90.0, threshold: float | None = None) -> None:
+    def __init__(
+        self, scored: nn.Module, percentile: float = 90.0, threshold: float | None = None
+    ) -> None:
         super().__init__(scored)
         self.share, self.fits = _share(percentile), threshold is None
         if threshold is None:
@@ -115,7 +123,9 @@ class ReAct(Shaped):
         """Find the percentile by two passes."""
         if self.fits:
             quantile = Quantile(self.share)
-            yield from quantile.rounds(lambda histogram: self.reading(histogram, lambda seen: (seen.out.features,)))
+            yield from quantile.rounds(
+                lambda histogram: self.reading(histogram, lambda seen: (seen.out.features,))
+            )
             self.keep(threshold=torch.tensor(quantile.value))
 
     def shape(self, out: Outputs) -> Outputs:
@@ -125,12 +135,14 @@ class ReAct(Shaped):
 
 
 class ASH(Shaped):
-    """Features of which only the largest are kept, as they are (P), all equal with the old sum (B), or scaled up (S).
+    """Features of which only the largest are kept, as they are (P), all equal with the old sum (B),
+    or scaled up (S).
 
-    Source: Djurisic et al. 2023, on the pooled penultimate features as in OpenOOD: each image's smallest `percentile`
-    of features are set to zero; S multiplies the others by `exp(sum before / sum after)`. The exponent is capped at 50.
-    Which features are kept changes without a gradient, and B forgets how large they were. Attackers follow P's score
-    for B, then, for every variant, features chosen by a sigmoid around the smallest kept one.
+    Source: Djurisic et al. 2023, on the pooled penultimate features as in OpenOOD: each image's
+    smallest `percentile` of features are set to zero; S multiplies the others by `exp(sum before /
+    sum after)`. The exponent is capped at 50. Which features are kept changes without a gradient,
+    and B forgets how large they were. Attackers follow P's score for B, then, for every variant,
+    features chosen by a sigmoid around the smallest kept one.
 
     Args:
         scored: a network (scored by its energy, as in the paper) or a detector that reads outputs.
@@ -138,9 +150,13 @@ class ASH(Shaped):
         variant: "P", "B" or "S".
     """
 
-    needs_float32 = True  # which features are kept, and with them the score, jumps where rounding swaps two
+    needs_float32 = (
+        True  # which features are kept, and with them the score, jumps where rounding swaps two
+    )
 
-    def __init__(self, scored: nn.Module, percentile: float = 90.0, variant: Literal["P", "B", "S"] = "S") -> None:
+    def __init__(
+        self, scored: nn.Module, percentile: float = 90.0, variant: Literal["P", "B", "S"] = "S"
+    ) -> None:
         super().__init__(scored)
         if variant not in ("P", "B", "S"):
             raise UserError(f"variant: {variant!r} is none of 'P', 'B', 'S'")
@@ -153,7 +169,9 @@ class ASH(Shaped):
         if self.variant == "B":
             kept = (features.sum(1, keepdim=True) / kept.shape[1]).expand_as(kept)
         pruned = torch.zeros_like(features).scatter(1, places, kept)
-        return _with_features(out, _scaled(pruned, features, kept) if self.variant == "S" else pruned)
+        return _with_features(
+            out, _scaled(pruned, features, kept) if self.variant == "S" else pruned
+        )
 
     def shape_smoothly(self, out: Outputs) -> Outputs:
         """Return the forward pass with pruned features, for B those of P."""
@@ -164,13 +182,17 @@ class ASH(Shaped):
         return _with_features(out, torch.zeros_like(features).scatter(1, places, kept))
 
     def softly(self, images: Tensor) -> Tensor:
-        """Return the wrapped surrogate `(N,)` of features that are pruned softly, so that others can become large."""
+        """Return the wrapped surrogate `(N,)` of features that are pruned softly, so that others
+        can become large.
+        """
         out = outputs(self.net, images, self.layers)
         with full_precision(images):
             features = losses.wide(out.features)
             edge = _largest(features, self.share)[0][:, -1:]
             width = features.std(1, correction=0, keepdim=True).detach() / 2 + 1e-6
-            kept = torch.sigmoid((features - edge) / width)  # (N, D), how much of each feature is kept
+            kept = torch.sigmoid(
+                (features - edge) / width
+            )  # (N, D), how much of each feature is kept
             pruned = kept * features
             if self.variant == "B":
                 pruned = kept * features.sum(1, keepdim=True) / kept.sum(1, keepdim=True)
@@ -191,8 +213,8 @@ class ASH(Shaped):
 class SCALE(Shaped):
     """Features multiplied by `exp(sum of all / sum of the largest)`, none of them pruned.
 
-    Source: Xu et al. 2024, on the pooled penultimate features; percentile 85 in its code and OpenOOD (65 to 95
-    searched). The exponent is capped at 50.
+    Source: Xu et al. 2024, on the pooled penultimate features; percentile 85 in its code and
+    OpenOOD (65 to 95 searched). The exponent is capped at 50.
 
     Args:
         scored: a network (scored by its energy, as in the paper) or a detector that reads outputs.
@@ -210,7 +232,9 @@ class SCALE(Shaped):
 
 
 def _largest(features: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Return the values and places of the features that remain when that share is dropped, `(N, k)`, largest first."""
+    """Return the values and places of the features that remain when that share is dropped, `(N,
+    k)`, largest first.
+    """
     size = features.shape[1]
     found = features.topk(max(size - round(size * share), 1), dim=1)
     return found.values, found.indices
@@ -218,15 +242,17 @@ def _largest(features: Tensor, share: float) -> tuple[Tensor, Tensor]:
 
 def _scaled(shaped: Tensor, features: Tensor, kept: Tensor) -> Tensor:
     whole, part = features.sum(1, keepdim=True), kept.sum(1, keepdim=True)
-    exponent = whole / torch.where(part.abs() > 1e-12, part, 1.0)  # an image without activations stays without
+    exponent = whole / torch.where(
+        part.abs() > 1e-12, part, 1.0
+    )  # an image without activations stays without
     return shaped * exponent.clamp(-_MOST, _MOST).exp()
 
 
 class DICE(Shaped):
     """Logits of the head with only those weights that contribute most on in-distribution images.
 
-    Source: Sun and Li 2022: a weight's contribution is itself times the mean feature; the smallest `percentile` of them
-    are set to zero (p = 90 for CIFAR-10, 70 for ImageNet).
+    Source: Sun and Li 2022: a weight's contribution is itself times the mean feature; the smallest
+    `percentile` of them are set to zero (p = 90 for CIFAR-10, 70 for ImageNet).
 
     Args:
         scored: a network (scored by its energy, as in the paper) or a detector that reads outputs.
@@ -244,7 +270,9 @@ class DICE(Shaped):
         yield [self.reading(average, lambda seen: (seen.out.features,))]
         self.keep(mean=average.mean)
         ordered = self._contributions(find_head(self.net)).flatten().sort().values
-        place = self.share * (len(ordered) - 1)  # `torch.quantile` refuses more than 16 million weights
+        place = self.share * (
+            len(ordered) - 1
+        )  # `torch.quantile` refuses more than 16 million weights
         low, high = ordered[int(place)], ordered[min(int(place) + 1, len(ordered) - 1)]
         self.keep(threshold=(low + (high - low) * (place % 1)).view(1))
 

@@ -1,8 +1,8 @@
 """The temperature that calibrates a softmax, from a stream and in constant memory.
 
-The negative log-likelihood is convex in the inverse temperature b, with slope `mean over images of E_b[z] - z_y`, where
-E_b is the mean logit under `softmax(b z)`. Its root is bracketed on a grid of b, then on a finer one inside the
-bracket.
+The negative log-likelihood is convex in the inverse temperature b, with slope `mean over images of
+E_b[z] - z_y`, where E_b is the mean logit under `softmax(b z)`. Its root is bracketed on a grid of
+b, then on a finer one inside the bracket.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ class CalibrationSlopes(Statistic):
     @classmethod
     def coarse(cls) -> CalibrationSlopes:
         """Return the grid over all temperatures that are searched."""
-        return cls(torch.logspace(-math.log10(HOTTEST), -math.log10(COLDEST), _POINTS, dtype=torch.float64))
+        return cls(
+            torch.logspace(-math.log10(HOTTEST), -math.log10(COLDEST), _POINTS, dtype=torch.float64)
+        )
 
     def add(self, *values: Tensor) -> None:
         """See logits `(N, K)` and classes `(N,)`."""
@@ -46,7 +48,9 @@ class CalibrationSlopes(Statistic):
     def refined(self) -> CalibrationSlopes:
         """Return a finer grid between the two points that bracket the root."""
         low, high = self._bracket()
-        return CalibrationSlopes(torch.linspace(float(self.inverse[low]), float(self.inverse[high]), _POINTS).double())
+        return CalibrationSlopes(
+            torch.linspace(float(self.inverse[low]), float(self.inverse[high]), _POINTS).double()
+        )
 
     def _bracket(self) -> tuple[int, int]:
         rising = (self.slopes >= 0).nonzero().flatten().tolist()  # slopes grow with b
@@ -59,7 +63,9 @@ class CalibrationSlopes(Statistic):
 
 
 def best_temperature(slopes: CalibrationSlopes) -> float:
-    """Return the temperature where the slope is zero, by linear interpolation between the grid's points."""
+    """Return the temperature where the slope is zero, by linear interpolation between the grid's
+    points.
+    """
     low, high = slopes._bracket()
     at_low, at_high = float(slopes.slopes[low]), float(slopes.slopes[high])
     share = -at_low / (at_high - at_low)

@@ -19,10 +19,11 @@ from robust_ood.models import find_head
 
 
 class Standardize(Wrapper):
-    """Another detector's scores, shifted and scaled to mean 0 and standard deviation 1 on in-distribution images.
+    """Another detector's scores, shifted and scaled to mean 0 and standard deviation 1 on
+    in-distribution images.
 
-    The surrogate is the wrapped one, standardised by its own mean and deviation, so that no member of a `Mean` drowns
-    the others in an attacker's gradient because its surrogate has another scale.
+    The surrogate is the wrapped one, standardised by its own mean and deviation, so that no member
+    of a `Mean` drowns the others in an attacker's gradient because its surrogate has another scale.
 
     Args:
         detector: the wrapped detector; `fit` fits it first where it is not fitted yet.
@@ -33,18 +34,27 @@ class Standardize(Wrapper):
         self.declare("mean", "std")
 
     def learn(self) -> Rounds:
-        """Fit the wrapped detector where it is not fitted, then find means and deviations by one pass."""
+        """Fit the wrapped detector where it is not fitted, then find means and deviations by one
+        pass.
+        """
         if not self.detector.fitted:
             yield from self.detector.learn()
         moments = ClassMoments(1)
         yield [Pass(moments, self._read, self.detector, forward=False)]
-        mean, std = moments.mean, moments.overall.diagonal().clamp_min(0).sqrt()  # (2,): of the score, of the surrogate
+        mean, std = (
+            moments.mean,
+            moments.overall.diagonal().clamp_min(0).sqrt(),
+        )  # (2,): of the score, of the surrogate
         if not (std > 1e-12 * mean.abs()).all():
-            raise UserError("loader: all its images have the same score; a standard deviation needs images that differ")
+            raise UserError(
+                "loader: all its images have the same score; a standard deviation needs images that differ"
+            )
         self.keep(mean=mean, std=std)
 
     def _read(self, seen: Seen) -> tuple[Tensor, Tensor]:
-        both = torch.stack([self.detector(seen.images), self.detector.surrogate(seen.images)], dim=1)  # (N, 2)
+        both = torch.stack(
+            [self.detector(seen.images), self.detector.surrogate(seen.images)], dim=1
+        )  # (N, 2)
         return both, torch.zeros(len(both), dtype=torch.int64, device=both.device)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -62,7 +72,9 @@ class Standardize(Wrapper):
 
     @property
     def unmoved(self) -> Detector:
-        """The wrapped detector without its movement, on the same scale: means and deviations stay what they are."""
+        """The wrapped detector without its movement, on the same scale: means and deviations stay
+        what they are.
+        """
         still = self.detector.unmoved
         if still is self.detector:
             return self
@@ -104,7 +116,9 @@ class Mean(Detector):
 
     @property
     def exact_surrogate(self) -> bool:
-        """Whether the surrogate orders images as the score does: a mean of surrogates does for one member only."""
+        """Whether the surrogate orders images as the score does: a mean of surrogates does for one
+        member only.
+        """
         return len(self.detectors) == 1 and self.inside[0].exact_surrogate
 
     @property
@@ -119,7 +133,8 @@ class Mean(Detector):
 
 
 class Resized(nn.Module):
-    """A network behind a bilinear resize of its images, so that networks of different resolutions see the same ones.
+    """A network behind a bilinear resize of its images, so that networks of different resolutions
+    see the same ones.
 
     Args:
         net: classifier of images `(N, C, size, size)`.
@@ -140,20 +155,25 @@ class Resized(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits."""
         size = (self.size, self.size)
-        logits: Tensor = self.net(F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False))
+        logits: Tensor = self.net(
+            F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+        )
         return logits
 
 
 class DeepEnsemble(Detector):
-    """Of several networks' mean softmax, the entropy, negated, in [-log K, 0], or the largest value, in (1/K, 1].
+    """Of several networks' mean softmax, the entropy, negated, in [-log K, 0], or the largest
+    value, in (1/K, 1].
 
-    Source: Lakshminarayanan et al. 2017; the OOD-attack paper, App. F (entropy). Computed in logarithms, so that
-    neither saturates; the surrogate of "msp" is the log-odds of the most probable class.
+    Source: Lakshminarayanan et al. 2017; the OOD-attack paper, App. F (entropy). Computed in
+    logarithms, so that neither saturates; the surrogate of "msp" is the log-odds of the most
+    probable class.
 
     Args:
         networks: classifiers of the same classes.
         score: "entropy" or "msp".
-        sizes: the resolution that each network wants, in pixels, None for the images' own; for instance `[32, 224]`.
+        sizes: the resolution that each network wants, in pixels, None for the images' own; for
+            instance `[32, 224]`.
     """
 
     exact_surrogate = True
@@ -176,7 +196,8 @@ class DeepEnsemble(Detector):
         if len({find_head(net).out_features for net in chosen}) > 1:
             raise UserError("networks: they have different numbers of classes")
         self.members = nn.ModuleList(
-            net if size is None else Resized(net, size) for net, size in zip(chosen, sizes, strict=True)
+            net if size is None else Resized(net, size)
+            for net, size in zip(chosen, sizes, strict=True)
         )
         self.kind = score
 
@@ -187,11 +208,17 @@ class DeepEnsemble(Detector):
 
     def surrogate(self, images: Tensor) -> Tensor:
         """Return minus the entropy, or the log-odds of the most probable class."""
-        return -losses.entropy(self._log_mean(images)) if self.kind == "entropy" else self._log_odds(images)
+        return (
+            -losses.entropy(self._log_mean(images))
+            if self.kind == "entropy"
+            else self._log_odds(images)
+        )
 
     @property
     def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """The score's stand-in, then for entropy the log-odds, which have a slope where the networks are undecided."""
+        """The score's stand-in, then for entropy the log-odds, which have a slope where the
+        networks are undecided.
+        """
         return (self.surrogate, self._log_odds) if self.kind == "entropy" else (self.surrogate,)
 
     @property

@@ -1,7 +1,8 @@
 """Fitting: passes over images, in bounded memory, shared by all detectors that are fitted together.
 
-A detector's `learn` is a generator. Each time it yields passes, the driver here streams each loader once through all
-that read it, and resumes the generator when their statistics are complete, over all processes.
+A detector's `learn` is a generator. Each time it yields passes, the driver here streams each loader
+once through all that read it, and resumes the generator when their statistics are complete, over
+all processes.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ if TYPE_CHECKING:
 
 
 Source = Literal["inliers", "validation", "outliers"]
-"""Which images a pass reads: in-distribution ones, such that the network was not trained on, or auxiliary outliers."""
+"""Which images a pass reads: in-distribution ones, such that the network was not trained on, or
+auxiliary outliers.
+"""
 
 
 class Seen(NamedTuple):
-    """One batch, as a pass reads it: float images, their classes where the loader gives them, and one forward pass."""
+    """One batch, as a pass reads it: float images, their classes where the loader gives them, and
+    one forward pass.
+    """
 
     images: Tensor
     labels: Tensor | None
@@ -40,20 +45,27 @@ class Seen(NamedTuple):
         return self.outputs
 
     def classes(self, count: int) -> Tensor:
-        """Return the labels `(N,)`, or raise `UserError` where one is missing or not in 0..count-1."""
+        """Return the labels `(N,)`, or raise `UserError` where one is missing or not in
+        0..count-1.
+        """
         if self.labels is None:
-            raise UserError("loader: gives images without labels; this detector needs their classes to be fitted")
+            raise UserError(
+                "loader: gives images without labels; this detector needs their classes to be fitted"
+            )
         wrong = self.labels[(self.labels < 0) | (self.labels >= count)]
         if len(wrong):
-            raise UserError(f"loader: gives an image of class {int(wrong[0])}; the network has classes 0..{count - 1}")
+            raise UserError(
+                f"loader: gives an image of class {int(wrong[0])}; the network has classes 0..{count - 1}"
+            )
         return self.labels
 
 
 class Pass(NamedTuple):
     """One statistic of one pass over the data.
 
-    statistic: what is accumulated. read: what it is given of each batch. module: a network, run once a batch with the
-    chosen `layers` for all its readers, or (`forward=False`) a detector that `read` calls itself. source: whose images.
+    statistic: what is accumulated. read: what it is given of each batch. module: a network, run
+    once a batch with the chosen `layers` for all its readers, or (`forward=False`) a detector that
+    `read` calls itself. source: whose images.
     """
 
     statistic: Statistic
@@ -81,26 +93,33 @@ def fit(
     validation: Iterable[Any] | None = None,
     outliers: Iterable[Any] | None = None,
 ) -> None:
-    """Fit several detectors in as few passes over the data, and forward passes of their networks, as possible.
+    """Fit several detectors in as few passes over the data, and forward passes of their networks,
+    as possible.
 
     Args:
         detectors: detectors; those that need no statistics are left alone.
-        loader: in-distribution batches, iterated once a pass: `Batch`es of our loaders, `(images, labels)` tuples, or
-            bare images; images `(N, C, H, W)`, uint8 or float in [0, 1]. In a distributed run, each process's own
-            share.
-        validation: likewise, of images that the network was not trained on, for what must be calibrated; `loader`
-            serves where there are none.
-        outliers: batches of auxiliary outliers, never a test set, for what is learned from them; without any, that is
-            left out (a detector's `learns_from` says what it means).
+        loader: in-distribution batches, iterated once a pass: `Batch`es of our loaders, `(images,
+            labels)` tuples, or bare images; images `(N, C, H, W)`, uint8 or float in [0, 1]. In a
+            distributed run, each process's own share.
+        validation: likewise, of images that the network was not trained on, for what must be
+            calibrated; `loader` serves where there are none.
+        outliers: batches of auxiliary outliers, never a test set, for what is learned from them;
+            without any, that is left out (a detector's `learns_from` says what it means).
 
     Raises:
-        UserError: a loader without images (or one that can be iterated only once where two passes are needed), missing
-            or unusable labels where a detector needs classes, a class without images.
+        UserError: a loader without images (or one that can be iterated only once where two passes
+            are needed), missing or unusable labels where a detector needs classes, a class without
+            images.
 
-    Networks are in eval mode meanwhile and their flags are restored. Fitted state is in buffers that autograd accepts.
+    Networks are in eval mode meanwhile and their flags are restored. Fitted state is in buffers
+    that autograd accepts.
     """
     chosen = list(detectors)
-    loaders: dict[Source, Iterable[Any] | None] = {"inliers": loader, "validation": validation, "outliers": outliers}
+    loaders: dict[Source, Iterable[Any] | None] = {
+        "inliers": loader,
+        "validation": validation,
+        "outliers": outliers,
+    }
     with differentiating(), torch.no_grad(), evaluating(*chosen):
         for number, passes in enumerate(together([detector.learn() for detector in chosen])):
             for source, images in loaders.items():
@@ -126,13 +145,17 @@ def _stream(loader: Iterable[Any], passes: Sequence[Pass], number: int, field: s
             for item in members:
                 item.statistic.add(*item.read(seen))
     hint = "gives no images" if number == 0 else "gives no images when it is iterated again"
-    require_images(count, field, f"{hint}; a list, a DataLoader or another iterable that starts anew is wanted")
+    require_images(
+        count, field, f"{hint}; a list, a DataLoader or another iterable that starts anew is wanted"
+    )
     for item in passes:
         item.statistic.reduce()
 
 
 def require_images(count: int, field: str, problem: str) -> None:
-    """Raise `UserError` in all processes where one has seen nothing: it would keep the others waiting for ever."""
+    """Raise `UserError` in all processes where one has seen nothing: it would keep the others
+    waiting for ever.
+    """
     if int(total(torch.tensor(count), "min")) == 0:
         raise UserError(f"{field}: {problem}")
 
@@ -147,13 +170,17 @@ def _see(members: Sequence[Pass], images: Tensor, labels: Tensor | None) -> Seen
 
 
 def unpack(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """Return a batch's images and, where it has them, labels: a `Batch`, `(images, labels, ...)` or bare images."""
+    """Return a batch's images and, where it has them, labels: a `Batch`, `(images, labels, ...)` or
+    bare images.
+    """
     if isinstance(batch, Tensor):
         return batch, None
     if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
         labels = batch[1] if len(batch) > 1 and isinstance(batch[1], Tensor) else None
         return batch[0], labels
-    raise UserError(f"loader: gives a {type(batch).__name__}; images, or a tuple of images and labels, are wanted")
+    raise UserError(
+        f"loader: gives a {type(batch).__name__}; images, or a tuple of images and labels, are wanted"
+    )
 
 
 def as_floats(images: Tensor) -> Tensor:

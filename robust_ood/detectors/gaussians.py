@@ -14,16 +14,19 @@ Shrinkage = float | Literal["auto"]
 
 
 def whitening(covariance: Tensor, shrinkage: Shrinkage = "auto") -> Tensor:
-    """Return W `(D, D)` such that `x @ W` has unit covariance, so that squared lengths are Mahalanobis distances.
+    """Return W `(D, D)` such that `x @ W` has unit covariance, so that squared lengths are
+    Mahalanobis distances.
 
     Args:
         covariance: `(D, D)`, float64.
-        shrinkage: s in [0, 1]: the covariance is replaced by `(1 - s) covariance + s mean variance identity`; "auto" is
-            0 where the condition number is at most 1e6, and otherwise the smallest s that makes it so, as it takes for
-            features that are constant or linear in each other.
+        shrinkage: s in [0, 1]: the covariance is replaced by `(1 - s) covariance + s mean variance
+            identity`; "auto" is 0 where the condition number is at most 1e6, and otherwise the
+            smallest s that makes it so, as it takes for features that are constant or linear in
+            each other.
 
     Raises:
-        UserError: `shrinkage` outside [0, 1], features that do not vary at all, or a covariance that stays singular.
+        UserError: `shrinkage` outside [0, 1], features that do not vary at all, or a covariance
+            that stays singular.
     """
     values, vectors = torch.linalg.eigh(covariance)  # ascending
     share = _needed(values) if shrinkage == "auto" else shrinkage
@@ -31,7 +34,9 @@ def whitening(covariance: Tensor, shrinkage: Shrinkage = "auto") -> Tensor:
         raise UserError(f"shrinkage: {shrinkage!r} is neither 'auto' nor a number in [0, 1]")
     values = (1 - share) * values + share * values.mean()
     if not values[0] > 0:
-        raise UserError(f"shrinkage: with {shrinkage} the features' covariance is singular; use 'auto'")
+        raise UserError(
+            f"shrinkage: with {shrinkage} the features' covariance is singular; use 'auto'"
+        )
     matrix: Tensor = vectors / values.sqrt()
     return matrix
 
@@ -39,7 +44,9 @@ def whitening(covariance: Tensor, shrinkage: Shrinkage = "auto") -> Tensor:
 def _needed(values: Tensor) -> float:
     low, high, mean = (float(v) for v in (values[0], values[-1], values.mean()))
     if not mean > 0:
-        raise UserError("loader: the features do not vary at all over the images; the network gives the same for each")
+        raise UserError(
+            "loader: the features do not vary at all over the images; the network gives the same for each"
+        )
     floor = high / CONDITION
     if low >= floor:
         return 0.0
@@ -53,10 +60,11 @@ def squared_lengths(vectors: Tensor) -> Tensor:
 
 
 def nearest_center(points: Tensor, centers: Tensor) -> Tensor:
-    """Return the squared distance `(N,)` of whitened points `(N, D)` to the nearest of the centers `(K, D)`.
+    """Return the squared distance `(N,)` of whitened points `(N, D)` to the nearest of the centers
+    `(K, D)`.
 
-    The centre is chosen by one matrix product; the distance to it is then computed directly, which is both more
-    accurate and differentiable where they coincide.
+    The centre is chosen by one matrix product; the distance to it is then computed directly, which
+    is both more accurate and differentiable where they coincide.
     """
     with torch.no_grad():
         nearest = torch.cdist(points, centers).argmin(1)

@@ -12,18 +12,22 @@ from robust_ood.detectors.contract import OutputsDetector
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs
 
-_SHARE = 0.05  # of the log-odds in the surrogate; leaves the score in charge wherever it has a gradient
+_SHARE = (
+    0.05  # of the log-odds in the surrogate; leaves the score in charge wherever it has a gradient
+)
 
 
 class GradNorm(OutputsDetector):
-    """The L1 norm of the last layer's weight gradient of the divergence from uniform to the softmax, >= 0.
+    """The L1 norm of the last layer's weight gradient of the divergence from uniform to the
+    softmax, >= 0.
 
-    Source: Huang et al. 2021, Eq. 3 and 5: for a linear head the gradient is `(p - 1/K) f' / T`, so the norm is the
-    product `|f|_1 |p - 1/K|_1 / T`, and no backward pass is needed. The authors' code and OpenOOD sum over classes
-    where the paper averages, and so give K times the norm (`reference`).
+    Source: Huang et al. 2021, Eq. 3 and 5: for a linear head the gradient is `(p - 1/K) f' / T`, so
+    the norm is the product `|f|_1 |p - 1/K|_1 / T`, and no backward pass is needed. The authors'
+    code and OpenOOD sum over classes where the paper averages, and so give K times the norm
+    (`reference`).
 
-    The second factor is constant once the softmax saturates in float32; attackers get the log-odds of the predicted
-    class, whose gradients survive.
+    The second factor is constant once the softmax saturates in float32; attackers get the log-odds
+    of the predicted class, whose gradients survive.
 
     Args:
         net: classifier with a linear head.
@@ -31,7 +35,9 @@ class GradNorm(OutputsDetector):
         reference: K times the norm, as the public codes give. The order of images is the same.
     """
 
-    def __init__(self, net: nn.Module, temperature: float = 1.0, *, reference: bool = False) -> None:
+    def __init__(
+        self, net: nn.Module, temperature: float = 1.0, *, reference: bool = False
+    ) -> None:
         super().__init__(net)
         if not temperature > 0:
             raise UserError(f"temperature: {temperature} is not > 0")
@@ -43,7 +49,9 @@ class GradNorm(OutputsDetector):
         return self._features(out) * self._peakedness(out) * factor / self.temperature
 
     def surrogate_score(self, out: Outputs) -> Tensor:
-        """Return the logarithm of the score plus a small share of the predicted class's log-odds."""
+        """Return the logarithm of the score plus a small share of the predicted class's
+        log-odds.
+        """
         logits = losses.wide(out.logits) / self.temperature
         odds = losses.log_odds(logits)
         product = self._features(out) * self._peakedness(out)

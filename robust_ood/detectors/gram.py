@@ -27,20 +27,23 @@ _UNPREDICTED = (
 class Gram(OutputsDetector):
     """Minus the total deviation of the feature maps' Gram matrices from their class's range, <= 0.
 
-    Source: Sastry and Oore 2020: for each layer and power p, `G = (F^p F^pT)^(1/p)` of the map F `(C, pixels)`; each
-    value is compared with its smallest and largest on training images; deviations are divided by the layer's mean
-    deviation on held-out images and summed. As in the authors' code, G is summed over rows before the root, and classes
-    are the *predicted* ones (`classes="labels"` takes the labels when fitting, as pytorch-ood does). The held-out
-    images are a fixed tenth of the loader's, chosen by their pixels. Layers where none of them deviates are divided by
-    1.
+    Source: Sastry and Oore 2020: for each layer and power p, `G = (F^p F^pT)^(1/p)` of the map F
+    `(C, pixels)`; each value is compared with its smallest and largest on training images;
+    deviations are divided by the layer's mean deviation on held-out images and summed. As in the
+    authors' code, G is summed over rows before the root, and classes are the *predicted* ones
+    (`classes="labels"` takes the labels when fitting, as pytorch-ood does). The held-out images are
+    a fixed tenth of the loader's, chosen by their pixels. Layers where none of them deviates are
+    divided by 1.
 
-    Numerics: the OOD-attack paper, App. H.2: float64 (float32 where the device has none), and roots whose gradient is
-    zero, not infinite, where the Gram matrix is. The score is flat inside the range, so the surrogate rises there, too,
-    from the nearer end inwards, by a twentieth for each value at most.
+    Numerics: the OOD-attack paper, App. H.2: float64 (float32 where the device has none), and roots
+    whose gradient is zero, not infinite, where the Gram matrix is. The score is flat inside the
+    range, so the surrogate rises there, too, from the nearer end inwards, by a twentieth for each
+    value at most.
 
     Args:
         net: classifier.
-        layers: names of submodules with maps `(N, C, H, W)`; "all" means the layers that the network itself names.
+        layers: names of submodules with maps `(N, C, H, W)`; "all" means the layers that the
+            network itself names.
         powers: p, whole numbers >= 1.
         classes: which class an image is fitted to.
         held_out: the share of images that estimates the mean deviations, in (0, 1).
@@ -59,7 +62,9 @@ class Gram(OutputsDetector):
     ) -> None:
         names = named(net, layers)
         if PENULTIMATE in names:
-            raise UserError("layers: 'penultimate' has no pixels to take a Gram matrix over; name layers with maps")
+            raise UserError(
+                "layers: 'penultimate' has no pixels to take a Gram matrix over; name layers with maps"
+            )
         super().__init__(net, names)
         if not powers or any(p < 1 or p != int(p) for p in powers):
             raise UserError(f"powers: {list(powers)} are not whole numbers >= 1")
@@ -71,7 +76,9 @@ class Gram(OutputsDetector):
         self.declare("low", "high", "expected")
 
     def learn(self) -> Rounds:
-        """Find the range of each class by one pass and the mean deviations of held-out images by a second one."""
+        """Find the range of each class by one pass and the mean deviations of held-out images by a
+        second one.
+        """
         extremes = ClassExtremes(self.num_classes)
         yield [self.reading(extremes, lambda seen: self._statistics(seen, held_out=False))]
         if self.classes == "predicted":
@@ -84,17 +91,25 @@ class Gram(OutputsDetector):
         self.keep_exactly(expected=torch.where(means > 0, means, 1.0))
 
     def keep_exactly(self, **learned: Tensor) -> None:
-        """Store what was learned in its own precision: a range in float32 would leave out its own end points."""
+        """Store what was learned in its own precision: a range in float32 would leave out its own
+        end points.
+        """
         for name, value in learned.items():
             setattr(self, name, value.detach().clone())
 
     def score(self, out: Outputs) -> Tensor:
         """Return minus the total deviation."""
-        return -(self._deviations(out, 0.0) / self.learned("expected").to(out.logits.device)).sum(1).float()
+        return (
+            -(self._deviations(out, 0.0) / self.learned("expected").to(out.logits.device))
+            .sum(1)
+            .float()
+        )
 
     def surrogate_score(self, out: Outputs) -> Tensor:
         """Return minus the total deviation, with a slope inside the range."""
-        return -(self._deviations(out, _SLOPE) / self.learned("expected").to(out.logits.device)).sum(1)
+        return -(
+            self._deviations(out, _SLOPE) / self.learned("expected").to(out.logits.device)
+        ).sum(1)
 
     @property
     def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
@@ -103,7 +118,11 @@ class Gram(OutputsDetector):
 
     def _statistics(self, seen: Seen, held_out: bool) -> tuple[Tensor, Tensor]:
         chosen = (fingerprints(seen.images) % 1_000_000 < self.held_out * 1_000_000) == held_out
-        labels = seen.out.logits.argmax(1) if self.classes == "predicted" else seen.classes(self.num_classes)
+        labels = (
+            seen.out.logits.argmax(1)
+            if self.classes == "predicted"
+            else seen.classes(self.num_classes)
+        )
         return torch.cat(self._grams(seen.out), dim=1)[chosen], labels[chosen]
 
     def _held_out_deviations(self, seen: Seen) -> tuple[Tensor]:
@@ -114,14 +133,22 @@ class Gram(OutputsDetector):
         """Return each layer's deviation from the range of the predicted class, `(N, L)`."""
         grams = self._grams(out)
         predicted = out.logits.argmax(1)
-        low, high = (self.learned(name)[predicted].to(grams[0]) for name in ("low", "high"))  # (N, D)
+        low, high = (
+            self.learned(name)[predicted].to(grams[0]) for name in ("low", "high")
+        )  # (N, D)
         values = torch.cat(grams, dim=1)
-        outside = F.relu(low - values) / (low + 1e-6).abs() + F.relu(values - high) / (high + 1e-6).abs()
+        outside = (
+            F.relu(low - values) / (low + 1e-6).abs() + F.relu(values - high) / (high + 1e-6).abs()
+        )
         if slope:
-            # Relative to the range's width: relative to its ends, which may be zero, it would drown what lies outside.
+            # Relative to the range's width: relative to its ends, which may be zero, it would drown
+            # what lies outside.
             inside = F.relu(torch.minimum(values - low, high - values)) / (high - low + 1e-6)
             outside = outside - slope * inside
-        return torch.stack([part.sum(1) for part in torch.split(outside, [g.shape[1] for g in grams], dim=1)], dim=1)
+        return torch.stack(
+            [part.sum(1) for part in torch.split(outside, [g.shape[1] for g in grams], dim=1)],
+            dim=1,
+        )
 
     def _grams(self, out: Outputs) -> list[Tensor]:
         """Return each layer's row sums of Gram matrices, all powers, `(N, powers * C)`."""
@@ -134,7 +161,9 @@ class Gram(OutputsDetector):
 
 
 def _row_sums(maps: Tensor, power: int) -> Tensor:
-    """Return `(row sums of F^p F^pT)^(1/p)` with the sums' signs, `(N, C)`, for maps `(N, C, pixels)`."""
+    """Return `(row sums of F^p F^pT)^(1/p)` with the sums' signs, `(N, C)`, for maps `(N, C,
+    pixels)`.
+    """
     raised = maps**power
     sums = (raised * raised.sum(1, keepdim=True)).sum(2)  # the matrix itself is never made
     size = sums.abs()

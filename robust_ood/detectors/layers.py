@@ -19,10 +19,12 @@ def named(net: nn.Module, layers: Layers) -> tuple[str, ...]:
 
     Args:
         net: classifier.
-        layers: "penultimate", the name of a submodule, several of either, or "all" for the network's `feature_layers`.
+        layers: "penultimate", the name of a submodule, several of either, or "all" for the
+            network's `feature_layers`.
 
     Raises:
-        UserError: a name that the network does not have (with the nearest one), none, or one given twice.
+        UserError: a name that the network does not have (with the nearest one), none, or one given
+            twice.
     """
     if layers == "all":
         names = tuple(getattr(net, "feature_layers", ()))
@@ -41,7 +43,9 @@ def named(net: nn.Module, layers: Layers) -> tuple[str, ...]:
 
 
 def vectors(out: Outputs, layer: str) -> Tensor:
-    """Return a layer's features `(N, D)`: maps `(N, C, ...)` averaged over pixels, tokens `(N, T, D)` over tokens."""
+    """Return a layer's features `(N, D)`: maps `(N, C, ...)` averaged over pixels, tokens `(N, T,
+    D)` over tokens.
+    """
     features = out.features if layer == PENULTIMATE else out.maps[layer]
     if features.dim() == 3:
         return features.mean(1)

@@ -19,7 +19,8 @@ class MaxLogit(OutputsDetector):
 
 
 class Energy(OutputsDetector):
-    """Minus the free energy, `T logsumexp(z / T)`, unbounded. Source: Liu et al. 2020, Eq. 4 (EBO in OpenOOD).
+    """Minus the free energy, `T logsumexp(z / T)`, unbounded. Source: Liu et al. 2020, Eq. 4 (EBO
+    in OpenOOD).
 
     Args:
         net: classifier, images to logits.
@@ -38,11 +39,12 @@ class Energy(OutputsDetector):
 
 
 class OutlierExposureScore(OutputsDetector):
-    """The cross-entropy from the uniform distribution to the softmax, `logsumexp(z) - mean(z)`, >= log K.
+    """The cross-entropy from the uniform distribution to the softmax, `logsumexp(z) - mean(z)`, >=
+    log K.
 
-    Source: Hendrycks et al. 2019 (outlier exposure): the score of their code for networks trained with their loss.
-    Theirs counts OOD as positive and is `mean(z) - logsumexp(z)`, largest where the softmax is uniform; this is its
-    negative.
+    Source: Hendrycks et al. 2019 (outlier exposure): the score of their code for networks trained
+    with their loss. Theirs counts OOD as positive and is `mean(z) - logsumexp(z)`, largest where
+    the softmax is uniform; this is its negative.
     """
 
     def score(self, out: Outputs) -> Tensor:

@@ -15,29 +15,39 @@ from robust_ood.errors import UserError
 from robust_ood.models import Outputs
 
 _GROUP = 8
-_ENTRIES = 1 << 23  # distances held at a time: bounds their memory, which is reused because fresh pages cost more
+_ENTRIES = (
+    1 << 23
+)  # distances held at a time: bounds their memory, which is reused because fresh pages cost more
 
 
 class KNN(OutputsDetector):
-    """Minus the distance of the unit-length penultimate feature to the k-th nearest one of the bank, in [-2, 0].
+    """Minus the distance of the unit-length penultimate feature to the k-th nearest one of the
+    bank, in [-2, 0].
 
-    Source: Sun et al. 2022, Eq. 3; K = 50 for CIFAR-10, 200 for CIFAR-100, 1000 for ImageNet. The surrogate is minus
-    the squared distance, whose gradient is finite where an image is in the bank.
+    Source: Sun et al. 2022, Eq. 3; K = 50 for CIFAR-10, 200 for CIFAR-100, 1000 for ImageNet. The
+    surrogate is minus the squared distance, whose gradient is finite where an image is in the bank.
 
     Args:
         net: classifier.
         neighbours: k, >= 1.
-        bank_size: how many features are kept: all of a smaller training set, otherwise a uniform sample of it (alpha in
-            the paper), the same in whatever order the images come.
+        bank_size: how many features are kept: all of a smaller training set, otherwise a uniform
+            sample of it (alpha in the paper), the same in whatever order the images come.
         normalize: bring features to unit length first, as the paper does.
     """
 
-    needs_float32 = True  # which row is the k-th nearest, and with it the gradient, turns on small differences
+    needs_float32 = (
+        True  # which row is the k-th nearest, and with it the gradient, turns on small differences
+    )
 
     exact_surrogate = True
 
     def __init__(
-        self, net: nn.Module, neighbours: int = 50, bank_size: int = 50_000, *, normalize: bool = True
+        self,
+        net: nn.Module,
+        neighbours: int = 50,
+        bank_size: int = 50_000,
+        *,
+        normalize: bool = True,
     ) -> None:
         super().__init__(net)
         if not 1 <= neighbours <= bank_size:
@@ -48,9 +58,13 @@ class KNN(OutputsDetector):
     def learn(self) -> Rounds:
         """Keep the features of the images, or of a sample of them, by one pass."""
         sample = Sample(self.bank_size)
-        yield [self.reading(sample, lambda seen: (self._prepare(seen.out), fingerprints(seen.images)))]
+        yield [
+            self.reading(sample, lambda seen: (self._prepare(seen.out), fingerprints(seen.images)))
+        ]
         if len(sample.rows) < self.neighbours:
-            raise UserError(f"neighbours: {self.neighbours} is more than the {len(sample.rows)} images of the loader")
+            raise UserError(
+                f"neighbours: {self.neighbours} is more than the {len(sample.rows)} images of the loader"
+            )
         self.keep(bank=sample.rows)
 
     def score(self, out: Outputs) -> Tensor:
@@ -76,32 +90,44 @@ class KNN(OutputsDetector):
             held = features.new_empty(min(rows, len(features)), len(bank))
             bank = bank.to(features)
             squares = bank.square().sum(1)
-            places = [self._place(part, bank, squares, held[: len(part)]) for part in torch.split(features, rows)]
+            places = [
+                self._place(part, bank, squares, held[: len(part)])
+                for part in torch.split(features, rows)
+            ]
         return features, bank[torch.cat(places)]
 
     def _place(self, features: Tensor, bank: Tensor, squares: Tensor, held: Tensor) -> Tensor:
-        """Return the row `(N,)` of each feature's k-th nearest in the bank; `held` is written over."""
+        """Return the row `(N,)` of each feature's k-th nearest in the bank; `held` is written
+        over.
+        """
         # Squared distances up to the feature's own length, which does not change their order.
-        distances = torch.addmm(squares, features, bank.T, alpha=-2, out=held)  # (N, rows of the bank)
+        distances = torch.addmm(
+            squares, features, bank.T, alpha=-2, out=held
+        )  # (N, rows of the bank)
         near, places = smallest(distances, self.neighbours)
         return places.gather(1, near.argmax(1, keepdim=True))[:, 0]
 
 
 def smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the `count` smallest values of each row and their columns, `(N, count)` each, in any order.
+    """Return the `count` smallest values of each row and their columns, `(N, count)` each, in any
+    order.
 
-    Those are in the groups of columns whose minima are smallest: an element is preceded by fewer than `count` others,
-    and each group that precedes its own holds one of them. Minima are much cheaper than selections, so the groups are
-    found in the same way.
+    Those are in the groups of columns whose minima are smallest: an element is preceded by fewer
+    than `count` others, and each group that precedes its own holds one of them. Minima are much
+    cheaper than selections, so the groups are found in the same way.
     """
     groups = values.shape[1] // _GROUP
     if groups < 4 * count:
         found = values.topk(count, dim=1, largest=False, sorted=False)
         return found.values, found.indices
-    grouped = values[:, : _GROUP * groups].reshape(len(values), _GROUP, groups)  # column c is in group c % groups
+    grouped = values[:, : _GROUP * groups].reshape(
+        len(values), _GROUP, groups
+    )  # column c is in group c % groups
     _, chosen = smallest(grouped.amin(1), count)  # (N, count)
     steps = torch.arange(_GROUP, device=values.device) * groups
-    rest = torch.arange(_GROUP * groups, values.shape[1], device=values.device).expand(len(values), -1)
+    rest = torch.arange(_GROUP * groups, values.shape[1], device=values.device).expand(
+        len(values), -1
+    )
     columns = torch.cat([(chosen[:, :, None] + steps).flatten(1), rest], dim=1)
     found = values.gather(1, columns).topk(count, dim=1, largest=False, sorted=False)
     return found.values, columns.gather(1, found.indices)

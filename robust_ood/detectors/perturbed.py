@@ -1,7 +1,8 @@
 """Detectors that move the image before they score it: ODIN, input noise for any score, and PRO.
 
-Each moves the image by a call of the engine, whose result carries no gradient. Attackers get a surrogate that treats
-the movement as a constant (straight-through): its value is the score at the very point where the detector reads it.
+Each moves the image by a call of the engine, whose result carries no gradient. Attackers get a
+surrogate that treats the movement as a constant (straight-through): its value is the score at the
+very point where the detector reads it.
 """
 
 from __future__ import annotations
@@ -31,15 +32,18 @@ class Moved(Wrapper):
         """Return the images that are scored instead, `(N, C, H, W)`, detached."""
 
     def surrogate(self, images: Tensor) -> Tensor:
-        """Return the wrapped detector's surrogate at the moved images, with the movement held constant."""
+        """Return the wrapped detector's surrogate at the moved images, with the movement held
+        constant.
+        """
         return self.detector.surrogate(self._straight_through(images))
 
     @property
     def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
         """Its own stand-in, then the wrapped detector's at the unmoved image.
 
-        Where the movement crosses a class boundary, the own gradient raises now one class and now the other, and an
-        attack that follows it alone can end weaker than one transferred from the wrapped detector.
+        Where the movement crosses a class boundary, the own gradient raises now one class and now
+        the other, and an attack that follows it alone can end weaker than one transferred from the
+        wrapped detector.
         """
         return (self.surrogate, *self.detector.surrogates)
 
@@ -68,17 +72,24 @@ class _PositiveAtZero(Unbounded):
 class InputNoise(Moved):
     """Any score after one sign step that raises it: `score(x + magnitude sign(grad score(x)))`.
 
-    Source: Liang et al. 2018 for MSP (ODIN), Lee et al. 2018 for Mahalanobis (ALOE appendix, between Eq. 8 and 9).
+    Source: Liang et al. 2018 for MSP (ODIN), Lee et al. 2018 for Mahalanobis (ALOE appendix,
+    between Eq. 8 and 9).
 
     Args:
         detector: the score to raise, then to read.
         magnitude: size of the step in pixel fractions, >= 0.
         clip: whether the moved image is clipped to [0, 1]; the public codes do not clip.
-        zero_is_positive: count sign(0) of the gradient of minus the score as +1, as the public ODIN code does.
+        zero_is_positive: count sign(0) of the gradient of minus the score as +1, as the public ODIN
+            code does.
     """
 
     def __init__(
-        self, detector: Detector, magnitude: float, *, clip: bool = False, zero_is_positive: bool = False
+        self,
+        detector: Detector,
+        magnitude: float,
+        *,
+        clip: bool = False,
+        zero_is_positive: bool = False,
     ) -> None:
         super().__init__(detector)
         self.magnitude = float(Fraction(magnitude, "magnitude"))
@@ -91,7 +102,12 @@ class InputNoise(Moved):
         if self.magnitude == 0:
             return ordinary(images)
         moved = minimize(
-            lambda x: -self.detector.surrogate(x), images, self.region, steps=1, step_size=self.magnitude, keep="last"
+            lambda x: -self.detector.surrogate(x),
+            images,
+            self.region,
+            steps=1,
+            step_size=self.magnitude,
+            keep="last",
         )
         return moved.images
 
@@ -99,13 +115,14 @@ class InputNoise(Moved):
 class ODIN(InputNoise):
     """The tempered MSP after a small step that raises it.
 
-    Source: Liang et al. 2018; ALOE Eq. 6 and 7. The step follows the sign of the gradient of log S, which is the sign
-    of the gradient of the log-odds.
+    Source: Liang et al. 2018; ALOE Eq. 6 and 7. The step follows the sign of the gradient of log S,
+    which is the sign of the gradient of the log-odds.
 
     Args:
         net: classifier, images to logits.
         temperature: T, > 0; 1000 in the papers.
-        magnitude: eta in pixel fractions: 0.0014 for CIFAR-10, 0.0028 for CIFAR-100, 0.0004 for GTSRB (ALOE's code).
+        magnitude: eta in pixel fractions: 0.0014 for CIFAR-10, 0.0028 for CIFAR-100, 0.0004 for
+            GTSRB (ALOE's code).
         clip: whether the moved image is clipped to [0, 1]; the public code does not clip.
         reference: count sign(0) as +1, as the public code does.
     """
@@ -123,18 +140,20 @@ class ODIN(InputNoise):
 
 
 class PRO(Moved):
-    """The smallest score met on a short descent from the image: perturbation-rectified OOD detection.
+    """The smallest score met on a short descent from the image: perturbation-rectified OOD
+    detection.
 
-    Source: PRO Alg. 1, Eq. 4-6: K steps `x <- x - step_size sign(grad g(x))`, no random start, no projection, and the
-    minimum over all K + 1 values, the image's own included.
+    Source: PRO Alg. 1, Eq. 4-6: K steps `x <- x - step_size sign(grad g(x))`, no random start, no
+    projection, and the minimum over all K + 1 values, the image's own included.
 
     Args:
         detector: the score g.
         steps: K, >= 1.
         step_size: size of a step; the perturbation is at most K times as large.
         clip: whether iterates are clipped to [0, 1]; the public code does not clip.
-        units: "pixels" for steps in pixel fractions; "normalised" for steps in the network's normalised inputs, as the
-            paper's OpenOOD experiments use (a step of `step_size` times the channel's standard deviation).
+        units: "pixels" for steps in pixel fractions; "normalised" for steps in the network's
+            normalised inputs, as the paper's OpenOOD experiments use (a step of `step_size` times
+            the channel's standard deviation).
     """
 
     def __init__(
@@ -168,14 +187,21 @@ class PRO(Moved):
 
     def _descend(self, images: Tensor) -> tuple[Tensor, Tensor]:
         found = minimize(
-            self.detector, images, self.region, steps=self.steps, step_size=self.get_buffer("step_size"), keep="best"
+            self.detector,
+            images,
+            self.region,
+            steps=self.steps,
+            step_size=self.get_buffer("step_size"),
+            keep="best",
         )
         assert found.values is not None  # "best" always evaluates
         return found.images, found.values
 
 
 def _pixel_scale(detector: Detector) -> Tensor:
-    """Return the standard deviation `(1, C, 1, 1)` of the one normalisation layer inside a detector."""
+    """Return the standard deviation `(1, C, 1, 1)` of the one normalisation layer inside a
+    detector.
+    """
     scales = [part.std for part in detector.modules() if isinstance(part, Normalize)]
     if not scales or any(not torch.equal(scale, scales[0]) for scale in scales):
         raise UserError(

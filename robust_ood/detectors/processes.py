@@ -9,7 +9,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 _OPERATIONS = (
-    {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX} if dist.is_available() else {}
+    {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
+    if dist.is_available()
+    else {}
 )
 
 
@@ -19,7 +21,9 @@ def several() -> bool:
 
 
 def total(tensor: Tensor, how: Literal["sum", "min", "max"] = "sum") -> Tensor:
-    """Return the element-wise sum (or minimum, maximum) of every process's tensor, the same in all of them."""
+    """Return the element-wise sum (or minimum, maximum) of every process's tensor, the same in all
+    of them.
+    """
     if not several():
         return tensor
     moved = tensor.to(_device()).contiguous()
@@ -28,7 +32,9 @@ def total(tensor: Tensor, how: Literal["sum", "min", "max"] = "sum") -> Tensor:
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """Return the rows of every process's tensor, one process after the other; their numbers may differ."""
+    """Return the rows of every process's tensor, one process after the other; their numbers may
+    differ.
+    """
     if not several():
         return tensor
     device, world = _device(), dist.get_world_size()
@@ -39,9 +45,15 @@ def gathered(tensor: Tensor) -> Tensor:
     padded[: len(tensor)] = tensor.to(device)
     parts = [torch.empty_like(padded) for _ in range(world)]
     dist.all_gather(parts, padded)
-    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)]).to(tensor.device)
+    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)]).to(
+        tensor.device
+    )
 
 
 def _device() -> torch.device:
     """Return where the backend wants its tensors."""
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if dist.get_backend() == "nccl"
+        else torch.device("cpu")
+    )

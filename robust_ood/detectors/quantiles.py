@@ -27,7 +27,9 @@ def _value(key: int) -> float:
 
 
 class _Histogram(Statistic):
-    """Counts of the upper 16 bits of the keys, or of the lower ones among keys with given upper bits."""
+    """Counts of the upper 16 bits of the keys, or of the lower ones among keys with given upper
+    bits.
+    """
 
     def __init__(self, upper: int | None = None) -> None:
         self.upper, self.counts = upper, torch.zeros(_BINS, dtype=torch.int64)
@@ -35,7 +37,9 @@ class _Histogram(Statistic):
     def add(self, *values: Tensor) -> None:
         """See values of any shape."""
         keys = _keys(values[0].detach().float().flatten())
-        chosen = keys >> _BITS if self.upper is None else keys[keys >> _BITS == self.upper] & (_BINS - 1)
+        chosen = (
+            keys >> _BITS if self.upper is None else keys[keys >> _BITS == self.upper] & (_BINS - 1)
+        )
         self.counts += torch.bincount(chosen, minlength=_BINS).cpu()
 
     def reduce(self) -> None:
@@ -50,10 +54,12 @@ class _Histogram(Statistic):
 
 
 class Quantile:
-    """A quantile of all values of a stream, interpolated linearly between order statistics, as `numpy.quantile` does.
+    """A quantile of all values of a stream, interpolated linearly between order statistics, as
+    `numpy.quantile` does.
 
-    `rounds` yields the two passes of the fit: counts of the values by the upper half of their bits, then by the lower
-    half within the bins that hold the two order statistics. Exact for float32 values.
+    `rounds` yields the two passes of the fit: counts of the values by the upper half of their bits,
+    then by the lower half within the bins that hold the two order statistics. Exact for float32
+    values.
 
     Args:
         share: in [0, 1].
@@ -63,12 +69,16 @@ class Quantile:
         self.share, self.value = share, float("nan")
 
     def rounds(self, reading: Callable[[Statistic], Pass]) -> Rounds:
-        """Yield passes, each made by `reading` around a statistic of the values; then `value` holds the quantile."""
+        """Yield passes, each made by `reading` around a statistic of the values; then `value` holds
+        the quantile.
+        """
         coarse = _Histogram()
         yield [reading(coarse)]
         place = self.share * (int(coarse.counts.sum()) - 1)
         below = int(place)
-        found = [coarse.find(rank) for rank in (below, min(below + 1, int(coarse.counts.sum()) - 1))]
+        found = [
+            coarse.find(rank) for rank in (below, min(below + 1, int(coarse.counts.sum()) - 1))
+        ]
         fine = {upper: _Histogram(upper) for upper, _ in found}
         yield [reading(histogram) for histogram in fine.values()]
         low, high = (_value((upper << _BITS) + fine[upper].find(rank)[0]) for upper, rank in found)

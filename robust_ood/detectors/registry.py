@@ -1,4 +1,6 @@
-"""Short names of detectors, for configs and the command line, with their papers and the ranges that those search."""
+"""Short names of detectors, for configs and the command line, with their papers and the ranges that
+those search.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,12 @@ from robust_ood.detectors.gradients import GradNorm
 from robust_ood.detectors.gram import Gram
 from robust_ood.detectors.layers import Layers
 from robust_ood.detectors.logits import Energy, MaxLogit, OutlierExposureScore
-from robust_ood.detectors.mahalanobis import MAGNITUDES, LayerNoise, Mahalanobis, RelativeMahalanobis
+from robust_ood.detectors.mahalanobis import (
+    MAGNITUDES,
+    LayerNoise,
+    Mahalanobis,
+    RelativeMahalanobis,
+)
 from robust_ood.detectors.neighbours import KNN
 from robust_ood.detectors.perturbed import ODIN, PRO, InputNoise
 from robust_ood.detectors.safe_spot import SafeSpot
@@ -32,7 +39,9 @@ Grid = Mapping[str, Sequence[Any]]
 
 
 class Entry(NamedTuple):
-    """A registered detector: how to make it from a network, the paper it is from, and the ranges searched there."""
+    """A registered detector: how to make it from a network, the paper it is from, and the ranges
+    searched there.
+    """
 
     make: Callable[..., Detector]
     paper: str
@@ -49,16 +58,28 @@ def pro(
     **settings: Any,
 ) -> PRO:
     """Return PRO over a score of a network; `settings` go to the score."""
-    return PRO(_built("score", score, net, settings), steps=steps, step_size=step_size, clip=clip, units=units)
+    return PRO(
+        _built("score", score, net, settings),
+        steps=steps,
+        step_size=step_size,
+        clip=clip,
+        units=units,
+    )
 
 
-def over(net: nn.Module, wrapper: Callable[..., Detector], score: Spec = "energy", **settings: Any) -> Detector:
+def over(
+    net: nn.Module, wrapper: Callable[..., Detector], score: Spec = "energy", **settings: Any
+) -> Detector:
     """Return a wrapper of a score of a network, which `score` names as a config does."""
     return wrapper(_built("score", score, net), **settings)
 
 
-def all_layers(net: nn.Module, layers: Layers = "all", magnitude: float = 0.0014, **settings: Any) -> LayerNoise:
-    """Return ALOE's Mahalanobis detector: all the network's layers, each read after a step of its own."""
+def all_layers(
+    net: nn.Module, layers: Layers = "all", magnitude: float = 0.0014, **settings: Any
+) -> LayerNoise:
+    """Return ALOE's Mahalanobis detector: all the network's layers, each read after a step of its
+    own.
+    """
     return LayerNoise(configured("", Mahalanobis, net, layers, settings=settings), magnitude)
 
 
@@ -87,25 +108,45 @@ REGISTRY: dict[str, Entry] = {
     "msp-t": Entry(partial(MSP, temperature="fit"), "Guo et al. 2017"),
     "entropy": Entry(Entropy, "Hendrycks and Gimpel 2017; PRO Sec. 5.1"),
     "gen": Entry(
-        GEN, "Liu et al. 2023", {"gamma": (0.01, 0.1, 0.5, 1, 2, 5, 10), "top": (10, 50, 100, 200, 500, 1000)}
+        GEN,
+        "Liu et al. 2023",
+        {"gamma": (0.01, 0.1, 0.5, 1, 2, 5, 10), "top": (10, 50, 100, 200, 500, 1000)},
     ),
     "maxlogit": Entry(MaxLogit, "Hendrycks et al. 2022"),
     "energy": Entry(Energy, "Liu et al. 2020"),
     "oe-score": Entry(OutlierExposureScore, "Hendrycks et al. 2019"),
     "kl-matching": Entry(KLMatching, "Hendrycks et al. 2022"),
     "mahalanobis": Entry(Mahalanobis, "Lee et al. 2018; ALOE Eq. 8; Fort Eq. 3-4"),
-    "mahalanobis-layers": Entry(all_layers, "Lee et al. 2018; ALOE Eq. 8-10", {"magnitude": MAGNITUDES}),
+    "mahalanobis-layers": Entry(
+        all_layers, "Lee et al. 2018; ALOE Eq. 8-10", {"magnitude": MAGNITUDES}
+    ),
     "relative-mahalanobis": Entry(RelativeMahalanobis, "Ren et al. 2021; Fort Eq. 5"),
     "knn": Entry(KNN, "Sun et al. 2022", {"neighbours": (50, 100, 200, 500, 1000)}),
     "vim": Entry(ViM, "Wang et al. 2022", {"dimensions": (16, 32, 64, 128, 256, 512)}),
     "residual": Entry(Residual, "Wang et al. 2022"),
     "gram": Entry(Gram, "Sastry and Oore 2020"),
-    "react": Entry(partial(over, wrapper=ReAct), "Sun et al. 2021", {"percentile": (85, 90, 95, 99)}),
-    "ash-p": Entry(partial(over, wrapper=partial(ASH, variant="P")), "Djurisic et al. 2023", {"percentile": _SHAPING}),
-    "ash-b": Entry(partial(over, wrapper=partial(ASH, variant="B")), "Djurisic et al. 2023", {"percentile": _SHAPING}),
-    "ash-s": Entry(partial(over, wrapper=partial(ASH, variant="S")), "Djurisic et al. 2023", {"percentile": _SHAPING}),
+    "react": Entry(
+        partial(over, wrapper=ReAct), "Sun et al. 2021", {"percentile": (85, 90, 95, 99)}
+    ),
+    "ash-p": Entry(
+        partial(over, wrapper=partial(ASH, variant="P")),
+        "Djurisic et al. 2023",
+        {"percentile": _SHAPING},
+    ),
+    "ash-b": Entry(
+        partial(over, wrapper=partial(ASH, variant="B")),
+        "Djurisic et al. 2023",
+        {"percentile": _SHAPING},
+    ),
+    "ash-s": Entry(
+        partial(over, wrapper=partial(ASH, variant="S")),
+        "Djurisic et al. 2023",
+        {"percentile": _SHAPING},
+    ),
     "scale": Entry(partial(over, wrapper=SCALE), "Xu et al. 2024", {"percentile": _SHAPING}),
-    "dice": Entry(partial(over, wrapper=DICE), "Sun and Li 2022", {"percentile": (10, 30, 50, 70, 90)}),
+    "dice": Entry(
+        partial(over, wrapper=DICE), "Sun and Li 2022", {"percentile": (10, 30, 50, 70, 90)}
+    ),
     "gradnorm": Entry(GradNorm, "Huang et al. 2021"),
     "odin": Entry(
         ODIN,
@@ -126,7 +167,9 @@ REGISTRY: dict[str, Entry] = {
     ),
     "pro-ent": Entry(partial(pro, score="entropy"), "PRO Alg. 1", {**_PRO, "steps": (1, 3, 5, 7)}),
     "pro-gen": Entry(partial(pro, score="gen"), "PRO Alg. 1", _PRO_GEN),
-    "safe-spot": Entry(SafeSpot, "safe spots paper, Sec. 3.6", {"share": (0.1, 0.3, 0.5, 0.7, 0.9)}),
+    "safe-spot": Entry(
+        SafeSpot, "safe spots paper, Sec. 3.6", {"share": (0.1, 0.3, 0.5, 0.7, 0.9)}
+    ),
     "mean": Entry(mean, "Fort Eq. 8"),
     "deep-ensemble": Entry(ensemble, "Lakshminarayanan et al. 2017; OOD-attack paper App. F"),
 }
@@ -137,7 +180,8 @@ def build(name: str, net: nn.Module, /, **settings: Any) -> Detector:
     """Return the detector registered under `name` for a network.
 
     Raises:
-        UserError: unknown name (with the nearest known one), or a setting that the detector does not have.
+        UserError: unknown name (with the nearest known one), or a setting that the detector does
+            not have.
     """
     return _make(f"detectors.{name}", name, net, settings)
 
@@ -148,8 +192,12 @@ def _make(field: str, name: str, net: nn.Module, settings: Mapping[str, Any]) ->
     return configured(field, REGISTRY[name].make, net, settings=settings)
 
 
-def _built(field: str, spec: Spec, net: nn.Module, settings: Mapping[str, Any] | None = None) -> Detector:
-    """Return the part of a detector that a config names, by a name or a mapping with `name` and settings."""
+def _built(
+    field: str, spec: Spec, net: nn.Module, settings: Mapping[str, Any] | None = None
+) -> Detector:
+    """Return the part of a detector that a config names, by a name or a mapping with `name` and
+    settings.
+    """
     given: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
     if "name" not in given:
         raise UserError(f"{field}: {given} has no 'name'")
@@ -162,7 +210,8 @@ def build_all(specs: list[str | dict[str, Any]], net: nn.Module) -> dict[str, De
 
     Args:
         specs: names, or mappings with `name`, optionally `label` (default: the name), and settings:
-            `[msp, {name: pro-msp, steps: 5, label: pro-5}, {name: react, score: maxlogit, percentile: 95}]`.
+            `[msp, {name: pro-msp, steps: 5, label: pro-5}, {name: react, score: maxlogit,
+            percentile: 95}]`.
         net: classifier.
     """
     built: dict[str, Detector] = {}

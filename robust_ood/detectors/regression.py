@@ -23,14 +23,16 @@ _SIDES: tuple[Source, Source] = ("inliers", "outliers")
 
 
 class LayerRegression:
-    """Regresses "in-distribution or not" on the layers' scores: weights and bias of a Mahalanobis detector.
+    """Regresses "in-distribution or not" on the layers' scores: weights and bias of a Mahalanobis
+    detector.
 
-    Source: ALOE Eq. 9 (Lee et al. 2018). Their codes cross-validate the strength of the penalty on raw scores. The
-    scales of those differ by orders of magnitude between layers, so here scores are standardised and the penalty is
-    scikit-learn's default; the weights that are stored are those of the raw scores.
+    Source: ALOE Eq. 9 (Lee et al. 2018). Their codes cross-validate the strength of the penalty on
+    raw scores. The scales of those differ by orders of magnitude between layers, so here scores are
+    standardised and the penalty is scikit-learn's default; the weights that are stored are those of
+    the raw scores.
 
-    A first pass chooses `COUNT` images of each side, whatever the order and the processes that they come in; the scores
-    of these alone are computed in a second.
+    A first pass chooses `COUNT` images of each side, whatever the order and the processes that they
+    come in; the scores of these alone are computed in a second.
 
     Args:
         detector: whose weights are learned.
@@ -49,7 +51,10 @@ class LayerRegression:
             keys = fingerprints(seen.images)
             return keys[:, None], keys
 
-        return [Pass(self.chosen[side], read, self.detector, forward=False, source=side) for side in _SIDES]
+        return [
+            Pass(self.chosen[side], read, self.detector, forward=False, source=side)
+            for side in _SIDES
+        ]
 
     @property
     def has_both(self) -> bool:
@@ -59,7 +64,8 @@ class LayerRegression:
     def collect(self) -> list[Pass]:
         """Return the passes that compute the scores of the chosen images."""
         return [
-            Pass(self.scores[side], self._reader(side), self.detector, forward=False, source=side) for side in _SIDES
+            Pass(self.scores[side], self._reader(side), self.detector, forward=False, source=side)
+            for side in _SIDES
         ]
 
     def _reader(self, side: Source) -> Callable[[Seen], tuple[Tensor, Tensor]]:
@@ -69,7 +75,11 @@ class LayerRegression:
             keys = fingerprints(seen.images)
             wanted = keys <= last
             images = seen.images[wanted]
-            scores = self.columns(images) if len(images) else [images.new_empty(0)] * len(self.detector.read)
+            scores = (
+                self.columns(images)
+                if len(images)
+                else [images.new_empty(0)] * len(self.detector.read)
+            )
             return torch.stack(list(scores), dim=1), keys[wanted]
 
         return read
@@ -83,6 +93,11 @@ class LayerRegression:
         mean, std = scores.mean(0), scores.std(0).clamp_min(1e-12)
         target = torch.cat([torch.ones(len(known)), torch.zeros(len(unknown))])
         # The default tolerance stops a thousandth away from the weights.
-        model = LogisticRegression(tol=1e-10, max_iter=10_000).fit(((scores - mean) / std).numpy(), target.numpy())
+        model = LogisticRegression(tol=1e-10, max_iter=10_000).fit(
+            ((scores - mean) / std).numpy(), target.numpy()
+        )
         weights = torch.from_numpy(model.coef_[0].copy()) / std
-        return {"weights": weights, "bias": torch.tensor([float(model.intercept_[0])]) - weights @ mean}
+        return {
+            "weights": weights,
+            "bias": torch.tensor([float(model.intercept_[0])]) - weights @ mean,
+        }

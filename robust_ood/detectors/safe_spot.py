@@ -1,4 +1,6 @@
-"""The safe-spot score: how confident the network is on an image, and on its safe spot after an attack."""
+"""The safe-spot score: how confident the network is on an image, and on its safe spot after an
+attack.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,12 @@ from robust_ood.regions import Fraction, region_of
 class SafeSpot(Detector):
     """A mean of two largest probabilities, `share MSP(x) + (1 - share) MSP(x_a)`, in (1/K, 1].
 
-    Source: safe spots paper, Sec. 3.6: x_a is the attacked safe spot of x; in-distribution images have safe spots more
-    often than others, on networks trained to have them. Search and attack draw the same random starts for every image,
-    so that a score depends on its image alone.
+    Source: safe spots paper, Sec. 3.6: x_a is the attacked safe spot of x; in-distribution images
+    have safe spots more often than others, on networks trained to have them. Search and attack draw
+    the same random starts for every image, so that a score depends on its image alone.
 
-    The surrogate is the same mean of log-odds of the predicted classes, with the way from x to x_a held constant.
+    The surrogate is the same mean of log-odds of the predicted classes, with the way from x to x_a
+    held constant.
 
     Args:
         net: classifier, images to logits.
@@ -56,14 +59,21 @@ class SafeSpot(Detector):
             raise UserError(f"share: {share} is not in [0, 1]")
         if method not in safe_spots.STEPS:
             raise unknown_name("method", method, safe_spots.STEPS)
-        for field, number in (("attack_steps", attack_steps), ("steps", 1 if steps is None else steps)):
+        for field, number in (
+            ("attack_steps", attack_steps),
+            ("steps", 1 if steps is None else steps),
+        ):
             if not isinstance(number, int) or number < 1:
                 raise UserError(f"{field}: {number!r} is not a whole number >= 1")
         for bound in (radius, radius if attack_radius is None else attack_radius):
             region_of(norm, bound)
         self.net, self.norm, self.method, self.share = net, norm, method, share
         self.radius = float(Fraction(radius, "radius"))
-        self.attack_radius = self.radius if attack_radius is None else float(Fraction(attack_radius, "attack_radius"))
+        self.attack_radius = (
+            self.radius
+            if attack_radius is None
+            else float(Fraction(attack_radius, "attack_radius"))
+        )
         self.attack_steps, self.steps, self.seed = attack_steps, steps, seed
 
     def forward(self, images: Tensor) -> Tensor:
@@ -76,7 +86,9 @@ class SafeSpot(Detector):
 
     @property
     def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """The mixed log-odds, then those of the image alone, which choose the class that is searched and attacked."""
+        """The mixed log-odds, then those of the image alone, which choose the class that is
+        searched and attacked.
+        """
         return (self.surrogate, lambda images: losses.log_odds(self.net(images)))
 
     @property
@@ -103,9 +115,17 @@ class SafeSpot(Detector):
                 seed=self.seed,
             )
             return safe_spots.attack(
-                self.net, spots, labels, self.attack_radius, self.norm, steps=self.attack_steps, seed=self.seed
+                self.net,
+                spots,
+                labels,
+                self.attack_radius,
+                self.norm,
+                steps=self.attack_steps,
+                seed=self.seed,
             )
 
     def _mix(self, images: Tensor, confidence: Callable[[Tensor], Tensor]) -> Tensor:
         moved = images + (self.attacked(images) - ordinary(images))
-        return self.share * confidence(self.net(images)) + (1 - self.share) * confidence(self.net(moved))
+        return self.share * confidence(self.net(images)) + (1 - self.share) * confidence(
+            self.net(moved)
+        )

@@ -16,7 +16,10 @@ from robust_ood.errors import UserError, unknown_name
 from robust_ood.metrics import auroc, fpr95
 from robust_ood.modes import evaluating
 
-_METRICS: dict[str, tuple[Callable[[Tensor, Tensor], float], int]] = {"auroc": (auroc, 1), "fpr95": (fpr95, -1)}
+_METRICS: dict[str, tuple[Callable[[Tensor, Tensor], float], int]] = {
+    "auroc": (auroc, 1),
+    "fpr95": (fpr95, -1),
+}
 
 
 class Trial(NamedTuple):
@@ -27,7 +30,9 @@ class Trial(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The outcome of a search: the best detector and its settings, and all trials in the grid's order."""
+    """The outcome of a search: the best detector and its settings, and all trials in the grid's
+    order.
+    """
 
     detector: Detector
     settings: dict[str, Any]
@@ -37,11 +42,14 @@ class Found(NamedTuple):
 
     def report(self) -> str:
         """Return the whole grid as a Markdown table, best point first."""
-        ordered = sorted(self.trials, key=lambda trial: trial.value, reverse=_METRICS[self.metric][1] == 1)
+        ordered = sorted(
+            self.trials, key=lambda trial: trial.value, reverse=_METRICS[self.metric][1] == 1
+        )
         names = list(self.settings)
         lines = [f"| {' | '.join(names)} | {self.metric} |", "|---" * (len(names) + 1) + "|"]
         lines += [
-            f"| {' | '.join(str(trial.settings[name]) for name in names)} | {trial.value:.4f} |" for trial in ordered
+            f"| {' | '.join(str(trial.settings[name]) for name in names)} | {trial.value:.4f} |"
+            for trial in ordered
         ]
         return "\n".join(lines)
 
@@ -57,23 +65,27 @@ def search(
 ) -> Found:
     """Try every point of a grid on validation images and return the best one, and the whole grid.
 
-    Source: OpenOOD's search (AUROC on a small OOD validation set); ALOE's for the Mahalanobis magnitude ("fpr95").
+    Source: OpenOOD's search (AUROC on a small OOD validation set); ALOE's for the Mahalanobis
+    magnitude ("fpr95").
 
     Args:
         factory: settings of one point, as keyword arguments, to a detector that is ready to score.
-        grid: values to try by setting; all combinations are tried. `REGISTRY[name].grid` has the papers' ranges.
+        grid: values to try by setting; all combinations are tried. `REGISTRY[name].grid` has the
+            papers' ranges.
         id_validation: batches of in-distribution images, as in `fit`; none that the test uses.
         ood_validation: batches of OOD images, likewise; of other data sets than the test's.
         metric: "auroc", higher is better, or "fpr95", lower is better.
-        test_sets: batches of each test set. An image of theirs among the validation images is an error.
+        test_sets: batches of each test set. An image of theirs among the validation images is an
+            error.
 
     Returns:
         A `Found`. Among equal points, the first of the grid wins.
 
     Raises:
-        UserError: an empty grid or setting, an unknown metric, no validation images, a validation image that is also a
-            test image, or a grid of several points that all give the same value: then the settings do nothing, and
-            choosing among them would hide it.
+        UserError: an empty grid or setting, an unknown metric, no validation images, a validation
+            image that is also a
+            test image, or a grid of several points that all give the same value: then the settings
+            do nothing, and choosing among them would hide it.
     """
     if metric not in _METRICS:
         raise unknown_name("metric", metric, _METRICS)
@@ -111,15 +123,23 @@ def scores(detector: Detector, loader: Iterable[Any], field: str = "loader") -> 
         for batch in loader:
             parts.append(detector(as_floats(unpack(batch)[0].to(device_of(detector)))).cpu())
     if not parts:
-        raise UserError(f"{field}: gives no images (one that can be iterated once for every point is wanted)")
+        raise UserError(
+            f"{field}: gives no images (one that can be iterated once for every point is wanted)"
+        )
     return torch.cat(parts)
 
 
-def _require_disjoint(validation: Mapping[str, Iterable[Any]], test_sets: Iterable[Iterable[Any]]) -> None:
-    tests = {digest for loader in test_sets for batch in loader for digest in digests(unpack(batch)[0])}
+def _require_disjoint(
+    validation: Mapping[str, Iterable[Any]], test_sets: Iterable[Iterable[Any]]
+) -> None:
+    tests = {
+        digest for loader in test_sets for batch in loader for digest in digests(unpack(batch)[0])
+    }
     if not tests:
         return
     for field, loader in validation.items():
         shared = sum(digest in tests for batch in loader for digest in digests(unpack(batch)[0]))
         if shared:
-            raise UserError(f"{field}: {shared} of its images are in a test set; choose settings on other images")
+            raise UserError(
+                f"{field}: {shared} of its images are in a test set; choose settings on other images"
+            )

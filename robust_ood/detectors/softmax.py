@@ -1,4 +1,6 @@
-"""Scores of the softmax distribution: MSP, entropy, generalised entropy, and its divergence from typical ones."""
+"""Scores of the softmax distribution: MSP, entropy, generalised entropy, and its divergence from
+typical ones.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,17 @@ from robust_ood.models import Outputs
 class MSP(OutputsDetector):
     """The maximum softmax probability, in (1/K, 1].
 
-    Source: Hendrycks and Gimpel 2017; ALOE Eq. 5, PRO Eq. 1 with its temperature. The surrogate is the log-odds of the
-    same class, which order images as the probability does and keep their gradient where it saturates at 1. (In float32
-    it does beyond a margin of about 17: such images tie.)
+    Source: Hendrycks and Gimpel 2017; ALOE Eq. 5, PRO Eq. 1 with its temperature. The surrogate is
+    the log-odds of the same class, which order images as the probability does and keep their
+    gradient where it saturates at 1. (In float32 it does beyond a margin of about 17: such images
+    tie.)
 
     Args:
         net: classifier, images to logits.
-        temperature: what the logits are divided by, > 0; or "fit", for the one that `fit` finds: the minimum of the
-            negative log-likelihood on labelled images, which the network should not have been trained on (Guo et al.
-            2017; TempScale in OpenOOD): those that `fit` gets as `validation`.
+        temperature: what the logits are divided by, > 0; or "fit", for the one that `fit` finds:
+            the minimum of the negative log-likelihood on labelled images, which the network should
+            not have been trained on (Guo et al. 2017; TempScale in OpenOOD): those that `fit` gets
+            as `validation`.
     """
 
     exact_surrogate = True
@@ -47,13 +51,23 @@ class MSP(OutputsDetector):
     @property
     def learns_from(self) -> Mapping[Source, str]:
         """Labelled images that the network was not trained on, for the temperature."""
-        return {"validation": "its temperature is fitted on training images"} if self.fits_temperature else {}
+        return (
+            {"validation": "its temperature is fitted on training images"}
+            if self.fits_temperature
+            else {}
+        )
 
     def learn(self) -> Rounds:
         """Find the temperature where it is to be fitted, by two passes over labelled images."""
         slopes = CalibrationSlopes.coarse()
         for _ in range(2 if self.fits_temperature else 0):
-            yield [self.reading(slopes, lambda seen: (seen.out.logits, seen.classes(self.num_classes)), "validation")]
+            yield [
+                self.reading(
+                    slopes,
+                    lambda seen: (seen.out.logits, seen.classes(self.num_classes)),
+                    "validation",
+                )
+            ]
             root, slopes = best_temperature(slopes), slopes.refined()
             self.keep(temperature=torch.tensor(root))
 
@@ -67,7 +81,9 @@ class MSP(OutputsDetector):
 
     @property
     def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """The log-odds at the detector's temperature, then at 1, which can lead to other classes."""
+        """The log-odds at the detector's temperature, then at 1, which can lead to other
+        classes.
+        """
         plain = float(self.learned("temperature")) == 1
         return (self.surrogate,) if plain else (self.surrogate, self.confidence)
 
@@ -78,7 +94,8 @@ class MSP(OutputsDetector):
 class Entropy(OutputsDetector):
     """Minus the Shannon entropy of the softmax in nats, in [-log K, 0].
 
-    Source: PRO Sec. 5.1 (PRO-ENT's base score), through `log_softmax` instead of the reference's `log(p + 1e-10)`.
+    Source: PRO Sec. 5.1 (PRO-ENT's base score), through `log_softmax` instead of the reference's
+    `log(p + 1e-10)`.
     """
 
     def score(self, out: Outputs) -> Tensor:
@@ -87,21 +104,25 @@ class Entropy(OutputsDetector):
 
     @property
     def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """The score, then the log-odds of the predicted class: the entropy's gradient turns between classes."""
+        """The score, then the log-odds of the predicted class: the entropy's gradient turns between
+        classes.
+        """
         return (self.surrogate, self.confidence)
 
 
 class GEN(OutputsDetector):
-    """Minus the generalised entropy, `-sum of p^gamma (1 - p)^gamma` over the `top` largest probabilities, <= 0.
+    """Minus the generalised entropy, `-sum of p^gamma (1 - p)^gamma` over the `top` largest
+    probabilities, <= 0.
 
-    Source: Liu et al. 2023; PRO Sec. 5.1, whose formula lacks the minus sign that its code has. Computed in logarithms,
-    with `log(1 - p)` of the largest probability as the log-sum of the others: written out naively, the gradient is NaN
-    as soon as the softmax saturates in float32.
+    Source: Liu et al. 2023; PRO Sec. 5.1, whose formula lacks the minus sign that its code has.
+    Computed in logarithms, with `log(1 - p)` of the largest probability as the log-sum of the
+    others: written out naively, the gradient is NaN as soon as the softmax saturates in float32.
 
     Args:
         net: classifier, images to logits.
         gamma: exponent, > 0; smaller is more sensitive to small probabilities.
-        top: number of largest probabilities summed (M in the paper); all of them where the classes are fewer.
+        top: number of largest probabilities summed (M in the paper); all of them where the classes
+            are fewer.
     """
 
     def __init__(self, net: nn.Module, gamma: float = 0.1, top: int = 100) -> None:
@@ -117,15 +138,19 @@ class GEN(OutputsDetector):
         log_p = F.log_softmax(losses.wide(out.logits), dim=1)  # (N, K)
         top, classes = log_p.topk(min(self.top, log_p.shape[1]), dim=1)  # (N, M)
         rest_of_first = log_p.scatter(1, classes[:, :1], -torch.inf).logsumexp(1, keepdim=True)
-        rest = torch.cat([rest_of_first, torch.log1p(-top[:, 1:].exp())], dim=1)  # log(1 - p), (N, M)
+        rest = torch.cat(
+            [rest_of_first, torch.log1p(-top[:, 1:].exp())], dim=1
+        )  # log(1 - p), (N, M)
         return -((top + rest) * self.gamma).exp().sum(1)
 
 
 class KLMatching(OutputsDetector):
-    """Minus the smallest divergence from the softmax to a class's typical softmax, `-min over k of KL(p || d_k)`, <= 0.
+    """Minus the smallest divergence from the softmax to a class's typical softmax, `-min over k of
+    KL(p || d_k)`, <= 0.
 
-    Source: Hendrycks et al. 2022, Sec. 4: d_k is the mean softmax of the images that the network *predicts* as class k,
-    so no labels are read. Classes that it never predicts have no d_k and are left out, as in pytorch-ood.
+    Source: Hendrycks et al. 2022, Sec. 4: d_k is the mean softmax of the images that the network
+    *predicts* as class k, so no labels are read. Classes that it never predicts have no d_k and are
+    left out, as in pytorch-ood.
 
     Args:
         net: classifier, images to logits.
@@ -138,21 +163,29 @@ class KLMatching(OutputsDetector):
     def learn(self) -> Rounds:
         """Average the softmax of each predicted class, by one pass."""
         means = ClassMeans(self.num_classes)
-        yield [self.reading(means, lambda seen: (_softmax64(seen.out.logits), seen.out.logits.argmax(1)))]
+        yield [
+            self.reading(
+                means, lambda seen: (_softmax64(seen.out.logits), seen.out.logits.argmax(1))
+            )
+        ]
         seen = means.counts > 0
         self.keep(typical=means.sums[seen] / means.counts[seen, None])
 
     def score(self, out: Outputs) -> Tensor:
         """Return minus the divergence from the nearest typical softmax."""
         log_p = F.log_softmax(losses.wide(out.logits), dim=1)  # (N, K)
-        log_typical = self.learned("typical").to(log_p).clamp_min(torch.finfo(log_p.dtype).tiny).log()
+        log_typical = (
+            self.learned("typical").to(log_p).clamp_min(torch.finfo(log_p.dtype).tiny).log()
+        )
         p = log_p.exp()
         divergences = (p * log_p).sum(1, keepdim=True) - p @ log_typical.T  # (N, classes seen)
         return -divergences.amin(1)
 
     @property
     def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """The score, then the log-odds of the predicted class: the nearest typical softmax can change at each step."""
+        """The score, then the log-odds of the predicted class: the nearest typical softmax can
+        change at each step.
+        """
         return (self.surrogate, self.confidence)
 
 

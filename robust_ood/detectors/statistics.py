@@ -1,7 +1,8 @@
-"""What fitting accumulates: float64 sums, extremes, order statistics and samples, each in memory that does not grow.
+"""What fitting accumulates: float64 sums, extremes, order statistics and samples, each in memory
+that does not grow.
 
-A statistic sees batches, then `reduce` adds up what the processes of a distributed run have seen. All tensors are
-made at the first batch, on its device (on the CPU where the device has no float64).
+A statistic sees batches, then `reduce` adds up what the processes of a distributed run have seen.
+All tensors are made at the first batch, on its device (on the CPU where the device has no float64).
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ class ClassMeans(Statistic):
         if not self.counts.numel():
             self.counts = vectors.new_zeros(self.classes)
             self.sums = vectors.new_zeros(self.classes, vectors.shape[1])
-        member = torch.nn.functional.one_hot(classes.to(vectors.device), self.classes).to(vectors)  # (N, K)
+        member = torch.nn.functional.one_hot(classes.to(vectors.device), self.classes).to(
+            vectors
+        )  # (N, K)
         self.counts += member.sum(0)
         self.sums += member.T @ vectors  # deterministic on every device, unlike index_add_
 
@@ -85,7 +88,9 @@ class ClassMeans(Statistic):
 
 
 class ClassMoments(ClassMeans):
-    """Class means, and covariances around them (`within`) and around the common mean (`overall`)."""
+    """Class means, and covariances around them (`within`) and around the common mean
+    (`overall`).
+    """
 
     def __init__(self, classes: int) -> None:
         super().__init__(classes)
@@ -143,7 +148,10 @@ class ClassExtremes(Statistic):
         if not self.counts.numel():
             shape = (self.classes, vectors.shape[1])
             self.counts = vectors.new_zeros(self.classes)
-            self.low, self.high = vectors.new_full(shape, torch.inf), vectors.new_full(shape, -torch.inf)
+            self.low, self.high = (
+                vectors.new_full(shape, torch.inf),
+                vectors.new_full(shape, -torch.inf),
+            )
         self.counts += torch.bincount(classes, minlength=self.classes)
         index = classes[:, None].expand_as(vectors)
         self.low.scatter_reduce_(0, index, vectors, "amin")
@@ -158,8 +166,8 @@ class ClassExtremes(Statistic):
 class Sample(Statistic):
     """A uniform sample of rows, without replacement: the `size` rows whose keys are smallest.
 
-    With keys that depend on the images alone, the sample depends neither on their order nor on how processes share
-    them.
+    With keys that depend on the images alone, the sample depends neither on their order nor on how
+    processes share them.
     """
 
     def __init__(self, size: int) -> None:
@@ -170,7 +178,11 @@ class Sample(Statistic):
         """See rows `(N, D)` and integer keys `(N,)`."""
         rows, keys = values[0].detach(), values[1]
         if not self.keys.numel():
-            self.rows, self.keys, self.filled = rows.new_empty(self.size, rows.shape[1]), keys.new_empty(self.size), 0
+            self.rows, self.keys, self.filled = (
+                rows.new_empty(self.size, rows.shape[1]),
+                keys.new_empty(self.size),
+                0,
+            )
         fresh = min(len(rows), self.size - self.filled)
         self.rows[self.filled : self.filled + fresh] = rows[:fresh]
         self.keys[self.filled : self.filled + fresh] = keys[:fresh]
@@ -196,9 +208,12 @@ class Sample(Statistic):
 
 
 def require_all(
-    counts: Tensor, problem: str = "loader: gives no image of class {}; every class of the network needs some"
+    counts: Tensor,
+    problem: str = "loader: gives no image of class {}; every class of the network needs some",
 ) -> None:
-    """Raise `UserError` of a problem, with the classes put in, where one of the counts `(K,)` is zero."""
+    """Raise `UserError` of a problem, with the classes put in, where one of the counts `(K,)` is
+    zero.
+    """
     empty = (counts == 0).nonzero().flatten().tolist()
     if empty:
         shown = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")

@@ -1,4 +1,6 @@
-"""What is left of a feature outside the principal subspace of the in-distribution: the residual, and ViM."""
+"""What is left of a feature outside the principal subspace of the in-distribution: the residual,
+and ViM.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,14 @@ from robust_ood.models import Outputs, find_head
 class Residual(OutputsDetector):
     """Minus the length of the penultimate feature's part outside the principal subspace, <= 0.
 
-    Source: Wang et al. 2022 (ViM), Sec. 4.1: features are centred at `-pinv(W) b` of the head, where all logits are
-    zero; the subspace is spanned by the leading eigenvectors of their second moment on training images.
+    Source: Wang et al. 2022 (ViM), Sec. 4.1: features are centred at `-pinv(W) b` of the head,
+    where all logits are zero; the subspace is spanned by the leading eigenvectors of their second
+    moment on training images.
 
     Args:
         net: classifier.
-        dimensions: of the principal subspace, in 1..D-1. By default as in the authors' code: 1000 for features of 2048
-            or more dimensions, 512 from 768, half of them below.
+        dimensions: of the principal subspace, in 1..D-1. By default as in the authors' code: 1000
+            for features of 2048 or more dimensions, 512 from 768, half of them below.
     """
 
     def __init__(self, net: nn.Module, dimensions: int | None = None) -> None:
@@ -31,14 +34,22 @@ class Residual(OutputsDetector):
         default = 1000 if size >= 2048 else 512 if size >= 768 else size // 2
         self.dimensions = default if dimensions is None else dimensions
         if not 1 <= self.dimensions < size:
-            raise UserError(f"dimensions: {self.dimensions} is not in 1..{size - 1} for features of {size} dimensions")
+            raise UserError(
+                f"dimensions: {self.dimensions} is not in 1..{size - 1} for features of {size} dimensions"
+            )
         self.declare("origin", "complement")
 
     def learn(self) -> Rounds:
         """Find the complement of the principal subspace, by one pass."""
         moments = ClassMoments(1)
         yield [
-            self.reading(moments, lambda seen: (seen.out.features, seen.out.logits.new_zeros(len(seen.images)).long()))
+            self.reading(
+                moments,
+                lambda seen: (
+                    seen.out.features,
+                    seen.out.logits.new_zeros(len(seen.images)).long(),
+                ),
+            )
         ]
         head = find_head(self.net)
         weight = double(head.weight)
@@ -50,7 +61,9 @@ class Residual(OutputsDetector):
     def residual(self, out: Outputs) -> Tensor:
         """Return the length of the part outside the subspace, `(N,)`."""
         features = losses.wide(out.features)
-        outside = (features - self.learned("origin").to(features)) @ self.learned("complement").to(features)
+        outside = (features - self.learned("origin").to(features)) @ self.learned("complement").to(
+            features
+        )
         length: Tensor = torch.linalg.vector_norm(outside, dim=1)
         return length
 
@@ -62,8 +75,8 @@ class Residual(OutputsDetector):
 class ViM(Residual):
     """The free energy minus a virtual logit, `logsumexp(z) - alpha |residual|`, unbounded.
 
-    Source: Wang et al. 2022, Eq. 7, as in its code; the same order as minus the virtual class's probability. alpha is
-    the mean largest logit over the mean residual on the training images.
+    Source: Wang et al. 2022, Eq. 7, as in its code; the same order as minus the virtual class's
+    probability. alpha is the mean largest logit over the mean residual on the training images.
 
     Args:
         net: classifier.
@@ -80,12 +93,17 @@ class ViM(Residual):
         average = Average()
         yield [
             self.reading(
-                average, lambda seen: (torch.stack([seen.out.logits.amax(1), self.residual(seen.out)], dim=1),)
+                average,
+                lambda seen: (
+                    torch.stack([seen.out.logits.amax(1), self.residual(seen.out)], dim=1),
+                ),
             )
         ]
         logit, residual = average.mean
         if not residual > 0:
-            raise UserError("dimensions: no training feature leaves the principal subspace; give it fewer dimensions")
+            raise UserError(
+                "dimensions: no training feature leaves the principal subspace; give it fewer dimensions"
+            )
         self.keep(alpha=logit / residual)
 
     def score(self, out: Outputs) -> Tensor:

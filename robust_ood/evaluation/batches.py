@@ -51,9 +51,11 @@ class Batches:
         self._fitting: dict[Hashable, int] = {}
 
     def map(self, kind: Hashable, images: Taken, work: Callable[[Taken], T]) -> list[T]:
-        """Return what `work` gives for consecutive parts of the images; a size that fits is kept for its kind.
+        """Return what `work` gives for consecutive parts of the images; a size that fits is kept
+        for its kind.
 
-        Results do not depend on the size but by rounding: attacks are keyed by the index of each image.
+        Results do not depend on the size but by rounding: attacks are keyed by the index of each
+        image.
         """
         parts: list[T] = []
         start, count = 0, len(images.images)
@@ -80,4 +82,7 @@ class Batches:
 def _out_of_memory(error: Exception) -> bool:
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
-    return any(words in str(error) for words in ("not enough memory", "can't allocate memory", "out of memory"))
+    return any(
+        words in str(error)
+        for words in ("not enough memory", "can't allocate memory", "out of memory")
+    )

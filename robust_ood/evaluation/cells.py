@@ -25,7 +25,9 @@ from robust_ood.modes import evaluating
 
 
 class Account(NamedTuple):
-    """What is kept of an attack on a batch, whose images are large: as in `Attacked`, on the CPU."""
+    """What is kept of an attack on a batch, whose images are large: as in `Attacked`, on the
+    CPU.
+    """
 
     winners: Tensor
     members: tuple[str, ...]
@@ -40,9 +42,15 @@ class Machine:
     batches: Batches
 
     def score(
-        self, detectors: Mapping[str, Detector], chunk: Chunk, attack: Attack | None, direction: Direction
+        self,
+        detectors: Mapping[str, Detector],
+        chunk: Chunk,
+        attack: Attack | None,
+        direction: Direction,
     ) -> dict[str, Cell]:
-        """Return the scores of several detectors on the same images: clean, or attacked through any one of them."""
+        """Return the scores of several detectors on the same images: clean, or attacked through any
+        one of them.
+        """
         begin, first = time.perf_counter(), next(iter(detectors.values()))
 
         def work(part: Taken) -> tuple[dict[str, Tensor], Account | None]:
@@ -62,8 +70,13 @@ class Machine:
         for name in detectors:
             scores = _joined(columns[name] for columns, _ in parts)
             if not scores.isfinite().all():
-                raise UserError(f"{int((~scores.isfinite()).sum())} of {len(scores)} scores are not finite")
-            cells[name] = Cell({"scores": scores.float().numpy(), "indices": taken.indices.numpy(), **arrays}, about)
+                raise UserError(
+                    f"{int((~scores.isfinite()).sum())} of {len(scores)} scores are not finite"
+                )
+            cells[name] = Cell(
+                {"scores": scores.float().numpy(), "indices": taken.indices.numpy(), **arrays},
+                about,
+            )
         return cells
 
     def classify(self, net: nn.Module, chunk: Chunk, attack: Attack | None) -> Cell:
@@ -71,7 +84,11 @@ class Machine:
         begin = time.perf_counter()
 
         def work(part: Taken) -> tuple[Tensor, Account | None]:
-            images, labels, account = as_input(part.images, self.device), part.labels.to(self.device), None
+            images, labels, account = (
+                as_input(part.images, self.device),
+                part.labels.to(self.device),
+                None,
+            )
             if attack is not None:
                 found = attack_labels(net, images, labels, attack, indices=part.indices)
                 images, account = found.images, _account(found)
@@ -86,19 +103,25 @@ class Machine:
         about["seconds"] = time.perf_counter() - begin
         return Cell({"scores": right.numpy(), "indices": taken.indices.numpy(), **arrays}, about)
 
-    def check(self, detector: Detector, inliers: Chunk, outliers: Chunk, attacks: Iterable[Attack]) -> Cell:
+    def check(
+        self, detector: Detector, inliers: Chunk, outliers: Chunk, attacks: Iterable[Attack]
+    ) -> Cell:
         """Return the alarms of a detector under attacks on a few images."""
         begin = time.perf_counter()
         low, high = (as_input(chunk.read().images, self.device) for chunk in (inliers, outliers))
-        alarms = sanity.check(detector, low, high, *attacks, name="", limit=max(len(low), len(high)))
+        alarms = sanity.check(
+            detector, low, high, *attacks, name="", limit=max(len(low), len(high))
+        )
         found = [alarm.removeprefix(": ") for alarm in alarms]
         return Cell({}, {"warnings": found, "seconds": time.perf_counter() - begin})
 
 
 def sharing(attack: Attack, detector: Detector) -> Hashable | None:
-    """Return what all detectors on which this attack proposes the same images have in common; None for its own.
+    """Return what all detectors on which this attack proposes the same images have in common; None
+    for its own.
 
-    A transferred attack on classifiers looks at nothing but them, so its images serve every detector that reads them.
+    A transferred attack on classifiers looks at nothing but them, so its images serve every
+    detector that reads them.
     """
     if isinstance(attack, PGD) and attack.keep != "best" and attack.objective in READ_CLASSIFIERS:
         return tuple(id(net) for net in detector.networks) or None
@@ -124,5 +147,7 @@ def _winners(found: list[Account]) -> tuple[Arrays, dict[str, Any]]:
     if not found:
         return {}, {}
     members = list(dict.fromkeys(name for one in found for name in one.members))
-    places = [torch.tensor([members.index(name) for name in one.members])[one.winners] for one in found]
+    places = [
+        torch.tensor([members.index(name) for name in one.members])[one.winners] for one in found
+    ]
     return {"winners": torch.cat(places).numpy().astype(np.int16)}, {"members": members}

@@ -26,18 +26,26 @@ def check_count(field: str, number: int | None) -> None:
 def check_attacks(attacks: Mapping[str, Attack], field: str = "attacks") -> None:
     """Raise `UserError`, naming the field, for attacks, by label, that no row could speak of."""
     if "none" in attacks:
-        raise UserError(f"{field}: 'none' is the label of clean images; give the attack another 'label'")
+        raise UserError(
+            f"{field}: 'none' is the label of clean images; give the attack another 'label'"
+        )
     for label, attack in attacks.items():
         if not math.isfinite(attack.settings()["radius"]):
-            raise UserError(f"{field}.{label}: no radius; accepted: attacks within an Linf or L2 radius")
+            raise UserError(
+                f"{field}.{label}: no radius; accepted: attacks within an Linf or L2 radius"
+            )
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the named device; "auto" is the GPU where there is one, under torchrun each process's own."""
+    """Return the named device; "auto" is the GPU where there is one, under torchrun each process's
+    own.
+    """
     if name == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        return torch.device(
+            "cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
+        )
     wanted = "auto, cpu, cuda or cuda:N is accepted"
     if not re.fullmatch(r"cpu|cuda(:\d+)?|mps|xpu(:\d+)?", name):
         raise UserError(f"device: {name!r} is not known; {wanted}")
@@ -45,14 +53,17 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device: {name!r} is not usable here ({str(error).splitlines()[0]}); {wanted}") from error
+        raise UserError(
+            f"device: {name!r} is not usable here ({str(error).splitlines()[0]}); {wanted}"
+        ) from error
     return device
 
 
 def check_output(folder: Path, models: Mapping[str, nn.Module], inliers: str) -> None:
     """Refuse a folder whose results are of another evaluation, and would be replaced by these.
 
-    Results of the same in-distribution set, and of at least one of the same networks under its old name, are the same
+    Results of the same in-distribution set, and of at least one of the same networks under its old
+    name, are the same
     evaluation: what changed in it is computed, and the rest is found in the store.
 
     Raises: `UserError` also for results that cannot be read or are of another schema.
@@ -60,13 +71,25 @@ def check_output(folder: Path, models: Mapping[str, nn.Module], inliers: str) ->
     if not (folder / "results.json").exists():
         return
     there = Results.read(folder)
-    subjects = [(row.model, row.id) for row in there.rows] + [(row.model, row.id) for row in there.classification]
-    old, sets = (list(dict.fromkeys(names)) for names in zip(*subjects, strict=True)) if subjects else ([], [])
+    subjects = [(row.model, row.id) for row in there.rows] + [
+        (row.model, row.id) for row in there.classification
+    ]
+    old, sets = (
+        (list(dict.fromkeys(names)) for names in zip(*subjects, strict=True))
+        if subjects
+        else ([], [])
+    )
     hint = "take another folder, or replace them with --replace true"
     if old and not set(old) & set(models):
-        raise UserError(f"output: {folder} holds results of {', '.join(old)}, these are of {', '.join(models)}; {hint}")
+        raise UserError(
+            f"output: {folder} holds results of {', '.join(old)}, these are of {', '.join(models)}; {hint}"
+        )
     for name, mark in there.environment.get("networks", {}).items():
         if name in models and fingerprint(dict(models[name].state_dict())) != mark:
-            raise UserError(f"output: {folder} holds results of another network named {name}; {hint}, or give a --name")
+            raise UserError(
+                f"output: {folder} holds results of another network named {name}; {hint}, or give a --name"
+            )
     if sets and inliers not in sets:
-        raise UserError(f"output: {folder} holds results on {', '.join(sets)}, these are on {inliers}; {hint}")
+        raise UserError(
+            f"output: {folder} holds results on {', '.join(sets)}, these are on {inliers}; {hint}"
+        )

@@ -22,7 +22,9 @@ Norm = Literal["Linf", "L2"]
 
 
 class ScoreTrace(NamedTuple):
-    """True scores and sizes of the perturbation at each step of an attack, each `(steps + 1, N)`; row 0 is clean."""
+    """True scores and sizes of the perturbation at each step of an attack, each `(steps + 1, N)`;
+    row 0 is clean.
+    """
 
     scores: Tensor
     linf: Tensor
@@ -43,7 +45,8 @@ class Curve(NamedTuple):
 def trace(detector: Detector, images: Tensor, attack: PGD, direction: Direction) -> ScoreTrace:
     """Return the true scores along one run of an attack from the clean images.
 
-    Source: Fort 2022, Sec. 3.1. The attack's random start and restarts are left out, so that the run begins at size 0.
+    Source: Fort 2022, Sec. 3.1. The attack's random start and restarts are left out, so that the
+    run begins at size 0.
 
     Args:
         detector: the detector attacked, or an ensemble of detectors as one.
@@ -73,10 +76,11 @@ def trace(detector: Detector, images: Tensor, attack: PGD, direction: Direction)
 
 
 def scores_at(run: ScoreTrace, size: float, norm: Norm = "Linf") -> Tensor:
-    """Return each image's score at a size of the perturbation, `(N,)`, by its own piecewise linear interpolation.
+    """Return each image's score at a size of the perturbation, `(N,)`, by its own piecewise linear
+    interpolation.
 
-    Source: Fort 2022, Sec. 3.1. Where the size does not grow from one step to the next, the later step is placed no
-    lower than the earlier one; beyond an image's last size its last score stays.
+    Source: Fort 2022, Sec. 3.1. Where the size does not grow from one step to the next, the later
+    step is placed no lower than the earlier one; beyond an image's last size its last score stays.
     """
     sizes = run.sizes(norm).cummax(0).values.double().cpu().numpy()
     scores = run.scores.double().cpu().numpy()
@@ -91,9 +95,13 @@ def _interpolate(at: float, x: NDArray[np.float64], y: NDArray[np.float64]) -> f
 
 
 def curve(
-    inliers: ScoreTrace | Tensor, outliers: ScoreTrace | Tensor, sizes: Sequence[float], norm: Norm = "Linf"
+    inliers: ScoreTrace | Tensor,
+    outliers: ScoreTrace | Tensor,
+    sizes: Sequence[float],
+    norm: Norm = "Linf",
 ) -> Curve:
-    """Return the AUROC at each size of the perturbation; a tensor of scores `(N,)` stands for a side left clean.
+    """Return the AUROC at each size of the perturbation; a tensor of scores `(N,)` stands for a
+    side left clean.
 
     Raises:
         UserError: a negative size, or no trace at all.
@@ -101,16 +109,26 @@ def curve(
     if any(size < 0 for size in sizes):
         raise UserError(f"sizes: {min(sizes)} is negative")
     if not isinstance(inliers, ScoreTrace) and not isinstance(outliers, ScoreTrace):
-        raise UserError("inliers, outliers: neither is a trace of an attack, so there is nothing to vary")
-    return Curve(list(sizes), [auroc(_side(inliers, size, norm), _side(outliers, size, norm)) for size in sizes])
+        raise UserError(
+            "inliers, outliers: neither is a trace of an attack, so there is nothing to vary"
+        )
+    return Curve(
+        list(sizes),
+        [auroc(_side(inliers, size, norm), _side(outliers, size, norm)) for size in sizes],
+    )
 
 
 def loss_of_auroc(
-    inliers: ScoreTrace | Tensor, outliers: ScoreTrace | Tensor, size: float = 1 / 255, norm: Norm = "Linf"
+    inliers: ScoreTrace | Tensor,
+    outliers: ScoreTrace | Tensor,
+    size: float = 1 / 255,
+    norm: Norm = "Linf",
 ) -> tuple[float, float, float]:
-    """Return the AUROC before, the AUROC at a size of the perturbation, and their difference (<= 0 where it hurts).
+    """Return the AUROC before, the AUROC at a size of the perturbation, and their difference (<= 0
+    where it hurts).
 
-    Source: Fort 2022, Tables 1 to 5, at 1/255 in Linf. A tensor of scores `(N,)` stands for a side left clean.
+    Source: Fort 2022, Tables 1 to 5, at 1/255 in Linf. A tensor of scores `(N,)` stands for a side
+    left clean.
     """
     before, after = curve(inliers, outliers, [0.0, size], norm).aurocs
     return before, after, after - before

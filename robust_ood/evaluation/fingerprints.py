@@ -1,7 +1,8 @@
-"""Short names of everything that determines a score: networks, detectors, attacks, images, and this code.
+"""Short names of everything that determines a score: networks, detectors, attacks, images, and this
+code.
 
-Equal fingerprints mean equal scores, on every machine; what cannot be seen in a thing's settings, tensors and source
-text (the version of torch, the device) is not in them.
+Equal fingerprints mean equal scores, on every machine; what cannot be seen in a thing's settings,
+tensors and source text (the version of torch, the device) is not in them.
 """
 
 from __future__ import annotations
@@ -26,29 +27,43 @@ from robust_ood.data.files import ImageFiles
 
 _PACKAGE = Path(__file__).parents[1]
 _NUMERIC = (
-    *("losses.py", "modes.py", "perturb.py", "randomness.py", "regions.py", "rules.py", "safe_spots.py"),
+    *(
+        "losses.py",
+        "modes.py",
+        "perturb.py",
+        "randomness.py",
+        "regions.py",
+        "rules.py",
+        "safe_spots.py",
+    ),
     *("attacks", "detectors", "models", "evaluation/cells.py", "evaluation/scores.py"),
     *("data/files.py", "data/loaders.py"),
 )
-_INTERNAL = {*vars(nn.Module()), "training"}  # hooks, flags, and the parts that are described on their own
+_INTERNAL = {
+    *vars(nn.Module()),
+    "training",
+}  # hooks, flags, and the parts that are described on their own
 _PLAIN = (bool, int, float, str, type(None))
 _OURS = ("robust_ood.", "torch.", "builtins.", "abc.", "typing.", "collections.")
 
 
 def fingerprint(thing: Any, known: Mapping[int, str] | None = None) -> str:
-    """Return 32 hexadecimal digits that are the same for equal things, in every process and on every device.
+    """Return 32 hexadecimal digits that are the same for equal things, in every process and on
+    every device.
 
     Args:
-        thing: plain values, tensors, dataclasses, functions, modules (settings, parameters, buffers, parts; not their
-            train or eval flags), and collections of them. Of classes outside of this package and of torch, the source
-            text counts too.
-        known: fingerprints by `id` of parts that have been taken already, such as a large network's.
+        thing: plain values, tensors, dataclasses, functions, modules (settings, parameters,
+            buffers, parts; not their train or eval flags), and collections of them. Of classes
+            outside of this package and of torch, the source text counts too.
+        known: fingerprints by `id` of parts that have been taken already, such as a large
+            network's.
     """
     return _hash([json.dumps(_describe(thing, known or {}, ()), sort_keys=True).encode()])
 
 
 def content(images: ImageSet, start: int, stop: int) -> str:
-    """Return the fingerprint of the pixels of some images; of image files, their bytes and how they are fitted.
+    """Return the fingerprint of the pixels of some images; of image files, their bytes and how they
+    are fitted.
 
     Raises: `UserError` where more images cannot be read than the set allows.
     """
@@ -64,7 +79,8 @@ def content(images: ImageSet, start: int, stop: int) -> str:
 def code_version(*others: str) -> str:
     """Return the package's version and the fingerprint of the source that scores depend on.
 
-    Comments, docstrings and formatting do not count. `others` are further files of the package, by relative path.
+    Comments, docstrings and formatting do not count. `others` are further files of the package, by
+    relative path.
     """
     paths = [path for name in (*_NUMERIC, *others) for path in _sources(_PACKAGE / name)]
     return f"{version('robust-ood')}+{_hash(_code(path) for path in paths)[:12]}"
@@ -83,7 +99,11 @@ def _code(path: Path) -> bytes:
 
 
 def _is_text(part: ast.stmt) -> bool:
-    return isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant) and isinstance(part.value.value, str)
+    return (
+        isinstance(part, ast.Expr)
+        and isinstance(part.value, ast.Constant)
+        and isinstance(part.value.value, str)
+    )
 
 
 def _hash(parts: Iterable[bytes]) -> str:
@@ -116,7 +136,10 @@ def _describe(thing: Any, known: Mapping[int, str], above: tuple[int, ...]) -> A
 
     if isinstance(thing, Tensor):
         flat = thing.detach().cpu().contiguous().reshape(-1)
-        return {str(thing.dtype): list(thing.shape), "bytes": _hash([flat.view(torch.uint8).numpy().tobytes()])}
+        return {
+            str(thing.dtype): list(thing.shape),
+            "bytes": _hash([flat.view(torch.uint8).numpy().tobytes()]),
+        }
     if isinstance(thing, np.ndarray):
         return {str(thing.dtype): list(thing.shape), "bytes": _hash([thing.tobytes()])}
     if isinstance(thing, nn.Module):
@@ -146,14 +169,19 @@ def _describe(thing: Any, known: Mapping[int, str], above: tuple[int, ...]) -> A
         return str(thing)
     if hasattr(thing, "__dict__"):
         return [_kind(type(thing)), inside(vars(thing))]
-    # Where this holds an address, what depends on it is computed again: rather that than something stale.
+    # Where this holds an address, what depends on it is computed again: rather that than something
+    # stale.
     return [_kind(type(thing)), repr(thing)]
 
 
 def _function(thing: FunctionType) -> list[Any]:
-    """Return a function's name and, where no version that we know fixes what it does, what it computes."""
+    """Return a function's name and, where no version that we know fixes what it does, what it
+    computes.
+    """
     name = f"{thing.__module__}.{thing.__qualname__}"
-    return [name] if name.startswith(_OURS) and "<" not in name else [name, _computed(thing.__code__)]
+    return (
+        [name] if name.startswith(_OURS) and "<" not in name else [name, _computed(thing.__code__)]
+    )
 
 
 def _computed(code: CodeType) -> list[Any]:
@@ -168,9 +196,14 @@ def _constant(one: Any) -> Any:
 
 
 def _kind(kind: type) -> list[str]:
-    """Return a class's name and, for classes whose code is in no version that we know, its source."""
+    """Return a class's name and, for classes whose code is in no version that we know, its
+    source.
+    """
     theirs = [base for base in kind.__mro__ if not f"{base.__module__}.".startswith(_OURS)]
-    return [f"{kind.__module__}.{kind.__qualname__}", *(_hash([_text(base).encode()]) for base in theirs)]
+    return [
+        f"{kind.__module__}.{kind.__qualname__}",
+        *(_hash([_text(base).encode()]) for base in theirs),
+    ]
 
 
 @cache

@@ -26,14 +26,15 @@ def fit_missing(
     runner: Runner,
     before: Callable[[], None],
 ) -> dict[str, Detector]:
-    """Return the detectors that are fitted, from the store where it has their state; the runner notes who fails.
+    """Return the detectors that are fitted, from the store where it has their state; the runner
+    notes who fails.
 
     Args:
         model: whose detectors they are.
         net: the network, fingerprinted once for all.
         detectors: by label; those that are fitted already are left alone.
-        data: its training images are read if something must be fitted; also its validation images and its auxiliary
-            outliers, where it has them and a detector learns from them.
+        data: its training images are read if something must be fitted; also its validation images
+            and its auxiliary outliers, where it has them and a detector learns from them.
         runner: computes what the store does not have.
         before: called before anything is computed.
     """
@@ -44,18 +45,25 @@ def fit_missing(
     pixels = {source: _content(images) for source, images in sources.items()}
     known = {id(net): fingerprint(net)}
     keys = {
-        name: fingerprint(["fit", code_version(), fingerprint(detector, known), *_read(detector, pixels)])
+        name: fingerprint(
+            ["fit", code_version(), fingerprint(detector, known), *_read(detector, pixels)]
+        )
         for name, detector in unfitted.items()
     }
 
     def compute(labels: Sequence[str]) -> dict[str, Cell]:
         before()
         chosen = {label: unfitted[label] for label in labels}
-        loaders: dict[str, Any] = {source: data.evaluation_loader(images) for source, images in sources.items()}
+        loaders: dict[str, Any] = {
+            source: data.evaluation_loader(images) for source, images in sources.items()
+        }
         detector_module.fit(chosen.values(), loaders.pop("inliers"), **loaders)
         return {label: _state(detector) for label, detector in chosen.items()}
 
-    name, title = f"fit-{fingerprint([known[id(net)], pixels])}", f"{model}: fitting {', '.join(unfitted)}"
+    name, title = (
+        f"fit-{fingerprint([known[id(net)], pixels])}",
+        f"{model}: fitting {', '.join(unfitted)}",
+    )
     work = 4.0 * sum(len(images) for images in sources.values())
     runner.run([Job(name, title, model, "none", "fit", keys, work, compute)])
     fitted = dict(detectors)
@@ -69,7 +77,9 @@ def fit_missing(
 
 
 def missing_sources(data: OODData, detectors: Mapping[str, Detector]) -> dict[str, list[str]]:
-    """Return, by detector, in words, what it does for want of images that the data does not name."""
+    """Return, by detector, in words, what it does for want of images that the data does not
+    name.
+    """
     return {
         name: [
             f"data.{source} is not given, so {instead}"
@@ -82,7 +92,9 @@ def missing_sources(data: OODData, detectors: Mapping[str, Detector]) -> dict[st
 
 
 def _sources(data: OODData, detectors: Iterable[Detector]) -> dict[Source, ImageSet]:
-    """Return the images that detectors learn from: training images, and others where a detector wants them."""
+    """Return the images that detectors learn from: training images, and others where a detector
+    wants them.
+    """
     sources: dict[Source, ImageSet] = {"inliers": data.inliers("train")}
     wanted = {source for detector in detectors for source in detector.learns_from}
     if "validation" in wanted and data.names["validation"] is not None:
@@ -97,12 +109,16 @@ def _content(images: ImageSet) -> str:
 
 def _read(detector: Detector, pixels: Mapping[Source, str]) -> list[str]:
     """Return the fingerprints of the images that a detector learns from."""
-    return [pixels[source] for source in ("inliers", *sorted(detector.learns_from)) if source in pixels]
+    return [
+        pixels[source] for source in ("inliers", *sorted(detector.learns_from)) if source in pixels
+    ]
 
 
 def _learned(detector: Detector) -> list[str]:
     """Return the names of all that is learned, in a detector and in those inside it."""
-    parts = [(prefix, part) for prefix, part in detector.named_modules() if isinstance(part, Detector)]
+    parts = [
+        (prefix, part) for prefix, part in detector.named_modules() if isinstance(part, Detector)
+    ]
     return [f"{prefix}.{name}".lstrip(".") for prefix, part in parts for name in part.declared]
 
 
@@ -112,6 +128,8 @@ def _state(detector: Detector) -> Cell:
 
 
 def _load(detector: Detector, cell: Cell) -> None:
-    """Load what the store has, also right after fitting: then every process goes on from the same bits."""
+    """Load what the store has, also right after fitting: then every process goes on from the same
+    bits.
+    """
     learned = {name: torch.from_numpy(array.copy()) for name, array in cell.arrays.items()}
     detector.load_state_dict({**detector.state_dict(), **learned})

@@ -1,4 +1,6 @@
-"""The grid: every network's detectors against every attack on every OOD set, each cell computed once."""
+"""The grid: every network's detectors against every attack on every OOD set, each cell computed
+once.
+"""
 
 from __future__ import annotations
 
@@ -44,23 +46,28 @@ def evaluate(
 
     Args:
         net: the classifier, for its accuracy.
-        detectors: detectors by label; those not fitted yet are fitted on the training images of `data`.
+        detectors: detectors by label; those not fitted yet are fitted on the training images of
+            `data`.
         attacks: attacks by label; each goes through the detector that it is scored on.
         data: the test part is the in-distribution; `near` and `far` are the OOD sets.
         model: the name that rows carry.
         limit: use only the first so many images of each set.
         device: where to compute.
-        checks: also look, on a few images, for signs that an attack failed for a reason other than a robust detector.
+        checks: also look, on a few images, for signs that an attack failed for a reason other than
+            a robust detector.
         intervals: resamples of the bootstrap intervals; 0 leaves them out.
-        folder: where cells are kept as soon as they are computed, so that a second call computes only what is missing;
-            None keeps them in memory until the call ends. `Results.write` writes the results themselves.
+        folder: where cells are kept as soon as they are computed, so that a second call computes
+            only what is missing; None keeps them in memory until the call ends. `Results.write`
+            writes the results themselves.
         progress: told what is computed.
 
     Returns:
-        The results. A detector that cannot be fitted, attacked or scored is in their `failures`; the rest goes on.
+        The results. A detector that cannot be fitted, attacked or scored is in their `failures`;
+        the rest goes on.
 
     Raises:
-        UserError: no OOD set, no detector, images of different sizes, a detector to fit without training images.
+        UserError: no OOD set, no detector, images of different sizes, a detector to fit without
+            training images.
     """
     store = Store() if folder is None else FolderStore(Path(folder))
     grid = Grid(data, attacks, store, limit=limit, device=device, checks=checks, progress=progress)
@@ -75,8 +82,8 @@ class Grid:
     Args:
         data, attacks, limit, device, checks, progress: as in `evaluate`.
         store: where cells are kept.
-        batch_size: images of a batch, halved where they do not fit into memory. None begins on a GPU with a whole chunk
-            and on the CPU with `data.evaluation_batch_size`.
+        batch_size: images of a batch, halved where they do not fit into memory. None begins on a
+            GPU with a whole chunk and on the CPU with `data.evaluation_batch_size`.
         chunk: images of a cell.
 
     Raises:
@@ -132,7 +139,9 @@ class Grid:
         ]
         fitted = fit_missing(model, net, detectors, self.data, self.runner, before)
         subject = Subject(model, net, fitted)
-        self.plans.append(make_plan(subject, self.sets, self.attacks, self.machine, self._few(), before))
+        self.plans.append(
+            make_plan(subject, self.sets, self.attacks, self.machine, self._few(), before)
+        )
 
     def compute(self) -> None:
         """Compute what is missing in the store, unless another process does."""
@@ -145,12 +154,19 @@ class Grid:
             intervals: resamples of the bootstrap intervals.
             new: compute those that are not in the store.
         """
-        settings: dict[str, Any] = {"limit": self.limit, "device": str(self.device), "checks": self.checks}
+        settings: dict[str, Any] = {
+            "limit": self.limit,
+            "device": str(self.device),
+            "checks": self.checks,
+        }
         settings["networks"] = {
-            plan.subject.name: fingerprint(dict(plan.subject.net.state_dict())) for plan in self.plans
+            plan.subject.name: fingerprint(dict(plan.subject.net.state_dict()))
+            for plan in self.plans
         }
         precisions: dict[str, list[str]] = {}
-        results = Results(environment=describe_environment({**settings, "attack_precisions": precisions}))
+        results = Results(
+            environment=describe_environment({**settings, "attack_precisions": precisions})
+        )
         for plan in self.plans:
             table = Table(plan, self.sets, self.attacks, self.store)
             results.classification += table.accuracies()
@@ -178,7 +194,9 @@ class Grid:
         return inliers, outliers
 
     def bring(self, subject: Subject) -> None:
-        """Move a network and its detectors to the device, and those before back, so that there is room for one."""
+        """Move a network and its detectors to the device, and those before back, so that there is
+        room for one.
+        """
         before = self._on_device
         if before is not None and before.net is subject.net:
             return

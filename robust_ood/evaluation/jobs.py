@@ -39,7 +39,9 @@ class Job:
 
     def missing(self, store: Store, failed: Container[str] = ()) -> list[str]:
         """Return the labels whose cells are to be computed."""
-        return [label for label, key in self.keys.items() if label not in failed and not store.has(key)]
+        return [
+            label for label, key in self.keys.items() if label not in failed and not store.has(key)
+        ]
 
 
 @dataclass
@@ -78,7 +80,9 @@ class Runner:
         return [job for job in jobs if self._wanted(job)]
 
     def _wanted(self, job: Job) -> list[str]:
-        return job.missing(self.store, {one.detector or "" for one in self.failures if _concerns(one, job)})
+        return job.missing(
+            self.store, {one.detector or "" for one in self.failures if _concerns(one, job)}
+        )
 
     def _run(self, job: Job) -> None:
         missing = self._wanted(job)
@@ -89,7 +93,9 @@ class Runner:
     def _attempt(self, job: Job, labels: Sequence[str]) -> None:
         try:
             cells = job.compute(labels)
-        except Exception as error:  # whatever a detector of the user's raises concerns that detector alone
+        except (
+            Exception
+        ) as error:  # whatever a detector of the user's raises concerns that detector alone
             if len(labels) == 1:
                 self._note(job, labels[0], error)
                 return
@@ -97,7 +103,12 @@ class Runner:
                 self._attempt(job, [label])
             return
         for label, cell in cells.items():
-            about = {"model": job.model, "detector": label or None, "attack": job.attack, "stage": job.stage}
+            about = {
+                "model": job.model,
+                "detector": label or None,
+                "attack": job.attack,
+                "stage": job.stage,
+            }
             about["process"] = f"{platform.node()}:{os.getpid()}"
             self.store.write(job.keys[label], Cell(cell.arrays, {**about, **cell.about}))
             self.computed += 1
@@ -109,7 +120,9 @@ class Runner:
 
 
 def _concerns(failure: Failure, job: Job) -> bool:
-    """Whether a failure settles a job: another chunk of the same, or what needs the clean scores that failed."""
+    """Whether a failure settles a job: another chunk of the same, or what needs the clean scores
+    that failed.
+    """
     if failure.model != job.model:
         return False
     return failure.attack in ("none", job.attack) and failure.stage in ("score", job.stage)

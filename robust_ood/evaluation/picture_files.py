@@ -26,7 +26,8 @@ _DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 class Picture:
     """One kind of picture of one detector.
 
-    about: settings, `sets` (the names of the image sets by side), and `failed`, the reason, where there are no arrays.
+    about: settings, `sets` (the names of the image sets by side), and `failed`, the reason, where
+    there are no arrays.
     key: the fingerprint of everything that determines it.
     """
 
@@ -39,10 +40,16 @@ class Picture:
 
 
 def write_picture(folder: Path, picture: Picture) -> Path:
-    """Write a picture, in one move, into `figures/` of a folder of results, in place of an earlier one of its name."""
+    """Write a picture, in one move, into `figures/` of a folder of results, in place of an earlier
+    one of its name.
+    """
     path = _path(folder, picture)
     path.parent.mkdir(parents=True, exist_ok=True)
-    about: dict[str, Any] = {"kind": picture.kind, "model": picture.model, "detector": picture.detector}
+    about: dict[str, Any] = {
+        "kind": picture.kind,
+        "model": picture.model,
+        "detector": picture.detector,
+    }
     about |= {"key": picture.key, "about": dict(picture.about)}
     content = io.BytesIO()
     arrays: dict[str, Any] = {**picture.arrays, "picture": np.array(json.dumps(about))}
@@ -59,7 +66,9 @@ def remove_picture(folder: Path, picture: Picture) -> None:
 def _path(folder: Path, picture: Picture) -> Path:
     name = (picture.kind, picture.model, picture.detector)
     words = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(name)).strip("-").lower()[:80]
-    mark = hashlib.blake2b(json.dumps(name).encode(), digest_size=4).hexdigest()  # of names that differ in signs only
+    mark = hashlib.blake2b(
+        json.dumps(name).encode(), digest_size=4
+    ).hexdigest()  # of names that differ in signs only
     return folder / "figures" / f"{words}-{mark}.npz"
 
 
@@ -76,6 +85,10 @@ def _read(path: Path) -> Picture:
         with np.load(path) as archive:
             arrays = {name: archive[name] for name in archive.files}
         facts = json.loads(str(arrays.pop("picture")))
-        return Picture(facts["kind"], facts["model"], facts["detector"], arrays, facts["about"], facts["key"])
+        return Picture(
+            facts["kind"], facts["model"], facts["detector"], arrays, facts["about"], facts["key"]
+        )
     except _DAMAGE as error:
-        raise UserError(f"figures: {path} is damaged ({' '.join(str(error).split())[:80]}); remove it") from error
+        raise UserError(
+            f"figures: {path} is damaged ({' '.join(str(error).split())[:80]}); remove it"
+        ) from error

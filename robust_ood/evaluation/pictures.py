@@ -1,6 +1,8 @@
-"""Pictures: what some figures need a network and images for, computed on a few images while both are at hand.
+"""Pictures: what some figures need a network and images for, computed on a few images while both
+are at hand.
 
-A picture is arrays in the folder of results, `figures/*.npz`. `robust-ood report` draws them without either.
+A picture is arrays in the folder of results, `figures/*.npz`. `robust-ood report` draws them
+without either.
 """
 
 from __future__ import annotations
@@ -21,7 +23,13 @@ from robust_ood.detectors import Detector
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.evaluation.curves import concatenate, trace
 from robust_ood.evaluation.fingerprints import code_version, fingerprint
-from robust_ood.evaluation.picture_files import Arrays, Picture, read_pictures, remove_picture, write_picture
+from robust_ood.evaluation.picture_files import (
+    Arrays,
+    Picture,
+    read_pictures,
+    remove_picture,
+    write_picture,
+)
 from robust_ood.modes import evaluating
 from robust_ood.perturb import minimize
 from robust_ood.randomness import generator
@@ -49,8 +57,9 @@ class Side(NamedTuple):
 class Scene(NamedTuple):
     """What the pictures are made of.
 
-    many: for each side, `FEW` images of its first set. shown: `SHOWN` inliers, and as many outliers from the OOD sets
-    in turn. attack, label: the attack of the largest radius, if any. batch_size: images scored at a time.
+    many: for each side, `FEW` images of its first set. shown: `SHOWN` inliers, and as many outliers
+    from the OOD sets in turn. attack, label: the attack of the largest radius, if any. batch_size:
+    images scored at a time.
     """
 
     many: Sequence[Side]
@@ -80,7 +89,10 @@ def kinds_of(wanted: bool | Sequence[str]) -> list[str]:
 
 
 def set_scene(
-    data: OODData, attacks: Mapping[str, Attack], limit: int | None = None, device: torch.device | str = "cpu"
+    data: OODData,
+    attacks: Mapping[str, Attack],
+    limit: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> Scene:
     """Return the few images and the attack of the largest radius that pictures are made of.
 
@@ -94,15 +106,31 @@ def set_scene(
     inliers, ood = data.inliers("test"), data.ood_sets()
     firsts = dict(reversed(ood))  # of several sets of a group, the first
     many = [Side("in", _take(inliers, few, device), (inliers.name,))]
-    many += [Side(g, _take(firsts[g], few, device), (firsts[g].name,)) for g in ("near", "far") if g in firsts]
-    turns = [(group, images, turn) for turn in range(shown) for group, images in ood if turn < len(images)][:shown]
-    others = [(group, images.name, _take(images, turn + 1, device)[turn:]) for group, images, turn in turns]
+    many += [
+        Side(g, _take(firsts[g], few, device), (firsts[g].name,))
+        for g in ("near", "far")
+        if g in firsts
+    ]
+    turns = [
+        (group, images, turn)
+        for turn in range(shown)
+        for group, images in ood
+        if turn < len(images)
+    ][:shown]
+    others = [
+        (group, images.name, _take(images, turn + 1, device)[turn:])
+        for group, images, turn in turns
+    ]
     sides = [Side("in", many[0].images[:shown], (inliers.name,) * len(many[0].images[:shown]))]
     for group in ("near", "far"):
         own = [(name, image) for where, name, image in others if where == group]
         if own:
-            sides.append(Side(group, torch.cat([image for _, image in own]), tuple(name for name, _ in own)))
-    label, attack = max(attacks.items(), key=lambda item: item[1].settings()["radius"], default=("none", None))
+            sides.append(
+                Side(group, torch.cat([image for _, image in own]), tuple(name for name, _ in own))
+            )
+    label, attack = max(
+        attacks.items(), key=lambda item: item[1].settings()["radius"], default=("none", None)
+    )
     return Scene(many, sides, attack, label, data.evaluation_batch_size)
 
 
@@ -119,7 +147,8 @@ def draw(
     made: Container[str] = (),
     progress: Progress = lambda step: None,
 ) -> Iterator[Picture]:
-    """Yield a picture of each kind for each detector, but for those whose keys are among those `made`.
+    """Yield a picture of each kind for each detector, but for those whose keys are among those
+    `made`.
 
     One that cannot be made, as for a score without gradient, has no arrays and says why.
     """
@@ -146,7 +175,10 @@ def _drawn(
 
 def _keys(model: str, detectors: Mapping[str, Detector], scene: Scene) -> Keys:
     """Return the key of every kind of picture of each detector."""
-    code, material = code_version("evaluation/pictures.py", "evaluation/curves.py"), fingerprint(scene)
+    code, material = (
+        code_version("evaluation/pictures.py", "evaluation/curves.py"),
+        fingerprint(scene),
+    )
     marks = {name: fingerprint(detector) for name, detector in detectors.items()}
     return {
         (kind, name): fingerprint([kind, model, name, code, material, mark])
@@ -163,13 +195,18 @@ def draw_into(
     kinds: Sequence[str],
     progress: Progress = lambda step: None,
 ) -> int:
-    """Draw what a folder of results does not have yet of the pictures of a network, and return how many that were.
+    """Draw what a folder of results does not have yet of the pictures of a network, and return how
+    many that were.
 
-    Pictures of these detectors that show something else by now are removed, also of kinds that are not drawn again.
+    Pictures of these detectors that show something else by now are removed, also of kinds that are
+    not drawn again.
     """
     keys, there = _keys(model, detectors, scene), read_pictures(folder)
     for picture in there:
-        if picture.model == model and keys.get((picture.kind, picture.detector), picture.key) != picture.key:
+        if (
+            picture.model == model
+            and keys.get((picture.kind, picture.detector), picture.key) != picture.key
+        ):
             remove_picture(folder, picture)
     made = {picture.key for picture in there}
     count = 0
@@ -183,15 +220,18 @@ Made = tuple[Arrays, Mapping[str, Any]]
 
 
 def shift(detector: Detector, scene: Scene) -> Made:
-    """Return the score shifts `g(x + delta) - g(x)`, `(sizes, N)` a side, under one sign step that lowers the score.
+    """Return the score shifts `g(x + delta) - g(x)`, `(sizes, N)` a side, under one sign step that
+    lowers the score.
 
-    Source: PRO paper, Sec. 3.2 and Fig. 3 (and 7, for size 0.001): inliers and outliers get the same perturbation,
-    which is neither projected nor clipped.
+    Source: PRO paper, Sec. 3.2 and Fig. 3 (and 7, for size 0.001): inliers and outliers get the
+    same perturbation, which is neither projected nor clipped.
     """
     arrays: dict[str, NDArray[Any]] = {"sizes": np.array(SHIFT_SIZES)}
     for side in scene.many:
         rows = [
-            torch.cat([_shifted(detector, part, size) for part in _batches(side.images, scene.batch_size)])
+            torch.cat(
+                [_shifted(detector, part, size) for part in _batches(side.images, scene.batch_size)]
+            )
             for size in SHIFT_SIZES
         ]
         arrays[side.name] = _array(torch.stack(rows))
@@ -199,19 +239,25 @@ def shift(detector: Detector, scene: Scene) -> Made:
 
 
 def _shifted(detector: Detector, images: Tensor, size: float) -> Tensor:
-    moved = minimize(detector.surrogate, images, Unbounded(clip=False), steps=1, step_size=size, keep="last").images
+    moved = minimize(
+        detector.surrogate, images, Unbounded(clip=False), steps=1, step_size=size, keep="last"
+    ).images
     with torch.no_grad():
         after: Tensor = detector(moved) - detector(images)
     return after
 
 
 def curves(detector: Detector, scene: Scene) -> Made:
-    """Return each side's true scores and sizes of the perturbation along an attack out to twice the largest radius.
+    """Return each side's true scores and sizes of the perturbation along an attack out to twice the
+    largest radius.
 
-    Source: Fort 2022, Sec. 3.1, Fig. 3 and 7. Equal steps from the clean image; `evaluation.curves` reads them.
+    Source: Fort 2022, Sec. 3.1, Fig. 3 and 7. Equal steps from the clean image; `evaluation.curves`
+    reads them.
     """
     region = scene.region.scaled(2)
-    attack = PGD(region, steps=_TRACE_STEPS, step_size=region.radius / _TRACE_STEPS, random_start=False)
+    attack = PGD(
+        region, steps=_TRACE_STEPS, step_size=region.radius / _TRACE_STEPS, random_start=False
+    )
     arrays: dict[str, NDArray[Any]] = {}
     for side in scene.many:
         direction: Direction = 1 if side.name == "in" else -1
@@ -223,12 +269,16 @@ def curves(detector: Detector, scene: Scene) -> Made:
 
 
 def landscape(detector: Detector, scene: Scene) -> Made:
-    """Return the scores at `x + a u + b v` for a and b on a square around each image shown, `(images, points, points)`.
+    """Return the scores at `x + a u + b v` for a and b on a square around each image shown,
+    `(images, points, points)`.
 
-    Source: PRO paper, Eq. 5.3 and Fig. 6. u and v are Gaussian directions of root mean square 1, the same for all
-    images and detectors, so a and b are root mean square changes of the pixels. Pixels are clipped to [0, 1].
+    Source: PRO paper, Eq. 5.3 and Fig. 6. u and v are Gaussian directions of root mean square 1,
+    the same for all images and detectors, so a and b are root mean square changes of the pixels.
+    Pixels are clipped to [0, 1].
     """
-    reach = max(2 * float(scene.region.radius), 8 / 255) if scene.region.name == "Linf" else 32 / 255
+    reach = (
+        max(2 * float(scene.region.radius), 8 / 255) if scene.region.name == "Linf" else 32 / 255
+    )
     offsets = torch.linspace(-reach, reach, _MAP_POINTS)
     maps, groups, sets = [], [], []
     for side in scene.shown:
@@ -242,20 +292,26 @@ def landscape(detector: Detector, scene: Scene) -> Made:
 def _map(detector: Detector, image: Tensor, offsets: Tensor, batch_size: int) -> Tensor:
     u, v = (
         (noise / noise.square().mean().sqrt()).to(image)
-        for noise in (torch.randn(image.shape, generator=generator(0, "landscape", axis)) for axis in range(2))
+        for noise in (
+            torch.randn(image.shape, generator=generator(0, "landscape", axis)) for axis in range(2)
+        )
     )
     a, b = torch.meshgrid(offsets, offsets, indexing="xy")  # a along columns, b along rows
     weights = torch.stack([a.flatten(), b.flatten()], 1).to(image)  # (points^2, 2)
     with torch.no_grad():
         scores = [
-            detector((image + w[:, 0, None, None, None] * u + w[:, 1, None, None, None] * v).clamp(0, 1))
+            detector(
+                (image + w[:, 0, None, None, None] * u + w[:, 1, None, None, None] * v).clamp(0, 1)
+            )
             for w in _batches(weights, batch_size)
         ]
     return torch.cat(scores).view(len(offsets), len(offsets))
 
 
 def strips(detector: Detector, scene: Scene) -> Made:
-    """Return images before and after the attack of the largest radius, uint8 `(N, H, W, C)`, and their true scores."""
+    """Return images before and after the attack of the largest radius, uint8 `(N, H, W, C)`, and
+    their true scores.
+    """
     if scene.attack is None:
         raise UserError("attacks: none given, so there is no attacked image to show")
     columns: dict[str, list[Tensor]] = {"clean": [], "attacked": [], "before": [], "after": []}
@@ -271,11 +327,21 @@ def strips(detector: Detector, scene: Scene) -> Made:
         columns["before"].append(before)
         columns["after"].append(found.values)
     arrays = {name: _array(torch.cat(parts)) for name, parts in columns.items()}
-    return arrays, {"groups": groups, "sets": sets, "attack": scene.label, **scene.attack.settings()}
+    return arrays, {
+        "groups": groups,
+        "sets": sets,
+        "attack": scene.label,
+        **scene.attack.settings(),
+    }
 
 
 Kind = Callable[[Detector, Scene], Made]
-KINDS: dict[str, Kind] = {"shift": shift, "curves": curves, "landscape": landscape, "strips": strips}
+KINDS: dict[str, Kind] = {
+    "shift": shift,
+    "curves": curves,
+    "landscape": landscape,
+    "strips": strips,
+}
 
 
 def _batches(rows: Tensor, size: int) -> list[Tensor]:

@@ -25,7 +25,9 @@ _OF_LABELS = ""  # stands for the detector where a cell is of the network itself
 
 
 class TestSet(NamedTuple):
-    """Images to score: the in-distribution (`group` "id") or an OOD set, and what an attack does to their scores."""
+    """Images to score: the in-distribution (`group` "id") or an OOD set, and what an attack does to
+    their scores.
+    """
 
     images: ImageSet
     group: str
@@ -50,8 +52,8 @@ class Subject:
 class Plan:
     """Jobs, in the order in which results become complete, and where their cells are.
 
-    columns: by detector ("" for the network's right answers), attack ("none" without) and place in the list of sets,
-    the keys of the chunks. checks: by detector, the key of its alarms.
+    columns: by detector ("" for the network's right answers), attack ("none" without) and place in
+    the list of sets, the keys of the chunks. checks: by detector, the key of its alarms.
     """
 
     subject: Subject
@@ -81,43 +83,79 @@ def make_plan(
     net = fingerprint(subject.net)
     marks = {name: fingerprint(d, {id(subject.net): net}) for name, d in subject.detectors.items()}
     budgets = {"none": "", **{label: fingerprint(attack) for label, attack in attacks.items()}}
-    answers = [fingerprint(part.images.read_labels(torch.arange(part.start, part.stop))) for part in sets[0].chunks]
+    answers = [
+        fingerprint(part.images.read_labels(torch.arange(part.start, part.stop)))
+        for part in sets[0].chunks
+    ]
     plan = Plan(subject)
 
     def add(names: Sequence[str], label: str, place: int) -> None:
         """Add the jobs that score detectors on the same images of a set."""
         group, attack = {name: subject.detectors[name] for name in names}, attacks.get(label)
-        side, work = sets[place].direction if attack else 0, _work(attack) + (len(group) if attack else 0)
+        side, work = (
+            sets[place].direction if attack else 0,
+            _work(attack) + (len(group) if attack else 0),
+        )
         for chunk in sets[place].chunks:
             keys = {
-                name: fingerprint(["score", code_version(), marks[name], budgets[label], side, chunk.content])
+                name: fingerprint(
+                    ["score", code_version(), marks[name], budgets[label], side, chunk.content]
+                )
                 for name in names
             }
             for name, key in keys.items():
                 plan.columns.setdefault((name, label, place), []).append(key)
 
             def compute(
-                missing: Sequence[str], chunk: Chunk = chunk, direction: Direction = sets[place].direction
+                missing: Sequence[str],
+                chunk: Chunk = chunk,
+                direction: Direction = sets[place].direction,
             ) -> Mapping[str, Cell]:
                 before()
-                return _noted(machine.score({n: group[n] for n in missing}, chunk, attack, direction), chunk, attack)
+                return _noted(
+                    machine.score({n: group[n] for n in missing}, chunk, attack, direction),
+                    chunk,
+                    attack,
+                )
 
-            own = keys[names[0]] if len(names) == 1 else fingerprint([net, budgets[label], side, chunk.content])
+            own = (
+                keys[names[0]]
+                if len(names) == 1
+                else fingerprint([net, budgets[label], side, chunk.content])
+            )
             title = _title(subject.name, names if attack else (), label, chunk)
             size = chunk.stop - chunk.start
-            plan.jobs.append(Job(own, title, subject.name, label, "score", keys, work * size / len(names), compute))
+            plan.jobs.append(
+                Job(
+                    own,
+                    title,
+                    subject.name,
+                    label,
+                    "score",
+                    keys,
+                    work * size / len(names),
+                    compute,
+                )
+            )
 
     def classify(label: str) -> None:
         attack = attacks.get(label)
         for chunk, labels in zip(sets[0].chunks, answers, strict=True):
-            key = fingerprint(["classify", code_version(), net, budgets[label], chunk.content, labels])
+            key = fingerprint(
+                ["classify", code_version(), net, budgets[label], chunk.content, labels]
+            )
             plan.columns.setdefault((_OF_LABELS, label, 0), []).append(key)
 
             def compute(_: Sequence[str], chunk: Chunk = chunk) -> Mapping[str, Cell]:
                 before()
-                return _noted({_OF_LABELS: machine.classify(subject.net, chunk, attack)}, chunk, attack)
+                return _noted(
+                    {_OF_LABELS: machine.classify(subject.net, chunk, attack)}, chunk, attack
+                )
 
-            title, work = _title(subject.name, ("accuracy",), label, chunk), _work(attack) * (chunk.stop - chunk.start)
+            title, work = (
+                _title(subject.name, ("accuracy",), label, chunk),
+                _work(attack) * (chunk.stop - chunk.start),
+            )
             keys = {_OF_LABELS: key}
             plan.jobs.append(Job(key, title, subject.name, label, "classify", keys, work, compute))
 
@@ -128,7 +166,9 @@ def make_plan(
 
         def compute(_: Sequence[str]) -> Mapping[str, Cell]:
             before()
-            return {name: machine.check(subject.detectors[name], inliers, outliers, attacks.values())}
+            return {
+                name: machine.check(subject.detectors[name], inliers, outliers, attacks.values())
+            }
 
         title, work = f"{subject.name}: sanity of {name}", _CHECK_WORK * max(1, len(attacks))
         plan.jobs.append(Job(key, title, subject.name, "none", "check", {name: key}, work, compute))
@@ -149,7 +189,9 @@ def make_plan(
 
 
 def _groups(attack: Attack, detectors: Mapping[str, Detector]) -> list[list[str]]:
-    """Return the labels of detectors, those together on which the attack proposes the same images."""
+    """Return the labels of detectors, those together on which the attack proposes the same
+    images.
+    """
     groups: dict[Hashable, list[str]] = {}
     for name, detector in detectors.items():
         groups.setdefault(sharing(attack, detector) or name, []).append(name)
@@ -171,7 +213,12 @@ def _title(model: str, names: Sequence[str], label: str, chunk: Chunk) -> str:
 
 
 def _noted(cells: Mapping[str, Cell], chunk: Chunk, attack: Attack | None) -> Mapping[str, Cell]:
-    """Return the cells with what they are of, for who reads them by themselves: images, attack, and this code."""
+    """Return the cells with what they are of, for who reads them by themselves: images, attack, and
+    this code.
+    """
     where: dict[str, Any] = {"images": chunk.images.name, "start": chunk.start, "stop": chunk.stop}
-    where |= {"code": code_version(), "settings": dict(attack.settings()) if attack is not None else {}}
+    where |= {
+        "code": code_version(),
+        "settings": dict(attack.settings()) if attack is not None else {},
+    }
     return {name: Cell(cell.arrays, {**where, **cell.about}) for name, cell in cells.items()}

@@ -18,12 +18,14 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One detector against one attack on one OOD set: rates in [0, 1], by the definitions in `robust_ood.metrics`.
+    """One detector against one attack on one OOD set: rates in [0, 1], by the definitions in
+    `robust_ood.metrics`.
 
-    attacked: which images the attack changed, "none", "in", "out" or "both". ood: the set, or "near" / "far" for the
-    mean over a group. fpr95: share of OOD accepted when 95 % of ID is accepted. fpr95_ood_positive: share of ID
-    rejected when 95 % of OOD is rejected. tpr_deployed, fpr_deployed: shares of ID and OOD accepted at the threshold
-    that accepts 95 % of the *clean* ID. seconds: what computing the scores took, whenever that was.
+    attacked: which images the attack changed, "none", "in", "out" or "both". ood: the set, or
+    "near" / "far" for the mean over a group. fpr95: share of OOD accepted when 95 % of ID is
+    accepted. fpr95_ood_positive: share of ID rejected when 95 % of OOD is rejected. tpr_deployed,
+    fpr_deployed: shares of ID and OOD accepted at the threshold that accepts 95 % of the *clean*
+    ID. seconds: what computing the scores took, whenever that was.
     """
 
     model: str
@@ -52,7 +54,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Classification accuracy, a fraction in [0, 1], clean (attack "none") or under an attack on the classifier."""
+    """Classification accuracy, a fraction in [0, 1], clean (attack "none") or under an attack on
+    the classifier.
+    """
 
     model: str
     id: str
@@ -68,7 +72,9 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Interval:
-    """Bootstrap percentile intervals of one row's AUROC and FPR95, `(low, high)`; averages over groups have none."""
+    """Bootstrap percentile intervals of one row's AUROC and FPR95, `(low, high)`; averages over
+    groups have none.
+    """
 
     model: str
     detector: str
@@ -87,8 +93,8 @@ class Interval:
 class Summary:
     """Mean and sample standard deviation of rows over the checkpoints of one recipe.
 
-    recipe: its name; its models are those that `models` names. Other fields as in `Row`; of accuracies `detector`,
-    `ood` and `group` are None and the one metric is "accuracy".
+    recipe: its name; its models are those that `models` names. Other fields as in `Row`; of
+    accuracies `detector`, `ood` and `group` are None and the one metric is "accuracy".
     """
 
     recipe: str
@@ -109,7 +115,8 @@ class Summary:
 
 @dataclass(frozen=True)
 class Wins:
-    """How many images of a set each member of an attack won: whose candidate was kept; "clean" is the image itself.
+    """How many images of a set each member of an attack won: whose candidate was kept; "clean" is
+    the image itself.
 
     detector: None for an attack on the classifier.
     """
@@ -127,8 +134,8 @@ class Wins:
 class Failure:
     """A detector that could not be fitted, scored or checked: it has no rows, the rest has.
 
-    detector: None where it is the network's accuracy that failed. stage: "fit", "score", "classify" or "check". attack:
-    "none" where it failed on clean images or in fitting.
+    detector: None where it is the network's accuracy that failed. stage: "fit", "score", "classify"
+    or "check". attack: "none" where it failed on clean images or in fitting.
     """
 
     model: str
@@ -141,7 +148,8 @@ class Failure:
 
 @dataclass(frozen=True)
 class CellFiles:
-    """Where the scores of one set lie: files relative to the folder of `results.json`, in the order of the images.
+    """Where the scores of one set lie: files relative to the folder of `results.json`, in the order
+    of the images.
 
     detector: None for the classifier's right answers. group: "id", "near" or "far".
     """

@@ -41,9 +41,11 @@ _LISTS: dict[str, type[Any]] = {
 
 @dataclass
 class Results:
-    """What an evaluation found, and where it was found. `docs/results_schema.md` describes the fields.
+    """What an evaluation found, and where it was found. `docs/results_schema.md` describes the
+    fields.
 
-    complete: whether everything that was asked for is there, or failed; False after an interruption.
+    complete: whether everything that was asked for is there, or failed; False after an
+    interruption.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -58,7 +60,9 @@ class Results:
     complete: bool = True
 
     def extend(self, other: Results) -> None:
-        """Add another evaluation's rows, as for a second model; not its cells, which lie in a folder of their own."""
+        """Add another evaluation's rows, as for a second model; not its cells, which lie in a
+        folder of their own.
+        """
         for name in ("rows", "classification", "warnings", *_LISTS):
             getattr(self, name).extend(getattr(other, name) if name != "cells" else [])
         self.environment = self.environment or other.environment
@@ -74,18 +78,36 @@ class Results:
         try:
             content = json.loads(path.read_text())
         except FileNotFoundError as error:
-            raise UserError(f"results: no such file: {path}; robust-ood evaluate writes it") from error
+            raise UserError(
+                f"results: no such file: {path}; robust-ood evaluate writes it"
+            ) from error
         except (OSError, ValueError) as error:
-            raise UserError(f"results: {path} is missing or damaged ({' '.join(str(error).split())})") from error
+            raise UserError(
+                f"results: {path} is missing or damaged ({' '.join(str(error).split())})"
+            ) from error
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             raise UserError(f"results: {path} is not of schema {SCHEMA}")
         try:
-            rows, accuracies = _records(Row, content["rows"]), _records(Accuracy, content["classification"])
-            others: dict[str, Any] = {name: _records(kind, content.get(name, [])) for name, kind in _LISTS.items()}
+            rows, accuracies = (
+                _records(Row, content["rows"]),
+                _records(Accuracy, content["classification"]),
+            )
+            others: dict[str, Any] = {
+                name: _records(kind, content.get(name, [])) for name, kind in _LISTS.items()
+            }
             complete = content.get("complete", True)
-            return cls(rows, accuracies, content["warnings"], content["environment"], **others, complete=complete)
+            return cls(
+                rows,
+                accuracies,
+                content["warnings"],
+                content["environment"],
+                **others,
+                complete=complete,
+            )
         except (TypeError, KeyError) as error:
-            raise UserError(f"results: {path} is damaged ({' '.join(str(error).split())})") from error
+            raise UserError(
+                f"results: {path} is damaged ({' '.join(str(error).split())})"
+            ) from error
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content of `results.json`."""
@@ -100,25 +122,38 @@ class Results:
         }
 
     def write(self, folder: Path) -> None:
-        """Write `results.json` and `results.csv`, each in one move, into the folder, made where it is missing."""
+        """Write `results.json` and `results.csv`, each in one move, into the folder, made where it
+        is missing.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / "results.json", json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n")
+        replace_file(
+            folder / "results.json", json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n"
+        )
         replace_file(folder / "results.csv", _csv([asdict(row) for row in self.rows]))
 
 
 def _as_json(value: Any) -> Any:
-    """Return settings with what JSON has no word for as text: an infinite one must not lose what was computed."""
+    """Return settings with what JSON has no word for as text: an infinite one must not lose what
+    was computed.
+    """
     if isinstance(value, Mapping):
         return {str(key): _as_json(inside) for key, inside in value.items()}
     if isinstance(value, list | tuple):
         return [_as_json(inside) for inside in value]
-    plain = value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
+    plain = (
+        value is None
+        or isinstance(value, bool | int | str)
+        or (isinstance(value, float) and math.isfinite(value))
+    )
     return value if plain else str(value)
 
 
 def _records(kind: type[T], listed: Sequence[Mapping[str, Any]]) -> list[T]:
     """Return records as they were before JSON made lists of their tuples."""
-    return [kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in one.items()}) for one in listed]
+    return [
+        kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in one.items()})
+        for one in listed
+    ]
 
 
 def describe_environment(settings: Mapping[str, Any]) -> dict[str, Any]:

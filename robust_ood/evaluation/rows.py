@@ -22,11 +22,24 @@ from robust_ood.randomness import generator
 
 NO_ATTACK = Settings(norm="none", radius=0.0, steps=0, restarts=0)
 _LEVEL = 0.95
-_SAME = ("detector", "attack", "attacked", "norm", "radius", "steps", "restarts", "id", "ood", "group")
+_SAME = (
+    "detector",
+    "attack",
+    "attacked",
+    "norm",
+    "radius",
+    "steps",
+    "restarts",
+    "id",
+    "ood",
+    "group",
+)
 
 
 class Column(NamedTuple):
-    """All scores of one set, `(N,)`, the seconds they took, and how many images each member of the attack won."""
+    """All scores of one set, `(N,)`, the seconds they took, and how many images each member of the
+    attack won.
+    """
 
     scores: Tensor
     seconds: float
@@ -56,15 +69,23 @@ class Table:
         return _joined(found) if len(found) == len(cells) else None
 
     def rows(self) -> Iterator[tuple[Row, Tensor, Tensor]]:
-        """Yield the rows of all detectors, each with its ID and OOD scores; those of averages are empty."""
+        """Yield the rows of all detectors, each with its ID and OOD scores; those of averages are
+        empty.
+        """
         places = range(len(self.sets))
         for name in self.plan.subject.detectors:
             clean = [self.column(name, "none", place) for place in places]
             yield from self._with_means(self._compare(name, "none", "none", clean, clean, clean))
             for label in self.attacks:
                 hit = [self.column(name, label, place) for place in places]
-                for attacked, inliers, outliers in (("in", hit, clean), ("out", clean, hit), ("both", hit, hit)):
-                    yield from self._with_means(self._compare(name, label, attacked, clean, inliers, outliers))
+                for attacked, inliers, outliers in (
+                    ("in", hit, clean),
+                    ("out", clean, hit),
+                    ("both", hit, hit),
+                ):
+                    yield from self._with_means(
+                        self._compare(name, label, attacked, clean, inliers, outliers)
+                    )
 
     def accuracies(self) -> list[Accuracy]:
         """Return the accuracy, clean and under each attack."""
@@ -75,8 +96,17 @@ class Table:
                 accuracy, n = right.scores.double().mean().item(), len(right.scores)
                 name, subject = self.sets[0].images.name, self.plan.subject.name
                 attack = self.attacks.get(label)
-                budget = attack.settings_on_classifiers() if isinstance(attack, Suite) else self._budget(label)
-                facts: dict[str, Any] = {"n": n, "accuracy": accuracy, "seconds": right.seconds, **budget}
+                budget = (
+                    attack.settings_on_classifiers()
+                    if isinstance(attack, Suite)
+                    else self._budget(label)
+                )
+                facts: dict[str, Any] = {
+                    "n": n,
+                    "accuracy": accuracy,
+                    "seconds": right.seconds,
+                    **budget,
+                }
                 table.append(Accuracy(model=subject, id=name, attack=label, **facts))
         return table
 
@@ -86,7 +116,9 @@ class Table:
         for name, key in self.plan.checks.items():
             cell = self.store.read(key)
             alarms = cell.about["warnings"] if cell is not None else ()
-            found.update(dict.fromkeys(f"{self.plan.subject.name}, {name}: {alarm}" for alarm in alarms))
+            found.update(
+                dict.fromkeys(f"{self.plan.subject.name}, {name}: {alarm}" for alarm in alarms)
+            )
         return list(found)
 
     def wins(self) -> list[Wins]:
@@ -108,11 +140,15 @@ class Table:
             files = tuple(path for path in paths if path is not None)
             if len(files) == len(keys):
                 images, group = self.sets[place].images.name, self.sets[place].group
-                table.append(CellFiles(self.plan.subject.name, detector or None, label, images, group, files))
+                table.append(
+                    CellFiles(self.plan.subject.name, detector or None, label, images, group, files)
+                )
         return table
 
     def precisions(self) -> dict[str, set[str]]:
-        """Return, by precision of attacks' gradients, which detectors it was used on; "classifier" is the network."""
+        """Return, by precision of attacks' gradients, which detectors it was used on; "classifier"
+        is the network.
+        """
         found: dict[str, set[str]] = {}
         for (detector, _, _), keys in self.plan.columns.items():
             for cell in map(self.store.read, keys):
@@ -156,33 +192,50 @@ class Table:
             rows.append((row, own.scores, other.scores))
         return rows
 
-    def _with_means(self, rows: list[tuple[Row, Tensor, Tensor]]) -> list[tuple[Row, Tensor, Tensor]]:
+    def _with_means(
+        self, rows: list[tuple[Row, Tensor, Tensor]]
+    ) -> list[tuple[Row, Tensor, Tensor]]:
         """Add the mean over the near sets and over the far sets, where all of them are there."""
         means = []
         for group in ("near", "far"):
             members = [row for row, _, _ in rows if row.group == group]
             if members and len(members) == sum(part.group == group for part in self.sets):
-                numbers = {name: sum(getattr(row, name) for row in members) / len(members) for name in METRICS}
-                n_ood, seconds = sum(row.n_ood for row in members), sum(row.seconds for row in members)
+                numbers = {
+                    name: sum(getattr(row, name) for row in members) / len(members)
+                    for name in METRICS
+                }
+                n_ood, seconds = (
+                    sum(row.n_ood for row in members),
+                    sum(row.seconds for row in members),
+                )
                 mean = replace(members[0], ood=group, n_ood=n_ood, seconds=seconds, **numbers)
                 means.append((mean, torch.empty(0), torch.empty(0)))
         return rows + means
 
 
-def interval(row: Row, inliers: Tensor, outliers: Tensor, samples: int, store: Store, *, new: bool) -> Interval | None:
-    """Return a row's bootstrap intervals, from the store where it has them, else computed where `new`, else None."""
+def interval(
+    row: Row, inliers: Tensor, outliers: Tensor, samples: int, store: Store, *, new: bool
+) -> Interval | None:
+    """Return a row's bootstrap intervals, from the store where it has them, else computed where
+    `new`, else None.
+    """
     key = fingerprint(["interval", code_version("metrics"), samples, _LEVEL, inliers, outliers])
     cell = store.read(key)
     if cell is None and new:
         with store.claim(key, wait=True):
             cell = store.read(key)  # another process may just have written it
             if cell is None:
-                found = bootstrap_intervals(inliers, outliers, generator(0, "bootstrap"), samples, _LEVEL)
+                found = bootstrap_intervals(
+                    inliers, outliers, generator(0, "bootstrap"), samples, _LEVEL
+                )
                 cell = Cell({}, {"stage": "interval", **found})
                 store.write(key, cell)
     if cell is None:
         return None
-    bounds = {name: (float(cell.about[name][0]), float(cell.about[name][1])) for name in ("auroc", "fpr95")}
+    bounds = {
+        name: (float(cell.about[name][0]), float(cell.about[name][1]))
+        for name in ("auroc", "fpr95")
+    }
     names = ("model", "detector", "attack", "attacked", "id", "ood", "group")
     facts: dict[str, Any] = {**{name: getattr(row, name) for name in names}, **bounds}
     return Interval(level=_LEVEL, samples=samples, **facts)
@@ -202,15 +255,17 @@ def summarise(
                     mean = {name: statistics.fmean(numbers) for name, numbers in values.items()}
                     std = {name: statistics.stdev(numbers) for name, numbers in values.items()}
                     about: dict[str, Any] = dict(zip(_SAME, facts, strict=False))
-                    table.append(Summary(recipe=recipe, models=tuple(models), mean=mean, std=std, **about))
+                    table.append(
+                        Summary(recipe=recipe, models=tuple(models), mean=mean, std=std, **about)
+                    )
     return table
 
 
 def _alike(records: Sequence[Row | Accuracy]) -> dict[tuple[Any, ...], list[Row | Accuracy]]:
     """Return records by all that models have in common.
 
-    A group's mean may look like the row of a set that has the group's name; which of a model's rows it is tells them
-    apart.
+    A group's mean may look like the row of a set that has the group's name; which of a model's rows
+    it is tells them apart.
     """
     groups: dict[tuple[Any, ...], list[Row | Accuracy]] = {}
     seen: Counter[tuple[Any, ...]] = Counter()

@@ -1,4 +1,5 @@
-"""Alarms for numbers that lie: signs that an attack failed for a reason other than a robust detector.
+"""Alarms for numbers that lie: signs that an attack failed for a reason other than a robust
+detector.
 
 After Carlini et al. 2019 ("On evaluating adversarial robustness") and the checks of AutoAttack.
 """
@@ -36,18 +37,20 @@ def check(
     name: str = "detector",
     limit: int = 16,
 ) -> list[str]:
-    """Return warnings, one line each, that name the detector and what to do; none for a healthy detector.
+    """Return warnings, one line each, that name the detector and what to do; none for a healthy
+    detector.
 
-    The probes are short attacks of the checks' own in float32, one set of them for each norm and radius that occurs,
-    however many attacks share it; what two radii have in common, such as twice the one being the other, is computed
-    once.
+    The probes are short attacks of the checks' own in float32, one set of them for each norm and
+    radius that occurs, however many attacks share it; what two radii have in common, such as twice
+    the one being the other, is computed once.
 
     Args:
         detector: the detector that numbers are reported of.
         inliers: some clean in-distribution images `(N, C, H, W)` in [0, 1].
         outliers: some clean OOD images `(M, C, H, W)`.
-        attacks: the attacks that numbers are reported under; each is tried itself where it is cheap (at most 100 steps)
-            and is not already the plain attack through the detector's own score.
+        attacks: the attacks that numbers are reported under; each is tried itself where it is cheap
+            (at most 100 steps) and is not already the plain attack through the detector's own
+            score.
         name: what the warnings call the detector.
         limit: use only the first so many images of each set.
     """
@@ -68,14 +71,20 @@ def check(
         if budgets and differentiable:
             warnings += _of_everything(probe)
         for region, sharing in budgets.items():
-            warnings += _of_attacks(probe, region, sharing) if differentiable else _of_black_boxes(probe, region)
+            warnings += (
+                _of_attacks(probe, region, sharing)
+                if differentiable
+                else _of_black_boxes(probe, region)
+            )
         for attack in attacks:
             warnings += _of_members(detector, attack)
     return [f"{name}: {warning}" for warning in dict.fromkeys(warnings)]
 
 
 class _BothSides(Detector):
-    """A detector whose scores of outliers, which come last, are turned around: what lowers it attacks both sides."""
+    """A detector whose scores of outliers, which come last, are turned around: what lowers it
+    attacks both sides.
+    """
 
     signs: Tensor
 
@@ -128,9 +137,13 @@ class _Probe:
         return auroc(low, high)
 
     def probed(self, attack: PGD | Square) -> float:
-        """Return the AUROC under an attack through the detector, on both sides in one batch; each is run once."""
+        """Return the AUROC under an attack through the detector, on both sides in one batch; each
+        is run once.
+        """
         if attack not in self._found:
-            both = _BothSides(self.detector, len(self.inliers), len(self.outliers)).to(self.images.device)
+            both = _BothSides(self.detector, len(self.inliers), len(self.outliers)).to(
+                self.images.device
+            )
             indices = torch.cat([torch.arange(len(part)) for part in (self.inliers, self.outliers)])
             values = both.signs * attack_score(both, self.images, attack, 1, indices=indices).values
             self._found[attack] = self.auroc(values)
@@ -144,7 +157,9 @@ class _Probe:
         return ordinary(gradient)
 
     def differentiable(self) -> bool:
-        """Whether the surrogate depends on the images: what detaches them may still have gradients of its weights."""
+        """Whether the surrogate depends on the images: what detaches them may still have gradients
+        of its weights.
+        """
         with differentiating():
             leaf = self.inliers[:1].clone().requires_grad_()
             values = self.detector.surrogate(leaf)
@@ -193,7 +208,9 @@ def _of_gradients(probe: _Probe, region: Region) -> Iterator[str]:
         )
         return
     with torch.no_grad():
-        moved = probe.detector(probe.images - 0.1 * max(region.radius, 1e-3) * region.steepest(gradients))
+        moved = probe.detector(
+            probe.images - 0.1 * max(region.radius, 1e-3) * region.steepest(gradients)
+        )
     wrong = (moved > probe.scores()).float().mean().item()
     if wrong > 0.6:
         yield (
@@ -261,7 +278,9 @@ def _plain(attack: ScoreAttack) -> bool:
     """Return whether an attack is a longer version of the checks' own: it cannot be far weaker."""
     if not isinstance(attack, PGD) or attack.noise:
         return False
-    reaches = attack.steps >= _STEPS and attack.steps * (attack.step_size or 0.0) >= attack.region.radius
+    reaches = (
+        attack.steps >= _STEPS and attack.steps * (attack.step_size or 0.0) >= attack.region.radius
+    )
     return attack.objective == "score" and attack.keep == "best" and reaches
 
 
@@ -300,7 +319,9 @@ def _under_noise(probe: _Probe, region: Region) -> float:
 
 
 def _idle(probe: _Probe, region: Region) -> bool:
-    """Return whether the restarts of an attack on inliers all end where they began, at the same value."""
+    """Return whether the restarts of an attack on inliers all end where they began, at the same
+    value.
+    """
     objective = probe.detector.surrogate
     attack = _exact(region, steps=2, restarts=2)
     found = attack.search(objective, probe.inliers, attack.draws(torch.arange(len(probe.inliers))))
@@ -312,5 +333,7 @@ def _idle(probe: _Probe, region: Region) -> bool:
 
 
 def _exact(region: Region, **settings: Any) -> PGD:
-    """Return PGD in float32: what bfloat16 rounds away must not pass for a property of the detector."""
+    """Return PGD in float32: what bfloat16 rounds away must not pass for a property of the
+    detector.
+    """
     return PGD(region, precision="float32", **settings)

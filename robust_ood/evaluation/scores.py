@@ -1,4 +1,6 @@
-"""Scores of whole sets: clean ones with shared forward passes, attacked ones through each detector."""
+"""Scores of whole sets: clean ones with shared forward passes, attacked ones through each
+detector.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +18,26 @@ from robust_ood.models import outputs
 from robust_ood.modes import evaluating
 
 
-def clean_scores(detectors: Mapping[str, Detector], loader: Iterable[Batch], device: torch.device) -> dict[str, Tensor]:
-    """Return each detector's scores `(N,)` of all images; detectors that read one network's outputs share a pass."""
+def clean_scores(
+    detectors: Mapping[str, Detector], loader: Iterable[Batch], device: torch.device
+) -> dict[str, Tensor]:
+    """Return each detector's scores `(N,)` of all images; detectors that read one network's outputs
+    share a pass.
+    """
     parts = [score_images(detectors, on_device(batch, device)) for batch in loader]
     return {name: torch.cat([part[name] for part in parts]) for name in detectors}
 
 
 def score_images(detectors: Mapping[str, Detector], images: Tensor) -> dict[str, Tensor]:
-    """Return each detector's scores `(N,)`, on the CPU, of float images; one pass serves all that share a network."""
+    """Return each detector's scores `(N,)`, on the CPU, of float images; one pass serves all that
+    share a network.
+    """
     scores: dict[str, Tensor] = {}
     with evaluating(*detectors.values()), torch.no_grad():
         for net, readers in _by_network(detectors):
-            layers = tuple(sorted({layer for reader in readers.values() for layer in reader.layers}))
+            layers = tuple(
+                sorted({layer for reader in readers.values() for layer in reader.layers})
+            )
             out = widened(outputs(net, images, layers))
             with full_precision(images):
                 scores |= {name: reader.score(out).cpu() for name, reader in readers.items()}
@@ -36,18 +46,28 @@ def score_images(detectors: Mapping[str, Detector], images: Tensor) -> dict[str,
 
 
 def attacked_scores(
-    detector: Detector, loader: Iterable[Batch], attack: ScoreAttack, direction: Direction, device: torch.device
+    detector: Detector,
+    loader: Iterable[Batch],
+    attack: ScoreAttack,
+    direction: Direction,
+    device: torch.device,
 ) -> Tensor:
     """Return the detector's true scores `(N,)` of all images after an attack through it."""
     parts = [
-        attack_score(detector, on_device(batch, device), attack, direction, indices=batch.indices).values.cpu()
+        attack_score(
+            detector, on_device(batch, device), attack, direction, indices=batch.indices
+        ).values.cpu()
         for batch in loader
     ]
     return torch.cat(parts)
 
 
-def correct(net: nn.Module, loader: Iterable[Batch], attack: LabelAttack | None, device: torch.device) -> Tensor:
-    """Return whether each image, attacked where an attack is given, is classified correctly, bool `(N,)`."""
+def correct(
+    net: nn.Module, loader: Iterable[Batch], attack: LabelAttack | None, device: torch.device
+) -> Tensor:
+    """Return whether each image, attacked where an attack is given, is classified correctly, bool
+    `(N,)`.
+    """
     parts = []
     for batch in loader:
         images, labels = on_device(batch, device), batch.labels.to(device)
@@ -68,7 +88,9 @@ def as_input(images: Tensor, device: torch.device) -> Tensor:
     return to_float(images.to(device)).contiguous(memory_format=torch.channels_last)
 
 
-def _by_network(detectors: Mapping[str, Detector]) -> list[tuple[nn.Module, dict[str, OutputsDetector]]]:
+def _by_network(
+    detectors: Mapping[str, Detector],
+) -> list[tuple[nn.Module, dict[str, OutputsDetector]]]:
     groups: dict[int, tuple[nn.Module, dict[str, OutputsDetector]]] = {}
     for name, detector in detectors.items():
         if isinstance(detector, OutputsDetector):

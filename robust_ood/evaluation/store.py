@@ -1,7 +1,9 @@
 """The store: what has been computed, under a key of everything that determines it.
 
-A folder holds `cells/KEY.npz`, each written in one move, and `locks/`, by which processes that share the folder divide
-the work: what one of them computes, the others leave alone, and the system frees a dead process's claims.
+A folder holds `cells/KEY.npz`, each written in one move, and `locks/`, by which processes that
+share the folder divide
+the work: what one of them computes, the others leave alone, and the system frees a dead process's
+claims.
 """
 
 from __future__ import annotations
@@ -25,16 +27,24 @@ from robust_ood.writing import replace_file
 
 LAYOUT = 1
 Arrays = Mapping[str, NDArray[Any]]
-_DAMAGE = (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, json.JSONDecodeError, NotImplementedError)
+_DAMAGE = (
+    ValueError,
+    KeyError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    json.JSONDecodeError,
+    NotImplementedError,
+)
 
 
 @dataclass(frozen=True)
 class Cell:
     """What one step of an evaluation found.
 
-    arrays: `scores (n,)` float32 (higher = more in-distribution; of a classifier 1 where it is right, else 0),
-    `indices (n,)` of the images in their set, and under an attack `winners (n,)`, positions in `about["members"]`.
-    about: settings, `seconds`, versions, and what is no array.
+    arrays: `scores (n,)` float32 (higher = more in-distribution; of a classifier 1 where it is
+    right, else 0), `indices (n,)` of the images in their set, and under an attack `winners (n,)`,
+    positions in `about["members"]`. about: settings, `seconds`, versions, and what is no array.
     """
 
     arrays: Arrays = field(default_factory=dict)
@@ -62,7 +72,9 @@ class Store:
 
     @contextmanager
     def claim(self, name: str, *, wait: bool) -> Iterator[bool]:
-        """Keep others from the work of that name inside the block; gives False where another one is at it."""
+        """Keep others from the work of that name inside the block; gives False where another one is
+        at it.
+        """
         yield True
 
     def path(self, key: str) -> str | None:
@@ -71,7 +83,8 @@ class Store:
 
 
 class FolderStore(Store):
-    """Cells in a folder of results, for any number of processes. Nothing is made before the first claim.
+    """Cells in a folder of results, for any number of processes. Nothing is made before the first
+    claim.
 
     Args:
         folder: the folder of results; cells and locks are in its `store/`.
@@ -87,7 +100,9 @@ class FolderStore(Store):
         self._check_layout()
 
     def read(self, key: str) -> Cell | None:
-        """Return a cell, or None where there is none or its file is damaged, which is noted in `damage`."""
+        """Return a cell, or None where there is none or its file is damaged, which is noted in
+        `damage`.
+        """
         try:
             cell = read_cell(self._file(key), key)
         except FileNotFoundError:
@@ -105,13 +120,18 @@ class FolderStore(Store):
     def write(self, key: str, cell: Cell) -> None:
         """Write a cell in one move: readers see all of it or nothing."""
         content = io.BytesIO()
-        arrays: dict[str, Any] = {**cell.arrays, "about": np.array(json.dumps({**cell.about, "key": key}))}
+        arrays: dict[str, Any] = {
+            **cell.arrays,
+            "about": np.array(json.dumps({**cell.about, "key": key})),
+        }
         np.savez(content, **arrays)
         replace_file(self._file(key), content.getvalue())
 
     @contextmanager
     def claim(self, name: str, *, wait: bool) -> Iterator[bool]:
-        """Hold a lock of that name inside the block; gives False where another process has it and `wait` is False."""
+        """Hold a lock of that name inside the block; gives False where another process has it and
+        `wait` is False.
+        """
         lock = FileLock(self._locks() / f"{name}.lock")
         try:
             lock.acquire(timeout=-1 if wait else 0)
@@ -119,7 +139,9 @@ class FolderStore(Store):
             yield False
             return
         except NotImplementedError as error:
-            raise UserError(f"output: {self.folder.parent} is on a file system without locks; take another") from error
+            raise UserError(
+                f"output: {self.folder.parent} is on a file system without locks; take another"
+            ) from error
         try:
             yield True
         finally:
@@ -148,9 +170,13 @@ class FolderStore(Store):
         try:
             found = json.loads(path.read_text()).get("layout")
         except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"output: {self.folder} is no store of results; take another folder") from error
+            raise UserError(
+                f"output: {self.folder} is no store of results; take another folder"
+            ) from error
         if found != LAYOUT:
-            raise UserError(f"output: {self.folder} has layout {found}, {LAYOUT} is wanted; take another folder")
+            raise UserError(
+                f"output: {self.folder} has layout {found}, {LAYOUT} is wanted; take another folder"
+            )
 
 
 def read_cell(path: Path, key: str | None = None) -> Cell:

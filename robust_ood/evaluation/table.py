@@ -16,12 +16,16 @@ _ATTACKED = {"none": "clean", "in": "inliers", "out": "outliers", "both": "both"
 
 
 def print_results(results: Results, console: Console | None = None) -> None:
-    """Print AUROC and FPR95, clean and attacked, for each attack, model, detector and OOD set, then the accuracies."""
+    """Print AUROC and FPR95, clean and attacked, for each attack, model, detector and OOD set, then
+    the accuracies.
+    """
     console = console or Console()
     attacked = [row for row in results.rows if row.attacked != "none"]
     clean = {_subject(row): row for row in results.rows if row.attacked == "none"}
     if not attacked:
-        console.print(_detection("no attack", {subject: {"none": row} for subject, row in clean.items()}), "")
+        console.print(
+            _detection("no attack", {subject: {"none": row} for subject, row in clean.items()}), ""
+        )
     for attack in dict.fromkeys(row.attack for row in attacked):  # in the order of the config
         rows = [row for row in attacked if row.attack == attack]
         cells: dict[tuple[str, ...], dict[str, Row | None]] = {}
@@ -58,7 +62,9 @@ def _subject(row: Row) -> tuple[str, ...]:
 
 
 def _table(title: str) -> Table:
-    """Return an empty table that leaves the width of the terminal to its cells, but for its title's."""
+    """Return an empty table that leaves the width of the terminal to its cells, but for its
+    title's.
+    """
     tight = {"box": SIMPLE_HEAD, "pad_edge": False, "show_edge": False, "padding": (0, 1, 0, 0)}
     width = min(len(title), 60)
     return Table(title=title, min_width=width, title_justify="left", title_style="bold", **tight)  # type: ignore[arg-type]
@@ -79,7 +85,10 @@ def _detection(title: str, lines: Mapping[tuple[str, ...], Mapping[str, Row | No
             continue  # the mean of a single set
         if previous[0] not in ("", model):
             table.add_section()
-        shown = (model if model != previous[0] else "", detector if (model, detector) != previous else "")
+        shown = (
+            model if model != previous[0] else "",
+            detector if (model, detector) != previous else "",
+        )
         alone = not sets[model, detector, group]  # a single set, called like its group
         name = f"mean of {group}" if ood == group and not alone else ood
         table.add_row(*shown, name, *(_cell(cells.get(attacked)) for attacked in _ATTACKED))
@@ -88,13 +97,21 @@ def _detection(title: str, lines: Mapping[tuple[str, ...], Mapping[str, Row | No
 
 
 def _summary(results: Results) -> Table:
-    table = _table("mean +- standard deviation over the checkpoints of a recipe: AUROC (accuracy where no detector is)")
+    table = _table(
+        "mean +- standard deviation over the checkpoints of a recipe: AUROC (accuracy where no detector is)"
+    )
     for name in ("recipe", "detector", "attack", "attacked", "OOD set"):
         table.add_column(name, overflow="fold")
     table.add_column("", justify="right", no_wrap=True)
     for one in results.summary:
         metric = "auroc" if one.detector else "accuracy"
-        names = (one.recipe, one.detector or "", one.attack, _ATTACKED.get(one.attacked or "", ""), one.ood or "")
+        names = (
+            one.recipe,
+            one.detector or "",
+            one.attack,
+            _ATTACKED.get(one.attacked or "", ""),
+            one.ood or "",
+        )
         table.add_row(*names, f"{_rate(one.mean[metric])} +- {_rate(one.std[metric])}")
     return table
 
@@ -120,6 +137,8 @@ def _accuracy(results: Results) -> Table:
     for attack in attacks:
         table.add_column("clean" if attack == "none" else attack, justify="right")
     for model in dict.fromkeys(row.model for row in results.classification):
-        cells = {row.attack: _rate(row.accuracy) for row in results.classification if row.model == model}
+        cells = {
+            row.attack: _rate(row.accuracy) for row in results.classification if row.model == model
+        }
         table.add_row(model, *(cells.get(attack, "") for attack in attacks))
     return table

@@ -1,19 +1,25 @@
-"""How well scores separate in-distribution (ID) from out-of-distribution (OOD) images: exact over all thresholds.
+"""How well scores separate in-distribution (ID) from out-of-distribution (OOD) images: exact over
+all thresholds.
 
-Scores are one-dimensional float tensors of any range, **higher = more in-distribution**; they are only ever compared.
-An image is *accepted* as in-distribution when its score is at least the threshold. Every value is a fraction in [0, 1]
-computed from integer counts on the CPU, so it depends neither on the device, nor on the order of the scores, nor on a
-strictly increasing transformation of them.
+Scores are one-dimensional float tensors of any range, **higher = more in-distribution**; they are
+only ever compared. An image is *accepted* as in-distribution when its score is at least the
+threshold. Every value is a fraction in [0, 1] computed from integer counts on the CPU, so it
+depends neither on the device, nor on the order of the scores, nor on a strictly increasing
+transformation of them.
 
 Published tables differ in which class they call positive. Here each name fixes it:
 
-- `auroc`: the chance that an ID score exceeds an OOD score, ties counted half; the same whichever class is positive.
+- `auroc`: the chance that an ID score exceeds an OOD score, ties counted half; the same whichever
+  class is positive.
 - `aupr_in`: average precision, **ID positive**, ranked by the score.
 - `aupr_out`: average precision, **OOD positive**, ranked by the negated score.
 - `fpr95`: share of OOD accepted when at least 95 % of ID is accepted; **ID positive** (ODIN, ALOE).
-- `fpr95_ood_positive`: share of ID rejected when at least 95 % of OOD is rejected; **OOD positive** (OpenOOD).
-- `detection_error`: the smallest mean of the two error rates over all thresholds; the same for both (ODIN, ALOE).
-- `tpr_deployed`, `fpr_deployed`: share of ID and of OOD accepted at the threshold that accepts 95 % of *clean* ID.
+- `fpr95_ood_positive`: share of ID rejected when at least 95 % of OOD is rejected; **OOD positive**
+  (OpenOOD).
+- `detection_error`: the smallest mean of the two error rates over all thresholds; the same for both
+  (ODIN, ALOE).
+- `tpr_deployed`, `fpr_deployed`: share of ID and of OOD accepted at the threshold that accepts 95 %
+  of *clean* ID.
 
 The higher `auroc`, `aupr_in`, `aupr_out` and `tpr_deployed`, the better; the lower the others.
 """

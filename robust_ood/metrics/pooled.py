@@ -14,7 +14,8 @@ from robust_ood.metrics.rates import auroc, fpr95, ood_metrics
 
 
 class _PooledScores(Metric):
-    """All scores seen since the last reset. A process may have seen only one kind of image, or none.
+    """All scores seen since the last reset. A process may have seen only one kind of image, or
+    none.
 
     Args:
         options: of `torchmetrics.Metric`, for instance `sync_on_compute` or `process_group`.
@@ -30,21 +31,27 @@ class _PooledScores(Metric):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.set_dtype(torch.float64)  # of the placeholder that a process without scores sends to the others
+        self.set_dtype(
+            torch.float64
+        )  # of the placeholder that a process without scores sends to the others
         self.add_state("id_scores", default=[], dist_reduce_fx="cat")
         self.add_state("ood_scores", default=[], dist_reduce_fx="cat")
 
     def update(self, scores: Tensor, in_distribution: bool | Tensor) -> None:
-        """Add scores `(N,)`, higher = more in-distribution, of images that are all, or as a mask `(N,)` says, ID.
+        """Add scores `(N,)`, higher = more in-distribution, of images that are all, or as a mask
+        `(N,)` says, ID.
 
-        Raises: `UserError` for scores that are not floats `(N,)`; for a mask that is not boolean or of another shape.
+        Raises: `UserError` for scores that are not floats `(N,)`; for a mask that is not boolean or
+        of another shape.
         """
         if scores.dim() != 1 or not scores.is_floating_point():
             raise UserError(f"scores: {scores.dtype} {tuple(scores.shape)}; accepted: floats (N,)")
         inside = torch.as_tensor(in_distribution, device=scores.device)
         if inside.dtype != torch.bool or inside.shape not in (torch.Size([]), scores.shape):
             given = f"{inside.dtype} {tuple(inside.shape)}"
-            raise UserError(f"in_distribution: {given}; accepted: a bool, or booleans {tuple(scores.shape)}")
+            raise UserError(
+                f"in_distribution: {given}; accepted: a bool, or booleans {tuple(scores.shape)}"
+            )
         scores, inside = scores.detach().to(_widest(scores.device)), inside.expand_as(scores)
         self.id_scores.append(scores[inside])
         self.ood_scores.append(scores[~inside])
@@ -57,24 +64,31 @@ class _PooledScores(Metric):
 
 
 def _cat(pool: list[Tensor]) -> Tensor:
-    """Return one tensor, empty if there was no update; while synchronised the pool already is one."""
+    """Return one tensor, empty if there was no update; while synchronised the pool already is
+    one.
+    """
     return dim_zero_cat(pool) if len(pool) else torch.empty(0)
 
 
 def _widest(device: torch.device) -> torch.dtype:
-    """Return float64, which holds scores of any float type exactly, or float32 on Apple GPUs, which have no more."""
+    """Return float64, which holds scores of any float type exactly, or float32 on Apple GPUs, which
+    have no more.
+    """
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 class OODMetrics(_PooledScores):
     """`ood_metrics` of all scores seen: `update(scores, in_distribution)`, then `compute()`.
 
-    `compute()` returns a dict of scalars and raises `UserError` while one kind of image is missing in all processes
-    together. So add ID and OOD batches with `update`; calling the metric would evaluate each batch on its own.
+    `compute()` returns a dict of scalars and raises `UserError` while one kind of image is missing
+    in all processes together. So add ID and OOD batches with `update`; calling the metric would
+    evaluate each batch on its own.
     """
 
     def compute(self) -> dict[str, Tensor]:
-        """Return scalars `auroc, aupr_in, aupr_out, fpr95, fpr95_ood_positive, detection_error` over all processes."""
+        """Return scalars `auroc, aupr_in, aupr_out, fpr95, fpr95_ood_positive, detection_error`
+        over all processes.
+        """
         return {name: self._result(value) for name, value in ood_metrics(*self._pools()).items()}
 
 
@@ -89,7 +103,9 @@ class AUROC(_PooledScores):
 
 
 class FPR95(_PooledScores):
-    """`fpr95` (ID positive) of all scores seen, a scalar to log or monitor; used as `OODMetrics`."""
+    """`fpr95` (ID positive) of all scores seen, a scalar to log or monitor; used as
+    `OODMetrics`.
+    """
 
     higher_is_better = False
 

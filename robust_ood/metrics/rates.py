@@ -11,7 +11,8 @@ from robust_ood.metrics.counts import checked, count, least_count
 
 
 def auroc(id_scores: Tensor, ood_scores: Tensor) -> float:
-    """Return the probability that a random ID score exceeds a random OOD score, ties counted half (Mann-Whitney).
+    """Return the probability that a random ID score exceeds a random OOD score, ties counted half
+    (Mann-Whitney).
 
     Args:
         id_scores: (N,) finite floats, higher = more in-distribution.
@@ -21,7 +22,8 @@ def auroc(id_scores: Tensor, ood_scores: Tensor) -> float:
         A fraction in [0, 1], higher is better.
 
     Raises:
-        UserError: scores that are not floats, not one-dimensional, empty or not finite (so for all functions here).
+        UserError: scores that are not floats, not one-dimensional, empty or not finite (so for all
+            functions here).
     """
     return float(count(id_scores, ood_scores).auroc())
 
@@ -29,23 +31,28 @@ def auroc(id_scores: Tensor, ood_scores: Tensor) -> float:
 def aupr_in(id_scores: Tensor, ood_scores: Tensor) -> float:
     """Return the average precision with ID positive, ranked by the score; higher is better.
 
-    This is the sum over thresholds of precision times gained recall, as `sklearn.metrics.average_precision_score`, and
-    not the trapezoidal area, which is too optimistic. Unlike `auroc` it depends on the ratio of N to M.
+    This is the sum over thresholds of precision times gained recall, as
+    `sklearn.metrics.average_precision_score`, and not the trapezoidal area, which is too
+    optimistic. Unlike `auroc` it depends on the ratio of N to M.
     """
     return float(count(id_scores, ood_scores).average_precision())
 
 
 def aupr_out(id_scores: Tensor, ood_scores: Tensor) -> float:
-    """Return the average precision with OOD positive, ranked by the negated score; otherwise as `aupr_in`."""
+    """Return the average precision with OOD positive, ranked by the negated score; otherwise as
+    `aupr_in`.
+    """
     return float(count(id_scores, ood_scores).exchanged().average_precision())
 
 
 def fpr_at_tpr(id_scores: Tensor, ood_scores: Tensor, tpr: float = 0.95) -> float:
-    """Return the share of OOD accepted at the strictest threshold that accepts at least a share `tpr` of ID.
+    """Return the share of OOD accepted at the strictest threshold that accepts at least a share
+    `tpr` of ID.
 
-    Source: ODIN and ALOE (ID positive). Where no threshold accepts exactly that share, references differ: the ALOE
-    code takes the TPR *nearest* to 0.95, on either side of it. Here it is the *first* TPR >= `tpr`, so that the share
-    promised is always reached; scikit-learn's `roc_curve(..., drop_intermediate=False)` gives the same.
+    Source: ODIN and ALOE (ID positive). Where no threshold accepts exactly that share, references
+    differ: the ALOE code takes the TPR *nearest* to 0.95, on either side of it. Here it is the
+    *first* TPR >= `tpr`, so that the share promised is always reached; scikit-learn's
+    `roc_curve(..., drop_intermediate=False)` gives the same.
 
     Args:
         id_scores: (N,) finite floats, higher = more in-distribution.
@@ -62,24 +69,30 @@ def fpr_at_tpr(id_scores: Tensor, ood_scores: Tensor, tpr: float = 0.95) -> floa
 
 
 def fpr95(id_scores: Tensor, ood_scores: Tensor) -> float:
-    """Return the share of OOD accepted when at least 95 % of ID is accepted (ID positive): `fpr_at_tpr` at 0.95."""
+    """Return the share of OOD accepted when at least 95 % of ID is accepted (ID positive):
+    `fpr_at_tpr` at 0.95.
+    """
     return fpr_at_tpr(id_scores, ood_scores, 0.95)
 
 
 def fpr95_ood_positive(id_scores: Tensor, ood_scores: Tensor) -> float:
-    """Return the share of ID rejected at the most lenient threshold that rejects at least 95 % of OOD.
+    """Return the share of ID rejected at the most lenient threshold that rejects at least 95 % of
+    OOD.
 
-    Source: OpenOOD's FPR@95, where OOD is positive and the score is negated; again the first TPR >= 0.95. It equals
-    `fpr95(-ood_scores, -id_scores)` and in general differs from `fpr95`. Lower is better.
+    Source: OpenOOD's FPR@95, where OOD is positive and the score is negated; again the first TPR >=
+    0.95. It equals `fpr95(-ood_scores, -id_scores)` and in general differs from `fpr95`. Lower is
+    better.
     """
     return float(count(id_scores, ood_scores).exchanged().fpr_at_tpr(0.95))
 
 
 def detection_error(id_scores: Tensor, ood_scores: Tensor) -> float:
-    """Return the smallest mean of the two error rates, the minimum over thresholds of (FNR + FPR) / 2.
+    """Return the smallest mean of the two error rates, the minimum over thresholds of (FNR + FPR) /
+    2.
 
-    Source: ODIN and ALOE, with ID and OOD equally likely. At most 0.5, which accepting everything attains; lower is
-    better. The threshold is chosen on these very scores, so it is a bound and not a rate that can be deployed.
+    Source: ODIN and ALOE, with ID and OOD equally likely. At most 0.5, which accepting everything
+    attains; lower is better. The threshold is chosen on these very scores, so it is a bound and not
+    a rate that can be deployed.
     """
     return float(count(id_scores, ood_scores).detection_error())
 
@@ -87,7 +100,8 @@ def detection_error(id_scores: Tensor, ood_scores: Tensor) -> float:
 def deployed_threshold(clean_id_scores: Tensor, tpr: float = 0.95) -> float:
     """Return the highest threshold that accepts at least a share `tpr` of the clean ID scores.
 
-    It is what can be set before deployment, knowing neither the OOD images nor the attack. Raises as `fpr_at_tpr`.
+    It is what can be set before deployment, knowing neither the OOD images nor the attack. Raises
+    as `fpr_at_tpr`.
     """
     scores = checked("clean_id_scores", clean_id_scores)
     rejected = scores.numel() - least_count(tpr, scores.numel())
@@ -95,7 +109,8 @@ def deployed_threshold(clean_id_scores: Tensor, tpr: float = 0.95) -> float:
 
 
 def deployed_rates(threshold: float, id_scores: Tensor, ood_scores: Tensor) -> dict[str, float]:
-    """Return the shares of ID (`tpr_deployed`) and of OOD (`fpr_deployed`) accepted at a threshold fixed beforehand.
+    """Return the shares of ID (`tpr_deployed`) and of OOD (`fpr_deployed`) accepted at a threshold
+    fixed beforehand.
 
     Args:
         threshold: a finite number, as from `deployed_threshold`.
@@ -107,22 +122,31 @@ def deployed_rates(threshold: float, id_scores: Tensor, ood_scores: Tensor) -> d
     """
     if not math.isfinite(threshold):
         raise UserError(f"threshold: {threshold}; accepted: a finite number")
-    scores = {"tpr_deployed": checked("id_scores", id_scores), "fpr_deployed": checked("ood_scores", ood_scores)}
+    scores = {
+        "tpr_deployed": checked("id_scores", id_scores),
+        "fpr_deployed": checked("ood_scores", ood_scores),
+    }
     # float64: a comparison in the scores' own type would round the threshold
-    return {name: int((values.double() >= threshold).sum()) / values.numel() for name, values in scores.items()}
+    return {
+        name: int((values.double() >= threshold).sum()) / values.numel()
+        for name, values in scores.items()
+    }
 
 
-def ood_metrics(id_scores: Tensor, ood_scores: Tensor, clean_id_scores: Tensor | None = None) -> dict[str, float]:
+def ood_metrics(
+    id_scores: Tensor, ood_scores: Tensor, clean_id_scores: Tensor | None = None
+) -> dict[str, float]:
     """Return all metrics, from one sort of the scores.
 
     Args:
         id_scores: (N,) finite floats, higher = more in-distribution; clean or attacked.
         ood_scores: (M,) likewise.
-        clean_id_scores: (L,) scores of the unattacked ID images, which set the threshold of the deployed rates.
+        clean_id_scores: (L,) scores of the unattacked ID images, which set the threshold of the
+            deployed rates.
 
     Returns:
-        `auroc, aupr_in, aupr_out, fpr95, fpr95_ood_positive, detection_error`, each the value of the function of that
-        name, and with clean scores `tpr_deployed, fpr_deployed`.
+        `auroc, aupr_in, aupr_out, fpr95, fpr95_ood_positive, detection_error`, each the value of
+        the function of that name, and with clean scores `tpr_deployed, fpr_deployed`.
 
     Raises:
         UserError: scores as in `auroc`.

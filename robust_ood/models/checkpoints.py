@@ -20,17 +20,23 @@ _NESTS = ("state_dict", "model_state_dict", "model_state", "model", "net", "weig
 """Under which names training code puts a state dict, besides the optimiser's and other things."""
 
 _PREFIXES: tuple[str, ...] = ("net.", "module.", "_orig_mod.", "model.")
-"""What our training, DataParallel, `torch.compile` and other people's Lightning modules put before every key."""
+"""What our training, DataParallel, `torch.compile` and other people's Lightning modules put before
+every key.
+"""
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Return the content of a checkpoint file: tensors and plain values only; pickled code is refused, not run.
+    """Return the content of a checkpoint file: tensors and plain values only; pickled code is
+    refused, not run.
 
-    Raises: `UserError` naming the file and what is wrong: missing, truncated, foreign, or holding code.
+    Raises: `UserError` naming the file and what is wrong: missing, truncated, foreign, or holding
+    code.
     """
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"checkpoint: {path} is a folder; accepted: a file, or the folder of an export (network.json)")
+        raise UserError(
+            f"checkpoint: {path} is a folder; accepted: a file, or the folder of an export (network.json)"
+        )
     if not path.is_file():
         raise UserError(f"checkpoint: no such file: {path}")
     try:
@@ -59,12 +65,14 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     return content
 
 
-def network_state(content: Mapping[str, Any], source: Path | str = "checkpoint") -> dict[str, Tensor]:
+def network_state(
+    content: Mapping[str, Any], source: Path | str = "checkpoint"
+) -> dict[str, Tensor]:
     """Return the network's tensors, of any shape, by name, out of what a checkpoint file holds.
 
-    Understands our training checkpoints (`state_dict` with keys `net.*`), state dicts, those nested under `state_dict`,
-    `model`, `net` and other usual names, and the prefixes `module.` of DataParallel, `_orig_mod.` of `torch.compile`
-    and `model.` of other people's Lightning modules.
+    Understands our training checkpoints (`state_dict` with keys `net.*`), state dicts, those nested
+    under `state_dict`, `model`, `net` and other usual names, and the prefixes `module.` of
+    DataParallel, `_orig_mod.` of `torch.compile` and `model.` of other people's Lightning modules.
     """
     return list(_readings(_tensors(content, source)))[-1]
 
@@ -86,12 +94,18 @@ def _nested(content: Mapping[str, Any], depth: int = 2) -> dict[str, Tensor]:
 
 
 def _readings(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Yield the tensors as they are, then without the prefixes that trainers and wrappers add, one after the other."""
+    """Yield the tensors as they are, then without the prefixes that trainers and wrappers add, one
+    after the other.
+    """
     yield tensors
     prefixes = _PREFIXES
     while True:
         for prefix in prefixes:
-            inside = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            inside = {
+                key.removeprefix(prefix): value
+                for key, value in tensors.items()
+                if key.startswith(prefix)
+            }
             # What is beside `net.` in our checkpoints belongs to the training method.
             if inside and (prefix == "net." or len(inside) == len(tensors)):
                 tensors, prefixes = inside, _PREFIXES[1:]
@@ -107,13 +121,18 @@ def _differing(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[s
     missing = [
         key
         for key in own
-        if key not in state and not key.startswith("normalize.") and not key.endswith("num_batches_tracked")
+        if key not in state
+        and not key.startswith("normalize.")
+        and not key.endswith("num_batches_tracked")
     ]
     unlike = [
         key
         for key, value in own.items()
         if key in state
-        and (value.shape != state[key].shape or value.is_floating_point() != state[key].is_floating_point())
+        and (
+            value.shape != state[key].shape
+            or value.is_floating_point() != state[key].is_floating_point()
+        )
     ]
     return missing + [key for key in state if key not in own] + unlike
 
@@ -126,21 +145,22 @@ def load_weights(
 ) -> nn.Module:
     """Load weights into a network, all of them or none, and return the network.
 
-    The prefixes that `network_state` knows are taken off only where the network's own keys do without them, so that a
-    network which itself has a part called `net` or `module` gets back what it saved. A `Wrapped` network takes the
-    weights of what it wraps, too.
+    The prefixes that `network_state` knows are taken off only where the network's own keys do
+    without them, so that a network which itself has a part called `net` or `module` gets back what
+    it saved. A `Wrapped` network takes the weights of what it wraps, too.
 
     Args:
         net: the network.
         weights: a checkpoint file, or the content of one.
-        key_map: how its keys become the network's: the name of one of `KEY_MAPS`, or regular expressions and
-            replacements as `key_maps.rename` takes them, such as `{r"linear\\.": "head."}`. By default the keys as they
-            are, or, where they do not fit, those of `KEY_MAPS` that are for this network.
+        key_map: how its keys become the network's: the name of one of `KEY_MAPS`, or regular
+            expressions and replacements as `key_maps.rename` takes them, such as `{r"linear\\.":
+            "head."}`. By default the keys as they are, or, where they do not fit, those of
+            `KEY_MAPS` that are for this network.
         source: what messages call the content of a file.
 
     Raises:
-        UserError: unreadable file, weights of another network (the first differing keys are named), quantised, sparse
-            or empty ones, or an impossible key map.
+        UserError: unreadable file, weights of another network (the first differing keys are named),
+            quantised, sparse or empty ones, or an impossible key map.
     """
     if source is None:
         source = "the mapping" if isinstance(weights, Mapping) else str(weights)
@@ -148,7 +168,9 @@ def load_weights(
     own = net.state_dict()
     readings = list(_renamings(net, list(_readings(_tensors(content, source))), key_map))
     if isinstance(net, Wrapped):
-        readings += [{f"module.{key}": value for key, value in reading.items()} for reading in readings]
+        readings += [
+            {f"module.{key}": value for key, value in reading.items()} for reading in readings
+        ]
     state = min(readings, key=lambda reading: len(_differing(own, reading)))
     differing = _differing(own, state)
     if differing:
@@ -174,12 +196,18 @@ def _renamings(
     for known in KEY_MAPS.values():
         if known.network == type(net).__name__:
             for reading in readings:
-                with suppress(UserError):  # a map that makes one key of two is not for these weights
+                with suppress(
+                    UserError
+                ):  # a map that makes one key of two is not for these weights
                     yield rename(reading, known.patterns)
 
 
-def _converted(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: Path | str) -> dict[str, Tensor]:
-    """Return every weight in the network's own type, before the first one is loaded: a failure must change nothing."""
+def _converted(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: Path | str
+) -> dict[str, Tensor]:
+    """Return every weight in the network's own type, before the first one is loaded: a failure must
+    change nothing.
+    """
     converted = {}
     for key, value in own.items():
         try:

@@ -53,12 +53,13 @@ class _Transition(nn.Module):
 class DenseNet(nn.Module):
     """A densely connected network, images `(N, 3, H, W)` in [0, 1] to logits `(N, num_classes)`.
 
-    Source: Huang et al. 2017, DenseNet-BC; layer for layer the network of the ALOE and ODIN code. One deviation: the
-    convolutions start from He et al.'s distribution, as in the paper, where ALOE's code takes the standard deviation
-    `sqrt(2 / layers in a block)`.
+    Source: Huang et al. 2017, DenseNet-BC; layer for layer the network of the ALOE and ODIN code.
+    One deviation: the convolutions start from He et al.'s distribution, as in the paper, where
+    ALOE's code takes the standard deviation `sqrt(2 / layers in a block)`.
 
     Args:
-        depth: 6n + 4 with bottlenecks (3n + 4 without) for n layers in each of the three blocks; 100 in the papers.
+        depth: 6n + 4 with bottlenecks (3n + 4 without) for n layers in each of the three blocks;
+            100 in the papers.
         growth: channels that each layer adds; 12 in the papers.
         reduction: share of channels that a transition keeps; 0.5 in the papers.
         bottleneck: 1 x 1 convolutions before the 3 x 3 ones (the B of BC).
@@ -83,7 +84,9 @@ class DenseNet(nn.Module):
         super().__init__()
         step = 6 if bottleneck else 3
         if depth < step + 4 or (depth - 4) % step:
-            raise UserError(f"depth: {depth} is not {step}n + 4 for a number n >= 1 of layers a block")
+            raise UserError(
+                f"depth: {depth} is not {step}n + 4 for a number n >= 1 of layers a block"
+            )
         check_settings(num_classes, dropout, growth=growth)
         if not 0 < reduction <= 1:
             raise UserError(f"reduction: {reduction} is not in (0, 1]")
@@ -101,13 +104,17 @@ class DenseNet(nn.Module):
         self.normalize = Normalize(mean, std)
         self.conv1 = nn.Conv2d(3, channels, 3, 1, 1, bias=False)
         for number in (1, 2, 3):
-            block = [_Layer(channels + i * growth, growth, bottleneck, dropout) for i in range(layers)]
+            block = [
+                _Layer(channels + i * growth, growth, bottleneck, dropout) for i in range(layers)
+            ]
             self.add_module(f"block{number}", nn.Sequential(*block))
             channels += layers * growth
             if number < 3:
                 kept = int(channels * reduction)
                 if kept < 1:
-                    raise UserError(f"reduction: {reduction} leaves none of the {channels} channels of block {number}")
+                    raise UserError(
+                        f"reduction: {reduction} leaves none of the {channels} channels of block {number}"
+                    )
                 self.add_module(f"transition{number}", _Transition(channels, kept, dropout))
                 channels = kept
         self.bn = nn.BatchNorm2d(channels)

@@ -1,4 +1,6 @@
-"""What a checkpoint says about its network, so that the network can be built again without a config."""
+"""What a checkpoint says about its network, so that the network can be built again without a
+config.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ BUILDABLE: dict[str, type[nn.Module]] = {
 
 
 def describe(net: nn.Module) -> dict[str, Any] | None:
-    """Return a network's class name and constructor settings as plain values; None for networks of others."""
+    """Return a network's class name and constructor settings as plain values; None for networks of
+    others.
+    """
     if type(net) not in BUILDABLE.values():
         return None
     settings: Any = net.settings
@@ -31,9 +35,12 @@ def describe(net: nn.Module) -> dict[str, Any] | None:
 def rebuild(description: Mapping[str, Any]) -> nn.Module:
     """Return a network like the described one, with new weights.
 
-    Raises: `UserError` for a description that names no network of ours or settings that it does not have.
+    Raises: `UserError` for a description that names no network of ours or settings that it does not
+    have.
     """
-    if not isinstance(description, Mapping) or not isinstance(description.get("settings", {}), Mapping):
+    if not isinstance(description, Mapping) or not isinstance(
+        description.get("settings", {}), Mapping
+    ):
         raise UserError("checkpoint: its description of the network is malformed")
     name, settings = description.get("name"), description.get("settings", {})
     if not isinstance(name, str) or name not in BUILDABLE:
@@ -42,7 +49,9 @@ def rebuild(description: Mapping[str, Any]) -> nn.Module:
     # What downloads is no part of a description.
     unknown = set(settings) - (set(inspect.signature(kind).parameters) - {"weights", "pretrained"})
     if unknown:
-        raise UserError(f"checkpoint: {name} has no settings {', '.join(sorted(map(str, unknown)))}")
+        raise UserError(
+            f"checkpoint: {name} has no settings {', '.join(sorted(map(str, unknown)))}"
+        )
     try:
         return kind(**settings)
     except UserError:

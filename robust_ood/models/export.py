@@ -29,10 +29,11 @@ def export(
     training: Mapping[str, Any] | None = None,
     class_names: tuple[str, ...] = (),
 ) -> Path:
-    """Write a network of ours as `weights.pt` or `weights.safetensors` with `network.json`, and return the folder.
+    """Write a network of ours as `weights.pt` or `weights.safetensors` with `network.json`, and
+    return the folder.
 
-    The weights are a plain state dict, on the CPU, contiguous, without any prefix; normalisation is among its buffers.
-    Each file is written whole or not at all, the JSON file last.
+    The weights are a plain state dict, on the CPU, contiguous, without any prefix; normalisation is
+    among its buffers. Each file is written whole or not at all, the JSON file last.
 
     Args:
         net: one of the networks that a checkpoint can describe.
@@ -42,7 +43,8 @@ def export(
         class_names: one name for each class, or none.
 
     Raises:
-        UserError: a network of somebody else's code, an unknown format, or a folder that cannot be written.
+        UserError: a network of somebody else's code, an unknown format, or a folder that cannot be
+            written.
     """
     description = describe(net)
     if description is None:
@@ -70,12 +72,16 @@ def export(
             partial.write_text(json.dumps(about, indent=2) + "\n")
             replace_file(folder / str(about["weights"]), content)
     except OSError as error:
-        raise UserError(f"output: cannot write into {folder} ({error.strerror or error})") from error
+        raise UserError(
+            f"output: cannot write into {folder} ({error.strerror or error})"
+        ) from error
     return folder
 
 
 def find_description(path: Path) -> Path | None:
-    """Return the JSON file that describes what a path names: itself, one in it, or the one beside it that names it."""
+    """Return the JSON file that describes what a path names: itself, one in it, or the one beside
+    it that names it.
+    """
     if path.name == DESCRIPTION and path.is_file():
         return path
     if path.is_dir():
@@ -100,17 +106,23 @@ def read_description(path: Path) -> dict[str, Any]:
     if not isinstance(about, dict) or not isinstance(about.get("weights"), str):
         raise UserError(f"checkpoint: {path} describes no exported network")
     if about.get("schema") != SCHEMA:
-        raise UserError(f"checkpoint: {path} has schema {about.get('schema')!r}; this version reads {SCHEMA}")
+        raise UserError(
+            f"checkpoint: {path} has schema {about.get('schema')!r}; this version reads {SCHEMA}"
+        )
     # The file names its neighbour; a path would have it name any file.
     if Path(about["weights"]).name != about["weights"]:
-        raise UserError(f"checkpoint: {path} names weights {about['weights']!r}; a file beside it is wanted")
+        raise UserError(
+            f"checkpoint: {path} names weights {about['weights']!r}; a file beside it is wanted"
+        )
     return about
 
 
 def load_export(path: Path) -> nn.Module:
-    """Return the network that an export's JSON file describes, with its weights, in eval mode, on the CPU.
+    """Return the network that an export's JSON file describes, with its weights, in eval mode, on
+    the CPU.
 
-    Raises: `UserError` where the description or the weights are missing, damaged or do not belong together.
+    Raises: `UserError` where the description or the weights are missing, damaged or do not belong
+    together.
     """
     about = read_description(path)
     settings = about.get("settings", {})

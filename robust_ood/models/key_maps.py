@@ -69,8 +69,9 @@ def rename(state: Mapping[str, Tensor], patterns: Mapping[str, str]) -> dict[str
 
     Args:
         state: weights by key.
-        patterns: regular expressions that must match from the start of a key on, each with what takes the place of the
-            match (`\\1` is its first group). The first that matches a key counts; keys that none matches stay.
+        patterns: regular expressions that must match from the start of a key on, each with what
+            takes the place of the match (`\\1` is its first group). The first that matches a key
+            counts; keys that none matches stay.
 
     Raises:
         UserError: a pattern that is no regular expression, or two keys that become one.
@@ -79,10 +80,14 @@ def rename(state: Mapping[str, Tensor], patterns: Mapping[str, str]) -> dict[str
         compiled = [(re.compile(pattern), new) for pattern, new in patterns.items()]
         names = {key: _renamed(key, compiled) for key in state}
     except (re.error, IndexError) as error:
-        raise UserError(f"key_map: {dict(patterns)} is not regular expressions and replacements ({error})") from error
+        raise UserError(
+            f"key_map: {dict(patterns)} is not regular expressions and replacements ({error})"
+        ) from error
     if len(set(names.values())) < len(names):
         seen: dict[str, str] = {}
-        first, second = next((seen[new], old) for old, new in names.items() if seen.setdefault(new, old) != old)
+        first, second = next(
+            (seen[new], old) for old, new in names.items() if seen.setdefault(new, old) != old
+        )
         raise UserError(f"key_map: {first} and {second} would both become {names[second]}")
     return {names[key]: value for key, value in state.items()}
 

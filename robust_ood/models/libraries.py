@@ -22,9 +22,10 @@ class Torchvision(Wrapped):
     Args:
         name: as `torchvision.models.list_models` has it, such as "resnet50".
         num_classes: K; by default that of the weights, or else the library's own, 1000.
-        weights: weights that torchvision downloads, such as "DEFAULT" or "IMAGENET1K_V2"; None for random ones, to
-            train or to load a checkpoint into.
-        mean, std: normalisation, in pixel fractions; by default ImageNet's, which torchvision's weights are for.
+        weights: weights that torchvision downloads, such as "DEFAULT" or "IMAGENET1K_V2"; None for
+            random ones, to train or to load a checkpoint into.
+        mean, std: normalisation, in pixel fractions; by default ImageNet's, which torchvision's
+            weights are for.
         head, layers: as in `Wrapped`.
 
     Raises:
@@ -63,7 +64,8 @@ class Timm(Wrapped):
     Args:
         name: as `timm.list_models` has it, such as "resnet18" or "vit_base_patch16_224".
         num_classes: K; by default that of the weights, or else the library's own, 1000.
-        pretrained: download the weights; otherwise they are random, to train or to load a checkpoint into.
+        pretrained: download the weights; otherwise they are random, to train or to load a
+            checkpoint into.
         mean, std: normalisation, in pixel fractions; by default those that timm has for the model.
         head, layers: as in `Wrapped`.
 
@@ -84,7 +86,9 @@ class Timm(Wrapped):
         try:
             import timm
         except ImportError as error:
-            raise UserError("net: Timm needs the package timm; pip install 'robust-ood[timm]'") from error
+            raise UserError(
+                "net: Timm needs the package timm; pip install 'robust-ood[timm]'"
+            ) from error
         # Names with a colon would have timm read folders and hubs that the name chooses.
         if ":" in name or not timm.is_model(name):
             raise unknown_model("timm", name, timm.list_models())
@@ -95,26 +99,35 @@ class Timm(Wrapped):
             _BY_HAND.format("pretrained") if pretrained else "",
         )
         wanted: Any = module.pretrained_cfg
-        mean, std = mean or wanted.get("mean", IMAGENET_MEAN), std or wanted.get("std", IMAGENET_STD)
+        mean, std = (
+            mean or wanted.get("mean", IMAGENET_MEAN),
+            std or wanted.get("std", IMAGENET_STD),
+        )
         super().__init__(module, mean, std, head, layers)
         self.pretrained = pretrained
         self.settings = _settings(self, name, num_classes, mean, std, head, layers)
 
 
 def unknown_model(library: str, name: str, known: list[str]) -> UserError:
-    """Return the error for a name that a library of hundreds does not have, with the few nearest."""
+    """Return the error for a name that a library of hundreds does not have, with the few
+    nearest.
+    """
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
     hint = f"the nearest are {', '.join(near)}" if near else f"it has {len(known)} others"
     return UserError(f"name: unknown name {name!r} in {library}; {hint}")
 
 
 def built(what: str, build: Callable[[], nn.Module], advice: str = "") -> nn.Module:
-    """Return what a library builds; whatever it raises is about the name, its weights or the download."""
+    """Return what a library builds; whatever it raises is about the name, its weights or the
+    download.
+    """
     try:
         return build()
     except Exception as error:
         reason = " ".join(str(error).split()).split(". ")[0][:200]
-        raise UserError(f"net: cannot build {what} ({type(error).__name__}: {reason}){advice}") from error
+        raise UserError(
+            f"net: cannot build {what} ({type(error).__name__}: {reason}){advice}"
+        ) from error
 
 
 def _settings(

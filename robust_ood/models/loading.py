@@ -19,13 +19,15 @@ def load_network(
     """Return the network of a file, in eval mode, on the CPU.
 
     Args:
-        path: a training run's checkpoint, an export (its folder, or either of its files), or any state dict that
-            `load_weights` reads.
-        net: the network to load into; by default the one that the file or its `network.json` describes.
+        path: a training run's checkpoint, an export (its folder, or either of its files), or any
+            state dict that `load_weights` reads.
+        net: the network to load into; by default the one that the file or its `network.json`
+            describes.
         key_map: as in `load_weights`.
 
     Raises:
-        UserError: an unreadable file, one that describes no network while none is given, or one of another network.
+        UserError: an unreadable file, one that describes no network while none is given, or one of
+            another network.
     """
     path = Path(path)
     about = find_description(path)
@@ -36,6 +38,8 @@ def load_network(
     content = read_checkpoint(path)
     if net is None:
         if "network" not in content:
-            raise UserError(f"net: {path} does not say which network it holds; name it with --net, or in the config")
+            raise UserError(
+                f"net: {path} does not say which network it holds; name it with --net, or in the config"
+            )
         net = rebuild(content["network"])
     return load_weights(net, content, key_map, source=path).eval()

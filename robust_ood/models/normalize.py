@@ -22,8 +22,8 @@ class Normalize(nn.Module):
         std: one value a channel, in pixel fractions, > 0.
 
     Raises:
-        UserError: `mean` and `std` of different lengths, values that are not finite, `std` <= 0; in `forward`, images
-            of another rank, channel count or of integers.
+        UserError: `mean` and `std` of different lengths, values that are not finite, `std` <= 0; in
+            `forward`, images of another rank, channel count or of integers.
     """
 
     mean: Tensor
@@ -32,9 +32,13 @@ class Normalize(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if not mean or len(mean) != len(std):
-            raise UserError(f"mean and std: {len(mean)} and {len(std)} values; give one of each a channel")
+            raise UserError(
+                f"mean and std: {len(mean)} and {len(std)} values; give one of each a channel"
+            )
         if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
-            raise UserError(f"mean and std: {tuple(mean)} and {tuple(std)}; accepted: finite values, std > 0")
+            raise UserError(
+                f"mean and std: {tuple(mean)} and {tuple(std)}; accepted: finite values, std > 0"
+            )
         dtype = torch.get_default_dtype()  # whole numbers, too, would be kept as such
         self.register_buffer("mean", torch.tensor(mean, dtype=dtype).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=dtype).view(1, -1, 1, 1))
@@ -45,5 +49,7 @@ class Normalize(nn.Module):
         channels = self.mean.shape[1]
         if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
             given = f"{tuple(images.shape)} of {images.dtype}"
-            raise UserError(f"images: {given}; accepted: float images (N, {channels}, H, W) in [0, 1]")
+            raise UserError(
+                f"images: {given}; accepted: float images (N, {channels}, H, W) in [0, 1]"
+            )
         return (images - self.mean) / self.std

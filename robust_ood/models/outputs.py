@@ -16,8 +16,8 @@ from robust_ood.modes import evaluating
 class Outputs(NamedTuple):
     """What one forward pass gave.
 
-    logits: `(N, K)`. features: the head's input `(N, D)`. head: the linear layer between them. maps: feature maps by
-    layer name, `(N, C, H, W)`.
+    logits: `(N, K)`. features: the head's input `(N, D)`. head: the linear layer between them.
+    maps: feature maps by layer name, `(N, C, H, W)`.
     """
 
     logits: Tensor
@@ -33,15 +33,18 @@ def find_head(net: nn.Module) -> nn.Linear:
         return head
     found = [part for part in net.modules() if isinstance(part, nn.Linear)]
     if not found:
-        raise UserError(f"head: {type(net).__name__} has no linear layer; name its head with robust_ood.models.wrap")
+        raise UserError(
+            f"head: {type(net).__name__} has no linear layer; name its head with robust_ood.models.wrap"
+        )
     return found[-1]
 
 
 def outputs(net: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> Outputs:
-    """Return logits, penultimate features, head and chosen feature maps of one forward pass, all differentiable.
+    """Return logits, penultimate features, head and chosen feature maps of one forward pass, all
+    differentiable.
 
-    A module that is called several times in the pass gives the map of its last call. What `torch.compile` returned
-    runs uncompiled here, because compiled code calls no hooks.
+    A module that is called several times in the pass gives the map of its last call. What
+    `torch.compile` returned runs uncompiled here, because compiled code calls no hooks.
 
     Args:
         net: any classifier, `(N, C, H, W)` to `(N, K)`.
@@ -49,7 +52,8 @@ def outputs(net: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> Outpu
         layers: dotted names of submodules whose outputs are wanted.
 
     Raises:
-        UserError: an unknown layer, no linear layer, or a head that the forward pass does not end with.
+        UserError: an unknown layer, no linear layer, or a head that the forward pass does not end
+            with.
     """
     net = getattr(net, "_orig_mod", net)
     head = find_head(net)
@@ -81,13 +85,24 @@ def outputs(net: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> Outpu
 
 
 def _check_head(net: nn.Module, head: nn.Linear, features: Tensor | None, logits: Any) -> None:
-    """Raise `UserError` unless the head was called with `(N, D)` features and is as wide as the logits `(N, K)`."""
-    kind, advice = type(net).__name__, "name the right one with robust_ood.models.wrap(module, head=...)"
+    """Raise `UserError` unless the head was called with `(N, D)` features and is as wide as the
+    logits `(N, K)`.
+    """
+    kind, advice = (
+        type(net).__name__,
+        "name the right one with robust_ood.models.wrap(module, head=...)",
+    )
     if not isinstance(logits, Tensor) or logits.ndim != 2:
-        found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        found = (
+            f"shape {tuple(logits.shape)}"
+            if isinstance(logits, Tensor)
+            else f"a {type(logits).__name__}"
+        )
         raise UserError(f"net: {kind} gives {found}; accepted: logits (N, K)")
     if features is None:
-        raise UserError(f"head: {kind} never called {head} (unused, or compiled in place by `.compile()`); {advice}")
+        raise UserError(
+            f"head: {kind} never called {head} (unused, or compiled in place by `.compile()`); {advice}"
+        )
     if features.ndim != 2 or head.out_features != logits.shape[1]:
         given = f"features of shape {tuple(features.shape)} but gives {logits.shape[1]} logits"
         raise UserError(f"head: {kind} calls {head} on {given}; {advice}")
@@ -104,8 +119,8 @@ def submodule(net: nn.Module, name: str, field: str = "layers") -> nn.Module:
 class Parts(NamedTuple):
     """What a look at one forward pass finds.
 
-    head: name of the linear layer whose output is the logits; None where there is no such layer. layers: names of the
-    last modules at each resolution, in order.
+    head: name of the linear layer whose output is the logits; None where there is no such layer.
+    layers: names of the last modules at each resolution, in order.
     """
 
     head: str | None
@@ -113,11 +128,13 @@ class Parts(NamedTuple):
 
 
 def find_parts(net: nn.Module, image_shape: tuple[int, int]) -> Parts:
-    """Return a classifier's head and conventional feature layers, found by running it on blank images in eval mode.
+    """Return a classifier's head and conventional feature layers, found by running it on blank
+    images in eval mode.
 
-    A feature layer is the module, among the outermost two levels, that is the last to give maps `(N, C, H, W)` of some
-    resolution above one pixel. Modules that are called more than once do not count, nor do maps of three channels or
-    fewer (the images) and maps of another aspect than the images' (channels last).
+    A feature layer is the module, among the outermost two levels, that is the last to give maps
+    `(N, C, H, W)` of some resolution above one pixel. Modules that are called more than once do not
+    count, nor do maps of three channels or fewer (the images) and maps of another aspect than the
+    images' (channels last).
 
     Args:
         net: any classifier.
@@ -140,7 +157,9 @@ def find_parts(net: nn.Module, image_shape: tuple[int, int]) -> Parts:
     heads = [
         name
         for name, output in calls
-        if isinstance(net.get_submodule(name), nn.Linear) and output.shape == logits.shape and output.equal(logits)
+        if isinstance(net.get_submodule(name), nn.Linear)
+        and output.shape == logits.shape
+        and output.equal(logits)
     ]
     names = [name for name, _ in calls]
     level = _first_level(net)
@@ -148,11 +167,15 @@ def find_parts(net: nn.Module, image_shape: tuple[int, int]) -> Parts:
     for name, output in calls:  # a module is done after those inside it
         if name.count(".") <= level + 1 and names.count(name) == 1 and _is_map(output, image_shape):
             by_resolution[output.shape[2:]] = name
-    return Parts(heads[-1] if heads else None, tuple(sorted(by_resolution.values(), key=names.index)))
+    return Parts(
+        heads[-1] if heads else None, tuple(sorted(by_resolution.values(), key=names.index))
+    )
 
 
 def _first_level(net: nn.Module) -> int:
-    """Return how deep the first module is that is more than a wrapper around one other with all the parameters."""
+    """Return how deep the first module is that is more than a wrapper around one other with all the
+    parameters.
+    """
     children = [child for child in net.children() if next(child.parameters(), None) is not None]
     direct = next(net.parameters(recurse=False), None) is not None
     return 1 + _first_level(children[0]) if len(children) == 1 and not direct else 0
@@ -166,7 +189,8 @@ def _is_map(output: Any, image_shape: tuple[int, int]) -> bool:
 
 
 def count_classes(net: nn.Module, image_shape: tuple[int, int]) -> int:
-    """Return how many logits a network gives for images of this height and width, by trying blank ones.
+    """Return how many logits a network gives for images of this height and width, by trying blank
+    ones.
 
     Raises: `UserError` where the network cannot take such images or does not give `(N, K)`.
     """
@@ -188,8 +212,12 @@ def blank_logits(net: nn.Module, image_shape: tuple[int, int]) -> Tensor:
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         size = f"3 x {image_shape[0]} x {image_shape[1]}"
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"net: {type(net).__name__} cannot take {size} images ({reason})") from error
+        raise UserError(
+            f"net: {type(net).__name__} cannot take {size} images ({reason})"
+        ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"net: {type(net).__name__} gives {found} for 2 images; logits (2, K) are wanted")
+        raise UserError(
+            f"net: {type(net).__name__} gives {found} for 2 images; logits (2, K) are wanted"
+        )
     return logits

@@ -1,4 +1,6 @@
-"""Residual networks for 32 x 32 images (He et al. 2016): the thin family, and ResNet-18 with a 3 x 3 stem."""
+"""Residual networks for 32 x 32 images (He et al. 2016): the thin family, and ResNet-18 with a 3 x
+3 stem.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from robust_ood.models.wide_resnet import check_settings, initialize
 
 
 class _SubsampleAndPad(nn.Module):
-    """Option A of the paper: every second pixel, and zeros for the new channels, half on each side."""
+    """Option A of the paper: every second pixel, and zeros for the new channels, half on each
+    side.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -44,7 +48,9 @@ class _Block(nn.Module):
 
 
 class _ResNet(nn.Module):
-    """A stem and stages of basic blocks, the first block of each later stage at half the resolution."""
+    """A stem and stages of basic blocks, the first block of each later stage at half the
+    resolution.
+    """
 
     def __init__(
         self,
@@ -85,7 +91,8 @@ class _ResNet(nn.Module):
 
 
 class ThinResNet(_ResNet):
-    """The CIFAR ResNet-20, -32, -44, -56, ...: 16, 32, 64 channels, parameter-free shortcuts (option A).
+    """The CIFAR ResNet-20, -32, -44, -56, ...: 16, 32, 64 channels, parameter-free shortcuts
+    (option A).
 
     Args:
         depth: 6n + 2 for n blocks in each of the three stages.
@@ -103,7 +110,12 @@ class ThinResNet(_ResNet):
         if depth < 8 or (depth - 2) % 6:
             raise UserError(f"depth: {depth} is not 6n + 2 for a number n >= 1 of blocks a stage")
         super().__init__((16, 32, 64), (depth - 2) // 6, _SubsampleAndPad, num_classes, mean, std)
-        self.settings = {"depth": depth, "num_classes": num_classes, "mean": list(mean), "std": list(std)}
+        self.settings = {
+            "depth": depth,
+            "num_classes": num_classes,
+            "mean": list(mean),
+            "std": list(std),
+        }
 
 
 class ResNet18(_ResNet):
@@ -115,7 +127,10 @@ class ResNet18(_ResNet):
     """
 
     def __init__(
-        self, num_classes: int = 10, mean: Sequence[float] = CIFAR_MEAN, std: Sequence[float] = CIFAR_STD
+        self,
+        num_classes: int = 10,
+        mean: Sequence[float] = CIFAR_MEAN,
+        std: Sequence[float] = CIFAR_STD,
     ) -> None:
         super().__init__((64, 128, 256, 512), 2, None, num_classes, mean, std)
         self.settings = {"num_classes": num_classes, "mean": list(mean), "std": list(std)}

@@ -19,11 +19,14 @@ class _Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.dropout = dropout
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
+        self.shortcut = (
+            nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x), inplace=True)
-        # A block that changes the width takes its shortcut after the activation, as in the authors' code.
+        # A block that changes the width takes its shortcut after the activation, as in the authors'
+        # code.
         kept = x if self.shortcut is None else self.shortcut(active)
         out = F.relu(self.bn2(self.conv1(active)), inplace=True)
         if self.dropout:
@@ -89,7 +92,9 @@ class WideResNet(nn.Module):
 
 
 def check_settings(num_classes: int, dropout: float = 0.0, **sizes: int) -> None:
-    """Raise `UserError` for a network without classes or channels, or a dropout that is no probability below 1."""
+    """Raise `UserError` for a network without classes or channels, or a dropout that is no
+    probability below 1.
+    """
     for field, value in {"num_classes": num_classes, **sizes}.items():
         if value < 1:
             raise UserError(f"{field}: {value} is not at least 1")
@@ -98,7 +103,9 @@ def check_settings(num_classes: int, dropout: float = 0.0, **sizes: int) -> None
 
 
 def initialize(net: nn.Module) -> None:
-    """Draw convolutions from He et al.'s normal distribution and set the biases of linear layers to zero."""
+    """Draw convolutions from He et al.'s normal distribution and set the biases of linear layers to
+    zero.
+    """
     for part in net.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")

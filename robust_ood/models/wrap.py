@@ -16,10 +16,12 @@ class Wrapped(nn.Module):
 
     Args:
         module: the classifier.
-        mean, std: normalisation of its inputs, one value a channel in pixel fractions; None where the module wants
-            pixels or normalises itself.
-        head: name of its last linear layer; by default the one registered last, until `find_parts` has looked.
-        layers: names of the submodules that are its conventional feature maps; none until `find_parts` has looked.
+        mean, std: normalisation of its inputs, one value a channel in pixel fractions; None where
+            the module wants pixels or normalises itself.
+        head: name of its last linear layer; by default the one registered last, until `find_parts`
+            has looked.
+        layers: names of the submodules that are its conventional feature maps; none until
+            `find_parts` has looked.
     """
 
     pretrained = False
@@ -58,13 +60,15 @@ class Wrapped(nn.Module):
         return head
 
     def find_parts(self, image_shape: tuple[int, int]) -> str:
-        """Look for what was not named, with one forward pass of blank images, and return what is now taken, in words.
+        """Look for what was not named, with one forward pass of blank images, and return what is
+        now taken, in words.
 
         Args:
             image_shape: height and width of the images.
 
         Raises:
-            UserError: the module cannot take such images, or gives something else than logits `(N, K)`.
+            UserError: the module cannot take such images, or gives something else than logits `(N,
+                K)`.
         """
         parts = find_parts(self.module, image_shape)
         if self._found_head and parts.head is not None:

@@ -16,7 +16,11 @@ __all__ = ["check_installed", "write_report"]
 
 def check_installed() -> None:
     """Raise `UserError` where what reports are made with is not installed."""
-    missing = [name for name, module in (("matplotlib", "matplotlib"), ("Jinja2", "jinja2")) if not find_spec(module)]
+    missing = [
+        name
+        for name, module in (("matplotlib", "matplotlib"), ("Jinja2", "jinja2"))
+        if not find_spec(module)
+    ]
     if missing:
         raise UserError(
             f"report: {' and '.join(missing)} not installed; pip install 'robust-ood[report]', "
@@ -24,11 +28,13 @@ def check_installed() -> None:
         )
 
 
-def write_report(folders: Sequence[Path], output: Path | None = None, *, tensorboard: bool = False) -> Path:
+def write_report(
+    folders: Sequence[Path], output: Path | None = None, *, tensorboard: bool = False
+) -> Path:
     """Write a report over folders of results and return its path.
 
-    Beside `NAME.html` stands the folder `NAME_files/` with each figure as PNG and its data as CSV. The same
-    results give the same page.
+    Beside `NAME.html` stands the folder `NAME_files/` with each figure as PNG and its data as CSV.
+    The same results give the same page.
 
     Args:
         folders: folders with a `results.json` each; their models stand side by side.
@@ -36,8 +42,8 @@ def write_report(folders: Sequence[Path], output: Path | None = None, *, tensorb
         tensorboard: also write tables and figures for TensorBoard, into `NAME_files/tensorboard/`.
 
     Raises:
-        UserError: matplotlib or Jinja2 is missing; a folder without results, with damaged ones or of another schema; no
-            folder; an output that is no HTML file.
+        UserError: matplotlib or Jinja2 is missing; a folder without results, with damaged ones or
+            of another schema; no folder; an output that is no HTML file.
     """
     check_installed()
     from robust_ood.reporting.page import write  # needs matplotlib and Jinja2

@@ -21,8 +21,9 @@ STEP = 0.001  # of the pixel range: what a step of a curve over the radius stand
 def log(folder: Path, source: Source, figures: Sequence[Figure]) -> None:
     """Write a report's content for TensorBoard, in place of what an earlier report wrote there.
 
-    Each network is a run, so that TensorBoard lays networks over each other: AUROC under the strongest attack of each
-    radius, `STEP` a step, and accuracies. The run "report" has the findings, the warnings, the tables and the figures.
+    Each network is a run, so that TensorBoard lays networks over each other: AUROC under the
+    strongest attack of each radius, `STEP` a step, and accuracies. The run "report" has the
+    findings, the warnings, the tables and the figures.
 
     Args:
         folder: of nothing but this; each run has a folder in it.
@@ -38,7 +39,11 @@ def log(folder: Path, source: Source, figures: Sequence[Figure]) -> None:
         doubts = [*summary.caveats(source), *source.results.warnings]
         for name, sentences in (("findings", summary.sentences(source)), ("warnings", doubts)):
             writer.add_text(name, "\n".join(f"- {sentence}" for sentence in sentences) or "none")
-        for table in (tables.survival(source), tables.accuracies(source), *tables.by_attack(source)):
+        for table in (
+            tables.survival(source),
+            tables.accuracies(source),
+            *tables.by_attack(source),
+        ):
             writer.add_text(f"tables/{table.caption}", markdown(table))
         for figure in figures:
             pixels = np.asarray(Image.open(io.BytesIO(figure.png)).convert("RGB"))
@@ -47,9 +52,16 @@ def log(folder: Path, source: Source, figures: Sequence[Figure]) -> None:
 
 def markdown(table: tables.Table) -> str:
     """Return a table as Markdown: further lines of a cell behind its first, in brackets."""
-    groups = [title for title, span in table.heads for _ in range(span)] or [""] * len(table.columns)
-    heads = [f"{group} {title}".strip() for group, (title, _) in zip(groups, table.columns, strict=True)]
-    rows = [[f"{c.text} ({', '.join(c.note.splitlines())})" if c.note else c.text for c in row] for row in table.rows]
+    groups = [title for title, span in table.heads for _ in range(span)] or [""] * len(
+        table.columns
+    )
+    heads = [
+        f"{group} {title}".strip() for group, (title, _) in zip(groups, table.columns, strict=True)
+    ]
+    rows = [
+        [f"{c.text} ({', '.join(c.note.splitlines())})" if c.note else c.text for c in row]
+        for row in table.rows
+    ]
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(text.replace('|', '/') for text in line)} |" for line in lines)
 
@@ -59,7 +71,9 @@ def _log_rates(writer: SummaryWriter, source: Source, model: str) -> None:
         for group in source.groups:
             for detector in source.detectors:
                 for radius, auroc in source.by_radius(model, detector, group, norm):
-                    writer.add_scalar(f"AUROC, {group} OOD, {norm}/{detector}", auroc, round(radius / STEP))
+                    writer.add_scalar(
+                        f"AUROC, {group} OOD, {norm}/{detector}", auroc, round(radius / STEP)
+                    )
     for row in source.results.classification:
         if row.model == model:
             attack = "clean" if row.attack == "none" else row.attack

@@ -1,4 +1,6 @@
-"""The papers' numbers beside the measured ones: tables, and in words what differs in the protocol."""
+"""The papers' numbers beside the measured ones: tables, and in words what differs in the
+protocol.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,11 @@ def _compare(source: Source, paper: str, table: int, members: list[Pair]) -> Com
     metrics = [name for name in _TITLES if any(name in pair.printed.values for pair in members)]
     columns = [("Network", ""), ("Detector", ""), ("OOD set", ""), ("Attack", "")]
     for name in metrics:
-        columns += [("paper", ""), ("here", ""), *([("difference", "")] if name == metrics[0] else [])]
+        columns += [
+            ("paper", ""),
+            ("here", ""),
+            *([("difference", "")] if name == metrics[0] else []),
+        ]
     heads = [("", 4), *((_TITLES[name], 3 if name == metrics[0] else 2) for name in metrics)]
     lines = list(dict.fromkeys(tuple(_line(source, pair, metrics)) for pair in members))
     title = f"{paper} paper, Table {table}"
@@ -72,7 +78,11 @@ def _line(source: Source, pair: Pair, metrics: Sequence[str]) -> list[Cell]:
 
 
 def _measured(source: Source, row: Row | Accuracy, metric: str, value: float) -> Cell:
-    found = source.interval(row, metric) if isinstance(row, Row) and metric in ("auroc", "fpr95") else None
+    found = (
+        source.interval(row, metric)
+        if isinstance(row, Row) and metric in ("auroc", "fpr95")
+        else None
+    )
     note = f"{rate(found[0])}\N{EN DASH}{rate(found[1])}" if found else ""
     return Cell(rate(value), value, note, chance=metric == "auroc" and value < CHANCE)
 
@@ -80,14 +90,25 @@ def _measured(source: Source, row: Row | Accuracy, metric: str, value: float) ->
 def _here(source: Source, members: Sequence[Pair]) -> list[str]:
     """Say how many images, which sets and which steps the measured numbers are of."""
     rows = [pair.row for pair in members if isinstance(pair.row, Row)]
-    n_id = max((row.n_id for row in rows), default=0) or max(getattr(pair.row, "n", 0) for pair in members)
-    words = [f"Here: {n_id:,} in-distribution images; the networks are those that the config at the end names."]
+    n_id = max((row.n_id for row in rows), default=0) or max(
+        getattr(pair.row, "n", 0) for pair in members
+    )
+    words = [
+        f"Here: {n_id:,} in-distribution images; the networks are those that the config at the end names."
+    ]
     for group in dict.fromkeys(row.group for row in rows if row.ood == row.group):
         here = list(dict.fromkeys(row.ood for row in source.sets if row.group == group))
-        theirs = next((p.printed.sets for p in members if p.printed.setting.ood == group and p.printed.sets), "")
-        words.append(f"The mean of {group} is over {', '.join(here)} here, over {theirs} in the paper.")
+        theirs = next(
+            (p.printed.sets for p in members if p.printed.setting.ood == group and p.printed.sets),
+            "",
+        )
+        words.append(
+            f"The mean of {group} is over {', '.join(here)} here, over {theirs} in the paper."
+        )
     steps = {(pair.printed.steps, pair.row.steps) for pair in members if pair.printed.steps}
     words += [
-        f"The attack takes {own} steps here, {their} in the paper." for their, own in sorted(steps) if their != own
+        f"The attack takes {own} steps here, {their} in the paper."
+        for their, own in sorted(steps)
+        if their != own
     ]
     return words

@@ -1,4 +1,6 @@
-"""Which figures a report has: from results, stored scores and pictures to the figure functions' arrays."""
+"""Which figures a report has: from results, stored scores and pictures to the figure functions'
+arrays.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def histogram_figures(source: Source) -> Iterator[Figure]:
     for detector in source.detectors:
         scores, attacks = {}, {}
         for model in source.models:
-            worst = [row for group in source.groups if (row := source.worst(model, detector, group))]
+            worst = [
+                row for group in source.groups if (row := source.worst(model, detector, group))
+            ]
             if not worst:
                 continue
             attack = min(worst, key=lambda row: row.auroc).attack
@@ -64,7 +68,10 @@ def shift_figures(source: Source) -> Iterator[Figure]:
     """Yield a figure of score shifts for each detector that has such a picture."""
     for detector in source.detectors:
         found = {
-            one.model: (one.arrays["sizes"], {side: one.arrays[side] for side in ("in", *GROUPS) if side in one.arrays})
+            one.model: (
+                one.arrays["sizes"],
+                {side: one.arrays[side] for side in ("in", *GROUPS) if side in one.arrays},
+            )
             for one in _drawn(source, "shift")
             if one.detector == detector
         }
@@ -73,7 +80,9 @@ def shift_figures(source: Source) -> Iterator[Figure]:
 
 
 def curve_figures(source: Source) -> Iterator[Figure]:
-    """Yield AUROC against the size of the perturbation, in either norm, outliers moved alone and both sides."""
+    """Yield AUROC against the size of the perturbation, in either norm, outliers moved alone and
+    both sides.
+    """
     pictures = _drawn(source, "curves")
     if not pictures:
         return
@@ -86,17 +95,28 @@ def curve_figures(source: Source) -> Iterator[Figure]:
                     if f"{group}_scores" in one.arrays:
                         points = _curve(one, group, norm, pictures, both=both)
                         lines.setdefault((one.model, group), {})[one.detector] = points
-            yield auroc_by_size(lines, norm, slug("auroc by norm", norm, attacked), attacked, images)
+            yield auroc_by_size(
+                lines, norm, slug("auroc by norm", norm, attacked), attacked, images
+            )
 
 
 def _curve(picture: Picture, group: str, norm: str, others: list[Picture], *, both: bool) -> Points:
-    """Return AUROC at sizes that are the same for all detectors: up to the largest median size of any."""
+    """Return AUROC at sizes that are the same for all detectors: up to the largest median size of
+    any.
+    """
     kind = norm.lower()
     names = [f"{side}_{kind}" for side in GROUPS]
-    reach = max(float(np.median(one.arrays[name][-1])) for one in others for name in names if name in one.arrays)
+    reach = max(
+        float(np.median(one.arrays[name][-1]))
+        for one in others
+        for name in names
+        if name in one.arrays
+    )
     inliers, outliers = _trace(picture.arrays, "in"), _trace(picture.arrays, group)
     sizes = np.linspace(0, reach, _POINTS).tolist()
-    found = curve(inliers if both else inliers.scores[0], outliers, sizes, "Linf" if norm == "Linf" else "L2")
+    found = curve(
+        inliers if both else inliers.scores[0], outliers, sizes, "Linf" if norm == "Linf" else "L2"
+    )
     return list(zip(found.sizes, found.aurocs, strict=True))
 
 
@@ -109,7 +129,9 @@ def landscape_figures(source: Source) -> Iterator[Figure]:
     for one in _drawn(source, "landscape"):
         subject = f"{one.detector} on {one.model}"
         arrays, about, name = one.arrays, one.about, slug("landscape", one.model, one.detector)
-        yield landscapes(arrays["offsets"], arrays["scores"], about["groups"], about["sets"], subject, name)
+        yield landscapes(
+            arrays["offsets"], arrays["scores"], about["groups"], about["sets"], subject, name
+        )
 
 
 def strip_figures(source: Source) -> Iterator[Figure]:
@@ -133,7 +155,10 @@ def strip_figures(source: Source) -> Iterator[Figure]:
 def failures(source: Source) -> list[str]:
     """Return why figures are missing that were asked for."""
     failed = [one for one in source.pictures if "failed" in one.about]
-    return [f"figure {one.kind} of {one.detector} on {one.model}: {one.about['failed']}" for one in failed]
+    return [
+        f"figure {one.kind} of {one.detector} on {one.model}: {one.about['failed']}"
+        for one in failed
+    ]
 
 
 def _drawn(source: Source, kind: str) -> list[Picture]:

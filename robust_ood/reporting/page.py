@@ -33,15 +33,32 @@ class Section(NamedTuple):
 
 
 _SECTIONS: tuple[tuple[str, str, str, Callable[[Source], Iterator[Figure]]], ...] = (
-    ("scores", "Score distributions", "Where an attack moves the scores.", gallery.histogram_figures),
+    (
+        "scores",
+        "Score distributions",
+        "Where an attack moves the scores.",
+        gallery.histogram_figures,
+    ),
     ("norm", "AUROC against perturbation norm", "How little it takes.", gallery.curve_figures),
     ("shifts", "Score shifts under one step", "What PRO and ODIN live on.", gallery.shift_figures),
-    ("landscapes", "Score landscapes", "How the score changes around single images.", gallery.landscape_figures),
-    ("images", "Attacked images", "What the attack did, to the image and to the score.", gallery.strip_figures),
+    (
+        "landscapes",
+        "Score landscapes",
+        "How the score changes around single images.",
+        gallery.landscape_figures,
+    ),
+    (
+        "images",
+        "Attacked images",
+        "What the attack did, to the image and to the score.",
+        gallery.strip_figures,
+    ),
 )
 
 
-def write(folders: Sequence[Path], output: Path | None = None, *, tensorboard: bool = False) -> Path:
+def write(
+    folders: Sequence[Path], output: Path | None = None, *, tensorboard: bool = False
+) -> Path:
     """Write a report; see `robust_ood.reporting.write_report`."""
     source = read(folders)
     path = output or folders[0] / "report.html"
@@ -49,7 +66,9 @@ def write(folders: Sequence[Path], output: Path | None = None, *, tensorboard: b
         raise UserError(f"output: {path} is no HTML file; a name that ends in .html is wanted")
     beside = path.with_name(f"{path.stem}_files")
     radius = list(gallery.radius_figures(source))
-    sections = [Section(name, title, words, list(draw(source))) for name, title, words, draw in _SECTIONS]
+    sections = [
+        Section(name, title, words, list(draw(source))) for name, title, words, draw in _SECTIONS
+    ]
     sections = [section for section in sections if section.figures]
     beside.mkdir(parents=True, exist_ok=True)
     figures = [*radius, *(figure for section in sections for figure in section.figures)]
@@ -73,7 +92,9 @@ def page(source: Source, radius: Sequence[Figure], sections: Sequence[Section], 
         sections: the other figures.
         beside: the folder of the figures' files, relative to the page.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters["whole"] = _whole
     text = {name: _resource(name) for name in ("page.html.j2", "page.css", "page.js")}
     results = source.results
@@ -96,7 +117,10 @@ def page(source: Source, radius: Sequence[Figure], sections: Sequence[Section], 
         winners=tables.winners(source),
         recipes=tables.recipes(source),
         radius=[(figure, Markup(figure.svg)) for figure in radius],
-        sections=[(section, [(figure, Markup(figure.svg)) for figure in section.figures]) for section in sections],
+        sections=[
+            (section, [(figure, Markup(figure.svg)) for figure in section.figures])
+            for section in sections
+        ],
         scored=any(section.name == "scores" for section in sections),
         definitions=DEFINITIONS,
         environments=[(models, _facts(environment)) for models, environment in source.environments],
@@ -107,7 +131,9 @@ def page(source: Source, radius: Sequence[Figure], sections: Sequence[Section], 
 def _whole(words: str) -> str:
     """Return words whose numbers stay on one line with their signs."""
     gap = "\N{NO-BREAK SPACE}"
-    return words.replace(" %", f"{gap}%").replace(" \N{RIGHTWARDS ARROW} ", f"{gap}\N{RIGHTWARDS ARROW}{gap}")
+    return words.replace(" %", f"{gap}%").replace(
+        " \N{RIGHTWARDS ARROW} ", f"{gap}\N{RIGHTWARDS ARROW}{gap}"
+    )
 
 
 def _facts(environment: dict[str, object]) -> list[tuple[str, str, bool]]:
@@ -117,7 +143,10 @@ def _facts(environment: dict[str, object]) -> list[tuple[str, str, bool]]:
         if name == "config" and isinstance(value, dict):
             text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True).strip()
         elif isinstance(value, dict):
-            entries = {key: ", ".join(entry) if isinstance(entry, list) else entry for key, entry in value.items()}
+            entries = {
+                key: ", ".join(entry) if isinstance(entry, list) else entry
+                for key, entry in value.items()
+            }
             text = "; ".join(f"{key} {entry}" for key, entry in entries.items())
         else:
             text = value if isinstance(value, str) else json.dumps(value)
@@ -126,4 +155,9 @@ def _facts(environment: dict[str, object]) -> list[tuple[str, str, bool]]:
 
 
 def _resource(name: str) -> str:
-    return files("robust_ood.reporting").joinpath("template").joinpath(name).read_text(encoding="utf-8")
+    return (
+        files("robust_ood.reporting")
+        .joinpath("template")
+        .joinpath(name)
+        .read_text(encoding="utf-8")
+    )

@@ -21,7 +21,8 @@ _DIGITS = 6  # to which two radii are the same
 
 
 class Setting(NamedTuple):
-    """What a number belongs to, as a paper names it; detector "" and ood "" for the accuracy of a classifier.
+    """What a number belongs to, as a paper names it; detector "" and ood "" for the accuracy of a
+    classifier.
 
     attacked: "none", "in", "out" or "both". norm, radius: "none" and 0 without attack.
     """
@@ -73,8 +74,8 @@ def printed() -> tuple[Printed, ...]:
 def pairs(source: Source) -> list[Pair]:
     """Return the printed numbers to which rows of a report correspond, in the papers' order.
 
-    A row corresponds where network, detector, in-distribution, OOD set (or group of sets), attacked side, norm and
-    radius are the same; what else may differ is for `comparison` to say.
+    A row corresponds where network, detector, in-distribution, OOD set (or group of sets), attacked
+    side, norm and radius are the same; what else may differ is for `comparison` to say.
     """
     measured: dict[Setting, list[Row | Accuracy]] = {}
     for setting, row in _settings(source):
@@ -86,8 +87,9 @@ def recognised(name: str, kind: str) -> str:
     """Return what the papers call the thing of this name, or "" where they have no such thing.
 
     Args:
-        name: as results have it, such as `cifar10_test` or `aloe-2`; words stand between underscores, slashes, dots and
-            blanks, and the number of a checkpoint behind a hyphen does not count.
+        name: as results have it, such as `cifar10_test` or `aloe-2`; words stand between
+            underscores, slashes, dots and blanks, and the number of a checkpoint behind a hyphen
+            does not count.
         kind: "sets" or "networks".
     """
     words = {re.sub(r"-\d+$", "", word) for word in re.split(r"[_/. ]", name.lower())}
@@ -100,8 +102,14 @@ def _of_table(table: Mapping[str, Any]) -> Iterator[Printed]:
         found: dict[tuple[Setting, str, int | None], dict[str, float]] = {}
         for column, number in zip(columns, numbers, strict=True):
             clean = column["attacked"] == "none"
-            budget = ("none", 0.0) if clean else (column["norm"], round(Fraction(column["radius"]), _DIGITS))
-            setting = Setting(network, detector, column["id"], column.get("ood", ""), column["attacked"], *budget)
+            budget = (
+                ("none", 0.0)
+                if clean
+                else (column["norm"], round(Fraction(column["radius"]), _DIGITS))
+            )
+            setting = Setting(
+                network, detector, column["id"], column.get("ood", ""), column["attacked"], *budget
+            )
             key = (setting, column.get("sets", ""), None if clean else column.get("steps"))
             found.setdefault(key, {})[column["metric"]] = number / column.get("unit", 100)
         for (setting, sets, steps), values in found.items():
@@ -120,4 +128,12 @@ def _settings(source: Source) -> Iterator[tuple[Setting, Row | Accuracy]]:
 
 def _setting(row: Row | Accuracy, detector: str, ood: str, attacked: str) -> Setting:
     norm, radius = ("none", 0.0) if attacked == "none" else (row.norm, round(row.radius, _DIGITS))
-    return Setting(recognised(row.model, "networks"), detector, recognised(row.id, "sets"), ood, attacked, norm, radius)
+    return Setting(
+        recognised(row.model, "networks"),
+        detector,
+        recognised(row.id, "sets"),
+        ood,
+        attacked,
+        norm,
+        radius,
+    )

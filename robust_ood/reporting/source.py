@@ -1,4 +1,6 @@
-"""What a report is made of: the results of one or several folders, and the scores and pictures that lie there."""
+"""What a report is made of: the results of one or several folders, and the scores and pictures that
+lie there.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,9 @@ class Source:
         return len(self._members.get(_subject(mean), [])) == 1
 
     def interval(self, row: Row, metric: str = "auroc") -> tuple[float, float] | None:
-        """Return a row's interval; that of a mean over a group only where the group is a single set."""
+        """Return a row's interval; that of a mean over a group only where the group is a single
+        set.
+        """
         if row in self._averages:
             members = self._members.get(_subject(row), [])
             if len(members) != 1:
@@ -79,15 +83,31 @@ class Source:
         return getattr(found, metric) if found else None
 
     def worst(self, model: str, detector: str, group: str) -> Row | None:
-        """Return the mean with both sides attacked of the lowest AUROC, of equal ones that of the largest radius."""
-        rows = [row for row in self.means if (row.model, row.detector, row.group) == (model, detector, group)]
+        """Return the mean with both sides attacked of the lowest AUROC, of equal ones that of the
+        largest radius.
+        """
+        rows = [
+            row
+            for row in self.means
+            if (row.model, row.detector, row.group) == (model, detector, group)
+        ]
         return min(
-            (row for row in rows if row.attacked == "both"), key=lambda row: (row.auroc, -row.radius), default=None
+            (row for row in rows if row.attacked == "both"),
+            key=lambda row: (row.auroc, -row.radius),
+            default=None,
         )
 
-    def by_radius(self, model: str, detector: str, group: str, norm: str) -> list[tuple[float, float]]:
-        """Return each radius with the lowest AUROC of the mean, both sides attacked; the clean one first."""
-        rows = [row for row in self.means if (row.model, row.detector, row.group) == (model, detector, group)]
+    def by_radius(
+        self, model: str, detector: str, group: str, norm: str
+    ) -> list[tuple[float, float]]:
+        """Return each radius with the lowest AUROC of the mean, both sides attacked; the clean one
+        first.
+        """
+        rows = [
+            row
+            for row in self.means
+            if (row.model, row.detector, row.group) == (model, detector, group)
+        ]
         found: dict[float, float] = {}
         for row in rows:
             if row.attacked == "none":
@@ -104,9 +124,15 @@ class Source:
         return (row.model, row.detector, row.id, row.ood, row.group, row in self._averages)
 
     def scores(self, model: str, detector: str, attack: str) -> list[Scores]:
-        """Return the scores of all sets under an attack, or "none"; nothing where their files are not there."""
+        """Return the scores of all sets under an attack, or "none"; nothing where their files are
+        not there.
+        """
         return [
-            Scores(cell.images, cell.group, np.concatenate([_values(folder / name) for name in cell.files]))
+            Scores(
+                cell.images,
+                cell.group,
+                np.concatenate([_values(folder / name) for name in cell.files]),
+            )
             for folder, cell in self._cells
             if (cell.model, cell.detector, cell.attack) == (model, detector, attack)
         ]
@@ -115,10 +141,13 @@ class Source:
 def read(folders: Sequence[Path]) -> Source:
     """Read folders of results.
 
-    Raises: `UserError` for no folder, or one without results, with damaged ones or of another schema.
+    Raises: `UserError` for no folder, or one without results, with damaged ones or of another
+    schema.
     """
     if not folders:
-        raise UserError("results: no folder given; one or several folders with a results.json are wanted")
+        raise UserError(
+            "results: no folder given; one or several folders with a results.json are wanted"
+        )
     merged, environments, pictures, cells = Results(), [], [], []
     for folder in folders:
         results = Results.read(folder)
@@ -126,11 +155,20 @@ def read(folders: Sequence[Path]) -> Source:
         taken = {row.model for row in merged.rows}
         for model in dict.fromkeys(row.model for row in results.rows):
             if model in taken:
-                _rename(results, own, model, _free(model, folder, taken | {row.model for row in results.rows}))
+                _rename(
+                    results,
+                    own,
+                    model,
+                    _free(model, folder, taken | {row.model for row in results.rows}),
+                )
         subjects = {(row.model, row.detector) for row in results.rows}
-        pictures += [one for one in own if (one.model, one.detector) in subjects]  # others are of an earlier evaluation
+        pictures += [
+            one for one in own if (one.model, one.detector) in subjects
+        ]  # others are of an earlier evaluation
         cells += [(folder, cell) for cell in results.cells]
-        environments.append((", ".join(dict.fromkeys(row.model for row in results.rows)), results.environment))
+        environments.append(
+            (", ".join(dict.fromkeys(row.model for row in results.rows)), results.environment)
+        )
         merged.extend(results)
     if not merged.rows and not merged.failures:
         raise UserError(f"results: {folders[0] / 'results.json'} has no rows")
@@ -150,7 +188,8 @@ def _rename(results: Results, pictures: list[Picture], old: str, new: str) -> No
         records[:] = [replace(one, model=new) if one.model == old else one for one in records]
     pictures[:] = [replace(one, model=new) if one.model == old else one for one in pictures]
     results.warnings[:] = [
-        new + warning[len(old) :] if warning.startswith(f"{old}, ") else warning for warning in results.warnings
+        new + warning[len(old) :] if warning.startswith(f"{old}, ") else warning
+        for warning in results.warnings
     ]
 
 
@@ -174,4 +213,6 @@ def _values(path: Path) -> NDArray[np.float64]:
     try:
         return np.asarray(read_cell(path).arrays["scores"], dtype=np.float64)
     except FileNotFoundError as error:
-        raise UserError(f"results: {path} is missing; evaluate again, which computes only what is not there") from error
+        raise UserError(
+            f"results: {path} is missing; evaluate again, which computes only what is not there"
+        ) from error

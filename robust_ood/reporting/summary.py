@@ -15,7 +15,10 @@ def sentences(source: Source) -> list[str]:
     found = [_protocol(source)]
     for model in source.models:
         for group in source.groups:
-            found += [_fate(source, model, group), *(_reach(source, model, group, norm) for norm in source.norms)]
+            found += [
+                _fate(source, model, group),
+                *(_reach(source, model, group, norm) for norm in source.norms),
+            ]
     found += [_best(source, group) for group in source.groups if _comparable(source)]
     found += _accuracy(source)
     found += _uncertainty(source)
@@ -59,7 +62,10 @@ def _comparable(source: Source) -> bool:
 def _protocol(source: Source) -> str:
     rows = source.sets
     attacks = list(dict.fromkeys(row.attack for row in rows if row.attack != "none"))
-    n_id, n_ood = max((row.n_id for row in rows), default=0), max((row.n_ood for row in rows), default=0)
+    n_id, n_ood = (
+        max((row.n_id for row in rows), default=0),
+        max((row.n_ood for row in rows), default=0),
+    )
     ids, oods = dict.fromkeys(row.id for row in rows), dict.fromkeys(row.ood for row in rows)
     text = (
         f"{_count(len(source.models), 'network')} and {_count(len(source.detectors), 'detector')} were scored on "
@@ -76,23 +82,39 @@ def _fate(source: Source, model: str, group: str) -> str:
         return ""
     begin = f"{model}, {group} OOD, strongest attack on both sides: "
     if len(worst) == 1:
-        verdict = "kept" if worst[0].auroc >= KEPT else "below chance" if worst[0].auroc < CHANCE else "weakened"
+        verdict = (
+            "kept"
+            if worst[0].auroc >= KEPT
+            else "below chance"
+            if worst[0].auroc < CHANCE
+            else "weakened"
+        )
         return f"{begin}{_moved(source, worst[0])}, {verdict}."
     fates = (
         ("keep", f"an AUROC of at least {KEPT}", [row for row in worst if row.auroc >= KEPT]),
-        ("end", f"between {CHANCE} and {KEPT}", [row for row in worst if CHANCE <= row.auroc < KEPT]),
+        (
+            "end",
+            f"between {CHANCE} and {KEPT}",
+            [row for row in worst if CHANCE <= row.auroc < KEPT],
+        ),
         ("fall", "below chance", [row for row in worst if row.auroc < CHANCE]),
     )
     parts = []
     for verb, where, rows in fates:
         if rows:
-            who = f"all {len(worst)} detectors" if len(rows) == len(worst) else f"{len(rows)} of {len(worst)} detectors"
+            who = (
+                f"all {len(worst)} detectors"
+                if len(rows) == len(worst)
+                else f"{len(rows)} of {len(worst)} detectors"
+            )
             parts.append(f"{who} {verb}{'s' * (len(rows) == 1)} {where} ({_moves(source, rows)})")
     return begin + "; ".join(parts) + "."
 
 
 def _reach(source: Source, model: str, group: str, norm: str) -> str:
-    """Say up to which of several radii a model's detectors keep their AUROC, or where none does, stay above chance."""
+    """Say up to which of several radii a model's detectors keep their AUROC, or where none does,
+    stay above chance.
+    """
     curves = {name: source.by_radius(model, name, group, norm) for name in source.detectors}
     attacked = {name: [point for point in curve if point[0] > 0] for name, curve in curves.items()}
     for level in (KEPT, CHANCE):
@@ -102,7 +124,10 @@ def _reach(source: Source, model: str, group: str, norm: str) -> str:
                 reached.setdefault(_furthest(points, level), []).append(name)
         nowhere = reached.pop(0.0, [])
         if reached:
-            parts = [f"{_listed(names)} up to {radius_text(norm, radius)}" for radius, names in sorted(reached.items())]
+            parts = [
+                f"{_listed(names)} up to {radius_text(norm, radius)}"
+                for radius, names in sorted(reached.items())
+            ]
             none = f"; {_count(len(nowhere), 'detector')} at no radius" if nowhere else ""
             return f"{model}, {group} OOD, by radius: an AUROC of at least {level} stays with {_listed(parts)}{none}."
     return ""
@@ -125,11 +150,17 @@ def _moves(source: Source, rows: Sequence[Row]) -> str:
 
 def _moved(source: Source, row: Row) -> str:
     clean = source.clean(row)
-    return f"{row.detector} {rate(clean.auroc)} → {rate(row.auroc)}" if clean else f"{row.detector} {rate(row.auroc)}"
+    return (
+        f"{row.detector} {rate(clean.auroc)} → {rate(row.auroc)}"
+        if clean
+        else f"{row.detector} {rate(row.auroc)}"
+    )
 
 
 def _best(source: Source, group: str) -> str:
-    every = [row for m in source.models for d in source.detectors if (row := source.worst(m, d, group))]
+    every = [
+        row for m in source.models for d in source.detectors if (row := source.worst(m, d, group))
+    ]
     if len(every) < 2:
         return ""
     best = max(every, key=lambda row: row.auroc)
@@ -143,7 +174,9 @@ def _best(source: Source, group: str) -> str:
     interval = source.interval(best)
     if interval:
         text += f" (95 % interval {rate(interval[0])} to {rate(interval[1])})"
-    if any(warning.startswith(f"{best.model}, {best.detector}:") for warning in source.results.warnings):
+    if any(
+        warning.startswith(f"{best.model}, {best.detector}:") for warning in source.results.warnings
+    ):
         text += ", but a sanity warning doubts it"
     return text + "."
 
@@ -155,14 +188,18 @@ def _accuracy(source: Source) -> list[str]:
         return []
     hit: dict[str, Accuracy] = {}
     for row in source.results.classification:
-        if row.attack != "none" and (row.model not in hit or row.accuracy < hit[row.model].accuracy):
+        if row.attack != "none" and (
+            row.model not in hit or row.accuracy < hit[row.model].accuracy
+        ):
             hit[row.model] = row
     top = max(clean.values(), key=lambda row: row.accuracy) if _comparable(source) else None
     parts = []
     for model, row in clean.items():
         text = f"{model} {percent(row.accuracy)}"
         if top is not None and row is not top:
-            text += f" ({100 * (row.accuracy - top.accuracy):+.1f} points)".replace("-", "\N{MINUS SIGN}")
+            text += f" ({100 * (row.accuracy - top.accuracy):+.1f} points)".replace(
+                "-", "\N{MINUS SIGN}"
+            )
         if model in hit:
             text += f", under {hit[model].attack} {percent(hit[model].accuracy)}"
         parts.append(text)

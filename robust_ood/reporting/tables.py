@@ -1,4 +1,6 @@
-"""The report's tables as plain data: what each cell shows, what it sorts by, and what its colour means."""
+"""The report's tables as plain data: what each cell shows, what it sorts by, and what its colour
+means.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ _STRONG = 0.5  # a difference of this size has the full colour
 class Cell:
     """A cell: its text, the number that it sorts by, further lines, and how it is marked.
 
-    tint: of differences, -1 (worse) to 1 (better). chance: an AUROC below that of a coin. name: a row's header.
+    tint: of differences, -1 (worse) to 1 (better). chance: an AUROC below that of a coin. name: a
+    row's header.
     """
 
     text: str
@@ -39,28 +42,49 @@ class Table:
 
 
 def survival(source: Source) -> Table:
-    """Return clean against attacked for each detector: the mean of each group under the strongest attack."""
+    """Return clean against attacked for each detector: the mean of each group under the strongest
+    attack.
+    """
     columns = [("Network", ""), ("Detector", "")]
     heads = [("", 2)]
     for group in source.groups:
         heads += [(f"{group} OOD: AUROC", 3), (f"{group} OOD: FPR95", 2)]
-        columns += [("clean", ""), ("attacked", ""), ("change", ""), ("clean", ""), ("attacked", "")]
+        columns += [
+            ("clean", ""),
+            ("attacked", ""),
+            ("change", ""),
+            ("clean", ""),
+            ("attacked", ""),
+        ]
     rows = []
     for model in source.models:
         for detector in source.detectors:
             cells = []
             for group in source.groups:
                 worst = source.worst(model, detector, group)
-                clean = source.clean(worst) if worst else _only_clean(source, model, detector, group)
-                cells += [_auroc(source, clean), _auroc(source, worst, with_attack=True), _change(clean, worst)]
+                clean = (
+                    source.clean(worst) if worst else _only_clean(source, model, detector, group)
+                )
+                cells += [
+                    _auroc(source, clean),
+                    _auroc(source, worst, with_attack=True),
+                    _change(clean, worst),
+                ]
                 cells += [_fpr(source, clean), _fpr(source, worst)]
             if any(cell.text for cell in cells):
                 rows.append([_name(model), _name(detector), *cells])
-    return Table("Detection, clean and under the strongest attack on inliers and outliers", columns, rows, heads)
+    return Table(
+        "Detection, clean and under the strongest attack on inliers and outliers",
+        columns,
+        rows,
+        heads,
+    )
 
 
 def by_attack(source: Source) -> list[Table]:
-    """Return for each attack a table of every detector on every OOD set: clean, each side attacked, and both."""
+    """Return for each attack a table of every detector on every OOD set: clean, each side attacked,
+    and both.
+    """
     attacks = list(dict.fromkeys(row.attack for row in source.sets if row.attack != "none"))
     return [_of_attack(source, attack) for attack in attacks] or [_unattacked(source)]
 
@@ -71,7 +95,9 @@ def _of_attack(source: Source, attack: str) -> Table:
         for row in rows:
             # The mean over a single set says nothing that the set does not.
             if row.attack == attack and not (means and source.is_single(row)):
-                found.setdefault((row.model, row.detector, row.group, means, row.ood), {})[row.attacked] = row
+                found.setdefault((row.model, row.detector, row.group, means, row.ood), {})[
+                    row.attacked
+                ] = row
     columns = [("Network", ""), ("Detector", ""), ("OOD set", ""), ("clean", ""), ("inliers", ""),
                ("outliers", ""), ("both", ""), ("change", ""), ("clean", ""), ("both", ""), ("change", "")]  # fmt: skip
     lines = []
@@ -90,13 +116,24 @@ def _of_attack(source: Source, attack: str) -> Table:
         )  # fmt: skip
     first = next(row for row in source.sets if row.attack == attack)
     caption = f"{attack}: {budget(first)}, {first.steps} steps, {first.restarts} restart{'s' * (first.restarts != 1)}"
-    return Table(caption, columns, lines, [("", 3), ("AUROC: clean, then attacked", 5), ("FPR95: clean, attacked", 3)])
+    return Table(
+        caption,
+        columns,
+        lines,
+        [("", 3), ("AUROC: clean, then attacked", 5), ("FPR95: clean, attacked", 3)],
+    )
 
 
 def _unattacked(source: Source) -> Table:
     columns = [("Network", ""), ("Detector", ""), ("OOD set", ""), ("AUROC", ""), ("FPR95", "")]
     lines = [
-        [_name(row.model), _name(row.detector), _name(row.ood), _auroc(source, row), _fpr(source, row)]
+        [
+            _name(row.model),
+            _name(row.detector),
+            _name(row.ood),
+            _auroc(source, row),
+            _fpr(source, row),
+        ]
         for row in source.sets
     ]
     return Table("Without attack", columns, lines)
@@ -116,13 +153,22 @@ def accuracies(source: Source) -> Table:
             for attack in attacks
         ]
         lines.append([_name(model), *cells])
-    columns = [("Network", ""), *(("clean" if attack == "none" else attack, "") for attack in attacks)]
+    columns = [
+        ("Network", ""),
+        *(("clean" if attack == "none" else attack, "") for attack in attacks),
+    ]
     return Table("Share of test images classified correctly", columns, lines)
 
 
 def metrics(source: Source) -> Table:
     """Return every metric of every set, clean and with both sides attacked."""
-    columns = [("Network", ""), ("Detector", ""), ("OOD set", ""), ("Attack", ""), *((name, "") for name in METRICS)]
+    columns = [
+        ("Network", ""),
+        ("Detector", ""),
+        ("OOD set", ""),
+        ("Attack", ""),
+        *((name, "") for name in METRICS),
+    ]
     lines = []
     for row in source.sets:
         if row.attacked in ("none", "both"):
@@ -133,23 +179,42 @@ def metrics(source: Source) -> Table:
 
 
 def winners(source: Source) -> Table | None:
-    """Return for how many images each member of an attack's suite was the strongest, where any attack has several."""
+    """Return for how many images each member of an attack's suite was the strongest, where any
+    attack has several.
+    """
     accounts = [one for one in source.results.members if len(one.wins.keys() - {"clean"}) > 1]
     if not accounts:
         return None
     members = list(dict.fromkeys(name for one in accounts for name in one.wins))
-    columns = [("Network", ""), ("Detector", ""), ("Attack", ""), ("Images", ""), *((name, "") for name in members)]
+    columns = [
+        ("Network", ""),
+        ("Detector", ""),
+        ("Attack", ""),
+        ("Images", ""),
+        *((name, "") for name in members),
+    ]
     lines = []
     for one in accounts:
         shares = [one.wins.get(name, 0) / one.n for name in members]
-        names = [_name(one.model), _name(one.detector or "classifier"), Cell(one.attack), Cell(one.images)]
+        names = [
+            _name(one.model),
+            _name(one.detector or "classifier"),
+            Cell(one.attack),
+            Cell(one.images),
+        ]
         lines.append([*names, *(Cell(f"{100 * share:.0f} %", share) for share in shares)])
-    return Table("Share of images for which each member of the suite found the worst image", columns, lines)
+    return Table(
+        "Share of images for which each member of the suite found the worst image", columns, lines
+    )
 
 
 def recipes(source: Source) -> Table | None:
     """Return mean and deviation over the checkpoints of a recipe, where there are several."""
-    found = [one for one in source.results.summary if one.attacked in ("none", "both") and one.ood == one.group]
+    found = [
+        one
+        for one in source.results.summary
+        if one.attacked in ("none", "both") and one.ood == one.group
+    ]
     accuracy = [one for one in source.results.summary if one.detector is None]
     if not found and not accuracy:
         return None
@@ -157,11 +222,17 @@ def recipes(source: Source) -> Table | None:
                ("FPR95", "mean ± deviation"), ("Accuracy", "mean ± deviation"), ("Checkpoints", "")]  # fmt: skip
     lines = []
     for one in [*found, *accuracy]:
-        names = [Cell(one.recipe, name=True), Cell(one.detector or "classifier", name=True), Cell(one.group or "")]
+        names = [
+            Cell(one.recipe, name=True),
+            Cell(one.detector or "classifier", name=True),
+            Cell(one.group or ""),
+        ]
         attack = Cell("clean" if one.attack == "none" else one.attack)
         cells = [_spread(one.mean, one.std, metric) for metric in ("auroc", "fpr95", "accuracy")]
         lines.append([*names, attack, *cells, Cell(str(len(one.models)), len(one.models))])
-    return Table("Mean and sample standard deviation over the checkpoints of one recipe", columns, lines)
+    return Table(
+        "Mean and sample standard deviation over the checkpoints of one recipe", columns, lines
+    )
 
 
 def budget(row: Row) -> str:
@@ -170,12 +241,18 @@ def budget(row: Row) -> str:
 
 
 def _spread(mean: dict[str, float], std: dict[str, float], metric: str) -> Cell:
-    return Cell(f"{mean[metric]:.3f} ± {std[metric]:.3f}", mean[metric]) if metric in mean else Cell("")
+    return (
+        Cell(f"{mean[metric]:.3f} ± {std[metric]:.3f}", mean[metric])
+        if metric in mean
+        else Cell("")
+    )
 
 
 def _only_clean(source: Source, model: str, detector: str, group: str) -> Row | None:
     wanted = (model, detector, group, "none")
-    return next((r for r in source.means if (r.model, r.detector, r.group, r.attacked) == wanted), None)
+    return next(
+        (r for r in source.means if (r.model, r.detector, r.group, r.attacked) == wanted), None
+    )
 
 
 def _name(text: str) -> Cell:
@@ -200,10 +277,16 @@ def _fpr(source: Source, row: Row | None) -> Cell:
     if row is None:
         return Cell("")
     interval = source.interval(row, "fpr95")
-    return Cell(rate(row.fpr95), row.fpr95, f"{rate(interval[0])}\N{EN DASH}{rate(interval[1])}" if interval else "")
+    return Cell(
+        rate(row.fpr95),
+        row.fpr95,
+        f"{rate(interval[0])}\N{EN DASH}{rate(interval[1])}" if interval else "",
+    )
 
 
-def _change(clean: Row | None, attacked: Row | None, metric: str = "auroc", better: int = 1) -> Cell:
+def _change(
+    clean: Row | None, attacked: Row | None, metric: str = "auroc", better: int = 1
+) -> Cell:
     if clean is None or attacked is None:
         return Cell("")
     change = getattr(attacked, metric) - getattr(clean, metric)

@@ -6,4 +6,14 @@ from robust_ood.training.noise import GaussianNoise
 from robust_ood.training.optimization import SGD
 from robust_ood.training.safe_spots import SafeSpotAware
 
-__all__ = ["ADV", "ALOE", "AOE", "OE", "SGD", "GaussianNoise", "Method", "SafeSpotAware", "Standard"]
+__all__ = [
+    "ADV",
+    "ALOE",
+    "AOE",
+    "OE",
+    "SGD",
+    "GaussianNoise",
+    "Method",
+    "SafeSpotAware",
+    "Standard",
+]

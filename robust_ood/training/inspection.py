@@ -1,4 +1,6 @@
-"""A look at what an in-loop attack does: whether it raises the loss, and whether its gradients are there at all."""
+"""A look at what an in-loop attack does: whether it raises the loss, and whether its gradients are
+there at all.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ from robust_ood.rules import Rule, Steepest, Stepper
 class Finding(NamedTuple):
     """What one in-loop attack did to one batch.
 
-    succeeded: share of images whose value it made smaller than at its start. zeros: share of the entries of all input
-    gradients that were exactly zero.
+    succeeded: share of images whose value it made smaller than at its start. zeros: share of the
+    entries of all input gradients that were exactly zero.
     """
 
     succeeded: float
@@ -29,7 +31,9 @@ class Watch(Rule):
         self.rule = rule or Steepest()
         self.zeros: list[Tensor] = []
 
-    def begin(self, region: Region, center: Tensor, steps: int, step_size: float | Tensor) -> Stepper:
+    def begin(
+        self, region: Region, center: Tensor, steps: int, step_size: float | Tensor
+    ) -> Stepper:
         """Return the watched rule's stepper."""
         advance = self.rule.begin(region, center, steps, step_size)
 
@@ -41,4 +45,6 @@ class Watch(Rule):
 
     def finding(self, before: Tensor, after: Tensor) -> Finding:
         """Return what happened, given the values `(N,)` at the start and at the end."""
-        return Finding((after < before).float().mean().item(), torch.stack(self.zeros).mean().item())
+        return Finding(
+            (after < before).float().mean().item(), torch.stack(self.zeros).mean().item()
+        )

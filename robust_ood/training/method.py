@@ -1,7 +1,7 @@
 """The one base of all training methods: attack the batch, run one forward pass, take a loss.
 
-A method names its attacks and its loss (`attacked` and `loss`, or the whole `objective`); everything else - optimiser,
-schedule, joint attack batch, random draws, logging - is here.
+A method names its attacks and its loss (`attacked` and `loss`, or the whole `objective`);
+everything else - optimiser, schedule, joint attack batch, random draws, logging - is here.
 """
 
 from __future__ import annotations
@@ -32,22 +32,26 @@ from robust_ood.training.optimization import SGD
 class Method(LightningModule):
     """Training with clean or attacked inliers, and with clean, attacked or no auxiliary outliers.
 
-    Minimises `mean CE(inliers) + outlier_weight * mean CE-to-uniform(outliers)`, the general form of ALOE Eq. 4: each
-    of the two batches is attacked, within its region, so as to raise its own term, where an attack is given for it.
-    Subclasses name the special cases, or bring an objective of their own.
+    Minimises `mean CE(inliers) + outlier_weight * mean CE-to-uniform(outliers)`, the general form
+    of ALOE Eq. 4: each of the two batches is attacked, within its region, so as to raise its own
+    term, where an attack is given for it. Subclasses name the special cases, or bring an objective
+    of their own.
 
     Args:
         net: classifier, images in [0, 1] to logits `(N, K)`.
-        inlier_attack: in-loop attack on inliers, or None for clean ones. Only region, steps, step size, rule and random
+        inlier_attack: in-loop attack on inliers, or None for clean ones. Only region, steps, step
+            size, rule and random
             start count: one run, last iterate, as adversarial training has it.
         outlier_attack: likewise on outliers.
         outlier_weight: lambda, >= 0; 0 trains without outliers.
-        attack_mode: "eval" attacks with BatchNorm's running statistics; "train" attacks in train mode, as the ALOE code
-            does, where PGD's passes also move the running statistics.
-        optimization: optimiser and schedule; SGD with Nesterov momentum and a cosine per step by default.
-        compile: run training passes through `torch.compile`. Parameters are frozen while an attack runs, because the
-            compiled backward pass would otherwise differentiate them too.
-        seed: seed of the attacks' random starts; the run's `seed_everything` where the command sets it.
+        attack_mode: "eval" attacks with BatchNorm's running statistics; "train" attacks in train
+            mode, as the ALOE code does, where PGD's passes also move the running statistics.
+        optimization: optimiser and schedule; SGD with Nesterov momentum and a cosine per step by
+            default.
+        compile: run training passes through `torch.compile`. Parameters are frozen while an attack
+            runs, because the compiled backward pass would otherwise differentiate them too.
+        seed: seed of the attacks' random starts; the run's `seed_everything` where the command sets
+            it.
     """
 
     _run: Objective
@@ -65,7 +69,9 @@ class Method(LightningModule):
     ) -> None:
         super().__init__()
         if not outlier_weight >= 0:
-            raise UserError(f"outlier_weight: {outlier_weight} is negative or NaN; a number >= 0 is wanted")
+            raise UserError(
+                f"outlier_weight: {outlier_weight} is negative or NaN; a number >= 0 is wanted"
+            )
         if attack_mode not in ("eval", "train"):
             raise UserError(f"attack_mode: {attack_mode!r} is neither 'eval' nor 'train'")
         for field, attack in (("inlier_attack", inlier_attack), ("outlier_attack", outlier_attack)):
@@ -75,10 +81,14 @@ class Method(LightningModule):
         self.outlier_weight, self.attack_mode = outlier_weight, attack_mode
         self.optimization = optimization or SGD()
         self.compiled, self.seed = compile, seed
-        # Past `nn.Module`'s registry: the weights are `net`'s, and a checkpoint shall hold them once.
+        # Past `nn.Module`'s registry: the weights are `net`'s, and a checkpoint shall hold them
+        # once.
         self.__dict__["_run"] = torch.compile(self.net) if compile else self.net
-        # Weighted by images over all processes; Lightning's own means weight each process alike, whatever its share.
-        names = [f"{stage}/{number}" for stage in ("val", "test") for number in ("loss", "accuracy")]
+        # Weighted by images over all processes; Lightning's own means weight each process alike,
+        # whatever its share.
+        names = [
+            f"{stage}/{number}" for stage in ("val", "test") for number in ("loss", "accuracy")
+        ]
         self.means = nn.ModuleDict({name: MeanMetric() for name in names})
         self.inspecting = False
         self.findings: dict[str, Finding] = {}
@@ -88,7 +98,8 @@ class Method(LightningModule):
         logits: Tensor = self.net(images)
         return logits
 
-    # What a method may change -----------------------------------------------------------------------------------------
+    # What a method may change
+    # -----------------------------------------------------------------------------------------
 
     @property
     def needs_outliers(self) -> bool:
@@ -109,13 +120,21 @@ class Method(LightningModule):
             # In eval mode images do not influence one another, so one batch attacks both at once.
             size = len(batch.images)
             both = torch.cat([batch.images, batch.outliers])
-            joint = self.search(self.inlier_attack, _joint(inlier_goal, outlier_goal, size), both, batch, "attack both")
+            joint = self.search(
+                self.inlier_attack,
+                _joint(inlier_goal, outlier_goal, size),
+                both,
+                batch,
+                "attack both",
+            )
             return joint[:size], joint[size:]
         inliers, outliers = batch.images, batch.outliers
         if self.inlier_attack is not None:
             inliers = self.search(self.inlier_attack, inlier_goal, inliers, batch, "attack inliers")
         if self.outlier_attack is not None and len(outliers):
-            outliers = self.search(self.outlier_attack, outlier_goal, outliers, batch, "attack outliers")
+            outliers = self.search(
+                self.outlier_attack, outlier_goal, outliers, batch, "attack outliers"
+            )
         return inliers, outliers
 
     def inlier_goal(self, batch: Batch) -> Objective:
@@ -133,19 +152,28 @@ class Method(LightningModule):
             return inlier_loss
         return inlier_loss + self.outlier_weight * self.outlier_loss(outlier_logits)
 
-    # What methods are made of -----------------------------------------------------------------------------------------
+    # What methods are made of
+    # -----------------------------------------------------------------------------------------
 
-    def search(self, attack: PGD, goal: Objective, images: Tensor, batch: Batch, purpose: str) -> Tensor:
-        """Return the images near the given ones where an attack ends that makes a function of their logits small.
+    def search(
+        self, attack: PGD, goal: Objective, images: Tensor, batch: Batch, purpose: str
+    ) -> Tensor:
+        """Return the images near the given ones where an attack ends that makes a function of their
+        logits small.
 
         Args:
             attack: settings; one run, last iterate.
             goal: logits `(N, K)` to one value per image `(N,)`.
             images: `(N, C, H, W)`, the centres of the attack's region.
             batch: the batch they are from, which keys the random start with this process's rank.
-            purpose: what the search is for, in words: a key of the random start, and its name in warnings.
+            purpose: what the search is for, in words: a key of the random start, and its name in
+                warnings.
         """
-        start = attack.region.sample(images, self.draws(purpose, batch)) if attack.random_start else images
+        start = (
+            attack.region.sample(images, self.draws(purpose, batch))
+            if attack.random_start
+            else images
+        )
         watch = Watch(attack.rule) if self.inspecting else None
         with mode(self.net, training=self.attack_mode == "train"), _frozen(self.net, self.compiled):
             found = minimize(
@@ -168,7 +196,8 @@ class Method(LightningModule):
     def logits(self, *parts: Tensor) -> tuple[Tensor, ...]:
         """Return the logits of several batches of images, run as one.
 
-        Apart, they would give BatchNorm several sets of statistics, which is known to hurt outlier exposure.
+        Apart, they would give BatchNorm several sets of statistics, which is known to hurt outlier
+        exposure.
         """
         # Weights cast by autocast where no gradient was wanted would be reused here, and get none.
         torch.clear_autocast_cache()
@@ -185,7 +214,11 @@ class Method(LightningModule):
         """Return the mean cross-entropy of the labels; log it, and the accuracy."""
         loss = losses.cross_entropy(logits, batch.labels).mean()
         self.log("train/inlier_loss", loss.detach())
-        self.log("train/accuracy", (logits.detach().argmax(1) == batch.labels).float().mean(), prog_bar=True)
+        self.log(
+            "train/accuracy",
+            (logits.detach().argmax(1) == batch.labels).float().mean(),
+            prog_bar=True,
+        )
         return loss
 
     def outlier_loss(self, logits: Tensor) -> Tensor:
@@ -195,23 +228,29 @@ class Method(LightningModule):
         return loss
 
     def draws(self, purpose: str, batch: Batch) -> torch.Generator:
-        """Return the generator of a batch's random draws, different for each purpose, step and process."""
+        """Return the generator of a batch's random draws, different for each purpose, step and
+        process.
+        """
         keys = (purpose, batch.epoch, batch.step, self.global_rank)
         return generator(self.seed, *keys, device=batch.images.device)
 
-    # What Lightning calls ---------------------------------------------------------------------------------------------
+    # What Lightning calls
+    # ---------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         if not self.needs_outliers:
             batch = batch._replace(outliers=batch.outliers[:0])
         elif not len(batch.outliers):
-            raise UserError(f"data.outliers: {type(self).__name__} trains with outliers, and the data has none")
+            raise UserError(
+                f"data.outliers: {type(self).__name__} trains with outliers, and the data has none"
+            )
         batch = batch._replace(
             images=batch.images.contiguous(memory_format=torch.channels_last),
             outliers=batch.outliers.contiguous(memory_format=torch.channels_last),
         )
-        # Dropout draws from torch's own generator: keyed by the step, its draws survive a resumption too.
+        # Dropout draws from torch's own generator: keyed by the step, its draws survive a
+        # resumption too.
         keys = ("dropout", batch.epoch, batch.step, self.global_rank)
         seed_torch(self.seed, *keys, device=batch.images.device)
         loss = self.objective(batch)
@@ -230,11 +269,15 @@ class Method(LightningModule):
         """Return the optimiser and its per-step schedule."""
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
-            raise UserError("trainer.max_epochs: the learning rate follows the run to its end; give that or max_steps")
+            raise UserError(
+                "trainer.max_epochs: the learning rate follows the run to its end; give that or max_steps"
+            )
         return self.optimization.configure(self.net, int(steps))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the checkpoint say what made it: an evaluation can then build the network without a config."""
+        """Let the checkpoint say what made it: an evaluation can then build the network without a
+        config.
+        """
         checkpoint["method"] = type(self).__name__
         description = describe(self.net)
         if description is not None:
@@ -264,7 +307,9 @@ def refuse_ignored(field: str, attack: PGD | None) -> None:
 
 
 def _joint(first: Objective, second: Objective, size: int) -> Objective:
-    """Return the function of joint logits whose first `size` values are `first`'s and the rest `second`'s."""
+    """Return the function of joint logits whose first `size` values are `first`'s and the rest
+    `second`'s.
+    """
     return lambda logits: torch.cat([first(logits[:size]), second(logits[size:])])
 
 

@@ -38,7 +38,13 @@ class OE(Method):
         compile: bool = False,  # noqa: A002
         seed: int = 0,
     ) -> None:
-        super().__init__(net, outlier_weight=outlier_weight, optimization=optimization, compile=compile, seed=seed)
+        super().__init__(
+            net,
+            outlier_weight=outlier_weight,
+            optimization=optimization,
+            compile=compile,
+            seed=seed,
+        )
 
 
 class ADV(Method):
@@ -57,12 +63,18 @@ class ADV(Method):
         seed: int = 0,
     ) -> None:
         super().__init__(
-            net, inlier_attack, attack_mode=attack_mode, optimization=optimization, compile=compile, seed=seed
+            net,
+            inlier_attack,
+            attack_mode=attack_mode,
+            optimization=optimization,
+            compile=compile,
+            seed=seed,
         )
 
 
 class AOE(Method):
-    """Adversarial training with clean outliers: `min mean max CE(F(x + delta), y) + lambda mean CE(F(x_out), uniform)`.
+    """Adversarial training with clean outliers: `min mean max CE(F(x + delta), y) + lambda mean
+    CE(F(x_out), uniform)`.
 
     Source: ALOE paper, "Possible Variants". See `Method` for the arguments.
     """
@@ -77,14 +89,16 @@ class AOE(Method):
         compile: bool = False,  # noqa: A002
         seed: int = 0,
     ) -> None:
-        super().__init__(net, inlier_attack, None, outlier_weight, attack_mode, optimization, compile, seed)
+        super().__init__(
+            net, inlier_attack, None, outlier_weight, attack_mode, optimization, compile, seed
+        )
 
 
 class ALOE(Method):
     """Adversarial learning with inlier and outlier exposure.
 
-    `min mean max CE(F(x + delta), y) + lambda mean max CE(F(x_out + delta), uniform)`. Source: ALOE Eq. 4. See `Method`
-    for the arguments.
+    `min mean max CE(F(x + delta), y) + lambda mean max CE(F(x_out + delta), uniform)`. Source: ALOE
+    Eq. 4. See `Method` for the arguments.
     """
 
     def __init__(
@@ -98,4 +112,13 @@ class ALOE(Method):
         compile: bool = False,  # noqa: A002
         seed: int = 0,
     ) -> None:
-        super().__init__(net, inlier_attack, outlier_attack, outlier_weight, attack_mode, optimization, compile, seed)
+        super().__init__(
+            net,
+            inlier_attack,
+            outlier_attack,
+            outlier_weight,
+            attack_mode,
+            optimization,
+            compile,
+            seed,
+        )

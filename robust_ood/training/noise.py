@@ -13,9 +13,11 @@ from robust_ood.training.optimization import SGD
 
 
 class GaussianNoise(Method):
-    """Ordinary training on noisy images: `min mean CE(F(x + n), y)`, n normal with standard deviation `sigma`.
+    """Ordinary training on noisy images: `min mean CE(F(x + n), y)`, n normal with standard
+    deviation `sigma`.
 
-    Source: Cohen et al. 2019, Sec. 3.3; the safe spots paper's Gaussian model. Noisy images are not clipped, as there.
+    Source: Cohen et al. 2019, Sec. 3.3; the safe spots paper's Gaussian model. Noisy images are not
+    clipped, as there.
 
     Args:
         net: classifier, images in [0, 1] to logits `(N, K)`.

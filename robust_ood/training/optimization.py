@@ -20,9 +20,10 @@ class SGD:
         learning_rate: highest learning rate.
         momentum: momentum, with Nesterov's correction unless `nesterov` is off.
         weight_decay: L2 penalty on all parameters.
-        schedule: "cosine" falls from `learning_rate` to `final_learning_rate` over the whole run (the ALOE code's
-            schedule); "milestones" multiplies by `decay` at each of `milestones`; "one_cycle" climbs linearly over the
-            first `warmup` share of the run and falls linearly to `final_learning_rate`; "constant".
+        schedule: "cosine" falls from `learning_rate` to `final_learning_rate` over the whole run
+            (the ALOE code's schedule); "milestones" multiplies by `decay` at each of `milestones`;
+            "one_cycle" climbs linearly over the first `warmup` share of the run and falls linearly
+            to `final_learning_rate`; "constant".
         milestones: shares of the run, in (0, 1).
     """
 
@@ -47,9 +48,13 @@ class SGD:
         if not self.decay > 0:
             raise UserError(f"decay: {self.decay} is not > 0")
         if self.schedule not in ("cosine", "milestones", "one_cycle", "constant"):
-            raise UserError(f"schedule: {self.schedule!r} is not one of cosine, milestones, one_cycle, constant")
+            raise UserError(
+                f"schedule: {self.schedule!r} is not one of cosine, milestones, one_cycle, constant"
+            )
         if any(not 0 < share < 1 for share in self.milestones):
-            raise UserError(f"milestones: {self.milestones} are not all shares of the run in (0, 1)")
+            raise UserError(
+                f"milestones: {self.milestones} are not all shares of the run in (0, 1)"
+            )
         if not 0 < self.warmup < 1:
             raise UserError(f"warmup: {self.warmup} is not a share of the run in (0, 1)")
 
@@ -66,7 +71,9 @@ class SGD:
         return high
 
     def configure(self, net: nn.Module, total_steps: int) -> dict[str, Any]:
-        """Return what `LightningModule.configure_optimizers` returns, for a run of `total_steps` optimiser steps."""
+        """Return what `LightningModule.configure_optimizers` returns, for a run of `total_steps`
+        optimiser steps.
+        """
         optimizer = torch.optim.SGD(
             net.parameters(),
             lr=self.learning_rate,
@@ -75,12 +82,18 @@ class SGD:
             weight_decay=self.weight_decay,
         )
         whole = max(total_steps, 1)  # `max_steps: 0` is a run, too
-        scheduler = _Course(optimizer, lambda step: self.rate(min(step / whole, 1.0)) / self.learning_rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        scheduler = _Course(
+            optimizer, lambda step: self.rate(min(step / whole, 1.0)) / self.learning_rate
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
 
 class _Course(torch.optim.lr_scheduler.LambdaLR):
-    """A schedule that goes on where a checkpoint left it under the settings of this run, not those in the checkpoint.
+    """A schedule that goes on where a checkpoint left it under the settings of this run, not those
+    in the checkpoint.
 
     They are the same unless the user says otherwise. Lightning restores the optimiser first.
     """
@@ -91,5 +104,7 @@ class _Course(torch.optim.lr_scheduler.LambdaLR):
         settings = self.optimizer.defaults
         self.base_lrs = [settings["lr"] for _ in self.base_lrs]
         for group, course in zip(self.optimizer.param_groups, self.lr_lambdas, strict=True):
-            group.update(settings, initial_lr=settings["lr"], lr=settings["lr"] * course(self.last_epoch))
+            group.update(
+                settings, initial_lr=settings["lr"], lr=settings["lr"] * course(self.last_epoch)
+            )
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]

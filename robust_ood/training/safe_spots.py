@@ -17,24 +17,28 @@ from robust_ood.training.optimization import SGD
 
 
 class SafeSpotAware(Method):
-    """Train on attacks from a nearby image that the network likes better: data points come to have safe spots.
+    """Train on attacks from a nearby image that the network likes better: data points come to have
+    safe spots.
 
-    `min mean CE(F(x_a), y)`, where x_s is found from x by descending the cross-entropy of y within `spot_search`'s
-    region, and x_a from x_s by climbing it within `inlier_attack`'s region around x_s. With outliers it adds
-    `outlier_weight KL(uniform || F(x_out)) - safe_spot_weight min(CE(F(x_out_a), c), log K)`, where c is the class
-    that the network gives x_out and x_out_a is found from x_out, towards and then away from c, in the same way.
+    `min mean CE(F(x_a), y)`, where x_s is found from x by descending the cross-entropy of y within
+    `spot_search`'s region, and x_a from x_s by climbing it within `inlier_attack`'s region around
+    x_s. With outliers it adds `outlier_weight KL(uniform || F(x_out)) - safe_spot_weight
+    min(CE(F(x_out_a), c), log K)`, where c is the class that the network gives x_out and x_out_a is
+    found from x_out, towards and then away from c, in the same way.
 
-    Source: safe spots paper Sec. 3.5 (S-FGSM+ADV, S-PGD+ADV and, with one step of 1.25 radius from a random start,
-    S-FGSM+Fast: only the settings differ) and Eq. 4. As published, the third term has no lower bound: pushing one
-    class's probability to zero gains without end. Here each image's loss counts up to log K, its value at the uniform
-    prediction that the second term asks for; beyond it there is nothing to gain and no gradient. KL is computed up to
-    its constant.
+    Source: safe spots paper Sec. 3.5 (S-FGSM+ADV, S-PGD+ADV and, with one step of 1.25 radius from
+    a random start, S-FGSM+Fast: only the settings differ) and Eq. 4. As published, the third term
+    has no lower bound: pushing one class's probability to zero gains without end. Here each image's
+    loss counts up to log K, its value at the uniform prediction that the second term asks for;
+    beyond it there is nothing to gain and no gradient. KL is computed up to its constant.
 
     Args:
         net: classifier, images in [0, 1] to logits `(N, K)`.
-        spot_search: search for x_s: one step of the radius (S-FGSM), or 10 of a quarter of it (S-PGD), no random start.
+        spot_search: search for x_s: one step of the radius (S-FGSM), or 10 of a quarter of it
+            (S-PGD), no random start.
         inlier_attack: attack from x_s: 10 steps of a quarter of the radius.
-        outlier_weight: gamma, >= 0; the paper's main text gives no value, 0.5 is outlier exposure's.
+        outlier_weight: gamma, >= 0; the paper's main text gives no value, 0.5 is outlier
+            exposure's.
         safe_spot_weight: lambda, >= 0; the paper's main text gives no value.
         attack_mode, optimization, compile, seed: as in `Method`.
     """
@@ -52,7 +56,14 @@ class SafeSpotAware(Method):
         seed: int = 0,
     ) -> None:
         super().__init__(
-            net, inlier_attack, None, outlier_weight, attack_mode, optimization=optimization, compile=compile, seed=seed
+            net,
+            inlier_attack,
+            None,
+            outlier_weight,
+            attack_mode,
+            optimization=optimization,
+            compile=compile,
+            seed=seed,
         )
         refuse_ignored("spot_search", spot_search)
         if not safe_spot_weight >= 0:
@@ -70,7 +81,9 @@ class SafeSpotAware(Method):
             (logits,) = self.logits(self.from_safe_spots(batch.images, batch.labels, batch))
             return self.inlier_loss(logits, batch)
         size, targets = len(batch.images), batch.labels
-        images = torch.cat([batch.images, batch.outliers]) if self.safe_spot_weight else batch.images
+        images = (
+            torch.cat([batch.images, batch.outliers]) if self.safe_spot_weight else batch.images
+        )
         if self.safe_spot_weight:
             targets = torch.cat([targets, self.predictions(batch.outliers)])
         attacked = self.from_safe_spots(images, targets, batch)  # inliers, then outliers
@@ -78,14 +91,28 @@ class SafeSpotAware(Method):
         loss = self.inlier_loss(inliers, batch) + self.outlier_weight * self.outlier_loss(outliers)
         if not self.safe_spot_weight:
             return loss
-        escaped = losses.cross_entropy(unsafe, targets[size:]).clamp_max(math.log(unsafe.shape[1])).mean()
+        escaped = (
+            losses.cross_entropy(unsafe, targets[size:]).clamp_max(math.log(unsafe.shape[1])).mean()
+        )
         self.log("train/safe_spot_loss", escaped.detach())
         return loss - self.safe_spot_weight * escaped
 
     def from_safe_spots(self, images: Tensor, targets: Tensor, batch: Batch) -> Tensor:
-        """Return images attacked, away from their target classes, from where these were found to be safest."""
-        spots = self.search(self.spot_search, lambda z: losses.cross_entropy(z, targets), images, batch, "safe spots")
+        """Return images attacked, away from their target classes, from where these were found to be
+        safest.
+        """
+        spots = self.search(
+            self.spot_search,
+            lambda z: losses.cross_entropy(z, targets),
+            images,
+            batch,
+            "safe spots",
+        )
         assert self.inlier_attack is not None  # the constructor takes no None
         return self.search(
-            self.inlier_attack, lambda z: -losses.cross_entropy(z, targets), spots, batch, "attack safe spots"
+            self.inlier_attack,
+            lambda z: -losses.cross_entropy(z, targets),
+            spots,
+            batch,
+            "attack safe spots",
         )

@@ -1,4 +1,5 @@
-"""Every config file runs through the real command, on the real embedded data or on tiny arrays under its own names.
+"""Every config file runs through the real command, on the real embedded data or on tiny arrays
+under its own names.
 
 A new file is found by itself; a new folder of configs must say here how its files are run.
 """
@@ -24,8 +25,22 @@ from robust_ood.models import WideResNet, describe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FOLDERS = {"attacks", "base", "callbacks", "data", "evaluate", "experiments", "methods", "models"}
-SMALL = ["--data.batch_size", "2", "--data.outlier_batch_size", "2", "--data.evaluation_batch_size", "4"]
-TRIAL = ["--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+SMALL = [
+    "--data.batch_size",
+    "2",
+    "--data.outlier_batch_size",
+    "2",
+    "--data.evaluation_batch_size",
+    "4",
+]
+TRIAL = [
+    "--trainer.fast_dev_run",
+    "true",
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.enable_progress_bar",
+    "false",
+]
 RUNNABLE = 3_000_000  # parameters; larger networks are built without memory and not run
 
 
@@ -60,7 +75,9 @@ def root(tmp_path) -> Path:
 
 
 def write_arrays(path: Path, folder: Path) -> list[str]:
-    """Write tiny arrays under the names that a config reads, and return the option that points there."""
+    """Write tiny arrays under the names that a config reads, and return the option that points
+    there.
+    """
     draws = np.random.default_rng(0)
     for name in array_names(path):
         count = 60 if "train" in name else 12  # to fit on; KNN asks for 50
@@ -70,13 +87,23 @@ def write_arrays(path: Path, folder: Path) -> list[str]:
 
 
 def write_stand_ins(data: dict[str, Any], folder: Path) -> list[str]:
-    """Write tiny arrays in the place of sets that would have to be downloaded, and return the options that take
-    them."""
+    """Write tiny arrays in the place of sets that would have to be downloaded, and return the
+    options that take them.
+    """
     draws = np.random.default_rng(0)
     images = draws.integers(0, 256, (12, data["size"], data["size"], 3), dtype=np.uint8)
     for name in ("inliers", "outliers"):
         np.savez(folder / f"{name}.npz", images=images, labels=np.arange(12) % data["num_classes"])
-    sets = ["--data.train", "inliers.npz", "--data.test", "inliers.npz", "--data.near", "[]", "--data.far", "[]"]
+    sets = [
+        "--data.train",
+        "inliers.npz",
+        "--data.test",
+        "inliers.npz",
+        "--data.near",
+        "[]",
+        "--data.far",
+        "[]",
+    ]
     sets += ["--data.outliers", "outliers.npz"] if data["outliers"] else []
     return ["--data.root", str(folder), *sets]
 
@@ -127,7 +154,9 @@ def test_experiment(path, root, tmp_path, capsys):
     arrays = write_arrays(path, root) if array_names(path) else []
     if settings["data"]["train"] != "digits/train" and not arrays:
         arrays = write_stand_ins(settings["data"], root)
-    size = sum(parameter.numel() for parameter in build_without_memory(settings["net"]).parameters())
+    size = sum(
+        parameter.numel() for parameter in build_without_memory(settings["net"]).parameters()
+    )
     if size > RUNNABLE:
         pytest.skip(f"{path.stem}: parsed and built, not run: {size:,} parameters")
     # A network of many layers is built above and runs, by itself, in test_model.
@@ -137,7 +166,16 @@ def test_experiment(path, root, tmp_path, capsys):
 
 @pytest.mark.parametrize("path", files("methods"))
 def test_method(path):
-    assert fit(*file("base", "digits"), *file("data", "digits"), *file("models", "wrn_10_1"), "-c", str(path)) == 0
+    assert (
+        fit(
+            *file("base", "digits"),
+            *file("data", "digits"),
+            *file("models", "wrn_10_1"),
+            "-c",
+            str(path),
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize("path", files("models"))
@@ -156,7 +194,15 @@ def test_model(path, root, capsys):
 def test_data(path, root, capsys):
     arrays = write_arrays(path, root)
     classes = str(yaml.safe_load(path.read_text())["data"]["num_classes"])
-    rest = ["-c", str(path), *file("models", "wrn_10_1"), *file("methods", "oe"), "--net.num_classes", classes, *arrays]
+    rest = [
+        "-c",
+        str(path),
+        *file("models", "wrn_10_1"),
+        *file("methods", "oe"),
+        "--net.num_classes",
+        classes,
+        *arrays,
+    ]
     if array_names(path) or path.stem.startswith("digits"):
         assert fit(*rest) == 0
         return
@@ -192,18 +238,40 @@ def test_evaluation(path, root, tmp_path, capsys):
     checkpoint = tmp_path / "net.ckpt"
     state = {f"net.{name}": value for name, value in net.state_dict().items()}
     torch.save({"state_dict": state, "network": describe(net)}, checkpoint)
-    arguments = ["-c", str(path), "--checkpoint", str(checkpoint), "--output", str(tmp_path / "out")]
-    quick = ["--limit", "2", "--device", "cpu", "--checks", "false", "--figures", "false", "--report", "false"]
+    arguments = [
+        "-c",
+        str(path),
+        "--checkpoint",
+        str(checkpoint),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    quick = [
+        "--limit",
+        "2",
+        "--device",
+        "cpu",
+        "--checks",
+        "false",
+        "--figures",
+        "false",
+        "--report",
+        "false",
+    ]
     asked = yaml.safe_load(path.read_text())
     attacks = next(content["attacks"] for content in included(path) if "attacks" in content)
     assert build_all(each_radius(attacks))
-    short = [{**one, "steps": 2} | ({"restarts": 1} if "restarts" in one else {}) for one in attacks]
+    short = [
+        {**one, "steps": 2} | ({"restarts": 1} if "restarts" in one else {}) for one in attacks
+    ]
     quick += ["--attacks", json.dumps(short)]
     assert cli.evaluate([*arguments, *quick, *write_arrays(path, root)]) == 0
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     sets = [name for content in included(path) for name in content.get("data", {}).get("far", [])]
     assert sets
-    wanted = [d if isinstance(d, str) else d.get("label", d["name"]) for d in asked.get("detectors", [])]
+    wanted = [
+        d if isinstance(d, str) else d.get("label", d["name"]) for d in asked.get("detectors", [])
+    ]
     assert set(wanted) <= {row["detector"] for row in found["rows"]}
     assert {row["attacked"] for row in found["rows"]} == {"none", "in", "out", "both"}
 
@@ -216,18 +284,27 @@ DATA = ["digits", "digits_near"]
 @pytest.mark.parametrize(("data", "model", "method"), list(product(DATA, MODELS, METHODS)))
 def test_data_models_and_methods_compose_in_any_order(capsys, data, model, method):
     """What one file sets, the others leave alone."""
-    parts = {"data": file("data", data), "net": file("models", model), "model": file("methods", method)}
+    parts = {
+        "data": file("data", data),
+        "net": file("models", model),
+        "model": file("methods", method),
+    }
     settings = parsed(capsys, *parts["data"], *parts["net"], *parts["model"])
     assert settings == parsed(capsys, *parts["model"], *parts["net"], *parts["data"])
     own = yaml.safe_load(Path(parts["data"][1]).read_text())["data"]
     assert {name: settings["data"][name] for name in own} == own
-    assert settings["net"]["class_path"] == yaml.safe_load(Path(parts["net"][1]).read_text())["net"]["class_path"]
+    assert (
+        settings["net"]["class_path"]
+        == yaml.safe_load(Path(parts["net"][1]).read_text())["net"]["class_path"]
+    )
     assert settings["model"]["class_path"].lower().endswith(f".{method}")
 
 
 def test_options_win_over_files_and_files_over_what_they_include(capsys, tmp_path):
     own = tmp_path / "own.yaml"
-    own.write_text(f"include: [{CONFIGS}/experiments/digits_oe.yaml]\ndata: {{batch_size: 7, outlier_batch_size: 9}}\n")
+    own.write_text(
+        f"include: [{CONFIGS}/experiments/digits_oe.yaml]\ndata: {{batch_size: 7, outlier_batch_size: 9}}\n"
+    )
     settings = parsed(capsys, "-c", str(own), "--data.batch_size", "5")
     assert (settings["data"]["batch_size"], settings["data"]["outlier_batch_size"]) == (5, 9)
     assert settings["data"]["train"] == "digits/train"

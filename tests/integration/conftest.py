@@ -1,4 +1,6 @@
-"""Tiny image arrays on disk, a run trained on them by the real command, and a way to call the commands."""
+"""Tiny image arrays on disk, a run trained on them by the real command, and a way to call the
+commands.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,17 @@ def draw_classes(count: int, seed: int, size: int = 16) -> tuple[np.ndarray, np.
 
 @pytest.fixture(scope="session")
 def outputs_of():
-    """Wait for processes that work together and return their outputs: `outputs_of(processes, timeout)` in seconds.
+    """Wait for processes that work together and return their outputs: `outputs_of(processes,
+    timeout)` in seconds.
 
     None outlives the wait; where one fails, the others, which would wait for it, end at once.
     """
 
     def finish(processes, timeout):
         with ThreadPoolExecutor(len(processes)) as pool:
-            waiting = {pool.submit(process.communicate, timeout=timeout): process for process in processes}
+            waiting = {
+                pool.submit(process.communicate, timeout=timeout): process for process in processes
+            }
             try:
                 for done in as_completed(waiting):
                     if done.exception() or waiting[done].returncode != 0:
@@ -44,7 +49,9 @@ def outputs_of():
                 for process in processes:
                     process.kill()
         outputs = [done.result()[0] for done in waiting]
-        assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(outputs)
+        assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(
+            outputs
+        )
         return outputs
 
     return finish
@@ -93,7 +100,9 @@ data:
 
 @pytest.fixture(scope="session")
 def grid(experiment, tmp_path_factory) -> Path:
-    """A config of a small evaluation on the arrays; the data of the experiment; it ends without a report."""
+    """A config of a small evaluation on the arrays; the data of the experiment; it ends without a
+    report.
+    """
     text = experiment.read_text()
     path = tmp_path_factory.mktemp("grid") / "grid.yaml"
     rest = "detectors: [msp]\nattacks: [{name: pgd, radius: 8/255, steps: 2}]\nfigures: false\nreport: false\n"

@@ -1,5 +1,6 @@
-"""The page on adding a method is true: its class computes TRADES, and trains by the real command under its class
-path."""
+"""The page on adding a method is true: its class computes TRADES, and trains by the real command
+under its class path.
+"""
 
 from __future__ import annotations
 
@@ -50,11 +51,15 @@ def test_the_pages_class_computes_trades(trades, make_net, make_images):
     start = attack.region.sample(images, method.draws("attack inliers", batch)).requires_grad_()
     clean = net(images).softmax(1).detach()
     (clean * (clean.log() - net(start).softmax(1).log())).sum().backward()
-    attacked = (start + 0.05 * start.grad.sign()).clamp(images - 0.1, images + 0.1).clamp(0, 1).detach()
+    attacked = (
+        (start + 0.05 * start.grad.sign()).clamp(images - 0.1, images + 0.1).clamp(0, 1).detach()
+    )
     statistics = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     first, second = net.train()(torch.cat([images, attacked])).softmax(1).split(5)
     net.load_state_dict(statistics)
-    expected = F.nll_loss(first.log(), labels) + 2 * (first * (first.log() - second.log())).sum(1).mean()
+    expected = (
+        F.nll_loss(first.log(), labels) + 2 * (first * (first.log() - second.log())).sum(1).mean()
+    )
     torch.testing.assert_close(method.objective(batch), expected)
 
 
@@ -65,7 +70,17 @@ def test_the_pages_config_trains(trades, experiment, tmp_path):
     own = tmp_path / "tiny.yaml"
     own.write_text(re.sub(r", [^,\]]*/methods/aloe\.yaml", "", text))
     run = tmp_path / "run"
-    arguments = ["fit", "-c", str(own), "-c", str(config), "--trainer.max_steps", "2", "--output", str(run)]
+    arguments = [
+        "fit",
+        "-c",
+        str(own),
+        "-c",
+        str(config),
+        "--trainer.max_steps",
+        "2",
+        "--output",
+        str(run),
+    ]
     assert cli.train(arguments) == 0
     assert torch.load(run / "last.ckpt", weights_only=True)["method"] == "TRADES"
     with (run / "metrics.csv").open() as file:
@@ -79,5 +94,10 @@ def test_the_pages_config_trains(trades, experiment, tmp_path):
 def test_the_pages_setting_is_checked(trades, experiment, tmp_path, capsys):
     config = tmp_path / "trades.yaml"
     config.write_text(block("yaml").replace("beta: 6.0", "beta: -1"))
-    assert cli.train(["fit", "-c", str(experiment), "-c", str(config), "--output", str(tmp_path / "run")]) == 2
+    assert (
+        cli.train(
+            ["fit", "-c", str(experiment), "-c", str(config), "--output", str(tmp_path / "run")]
+        )
+        == 2
+    )
     assert capsys.readouterr().err.startswith("error: model.beta: -1")

@@ -1,4 +1,6 @@
-"""A run resumed from the checkpoint of any step sees the batches, and ends with the weights, of the whole run."""
+"""A run resumed from the checkpoint of any step sees the batches, and ends with the weights, of the
+whole run.
+"""
 
 import numpy as np
 import pytest
@@ -21,11 +23,16 @@ class Tiny(LightningModule):
 
     def training_step(self, batch, _):
         self.seen.append((batch.epoch, batch.step, batch.indices.tolist()))
-        return self.net(batch.images.flatten(1)).square().mean() - self.net(batch.outliers.flatten(1)).mean()
+        return (
+            self.net(batch.images.flatten(1)).square().mean()
+            - self.net(batch.outliers.flatten(1)).mean()
+        )
 
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.parameters(), 0.1)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer, int(self.trainer.estimated_stepping_batches)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -39,7 +46,14 @@ class EveryStep(Callback):
 
 def fit(folder, checkpoint=None, **settings):
     model = Tiny()
-    data = OODData(train="train", outliers="pool", root=folder, num_classes=2, batch_size=4, outlier_batch_size=3)
+    data = OODData(
+        train="train",
+        outliers="pool",
+        root=folder,
+        num_classes=2,
+        batch_size=4,
+        outlier_batch_size=3,
+    )
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=2,
@@ -65,11 +79,15 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("step", [1, STEPS_AN_EPOCH - 1, STEPS_AN_EPOCH, STEPS_AN_EPOCH + 1, 2 * STEPS_AN_EPOCH - 1])
+@pytest.mark.parametrize(
+    "step", [1, STEPS_AN_EPOCH - 1, STEPS_AN_EPOCH, STEPS_AN_EPOCH + 1, 2 * STEPS_AN_EPOCH - 1]
+)
 def test_resumed_at_any_step(whole, step):
     folder, model = whole
     resumed = fit(folder, folder / f"{step}.ckpt")
-    assert [place[:2] for place in model.seen] == [(e, s) for e in range(2) for s in range(STEPS_AN_EPOCH)]
+    assert [place[:2] for place in model.seen] == [
+        (e, s) for e in range(2) for s in range(STEPS_AN_EPOCH)
+    ]
     assert resumed.seen == model.seen[step:]
     assert torch.equal(resumed.net.weight, model.net.weight)
 

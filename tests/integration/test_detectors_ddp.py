@@ -1,4 +1,5 @@
-"""Detectors fitted over two processes, with unequal shares, equal those of one process that saw everything.
+"""Detectors fitted over two processes, with unequal shares, equal those of one process that saw
+everything.
 
 Run as a script, this file is one of the two processes.
 """
@@ -48,10 +49,16 @@ def problem():
     with torch.no_grad():
         logits = net(images)
         net.head.bias -= logits.mean(0) / 40
-        labels = torch.where(torch.arange(len(images)) % 3 > 0, net(images).argmax(1), torch.arange(len(images)) % 3)
+        labels = torch.where(
+            torch.arange(len(images)) % 3 > 0, net(images).argmax(1), torch.arange(len(images)) % 3
+        )
     fresh = [
         detectors.build(
-            name, net, **{"knn": {"neighbours": 3, "bank_size": 100}, "gram": {"layers": "conv"}}.get(name, {})
+            name,
+            net,
+            **{"knn": {"neighbours": 3, "bank_size": 100}, "gram": {"layers": "conv"}}.get(
+                name, {}
+            ),
         )
         for name in NAMES
     ]
@@ -68,9 +75,13 @@ def scores(images, labels, noise, chosen, layered, probe, size):
 
 
 def run_process(rank, meeting_point):
-    distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2
+    )
     chosen, layered, images, labels, probe = problem()
-    noise = torch.rand(60, 3, 6, 6, generator=torch.Generator().manual_seed(5)).split([10, 50])[rank]
+    noise = torch.rand(60, 3, 6, 6, generator=torch.Generator().manual_seed(5)).split([10, 50])[
+        rank
+    ]
     mine = slice(0, COUNTS[0]) if rank == 0 else slice(COUNTS[0], None)
     results = {"scores": scores(images[mine], labels[mine], noise, chosen, layered, probe, 40)}
     try:
@@ -80,7 +91,9 @@ def run_process(rank, meeting_point):
         results["error"] = str(error)
     print(json.dumps(results), flush=True)
     distributed.barrier()
-    os._exit(0)  # without `destroy_process_group`, in which older PyTorch may wait for ever for the other process
+    os._exit(
+        0
+    )  # without `destroy_process_group`, in which older PyTorch may wait for ever for the other process
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +118,15 @@ def test_both_processes_score_as_one_that_saw_everything(results):
     noise = torch.rand(60, 3, 6, 6, generator=torch.Generator().manual_seed(5))
     expected = scores(images, labels, noise, chosen, layered, probe, 240)
     for process in results:
-        for name, own, alone in zip([*NAMES, "mean", "layers"], process["scores"], expected, strict=True):
+        for name, own, alone in zip(
+            [*NAMES, "mean", "layers"], process["scores"], expected, strict=True
+        ):
             torch.testing.assert_close(
-                torch.tensor(own), torch.tensor(alone), rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+                torch.tensor(own),
+                torch.tensor(alone),
+                rtol=1e-3,
+                atol=1e-4,
+                msg=lambda m, n=name: f"{n}: {m}",
             )
 
 

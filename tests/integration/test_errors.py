@@ -1,4 +1,6 @@
-"""Every mistake ends in exit code 2 and one line that names the field, and leaves nothing half-written."""
+"""Every mistake ends in exit code 2 and one line that names the field, and leaves nothing
+half-written.
+"""
 
 from __future__ import annotations
 
@@ -59,9 +61,23 @@ OPTIONS = [
     ("--seed_everything -1", "seed_everything", "-1 is not a seed"),
     # values that make no sense
     ("--model.inlier_attack.region.radius -1/255", "model.inlier_attack.region.radius", "negative"),
-    ("--model.inlier_attack.region.radius -0.1", "model.inlier_attack.region.radius", "-0.1 is negative"),
-    ("--model.inlier_attack.region.radius 8/0", "model.inlier_attack.region.radius", "'8/0'", "such as 8/255"),
-    ("--model.inlier_attack.region.radius 8", "model.inlier_attack.region.radius", "whole pixel range", "'8/255'"),
+    (
+        "--model.inlier_attack.region.radius -0.1",
+        "model.inlier_attack.region.radius",
+        "-0.1 is negative",
+    ),
+    (
+        "--model.inlier_attack.region.radius 8/0",
+        "model.inlier_attack.region.radius",
+        "'8/0'",
+        "such as 8/255",
+    ),
+    (
+        "--model.inlier_attack.region.radius 8",
+        "model.inlier_attack.region.radius",
+        "whole pixel range",
+        "'8/255'",
+    ),
     ("--detectors [msp]", "detectors", "a setting of evaluate.py"),
     ("--model.inlier_attack.region.radius nan", "model.inlier_attack.region.radius", "finite"),
     ("--model.inlier_attack.steps 0", "model.inlier_attack.steps", "0 is not a whole number >= 1"),
@@ -72,7 +88,12 @@ OPTIONS = [
     ("--data.batch_size 0", "data.batch_size", ">= 1"),
     ("--data.batch_size 1000", "batch_size", "1000", "64 images"),
     ("--checkpoints.every_n_steps 0", "checkpoints.every_n_steps", ">= 1"),
-    ("--checkpoints.monitor val/foo", "checkpoints.monitor", "'val/foo' is not logged", "val/accuracy"),
+    (
+        "--checkpoints.monitor val/foo",
+        "checkpoints.monitor",
+        "'val/foo' is not logged",
+        "val/accuracy",
+    ),
     ("--data.outliers null", "data.outliers", "ALOE trains with outliers"),
     ("--data.train null", "data.train", "not given"),
     ("--data.train nothing.npz", "data.train", "no such file"),
@@ -82,12 +103,25 @@ OPTIONS = [
     ("--trainer.max_epochs -7", "trainer", "max_epochs", "-7"),
     ("--trainer.sync_batchnorm true --trainer.devices 2", "trainer.sync_batchnorm", "needs GPUs"),
     ("--trainer.precision 16-mixed", "trainer.precision", "16-mixed", "bf16-mixed"),
-    ("--model.optimization.schedule step", "model.optimization.schedule", "cosine, milestones, one_cycle, constant"),
-    ("--model.optimization.milestones [0.5,2]", "model.optimization.milestones", "(0.5, 2.0)", "shares of the run"),
+    (
+        "--model.optimization.schedule step",
+        "model.optimization.schedule",
+        "cosine, milestones, one_cycle, constant",
+    ),
+    (
+        "--model.optimization.milestones [0.5,2]",
+        "model.optimization.milestones",
+        "(0.5, 2.0)",
+        "shares of the run",
+    ),
     ("--model.optimization.warmup 1", "model.optimization.warmup", "share of the run"),
     ("--model.optimization.decay 0", "model.optimization.decay", "not > 0"),
     ("--model.optimization.momentum 1", "model.optimization.momentum", "[0, 1)"),
-    ("--model.optimization.final_learning_rate -1", "model.optimization.final_learning_rate", ">= 0"),
+    (
+        "--model.optimization.final_learning_rate -1",
+        "model.optimization.final_learning_rate",
+        ">= 0",
+    ),
     ("--model.compile perhaps", "model.compile", "true or false"),
     ("--model robust_ood.training.GaussianNoise --model.sigma 0", "model.sigma", "not > 0"),
     ("--averaging.decay 1", "averaging.decay", "[0, 1)"),
@@ -114,10 +148,18 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("options", "field", "said"), [(o, f, s) for o, f, *s in OPTIONS], ids=[o[0] for o in OPTIONS])
+@pytest.mark.parametrize(
+    ("options", "field", "said"), [(o, f, s) for o, f, *s in OPTIONS], ids=[o[0] for o in OPTIONS]
+)
 def test_a_bad_option_of_fit(capsys, experiment, tmp_path, options, field, said):
     output = tmp_path / "run"
-    fails(capsys, cli.train, ["fit", "-c", experiment, "--output", output, *options.split()], field, *said)
+    fails(
+        capsys,
+        cli.train,
+        ["fit", "-c", experiment, "--output", output, *options.split()],
+        field,
+        *said,
+    )
     assert not output.exists()
     assert os.listdir(tmp_path) == []
 
@@ -144,7 +186,9 @@ def test_a_bad_config(capsys, experiment, tmp_path, text, field, said):
     config = tmp_path / "bad.yaml"
     config.write_text(text)
     output = tmp_path / "run"
-    fails(capsys, cli.train, ["fit", "-c", experiment, "-c", config, "--output", output], field, said)
+    fails(
+        capsys, cli.train, ["fit", "-c", experiment, "-c", config, "--output", output], field, said
+    )
     assert not output.exists()
 
 
@@ -162,13 +206,21 @@ def test_a_command_without_what_it_needs(capsys, arguments, field):
 
 
 def test_misspelt_sub_commands_name_the_nearest_of_their_own_command(capsys):
-    fails(capsys, cli.data, ["lst"], "command", "did you mean 'list'? known: download, list, overlap, preview, verify")
+    fails(
+        capsys,
+        cli.data,
+        ["lst"],
+        "command",
+        "did you mean 'list'? known: download, list, overlap, preview, verify",
+    )
     fails(capsys, cli.train, ["fti"], "command", "did you mean 'fit'? known: fit, test, validate")
     line = fails(capsys, cli.data, ["overlap", "a"], "second", "this command needs it")
     assert "config" not in line
 
 
-def test_our_commands_use_nothing_that_jsonargparse_deprecates(monkeypatch, grid, trained_run, tmp_path):
+def test_our_commands_use_nothing_that_jsonargparse_deprecates(
+    monkeypatch, grid, trained_run, tmp_path
+):
     deprecation = pytest.importorskip("jsonargparse._deprecated").JsonargparseDeprecationWarning
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "all")
     monkeypatch.setattr("robust_ood.cli.evaluate_command.quiet", lambda: None)
@@ -176,15 +228,40 @@ def test_our_commands_use_nothing_that_jsonargparse_deprecates(monkeypatch, grid
     with warnings.catch_warnings():
         warnings.simplefilter("error", deprecation)
         assert cli.data(["list"]) == 0
-        assert cli.main(["export", "--checkpoint", last, "--output", str(tmp_path / "exported")]) == 0
-        arguments = ["-c", str(grid), "--checkpoint", last, "--output", str(tmp_path / "out"), "--attacks", "[]"]
+        assert (
+            cli.main(["export", "--checkpoint", last, "--output", str(tmp_path / "exported")]) == 0
+        )
+        arguments = [
+            "-c",
+            str(grid),
+            "--checkpoint",
+            last,
+            "--output",
+            str(tmp_path / "out"),
+            "--attacks",
+            "[]",
+        ]
         assert cli.evaluate(arguments) == 0
 
 
 def test_training_shows_no_warning_of_deprecation(experiment, tmp_path):
-    """Lightning's own calls are silenced in training; a fresh interpreter with all warnings on shows it."""
-    command = [sys.executable, "-W", "default", ROOT / "train.py", "fit", "-c", experiment, "--output", tmp_path / "o"]
-    done = subprocess.run([*command, "--trainer.fast_dev_run", "true"], capture_output=True, text=True, check=False)
+    """Lightning's own calls are silenced in training; a fresh interpreter with all warnings on
+    shows it.
+    """
+    command = [
+        sys.executable,
+        "-W",
+        "default",
+        ROOT / "train.py",
+        "fit",
+        "-c",
+        experiment,
+        "--output",
+        tmp_path / "o",
+    ]
+    done = subprocess.run(
+        [*command, "--trainer.fast_dev_run", "true"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "deprecated in v4" not in done.stderr
     assert "JsonargparseDeprecationWarning" not in done.stderr
@@ -202,7 +279,11 @@ GRID_OPTIONS = [
     ("--detectors [{nam:msp}]", "detectors", "name"),
     ("--detectors [{name:msp,temp:3}]", "detectors.msp.temp", "'temperature'"),
     ("--detectors [{name:msp,temperature:hot}]", "detectors.msp.temperature", "'hot'"),
-    ("--detectors [{name:mahalanobis-layers,layers:5}]", "detectors.mahalanobis-layers.layers", "5"),
+    (
+        "--detectors [{name:mahalanobis-layers,layers:5}]",
+        "detectors.mahalanobis-layers.layers",
+        "5",
+    ),
     ("--detectors [{name:safe-spot,norm:L3}]", "detectors.safe-spot.norm", "'L2'"),
     ("--detectors [{name:safe-spot,steps:0}]", "detectors.safe-spot.steps", ">= 1"),
     ("--detectors [{name:msp,temperature:0}]", "detectors.msp.temperature", "number > 0"),
@@ -212,7 +293,11 @@ GRID_OPTIONS = [
     ("--detectors [{name:pro-gen,gamma:x}]", "detectors.pro-gen.gamma", "'x'"),
     ("--detectors [{name:pro-msp,units:inches}]", "detectors.pro-msp.units", "pixels"),
     ("--detectors [{name:odin,net:3}]", "detectors.odin.net", "magnitude"),
-    ("--attacks [{name:pgd,radius:8}]", "attacks.pgd.radius", "8.0 is more than the whole pixel range"),
+    (
+        "--attacks [{name:pgd,radius:8}]",
+        "attacks.pgd.radius",
+        "8.0 is more than the whole pixel range",
+    ),
     ("--model ALOE", "model", "a setting of train.py"),
     ("--attacks [pgdd]", "attacks", "did you mean 'pgd'"),
     ("--attacks [{name:pgd,radius:-1}]", "attacks.pgd.radius", "negative"),
@@ -239,7 +324,9 @@ GRID_OPTIONS = [
 
 
 @pytest.mark.parametrize(
-    ("options", "field", "said"), [(o, f, s) for o, f, *s in GRID_OPTIONS], ids=[o[0] for o in GRID_OPTIONS]
+    ("options", "field", "said"),
+    [(o, f, s) for o, f, *s in GRID_OPTIONS],
+    ids=[o[0] for o in GRID_OPTIONS],
 )
 def test_a_bad_option_of_evaluate(capsys, grid, trained_run, tmp_path, options, field, said):
     output = tmp_path / "results"
@@ -275,7 +362,17 @@ def broken(kind: str, path: Path, whole: Path) -> Path:
     return path
 
 
-BROKEN = ["missing", "truncated", "empty", "text", "image array", "list", "no weights", "another network", "folder"]
+BROKEN = [
+    "missing",
+    "truncated",
+    "empty",
+    "text",
+    "image array",
+    "list",
+    "no weights",
+    "another network",
+    "folder",
+]
 
 
 @pytest.mark.parametrize("kind", BROKEN)
@@ -290,7 +387,12 @@ def test_a_bad_checkpoint(capsys, experiment, grid, trained_run, tmp_path, kind)
     assert str(bad) in line
     for command in ("fit", "test"):
         capsys.readouterr()
-        assert cli.train([command, "-c", str(experiment), "--ckpt_path", str(bad), "--output", str(output)]) == 2
+        assert (
+            cli.train(
+                [command, "-c", str(experiment), "--ckpt_path", str(bad), "--output", str(output)]
+            )
+            == 2
+        )
         assert len(capsys.readouterr().err.splitlines()) == 1
     assert not output.exists()
 
@@ -308,13 +410,27 @@ class Malicious:
 @pytest.mark.parametrize("form", ["torch", "bare pickle"])
 def test_code_in_a_checkpoint_is_not_run(capsys, experiment, grid, trained_run, tmp_path, form):
     proof, bad, output = tmp_path / "proof", tmp_path / "bad.ckpt", tmp_path / "out"
-    content = torch.load(trained_run / "last.ckpt", weights_only=True) | {"extra": Malicious(f"touch {proof}")}
+    content = torch.load(trained_run / "last.ckpt", weights_only=True) | {
+        "extra": Malicious(f"touch {proof}")
+    }
     if form == "torch":
         torch.save(content, bad)
     else:
         bad.write_bytes(pickle.dumps(content))
-    fails(capsys, cli.evaluate, ["-c", grid, "--checkpoint", bad, "--output", output], "checkpoint", "refused")
-    fails(capsys, cli.train, ["fit", "-c", experiment, "--ckpt_path", bad, "--output", output], "checkpoint", "refused")
+    fails(
+        capsys,
+        cli.evaluate,
+        ["-c", grid, "--checkpoint", bad, "--output", output],
+        "checkpoint",
+        "refused",
+    )
+    fails(
+        capsys,
+        cli.train,
+        ["fit", "-c", experiment, "--ckpt_path", bad, "--output", output],
+        "checkpoint",
+        "refused",
+    )
     assert not proof.exists()
     assert not output.exists()
     with bad.open("rb") as file:  # the file does what it threatens where it is trusted
@@ -332,7 +448,17 @@ def test_weights_alone_cannot_be_resumed(capsys, experiment, trained_run, tmp_pa
 
 def test_resuming_another_network(capsys, experiment, trained_run, tmp_path):
     last = trained_run / "last.ckpt"
-    arguments = ["fit", "-c", experiment, "--net.width", 2, "--ckpt_path", last, "--output", tmp_path / "run"]
+    arguments = [
+        "fit",
+        "-c",
+        experiment,
+        "--net.width",
+        2,
+        "--ckpt_path",
+        last,
+        "--output",
+        tmp_path / "run",
+    ]
     fails(capsys, cli.train, arguments, "checkpoint", str(last), "another network")
     assert not (tmp_path / "run").exists()
 
@@ -381,7 +507,9 @@ def test_a_bad_array(capsys, experiment, grid, trained_run, tmp_path, kind):
         (cli.evaluate, "test", ["-c", grid, "--checkpoint", trained_run / "last.ckpt"]),
     ):
         capsys.readouterr()
-        assert command([str(a) for a in [*arguments, f"--data.{part}", path, "--output", output]]) == 2
+        assert (
+            command([str(a) for a in [*arguments, f"--data.{part}", path, "--output", output]]) == 2
+        )
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"error: data.{part}: bad: ")
         assert said in line
@@ -389,30 +517,68 @@ def test_a_bad_array(capsys, experiment, grid, trained_run, tmp_path, kind):
 
 
 @pytest.mark.parametrize("content", ["a text", "source: svhn", "[1, 2]"])
-def test_a_file_that_data_names_is_not_read_as_a_config(capsys, monkeypatch, experiment, tmp_path, content):
+def test_a_file_that_data_names_is_not_read_as_a_config(
+    capsys, monkeypatch, experiment, tmp_path, content
+):
     """Neither from the working folder, where the name alone finds it."""
     monkeypatch.chdir(tmp_path)
     Path("x.npz").write_text(content)
-    arguments = ["fit", "-c", experiment, "--data.root", ".", "--data.train", "x.npz", "--output", "out"]
-    fails(capsys, cli.train, arguments, "data.train", "x: x.npz is not a readable .npz file", "not a zip archive")
+    arguments = [
+        "fit",
+        "-c",
+        experiment,
+        "--data.root",
+        ".",
+        "--data.train",
+        "x.npz",
+        "--output",
+        "out",
+    ]
+    fails(
+        capsys,
+        cli.train,
+        arguments,
+        "data.train",
+        "x: x.npz is not a readable .npz file",
+        "not a zip archive",
+    )
     assert os.listdir(tmp_path) == ["x.npz"]
 
 
 @pytest.mark.parametrize("part", ["train", "validation", "outliers", "near", "far"])
-def test_what_is_wrong_with_a_set_names_its_field(capsys, experiment, grid, trained_run, tmp_path, part):
+def test_what_is_wrong_with_a_set_names_its_field(
+    capsys, experiment, grid, trained_run, tmp_path, part
+):
     np.savez(tmp_path / "bad.npz", images=IMAGES[..., :1], labels=np.zeros(8, int))
-    value = tmp_path / "bad.npz" if part in ("train", "validation", "outliers") else f"[{tmp_path / 'bad.npz'}]"
+    value = (
+        tmp_path / "bad.npz"
+        if part in ("train", "validation", "outliers")
+        else f"[{tmp_path / 'bad.npz'}]"
+    )
     output = ["--output", tmp_path / "out"]
     if part in ("near", "far"):
         command, arguments = cli.evaluate, ["-c", grid, "--checkpoint", trained_run / "last.ckpt"]
     else:
         command, arguments = cli.train, ["fit", "-c", experiment]
-    fails(capsys, command, [*arguments, *output, f"--data.{part}", value], f"data.{part}", "bad: images have shape")
+    fails(
+        capsys,
+        command,
+        [*arguments, *output, f"--data.{part}", value],
+        f"data.{part}",
+        "bad: images have shape",
+    )
 
 
 def test_outliers_that_are_also_a_test_are_refused_unless_forced(capsys, experiment, tmp_path):
     same = ["fit", "-c", experiment, "--data.far", "[outliers.npz]", "--output", tmp_path / "out"]
-    fails(capsys, cli.train, same, "data.far", "outliers.npz is also in data.outliers", "data.allow_overlap: true")
+    fails(
+        capsys,
+        cli.train,
+        same,
+        "data.far",
+        "outliers.npz is also in data.outliers",
+        "data.allow_overlap: true",
+    )
     arguments = [*same, "--data.allow_overlap", "true", "--trainer.max_steps", "1"]
     assert cli.train([str(argument) for argument in arguments]) == 0
 
@@ -426,7 +592,9 @@ def test_an_output_that_cannot_be_written(capsys, experiment, grid, trained_run,
         (cli.train, ["fit", "-c", experiment]),
         (cli.evaluate, ["-c", grid, "--checkpoint", trained_run / "last.ckpt"]),
     ):
-        fails(capsys, command, [*arguments, "--output", output], "output", str(output), "cannot write")
+        fails(
+            capsys, command, [*arguments, "--output", output], "output", str(output), "cannot write"
+        )
     assert file.read_text() == "kept"
 
 
@@ -437,7 +605,9 @@ def test_results_and_runs_that_exist_survive_a_mistake(capsys, experiment, grid,
     fails(capsys, cli.evaluate, [*arguments, "--detectors", "[mspp]"], "detectors")
     fit = ["fit", "-c", experiment, "--output", own_run]
     fails(capsys, cli.train, fit, "output")
-    fails(capsys, cli.train, [*fit, "--replace", "true", "--data.outliers", "null"], "data.outliers")
+    fails(
+        capsys, cli.train, [*fit, "--replace", "true", "--data.outliers", "null"], "data.outliers"
+    )
     fails(capsys, cli.train, [*fit, "--replace", "true", "--data.batch_size", 999], "batch_size")
     assert {path.name: path.read_bytes() for path in own_run.iterdir()} == before
 

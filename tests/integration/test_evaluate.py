@@ -1,4 +1,6 @@
-"""`evaluate.py`: a trained checkpoint against several OOD arrays, and results by the published schema."""
+"""`evaluate.py`: a trained checkpoint against several OOD arrays, and results by the published
+schema.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,18 @@ RATES = (
 TEXTS = ("model", "detector", "attack", "attacked", "norm", "id", "ood", "group")
 COUNTS = ("steps", "restarts", "n_id", "n_ood")
 ROW = {*TEXTS, "radius", *COUNTS, *RATES, "seconds"}
-ACCURACY = {"model", "id", "attack", "norm", "radius", "steps", "restarts", "n", "accuracy", "seconds"}
+ACCURACY = {
+    "model",
+    "id",
+    "attack",
+    "norm",
+    "radius",
+    "steps",
+    "restarts",
+    "n",
+    "accuracy",
+    "seconds",
+}
 
 
 def check_row(row: dict[str, Any]) -> None:
@@ -61,9 +74,26 @@ def check_row(row: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def evaluated(grid, trained_run, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("results") / "tiny"
-    arguments = ["-c", str(grid), "--checkpoint", str(trained_run / "last.ckpt"), "--output", str(folder)]
+    arguments = [
+        "-c",
+        str(grid),
+        "--checkpoint",
+        str(trained_run / "last.ckpt"),
+        "--output",
+        str(folder),
+    ]
     assert (
-        cli.evaluate([*arguments, "--detectors", f"[{','.join(DETECTORS)}]", "--name", "aloe", "--checks", "false"])
+        cli.evaluate(
+            [
+                *arguments,
+                "--detectors",
+                f"[{','.join(DETECTORS)}]",
+                "--name",
+                "aloe",
+                "--checks",
+                "false",
+            ]
+        )
         == 0
     )
     return folder
@@ -94,17 +124,28 @@ def test_every_row_follows_the_schema(rows):
 def test_there_is_a_row_for_each_combination_and_each_mean(rows):
     sets = [("near", "near"), ("near", "near"), ("far", "far"), ("stripes", "far"), ("far", "far")]
     found = sorted((r["detector"], r["attacked"], r["ood"], r["group"]) for r in rows)
-    wanted = [(d, attacked, *s) for d in DETECTORS for attacked in ("none", "in", "out", "both") for s in sets]
+    wanted = [
+        (d, attacked, *s)
+        for d in DETECTORS
+        for attacked in ("none", "in", "out", "both")
+        for s in sets
+    ]
     assert found == sorted(wanted)
     assert {(row["model"], row["id"], row["n_id"]) for row in rows} == {("aloe", "test", 24)}
-    assert {(r["norm"], r["steps"], r["restarts"]) for r in rows if r["attacked"] != "none"} == {("Linf", 2, 1)}
+    assert {(r["norm"], r["steps"], r["restarts"]) for r in rows if r["attacked"] != "none"} == {
+        ("Linf", 2, 1)
+    }
     assert {r["radius"] for r in rows if r["attacked"] != "none"} == {8 / 255}
 
 
 def test_means_are_means(rows):
     for detector in DETECTORS:
         for attacked in ("none", "both"):
-            own = [r for r in rows if (r["detector"], r["attacked"], r["group"]) == (detector, attacked, "far")]
+            own = [
+                r
+                for r in rows
+                if (r["detector"], r["attacked"], r["group"]) == (detector, attacked, "far")
+            ]
             (mean,) = [r for r in own if r["n_ood"] == 40]
             for rate in RATES:
                 parts = [r[rate] for r in own if r["n_ood"] == 20]
@@ -112,10 +153,16 @@ def test_means_are_means(rows):
 
 
 def test_no_attack_helps_the_detector(rows):
-    """Scores of attacked inliers only fall and those of outliers only rise, so the AUROC falls with each side."""
+    """Scores of attacked inliers only fall and those of outliers only rise, so the AUROC falls with
+    each side.
+    """
     for detector in DETECTORS:
         for ood in ("far", "stripes"):
-            own = {r["attacked"]: r for r in rows if (r["detector"], r["ood"], r["n_ood"]) == (detector, ood, 20)}
+            own = {
+                r["attacked"]: r
+                for r in rows
+                if (r["detector"], r["ood"], r["n_ood"]) == (detector, ood, 20)
+            }
             assert own["both"]["auroc"] <= own["in"]["auroc"] <= own["none"]["auroc"]
             assert own["both"]["auroc"] <= own["out"]["auroc"] <= own["none"]["auroc"]
             assert own["in"]["tpr_deployed"] <= own["none"]["tpr_deployed"]
@@ -125,17 +172,27 @@ def test_no_attack_helps_the_detector(rows):
 def test_the_numbers_are_those_of_the_python_functions(rows, arrays, trained_run):
     net = load_network(trained_run / "last.ckpt")
     inliers, outliers = (
-        torch.from_numpy(np.load(arrays / f"{name}.npz")["images"]).permute(0, 3, 1, 2).float() / 255
+        torch.from_numpy(np.load(arrays / f"{name}.npz")["images"]).permute(0, 3, 1, 2).float()
+        / 255
         for name in ("test", "far")
     )
     msp = MSP(net)
     (attack,) = build_all([{"name": "pgd", "radius": "8/255", "steps": 2}]).values()
     with torch.no_grad():
         clean = msp(inliers)
-        lost, hidden = msp(lower_score(msp, inliers, attack)), msp(raise_score(msp, outliers, attack))
+        lost, hidden = (
+            msp(lower_score(msp, inliers, attack)),
+            msp(raise_score(msp, outliers, attack)),
+        )
     wanted = ood_metrics(lost, hidden, clean)
-    (row,) = [r for r in rows if (r["detector"], r["ood"], r["attacked"], r["n_ood"]) == ("msp", "far", "both", 20)]
-    assert {name: row[name] for name in RATES} == pytest.approx({name: wanted[name] for name in RATES}, abs=1e-9)
+    (row,) = [
+        r
+        for r in rows
+        if (r["detector"], r["ood"], r["attacked"], r["n_ood"]) == ("msp", "far", "both", 20)
+    ]
+    assert {name: row[name] for name in RATES} == pytest.approx(
+        {name: wanted[name] for name in RATES}, abs=1e-9
+    )
 
 
 def test_accuracies(content, arrays, trained_run):
@@ -164,8 +221,17 @@ def test_results_read_back(evaluated, content):
     assert json.loads(json.dumps(Results.read(evaluated).as_dict())) == content
 
 
-def test_the_same_evaluation_gives_the_same_numbers_in_other_batches(grid, trained_run, tmp_path, rows):
-    arguments = ["-c", str(grid), "--checkpoint", str(trained_run / "last.ckpt"), "--output", str(tmp_path)]
+def test_the_same_evaluation_gives_the_same_numbers_in_other_batches(
+    grid, trained_run, tmp_path, rows
+):
+    arguments = [
+        "-c",
+        str(grid),
+        "--checkpoint",
+        str(trained_run / "last.ckpt"),
+        "--output",
+        str(tmp_path),
+    ]
     assert cli.evaluate([*arguments, "--data.evaluation_batch_size", "7", "--checks", "false"]) == 0
     again = json.loads((tmp_path / "results.json").read_text())["rows"]
     for row, before in zip(again, [r for r in rows if r["detector"] == "msp"], strict=True):
@@ -174,7 +240,14 @@ def test_the_same_evaluation_gives_the_same_numbers_in_other_batches(grid, train
 
 
 def test_limit_uses_the_first_images(grid, trained_run, tmp_path):
-    arguments = ["-c", str(grid), "--checkpoint", str(trained_run / "last.ckpt"), "--output", str(tmp_path)]
+    arguments = [
+        "-c",
+        str(grid),
+        "--checkpoint",
+        str(trained_run / "last.ckpt"),
+        "--output",
+        str(tmp_path),
+    ]
     assert cli.evaluate([*arguments, "--limit", "5", "--attacks", "[]"]) == 0
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert {(row["n_id"], row["n_ood"]) for row in rows} == {(5, 5), (5, 10)}
@@ -183,7 +256,14 @@ def test_limit_uses_the_first_images(grid, trained_run, tmp_path):
 
 def test_checks_warn_in_the_file_and_below_the_table(capsys, grid, trained_run, tmp_path):
     """An attack of one tiny step is far weaker than what the checks try."""
-    arguments = ["-c", str(grid), "--checkpoint", str(trained_run / "last.ckpt"), "--output", str(tmp_path)]
+    arguments = [
+        "-c",
+        str(grid),
+        "--checkpoint",
+        str(trained_run / "last.ckpt"),
+        "--output",
+        str(tmp_path),
+    ]
     feeble = "[{name: pgd, radius: 64/255, steps: 1, step_size: 0.001, random_start: false}]"
     assert cli.evaluate([*arguments, "--attacks", feeble]) == 0
     content = json.loads((tmp_path / "results.json").read_text())
@@ -194,17 +274,47 @@ def test_checks_warn_in_the_file_and_below_the_table(capsys, grid, trained_run, 
 
 def test_weights_of_others_with_a_network_from_the_config(grid, trained_run, tmp_path):
     state = torch.load(trained_run / "last.ckpt", weights_only=True)["state_dict"]
-    torch.save({"model": {key.replace("net.", "module."): v for key, v in state.items()}}, tmp_path / "theirs.pt")
-    net = ["--net", "robust_ood.models.WideResNet", "--net.depth", "10", "--net.width", "1", "--net.num_classes", "4"]
-    arguments = ["-c", str(grid), "--checkpoint", str(tmp_path / "theirs.pt"), "--output", str(tmp_path / "out")]
+    torch.save(
+        {"model": {key.replace("net.", "module."): v for key, v in state.items()}},
+        tmp_path / "theirs.pt",
+    )
+    net = [
+        "--net",
+        "robust_ood.models.WideResNet",
+        "--net.depth",
+        "10",
+        "--net.width",
+        "1",
+        "--net.num_classes",
+        "4",
+    ]
+    arguments = [
+        "-c",
+        str(grid),
+        "--checkpoint",
+        str(tmp_path / "theirs.pt"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
     assert cli.evaluate([*arguments, *net, "--attacks", "[]"]) == 0
     assert (tmp_path / "out" / "results.csv").exists()
 
 
 def test_the_script_prints_a_table_and_nothing_else(grid, trained_run, tmp_path):
-    command = [sys.executable, ROOT / "evaluate.py", "-c", grid, "--checkpoint", trained_run / "last.ckpt"]
+    command = [
+        sys.executable,
+        ROOT / "evaluate.py",
+        "-c",
+        grid,
+        "--checkpoint",
+        trained_run / "last.ckpt",
+    ]
     done = subprocess.run(
-        [*command, "--output", "out", "--checks", "false"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [*command, "--output", "out", "--checks", "false"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     for words in ("msp", "stripes", "clean", "inliers", "both", "wrote out/results.json"):

@@ -1,4 +1,6 @@
-"""Real evaluations that are killed, stopped, shared by processes, extended, or asked for nonsense."""
+"""Real evaluations that are killed, stopped, shared by processes, extended, or asked for
+nonsense.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,15 @@ from robust_ood.evaluation import FolderStore, Results, read_cell
 
 ROOT = Path(__file__).parents[2]
 PLAIN = ["--report", "false", "--figures", "false"]
-CHECKED = ["--detectors", "[msp, pro-msp, {name: knn, neighbours: 3}]", "--chunk", "4", "--intervals", "20", *PLAIN]
+CHECKED = [
+    "--detectors",
+    "[msp, pro-msp, {name: knn, neighbours: 3}]",
+    "--chunk",
+    "4",
+    "--intervals",
+    "20",
+    *PLAIN,
+]
 SETTINGS = [*CHECKED, "--checks", "false"]
 
 
@@ -30,7 +40,9 @@ def arguments(grid, run, output, *more) -> list[str]:
 
 def rows(folder) -> list[dict[str, Any]]:
     content = json.loads((folder / "results.json").read_text())
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in content["rows"]]
+    return [
+        {name: value for name, value in row.items() if name != "seconds"} for row in content["rows"]
+    ]
 
 
 def cells(folder) -> dict[str, tuple[int, int]]:
@@ -90,10 +102,16 @@ def test_an_evaluation_that_is_killed_ends_like_one_that_is_not(grid, trained_ru
     assert set(after) == set(cells(whole))
     assert rows(tmp_path / "out") == rows(whole)
     content = json.loads((tmp_path / "out" / "results.json").read_text())
-    intervals = sum(read_cell(path).about["stage"] == "interval" for path in (whole / "store" / "cells").iterdir())
+    intervals = sum(
+        read_cell(path).about["stage"] == "interval"
+        for path in (whole / "store" / "cells").iterdir()
+    )
     made = content["environment"]["cells_computed"]
     assert total - intervals - len(before) <= made <= total - len(before)
-    seconds = {name: read_cell(tmp_path / "out" / "store" / "cells" / name).about.get("seconds") for name in before}
+    seconds = {
+        name: read_cell(tmp_path / "out" / "store" / "cells" / name).about.get("seconds")
+        for name in before
+    }
     assert any(seconds.values())
 
 
@@ -120,7 +138,10 @@ def test_two_processes_of_torchrun_find_what_one_finds(grid, trained_run, tmp_pa
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     out = tmp_path / "output.txt"
     with out.open("w") as output:
-        process = start([*launch, "evaluate.py", *arguments(grid, trained_run, tmp_path / "out", *SETTINGS)], output)
+        process = start(
+            [*launch, "evaluate.py", *arguments(grid, trained_run, tmp_path / "out", *SETTINGS)],
+            output,
+        )
         _, said = process.communicate()
     assert process.returncode == 0, said
     assert rows(tmp_path / "out") == rows(whole)
@@ -170,7 +191,8 @@ def torch_copy(source: Path, target: Path) -> Path:
     """Save a checkpoint with other weights."""
     content = torch.load(source, weights_only=True)
     content["state_dict"] = {
-        name: value * 1.1 if value.is_floating_point() else value for name, value in content["state_dict"].items()
+        name: value * 1.1 if value.is_floating_point() else value
+        for name, value in content["state_dict"].items()
     }
     target.parent.mkdir(exist_ok=True)
     torch.save(content, target)
@@ -178,7 +200,15 @@ def torch_copy(source: Path, target: Path) -> Path:
 
 
 def test_a_detector_that_fails_costs_only_its_rows(capsys, grid, trained_run, tmp_path):
-    more = ["--detectors", "[msp, {name: knn, neighbours: 100}]", "--attacks", "[]", "--intervals", "0", *PLAIN]
+    more = [
+        "--detectors",
+        "[msp, {name: knn, neighbours: 100}]",
+        "--attacks",
+        "[]",
+        "--intervals",
+        "0",
+        *PLAIN,
+    ]
     assert cli.evaluate(arguments(grid, trained_run, tmp_path, *more)) == 1
     printed = capsys.readouterr()
     (line,) = printed.err.splitlines()
@@ -231,7 +261,9 @@ def other(folder, **changes) -> str:
 
 
 @pytest.mark.parametrize("changes", [{"model": "another"}, {"id": "another"}])
-def test_results_of_another_evaluation_are_not_replaced_unasked(capsys, grid, trained_run, tmp_path, changes):
+def test_results_of_another_evaluation_are_not_replaced_unasked(
+    capsys, grid, trained_run, tmp_path, changes
+):
     command = arguments(grid, trained_run, tmp_path, *QUICK)
     assert cli.evaluate(command) == 0
     before = other(tmp_path, **changes)
@@ -255,7 +287,9 @@ def test_results_of_another_evaluation_are_not_replaced_unasked(capsys, grid, tr
         ("store/something", "else", "no store"),
     ],
 )
-def test_an_output_folder_that_is_something_else(capsys, grid, trained_run, tmp_path, file, content, said):
+def test_an_output_folder_that_is_something_else(
+    capsys, grid, trained_run, tmp_path, file, content, said
+):
     (tmp_path / "store").mkdir()
     (tmp_path / file).write_text(content)
     assert cli.evaluate(arguments(grid, trained_run, tmp_path, *QUICK)) == 2

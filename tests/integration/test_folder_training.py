@@ -1,4 +1,6 @@
-"""Training on a folder of images with outliers in a `.npy`, read by two workers, killed and resumed: the same run."""
+"""Training on a folder of images with outliers in a `.npy`, read by two workers, killed and
+resumed: the same run.
+"""
 
 import csv
 import os
@@ -57,13 +59,27 @@ def checkpoint(folder, output):
 
 
 def differences(one, other, place=""):
-    """Return where two checkpoints differ, down to the last tensor, apart from what each was called with."""
+    """Return where two checkpoints differ, down to the last tensor, apart from what each was called
+    with.
+    """
     if isinstance(one, dict) and isinstance(other, dict):
-        keys = {*one, *other} - ({"config", "hyper_parameters", "callbacks"} if not place else set())
-        return [found for key in keys for found in differences(one.get(key), other.get(key), f"{place}/{key}")]
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
+        keys = {*one, *other} - (
+            {"config", "hyper_parameters", "callbacks"} if not place else set()
+        )
+        return [
+            found
+            for key in keys
+            for found in differences(one.get(key), other.get(key), f"{place}/{key}")
+        ]
+    if (
+        isinstance(one, (list, tuple))
+        and isinstance(other, (list, tuple))
+        and len(one) == len(other)
+    ):
         pairs = enumerate(zip(one, other, strict=True))
-        return [found for number, pair in pairs for found in differences(*pair, f"{place}/{number}")]
+        return [
+            found for number, pair in pairs for found in differences(*pair, f"{place}/{number}")
+        ]
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return [] if torch.equal(one, other) else [place]
     return [] if one == other else [f"{place}: {one}, {other}"]
@@ -72,12 +88,18 @@ def differences(one, other, place=""):
 def logged(folder, output):
     """Return the rows of `metrics.csv`, without the time."""
     with (folder / output / "metrics.csv").open() as file:
-        return [{key: value for key, value in row.items() if "second" not in key} for row in csv.DictReader(file)]
+        return [
+            {key: value for key, value in row.items() if "second" not in key}
+            for row in csv.DictReader(file)
+        ]
 
 
 def test_killed_and_resumed_equals_never_stopped(folder):
     assert train(arguments(folder, "whole")) == 0
-    assert train(arguments(folder, "inline", "--data.workers", "0", "--data.memory_limit", "1000000")) == 0
+    assert (
+        train(arguments(folder, "inline", "--data.workers", "0", "--data.memory_limit", "1000000"))
+        == 0
+    )
 
     last = folder / "killed" / "last.ckpt"
     command = [sys.executable, str(ROOT / "train.py"), *arguments(folder, "killed")]
@@ -88,7 +110,9 @@ def test_killed_and_resumed_equals_never_stopped(folder):
         while not last.exists() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.01)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # its loader workers too, which would keep stderr open
+        os.killpg(
+            process.pid, signal.SIGKILL
+        )  # its loader workers too, which would keep stderr open
         _, error = process.communicate(timeout=30)
     assert last.exists(), error
     assert 0 < checkpoint(folder, "killed")["global_step"] < STEPS
@@ -103,7 +127,9 @@ def test_killed_and_resumed_equals_never_stopped(folder):
 
 
 def test_excluded_images_are_as_if_they_had_never_been(folder):
-    """What `data overlap` finds and a config leaves out: the run is that on a file without those images."""
+    """What `data overlap` finds and a config leaves out: the run is that on a file without those
+    images.
+    """
     outliers = np.load(folder / "outliers.npy")
     np.savez(folder / "test.npz", images=outliers[[11, 4]], labels=[0, 1])
     found = ["overlap", "outliers", "test", "--root", folder, "--exclude", folder / "leave.txt"]
@@ -114,6 +140,8 @@ def test_excluded_images_are_as_if_they_had_never_been(folder):
     assert train(arguments(folder, "excluded", *short, spec)) == 0
     assert train(arguments(folder, "without", *short, "without.npy")) == 0
     assert train(arguments(folder, "all", *short, "outliers.npy")) == 0
-    excluded, without, everything = (checkpoint(folder, output) for output in ("excluded", "without", "all"))
+    excluded, without, everything = (
+        checkpoint(folder, output) for output in ("excluded", "without", "all")
+    )
     assert differences(excluded, without) == []
     assert [place for place in differences(excluded, everything) if place.startswith("/state_dict")]

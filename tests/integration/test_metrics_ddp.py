@@ -17,7 +17,9 @@ import robust_ood
 from robust_ood.metrics import AUROC, FPR95, OODMetrics, ood_metrics
 
 ID_SCORES = torch.randn(157, generator=torch.Generator().manual_seed(0)) + 1
-OOD_SCORES = torch.randn(101, generator=torch.Generator().manual_seed(1)).double()  # of another type than ID
+OOD_SCORES = torch.randn(
+    101, generator=torch.Generator().manual_seed(1)
+).double()  # of another type than ID
 
 # What each of the two processes sees of (ID, OOD).
 SHARES = {
@@ -28,7 +30,9 @@ SHARES = {
 
 
 def run_process(rank, meeting_point):
-    distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2
+    )
     results = {}
     for name, shares in SHARES.items():
         pooled, single = OODMetrics(), [AUROC(), FPR95()]
@@ -39,10 +43,14 @@ def run_process(rank, meeting_point):
                         metric.update(batch, in_distribution)
         results[name] = {key: value.item() for key, value in pooled.compute().items()}
         results[name] |= {"AUROC": single[0].compute().item(), "FPR95": single[1].compute().item()}
-        results[name]["kept"] = sum(len(part) for part in pooled.id_scores)  # its own share again, after compute
+        results[name]["kept"] = sum(
+            len(part) for part in pooled.id_scores
+        )  # its own share again, after compute
     print(json.dumps(results), flush=True)
     distributed.barrier()
-    os._exit(0)  # without `destroy_process_group`, in which older PyTorch may wait for ever for the other process
+    os._exit(
+        0
+    )  # without `destroy_process_group`, in which older PyTorch may wait for ever for the other process
 
 
 @pytest.fixture(scope="module")

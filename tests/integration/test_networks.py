@@ -1,4 +1,6 @@
-"""`evaluate.py --net ...`: networks of other people's code, by class path and by name, and exports of ours."""
+"""`evaluate.py --net ...`: networks of other people's code, by class path and by name, and exports
+of ours.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,16 @@ import torch
 from robust_ood import cli
 from robust_ood.detectors import MSP
 from robust_ood.metrics import ood_metrics
-from robust_ood.models import ThinResNet, Timm, Torchvision, WideResNet, describe, export, load_network, rebuild
+from robust_ood.models import (
+    ThinResNet,
+    Timm,
+    Torchvision,
+    WideResNet,
+    describe,
+    export,
+    load_network,
+    rebuild,
+)
 
 ROOT = Path(__file__).parents[2]
 MODULE = """
@@ -86,7 +97,9 @@ def evaluated(grid: Path, *arguments: object) -> dict[str, Any]:
 
 
 def rows(results: dict[str, Any]) -> list[tuple[Any, ...]]:
-    return [(row["detector"], row["ood"], *(row[rate] for rate in RATES)) for row in results["rows"]]
+    return [
+        (row["detector"], row["ood"], *(row[rate] for rate in RATES)) for row in results["rows"]
+    ]
 
 
 def refused(capsys, grid: Path, *arguments: object) -> str:
@@ -94,7 +107,9 @@ def refused(capsys, grid: Path, *arguments: object) -> str:
     given = ["-c", grid, "--output", "refused", *QUICK, *arguments]
     assert cli.evaluate([str(argument) for argument in given]) == 2
     said = capsys.readouterr().err.splitlines()
-    (line,) = [line for line in said if not line.startswith("Downloading: ")]  # which older PyTorch says here
+    (line,) = [
+        line for line in said if not line.startswith("Downloading: ")
+    ]  # which older PyTorch says here
     assert not Path("refused").exists()
     return line
 
@@ -105,10 +120,19 @@ def test_a_users_class_by_its_path(grid, arrays, place, capsys, nest):
     if nest == "module.":
         state = {f"module.{key}": value for key, value in state.items()}
     torch.save({nest: state} if nest in ("state_dict", "model") else state, place / "given.pt")
-    own = ["--net", "Wrapped", "--net.module", "my_network.Mine", *NORMALISED, "--checkpoint", "given.pt"]
+    own = [
+        "--net",
+        "Wrapped",
+        "--net.module",
+        "my_network.Mine",
+        *NORMALISED,
+        "--checkpoint",
+        "given.pt",
+    ]
     results = evaluated(grid, *own)
-    assert "normalised images: head classify (12 to 4, found); feature layers stem, stage (found)" in " ".join(
-        capsys.readouterr().out.split()
+    assert (
+        "normalised images: head classify (12 to 4, found); feature layers stem, stage (found)"
+        in " ".join(capsys.readouterr().out.split())
     )
 
     from my_network import Mine
@@ -118,7 +142,9 @@ def test_a_users_class_by_its_path(grid, arrays, place, capsys, nest):
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]))
     scores = {}
     for name in ("test", "far"):
-        images = torch.from_numpy(np.load(arrays / f"{name}.npz")["images"]).permute(0, 3, 1, 2) / 255
+        images = (
+            torch.from_numpy(np.load(arrays / f"{name}.npz")["images"]).permute(0, 3, 1, 2) / 255
+        )
         with torch.no_grad():
             logits = module((images - mean) / std)
         scores[name] = logits.softmax(1).amax(1)
@@ -126,24 +152,35 @@ def test_a_users_class_by_its_path(grid, arrays, place, capsys, nest):
             right = (logits.argmax(1).numpy() == np.load(arrays / "test.npz")["labels"]).mean()
     wanted = ood_metrics(scores["test"], scores["far"], scores["test"])
     (row,) = [row for row in results["rows"] if row["ood"] == "far" and row["n_ood"] == 20]
-    assert {rate: row[rate] for rate in RATES} == pytest.approx({rate: wanted[rate] for rate in RATES}, abs=1e-6)
+    assert {rate: row[rate] for rate in RATES} == pytest.approx(
+        {rate: wanted[rate] for rate in RATES}, abs=1e-6
+    )
     assert results["classification"][0]["accuracy"] == pytest.approx(right)
 
 
 def test_parts_are_found_or_named_and_serve_the_detectors_that_need_them(grid, place, capsys):
-    detectors = ["--detectors", "[mahalanobis-layers, react, {name: mahalanobis, layers: all, label: all}]"]
+    detectors = [
+        "--detectors",
+        "[mahalanobis-layers, react, {name: mahalanobis, layers: all, label: all}]",
+    ]
     plain = ["--checkpoint", "plain.pt", *detectors]
     found = evaluated(grid, "--net", "my_network.Mine", *plain)
-    assert "Mine, fed pixels: head classify (12 to 4, found)" in " ".join(capsys.readouterr().out.split())
+    assert "Mine, fed pixels: head classify (12 to 4, found)" in " ".join(
+        capsys.readouterr().out.split()
+    )
     wrapped = ["--net", "Wrapped", "--net.module", "my_network.Mine", "--net.head", "classify"]
     named = evaluated(grid, *wrapped, "--net.layers", "[stem, stage]", *plain)
-    assert "(12 to 4, given); feature layers stem, stage (given)" in " ".join(capsys.readouterr().out.split())
+    assert "(12 to 4, given); feature layers stem, stage (given)" in " ".join(
+        capsys.readouterr().out.split()
+    )
     assert rows(found) == rows(named)
 
 
 def test_a_class_that_loads_its_own_weights_needs_no_file(grid, place):
     results = evaluated(grid, "--net", "my_network.Loaded")
-    assert rows(results) == rows(evaluated(grid, "--net", "my_network.Mine", "--checkpoint", "plain.pt"))
+    assert rows(results) == rows(
+        evaluated(grid, "--net", "my_network.Mine", "--checkpoint", "plain.pt")
+    )
     assert results["rows"][0]["model"] == "Loaded"
 
 
@@ -181,14 +218,26 @@ def test_a_network_without_a_linear_layer_is_refused(capsys, grid, place):
 
 
 def test_the_script_finds_a_class_in_the_working_folder(grid, place):
-    command = [sys.executable, ROOT / "evaluate.py", "-c", grid, "--net", "my_network.Mine", "--checkpoint", "plain.pt"]
-    done = subprocess.run([*command, *QUICK], cwd=place, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        ROOT / "evaluate.py",
+        "-c",
+        grid,
+        "--net",
+        "my_network.Mine",
+        "--checkpoint",
+        "plain.pt",
+    ]
+    done = subprocess.run(
+        [*command, *QUICK], cwd=place, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("net: Mine, fed pixels: head classify")
     assert (place / "results" / "results.json").exists()
 
 
-# By name --------------------------------------------------------------------------------------------------------------
+# By name
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_torchvision_by_name(grid, place):
@@ -202,7 +251,9 @@ def test_torchvision_by_name(grid, place):
     by_path = ["--net", "Wrapped", "--net.module", "torchvision.models.resnet18"]
     by_path += ["--net.module.num_classes", 4, "--net.mean", mean, "--net.std", std]
     assert rows(results) == rows(evaluated(grid, *by_path, "--checkpoint", "theirs.pt"))
-    assert rows(results) != rows(evaluated(grid, *named, "--net.mean", "[0, 0, 0]", "--checkpoint", "theirs.pt"))
+    assert rows(results) != rows(
+        evaluated(grid, *named, "--net.mean", "[0, 0, 0]", "--checkpoint", "theirs.pt")
+    )
 
 
 def test_timm_by_name(capsys, grid, place):
@@ -211,7 +262,16 @@ def test_timm_by_name(capsys, grid, place):
         torch.manual_seed(0)
         net = timm.create_model("resnet10t", num_classes=4)
     torch.save(net.state_dict(), "theirs.pt")
-    own = ["--net", "Timm", "--net.name", "resnet10t", "--net.num_classes", 4, "--checkpoint", "theirs.pt"]
+    own = [
+        "--net",
+        "Timm",
+        "--net.name",
+        "resnet10t",
+        "--net.num_classes",
+        4,
+        "--checkpoint",
+        "theirs.pt",
+    ]
     results = evaluated(grid, *own, "--name", "timm")
     assert "head fc (" in capsys.readouterr().out
     assert {row["model"] for row in results["rows"]} == {"timm"}
@@ -219,7 +279,9 @@ def test_timm_by_name(capsys, grid, place):
     assert ours.normalize.mean.flatten().tolist() == pytest.approx(net.pretrained_cfg["mean"])
     for name in ("resnet10x", "local-dir:/tmp"):
         other = [name if argument == "resnet10t" else argument for argument in own]
-        assert refused(capsys, grid, *other).startswith(f"error: net.name: unknown name '{name}' in timm; ")
+        assert refused(capsys, grid, *other).startswith(
+            f"error: net.name: unknown name '{name}' in timm; "
+        )
 
 
 @pytest.mark.parametrize("library", ["timm", "robustbench"])
@@ -271,26 +333,39 @@ def load_model(model_name, model_dir="./models", dataset="cifar10", threat_model
 
 @pytest.fixture
 def zoo(place, monkeypatch):
-    """A stand-in for the package robustbench; `tests/parity/test_robustbench.py` is for the package itself.
+    """A stand-in for the package robustbench; `tests/parity/test_robustbench.py` is for the package
+    itself.
 
-    As the release does, it imports `autoattack`, while what is installed with it is called `pyautoattack`.
+    As the release does, it imports `autoattack`, while what is installed with it is called
+    `pyautoattack`.
     """
     packages = {f"robustbench/{name}": text for name, text in ZOO.items()}
-    packages |= {"pyautoattack/__init__": "class AutoAttack: ...", "pyautoattack/state": "class EvaluationState: ..."}
+    packages |= {
+        "pyautoattack/__init__": "class AutoAttack: ...",
+        "pyautoattack/state": "class EvaluationState: ...",
+    }
     for name, text in packages.items():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / f"{name}.py").write_text(text)
-    for name in [name for name in sys.modules if name.split(".")[0] in ("robustbench", "pyautoattack", "autoattack")]:
+    for name in [
+        name
+        for name in sys.modules
+        if name.split(".")[0] in ("robustbench", "pyautoattack", "autoattack")
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(str(place))
     yield ["--net", "RobustBench", "--net.threat_model", "L2", "--net.folder", "zoo", "--net.name"]
-    for name in [name for name in sys.modules if name.split(".")[0] in ("robustbench", "pyautoattack")]:
+    for name in [
+        name for name in sys.modules if name.split(".")[0] in ("robustbench", "pyautoattack")
+    ]:
         del sys.modules[name]
 
 
 def test_robustbench_by_name_and_its_download_refused(capsys, grid, place, zoo):
     line = refused(capsys, grid, *zoo, "Some2026")
-    assert line.startswith("error: net: cannot build RobustBench's Some2026 for cifar10, L2 (ConnectionError: Max")
+    assert line.startswith(
+        "error: net: cannot build RobustBench's Some2026 for cifar10, L2 (ConnectionError: Max"
+    )
     assert line.endswith("; or get the weights by hand and put them at zoo/cifar10/L2/Some2026.pt")
     line = refused(capsys, grid, *zoo, "Deck2026")
     assert "Deck2026.pt_m0.pt, zoo/cifar10/L2/Deck2026.pt_m1.pt" in line
@@ -304,7 +379,9 @@ def test_robustbench_by_name_and_its_download_refused(capsys, grid, place, zoo):
 
 def test_what_robustbench_does_not_have(capsys, grid, zoo):
     line = refused(capsys, grid, *zoo, "Some2025")
-    assert line.startswith("error: net.name: unknown name 'Some2025' in RobustBench's models for cifar10, L2; the nea")
+    assert line.startswith(
+        "error: net.name: unknown name 'Some2025' in RobustBench's models for cifar10, L2; the nea"
+    )
     line = refused(capsys, grid, *zoo, "Some2026", "--net.dataset", "cifar100")
     assert line == "error: net.threat_model: RobustBench has no models for cifar100, L2"
 
@@ -328,16 +405,43 @@ def test_torchvisions_download_refused(capsys, monkeypatch, grid, place):
 
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
     monkeypatch.setenv("TORCH_HOME", str(place))
-    line = refused(capsys, grid, "--net", "Torchvision", "--net.name", "squeezenet1_1", "--net.weights", "DEFAULT")
-    assert line.startswith("error: net: cannot build torchvision's squeezenet1_1 (OSError: connection refused); or get")
+    line = refused(
+        capsys,
+        grid,
+        "--net",
+        "Torchvision",
+        "--net.name",
+        "squeezenet1_1",
+        "--net.weights",
+        "DEFAULT",
+    )
+    assert line.startswith(
+        "error: net: cannot build torchvision's squeezenet1_1 (OSError: connection refused); or get"
+    )
     assert line.endswith("give them as --checkpoint, without net.weights")
 
 
 def test_timms_download_refused_says_it_once(grid, place):
-    """In a process of its own: the library reads at its import how much to say, and it tries ten times."""
+    """In a process of its own: the library reads at its import how much to say, and it tries ten
+    times.
+    """
     pytest.importorskip("timm")
-    nowhere = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "HF_HOME": str(place)}
-    command = [sys.executable, ROOT / "evaluate.py", "-c", grid, "--net", "Timm", "--net.name", "resnet18", *QUICK]
+    nowhere = {
+        "https_proxy": "http://127.0.0.1:9",
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+        "HF_HOME": str(place),
+    }
+    command = [
+        sys.executable,
+        ROOT / "evaluate.py",
+        "-c",
+        grid,
+        "--net",
+        "Timm",
+        "--net.name",
+        "resnet18",
+        *QUICK,
+    ]
     impatient = "import time; time.sleep = lambda seconds: None\n"  # between two tries
     (place / "sitecustomize.py").write_text(impatient)
     done = subprocess.run(
@@ -347,14 +451,19 @@ def test_timms_download_refused_says_it_once(grid, place):
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: net: cannot build timm's resnet18 (")
-    assert line.endswith("; or get weights by hand and give them as --checkpoint, without net.pretrained")
+    assert line.endswith(
+        "; or get weights by hand and give them as --checkpoint, without net.pretrained"
+    )
 
 
-# One file, two networks -----------------------------------------------------------------------------------------------
+# One file, two networks
+# -----------------------------------------------------------------------------------------------
 
 
 def test_resnet20_weights_as_a_users_class_and_as_ours(grid, place):
-    """What `benchmarks/resnet20_both_ways.py` does with the public weights, on random ones stored as those are."""
+    """What `benchmarks/resnet20_both_ways.py` does with the public weights, on random ones stored
+    as those are.
+    """
     shutil.copy(ROOT / "benchmarks" / "their_resnet20.py", place)
     from their_resnet20 import ResNet20
 
@@ -365,9 +474,23 @@ def test_resnet20_weights_as_a_users_class_and_as_ours(grid, place):
             value.copy_(torch.rand(value.shape, generator=draws) + 0.5)
         elif value.is_floating_point():
             value.add_(torch.randn(value.shape, generator=draws) * 0.1)
-    torch.save({"state_dict": {f"module.{key}": v for key, v in state.items() if "num_batches" not in key}}, "r20.th")
+    torch.save(
+        {
+            "state_dict": {
+                f"module.{key}": v for key, v in state.items() if "num_batches" not in key
+            }
+        },
+        "r20.th",
+    )
     detectors = ["--detectors", "[msp, energy, mahalanobis-layers, odin]", "--checkpoint", "r20.th"]
-    theirs = ["--net", "Wrapped", "--net.module", "their_resnet20.ResNet20", "--net.module.num_classes", 4]
+    theirs = [
+        "--net",
+        "Wrapped",
+        "--net.module",
+        "their_resnet20.ResNet20",
+        "--net.module.num_classes",
+        4,
+    ]
     ours = ["--net", "ThinResNet", "--net.num_classes", 4]
     first = evaluated(grid, *theirs, *NORMALISED, *detectors)
     second = evaluated(grid, *ours, *NORMALISED, *detectors)
@@ -377,18 +500,24 @@ def test_resnet20_weights_as_a_users_class_and_as_ours(grid, place):
         assert one[2:] == pytest.approx(other[2:], abs=1e-9)
 
     for key_map in ("resnet20", '{"linear\\\\.": "head."}'):
-        assert rows(evaluated(grid, *ours, *NORMALISED, *detectors, "--key_map", key_map)) == rows(second)
+        assert rows(evaluated(grid, *ours, *NORMALISED, *detectors, "--key_map", key_map)) == rows(
+            second
+        )
 
     images = torch.rand(8, 3, 16, 16, generator=draws)
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     from robust_ood.models import wrap
 
-    nets = load_network("r20.th", wrap(ResNet20(4), mean, std)), load_network("r20.th", ThinResNet(20, 4, mean, std))
+    nets = (
+        load_network("r20.th", wrap(ResNet20(4), mean, std)),
+        load_network("r20.th", ThinResNet(20, 4, mean, std)),
+    )
     with torch.no_grad():
         assert torch.equal(MSP(nets[0])(images), MSP(nets[1])(images))
 
 
-# Exports --------------------------------------------------------------------------------------------------------------
+# Exports
+# --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["pt", "safetensors"])
@@ -402,15 +531,32 @@ def test_an_export_evaluates_as_the_run_does(grid, trained_run, place, form):
     assert (about["architecture"], about["num_classes"]) == ("WideResNet", 4)
     assert about["settings"] == {"depth": 10, "width": 1, "dropout": 0.0}
     assert len(about["mean"]) == len(about["std"]) == 3
-    assert (about["training"]["method"], about["training"]["settings"]["outlier_weight"]) == ("ALOE", 0.5)
+    assert (about["training"]["method"], about["training"]["settings"]["outlier_weight"]) == (
+        "ALOE",
+        0.5,
+    )
     run = rows(evaluated(grid, "--checkpoint", last))
     file = Path("exported") / f"weights.{form}"
     for path in ("exported", "exported/network.json", file):
         assert rows(evaluated(grid, "--checkpoint", path)) == run
     shutil.move(file, "alone" + file.suffix)  # plain weights, for anybody
-    own = ["--net", "robust_ood.models.WideResNet", "--net.depth", 10, "--net.width", 1, "--net.num_classes", 4]
+    own = [
+        "--net",
+        "robust_ood.models.WideResNet",
+        "--net.depth",
+        10,
+        "--net.width",
+        1,
+        "--net.num_classes",
+        4,
+    ]
     assert rows(evaluated(grid, *own, "--checkpoint", "alone" + file.suffix)) == run
-    assert cli.main(["export", "--checkpoint", "alone" + file.suffix, *map(str, own), "--output", "again"]) == 0
+    assert (
+        cli.main(
+            ["export", "--checkpoint", "alone" + file.suffix, *map(str, own), "--output", "again"]
+        )
+        == 0
+    )
     assert rows(evaluated(grid, "--checkpoint", "again")) == run
 
 
@@ -420,7 +566,10 @@ def test_exported_weights_are_plain(trained_run, place):
     net = WideResNet(10, 1, 4)
     assert set(state) == set(net.state_dict())
     net.load_state_dict(state)
-    assert [path.name for path in sorted(Path("exported").iterdir())] == ["network.json", "weights.pt"]
+    assert [path.name for path in sorted(Path("exported").iterdir())] == [
+        "network.json",
+        "weights.pt",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -448,11 +597,20 @@ def test_bad_exports(capsys, grid, trained_run, place, change, said):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--checkpoint", "plain.pt", "--net", "my_network.Mine"], "net: Mine is not one of this project's networks"),
+        (
+            ["--checkpoint", "plain.pt", "--net", "my_network.Mine"],
+            "net: Mine is not one of this project's networks",
+        ),
         (["--checkpoint", "plain.pt"], "net: plain.pt does not say which network it holds"),
         ([], "checkpoint: not given"),
-        (["--checkpoint", "plain.pt", "--format", "onnx"], "format: 'onnx' is not one of pt, safetensors"),
-        (["--checkpoint", "plain.pt", "--formt", "pt"], "formt: unknown setting; did you mean 'format'"),
+        (
+            ["--checkpoint", "plain.pt", "--format", "onnx"],
+            "format: 'onnx' is not one of pt, safetensors",
+        ),
+        (
+            ["--checkpoint", "plain.pt", "--formt", "pt"],
+            "formt: unknown setting; did you mean 'format'",
+        ),
     ],
 )
 def test_mistakes_of_export(capsys, place, arguments, said):
@@ -462,17 +620,26 @@ def test_mistakes_of_export(capsys, place, arguments, said):
     assert not (place / "exported").exists()
 
 
-@pytest.mark.parametrize("build", [lambda: Torchvision("shufflenet_v2_x0_5", 4), lambda: Timm("resnet10t", 4)])
+@pytest.mark.parametrize(
+    "build", [lambda: Torchvision("shufflenet_v2_x0_5", 4), lambda: Timm("resnet10t", 4)]
+)
 def test_networks_of_libraries_are_rebuilt_from_their_description(build):
     pytest.importorskip("timm")
     net = build()
     again = rebuild(json.loads(json.dumps(describe(net))))
     assert type(again) is type(net)
-    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in net.state_dict().items()}
+    assert {k: v.shape for k, v in again.state_dict().items()} == {
+        k: v.shape for k, v in net.state_dict().items()
+    }
     assert torch.equal(again.normalize.mean, net.normalize.mean)
 
 
 def test_a_description_does_not_download():
-    for settings in ({"name": "resnet18", "weights": "DEFAULT"}, {"name": "resnet10t", "pretrained": True}):
+    for settings in (
+        {"name": "resnet18", "weights": "DEFAULT"},
+        {"name": "resnet10t", "pretrained": True},
+    ):
         with pytest.raises(ValueError, match=r"has no settings (weights|pretrained)"):
-            rebuild({"name": "Torchvision" if "weights" in settings else "Timm", "settings": settings})
+            rebuild(
+                {"name": "Torchvision" if "weights" in settings else "Timm", "settings": settings}
+            )

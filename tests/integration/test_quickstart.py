@@ -33,5 +33,10 @@ def test_quickstart_trains_evaluates_and_writes_both_models(tmp_path, monkeypatc
     page = (tmp_path / "quickstart" / "report.html").read_text()
     assert page.count("<svg") >= 5
     assert "OE, far OOD" in page
-    for words in ("python train.py fit", "python evaluate.py", "OE with MSP on photograph patches", "wrote"):
+    for words in (
+        "python train.py fit",
+        "python evaluate.py",
+        "OE with MSP on photograph patches",
+        "wrote",
+    ):
         assert words in said.out

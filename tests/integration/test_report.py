@@ -19,19 +19,45 @@ KINDS = ["shift", "curves", "landscape", "strips"]
 @pytest.fixture(scope="module")
 def evaluated(grid, trained_run, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("evaluated") / "tiny"
-    command = ["-c", str(grid), "--checkpoint", str(trained_run / "last.ckpt"), "--output", str(output)]
-    options = ["--checks", "false", "--limit", "8", "--figures", "true", "--report", "true", "--tensorboard", "true"]
+    command = [
+        "-c",
+        str(grid),
+        "--checkpoint",
+        str(trained_run / "last.ckpt"),
+        "--output",
+        str(output),
+    ]
+    options = [
+        "--checks",
+        "false",
+        "--limit",
+        "8",
+        "--figures",
+        "true",
+        "--report",
+        "true",
+        "--tensorboard",
+        "true",
+    ]
     assert cli.evaluate([*command, *options]) == 0
     return output
 
 
 def test_an_evaluation_ends_with_a_report(evaluated):
     page = (evaluated / "report.html").read_text()
-    for name in ("auroc-by-radius-linf", "scores-msp", "shifts-msp", "landscape-tiny-msp", "images-tiny-msp"):
+    for name in (
+        "auroc-by-radius-linf",
+        "scores-msp",
+        "shifts-msp",
+        "landscape-tiny-msp",
+        "images-tiny-msp",
+    ):
         assert f'id="{name}"' in page
         assert (evaluated / "report_files" / f"{name}.png").is_file()
     assert len(list((evaluated / "figures").glob("*.npz"))) == len(KINDS)
-    boards = {path.parent.name for path in (evaluated / "report_files" / "tensorboard").rglob("events.*")}
+    boards = {
+        path.parent.name for path in (evaluated / "report_files" / "tensorboard").rglob("events.*")
+    }
     assert boards == {"tiny", "report"}
     rows = json.loads((evaluated / "results.json").read_text())["rows"]
     assert all(f'data-value="{row["auroc"]}"' in page for row in rows)
@@ -42,8 +68,20 @@ def test_a_second_evaluation_draws_no_picture_again(evaluated, grid, trained_run
     stamps = {path: path.stat().st_mtime_ns for path in (folder / "figures").iterdir()}
     for path in stamps:
         os.utime(path, ns=(1, 1))
-    command = ["-c", str(grid), "--checkpoint", str(trained_run / "last.ckpt"), "--output", str(folder)]
-    assert cli.evaluate([*command, "--checks", "false", "--limit", "8", "--figures", "[shift, curves]"]) == 0
+    command = [
+        "-c",
+        str(grid),
+        "--checkpoint",
+        str(trained_run / "last.ckpt"),
+        "--output",
+        str(folder),
+    ]
+    assert (
+        cli.evaluate(
+            [*command, "--checks", "false", "--limit", "8", "--figures", "[shift, curves]"]
+        )
+        == 0
+    )
     assert {path.stat().st_mtime_ns for path in (folder / "figures").iterdir()} == {1}
 
 
@@ -59,9 +97,16 @@ def test_several_folders_make_one_page(evaluated, tmp_path):
     for name in ("first", "second"):
         shutil.copytree(evaluated, tmp_path / name)
     page = tmp_path / "both.html"
-    assert cli.main(["report", str(tmp_path / "first"), str(tmp_path / "second"), "--output", str(page)]) == 0
+    assert (
+        cli.main(
+            ["report", str(tmp_path / "first"), str(tmp_path / "second"), "--output", str(page)]
+        )
+        == 0
+    )
     assert "tiny (second), far OOD" in page.read_text()
-    assert (tmp_path / "both_files" / "scores-msp.csv").read_text().count("tiny (second)") == 2 * 3 * 40
+    assert (tmp_path / "both_files" / "scores-msp.csv").read_text().count(
+        "tiny (second)"
+    ) == 2 * 3 * 40
 
 
 @pytest.mark.parametrize(
@@ -96,22 +141,47 @@ def test_bad_options_end_with_one_line(capsys, evaluated, tmp_path, monkeypatch,
 
 
 def test_unknown_figures_are_refused_before_any_work(capsys, grid, trained_run, tmp_path):
-    command = ["-c", str(grid), "--checkpoint", str(trained_run / "last.ckpt"), "--output", str(tmp_path / "out")]
+    command = [
+        "-c",
+        str(grid),
+        "--checkpoint",
+        str(trained_run / "last.ckpt"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
     assert cli.evaluate([*command, "--figures", "[shift, pie]"]) == 2
     assert "figures: unknown name 'pie'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_tensorboard_without_a_report_is_refused_before_any_work(capsys, grid, trained_run, tmp_path):
-    command = ["-c", str(grid), "--checkpoint", str(trained_run / "last.ckpt"), "--output", str(tmp_path / "out")]
+def test_tensorboard_without_a_report_is_refused_before_any_work(
+    capsys, grid, trained_run, tmp_path
+):
+    command = [
+        "-c",
+        str(grid),
+        "--checkpoint",
+        str(trained_run / "last.ckpt"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
     assert cli.evaluate([*command, "--report", "false", "--tensorboard", "true"]) == 2
     assert "tensorboard: true shows what a report has" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_reports_without_the_extra_are_refused_before_any_work(capsys, monkeypatch, grid, trained_run, tmp_path):
+def test_reports_without_the_extra_are_refused_before_any_work(
+    capsys, monkeypatch, grid, trained_run, tmp_path
+):
     monkeypatch.setattr("robust_ood.reporting.find_spec", lambda module: None)
-    command = ["-c", str(grid), "--checkpoint", str(trained_run / "last.ckpt"), "--output", str(tmp_path / "out")]
+    command = [
+        "-c",
+        str(grid),
+        "--checkpoint",
+        str(trained_run / "last.ckpt"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
     assert cli.evaluate([*command, "--report", "true"]) == 2
     assert "pip install 'robust-ood[report]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

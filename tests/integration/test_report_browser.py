@@ -1,4 +1,6 @@
-"""The report in headless Chromium: no errors, no requests, sorting, both themes, phone and desktop widths."""
+"""The report in headless Chromium: no errors, no requests, sorting, both themes, phone and desktop
+widths.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,15 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"no browser: none of {', '.join(NAMES)} is on the PATH")
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason=f"no browser: none of {', '.join(NAMES)} is on the PATH"
+)
 
 
 class Tab:
-    """A tab of a headless browser, spoken to by its debugging protocol over pipes; keeps every event."""
+    """A tab of a headless browser, spoken to by its debugging protocol over pipes; keeps every
+    event.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], reading: int, writing: int) -> None:
         self.process, self.writing = process, writing
@@ -34,7 +40,9 @@ class Tab:
         self.numbers, self.rest, self.session = count(1), b"", None
         self.events: list[dict[str, Any]] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
@@ -63,10 +71,21 @@ class Tab:
             self.events.append(message)
         return message
 
-    def open(self, page: Path, width: int, height: int, colours: str = "light", *, phone: bool = False) -> None:
+    def open(
+        self, page: Path, width: int, height: int, colours: str = "light", *, phone: bool = False
+    ) -> None:
         """Load a page at a size of the window and with the system's preference of colours."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": colours}])
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=phone,
+        )
+        self.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": colours}],
+        )
         self.events.clear()
         self.call("Page.navigate", url=page.as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
@@ -102,7 +121,13 @@ def tab(tmp_path_factory) -> Iterator[Tab]:
         os.dup2(first, 3)
         os.dup2(second, 4)
 
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+    flags = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+    ]
     process = subprocess.Popen(
         [str(BROWSER), *flags, "--remote-debugging-pipe", f"--user-data-dir={profile}"],
         preexec_fn=place,
@@ -122,16 +147,31 @@ def tab(tmp_path_factory) -> Iterator[Tab]:
 
 def made_up() -> Results:
     """Results of two networks with eight detectors of long and short names."""
-    results = Results(environment={"command": "evaluate.py -c quickstart.yaml " + "--long_option value " * 12})
-    names = ["msp", "odin", "a detector with a rather long name", "energy", "knn", "vim", "gen", "pro-gen"]
+    results = Results(
+        environment={"command": "evaluate.py -c quickstart.yaml " + "--long_option value " * 12}
+    )
+    names = [
+        "msp",
+        "odin",
+        "a detector with a rather long name",
+        "energy",
+        "knn",
+        "vim",
+        "gen",
+        "pro-gen",
+    ]
     for shift, model in enumerate(("OE", "ALOE")):
         for place, detector in enumerate(names):
             for attack, radius, attacked in (("none", 0.0, "none"), ("pgd-8/255", 8 / 255, "both")):
                 auroc = 0.99 - 0.01 * place - (radius > 0) * (0.7 - 0.5 * shift)
                 for ood, group in (("svhn", "far"), ("far", "far")):
                     settings = ("Linf", radius, 10, 1, "digits", ood, group, 50, 50)
-                    results.rows.append(Row(model, detector, attack, attacked, *settings, *[auroc] * 8, 1.0))
-        results.classification.append(Accuracy(model, "digits", "none", "none", 0.0, 0, 0, 50, 0.9, 1.0))
+                    results.rows.append(
+                        Row(model, detector, attack, attacked, *settings, *[auroc] * 8, 1.0)
+                    )
+        results.classification.append(
+            Accuracy(model, "digits", "none", "none", 0.0, 0, 0, 50, 0.9, 1.0)
+        )
     results.warnings = ["OE, msp: " + "a_long_word" * 20]
     return results
 
@@ -197,7 +237,10 @@ def test_tables_sort_by_number_and_by_name(tab, page):
     assert [float(v) for v in tab.run(column.format(3))] == sorted(before)
     tab.run(press.format(3))
     assert [float(v) for v in tab.run(column.format(3))] == sorted(before, reverse=True)
-    assert tab.run("document.querySelector('#survival th[aria-sort]').getAttribute('aria-sort')") == "descending"
+    assert (
+        tab.run("document.querySelector('#survival th[aria-sort]').getAttribute('aria-sort')")
+        == "descending"
+    )
     tab.run(press.format(1))
     names = tab.run(column.format(1))
     assert names == sorted(names)
@@ -220,7 +263,13 @@ def test_it_prints(tab, page):
     tab.open(page, 1200, 800, "dark")
     printed = base64.b64decode(tab.call("Page.printToPDF", printBackground=True)["data"])
     assert printed.startswith(b"%PDF")
-    assert 2 <= printed.count(b"/Type /Page\n") + printed.count(b"/Type /Page /") + printed.count(b"/Type/Page/") <= 40
+    assert (
+        2
+        <= printed.count(b"/Type /Page\n")
+        + printed.count(b"/Type /Page /")
+        + printed.count(b"/Type/Page/")
+        <= 40
+    )
 
 
 def test_screenshots_differ_between_themes(tab, page, tmp_path):

@@ -49,7 +49,9 @@ def test_metrics_have_a_row_for_each_step_and_validation(trained_run):
 def test_the_written_config_makes_the_same_run(trained_run, tmp_path):
     config = yaml.safe_load((trained_run / "config.yaml").read_text())
     assert config["net"]["init_args"]["depth"] == 10
-    assert config["model"]["init_args"]["inlier_attack"]["region"]["init_args"]["radius"] == pytest.approx(1 / 255)
+    assert config["model"]["init_args"]["inlier_attack"]["region"]["init_args"][
+        "radius"
+    ] == pytest.approx(1 / 255)
     assert "include" not in config
     again = tmp_path / "again"
     assert cli.train(["fit", "-c", str(trained_run / "config.yaml"), "--output", str(again)]) == 0
@@ -60,7 +62,9 @@ def test_the_written_config_makes_the_same_run(trained_run, tmp_path):
 def test_a_resumed_run_ends_as_the_run_never_stopped(capsys, experiment, trained_run, tmp_path):
     folder = tmp_path / "run"
     config = tmp_path / "stop.yaml"
-    config.write_text("trainer: {callbacks: [{class_path: tests_stop.Stop}]}\ncheckpoints: {every_n_steps: 3}\n")
+    config.write_text(
+        "trainer: {callbacks: [{class_path: tests_stop.Stop}]}\ncheckpoints: {every_n_steps: 3}\n"
+    )
     (tmp_path / "tests_stop.py").write_text(
         "from pytorch_lightning import Callback\n"
         "class Stop(Callback):\n"
@@ -89,12 +93,23 @@ def test_a_resumed_run_ends_as_the_run_never_stopped(capsys, experiment, trained
 def test_validation_and_test_of_a_checkpoint(capsys, experiment, trained_run, tmp_path, command):
     arguments = [command, "-c", str(experiment), "--ckpt_path", str(trained_run / "last.ckpt")]
     assert cli.train([*arguments, "--output", str(tmp_path / "none")]) == 0
-    assert f"{'val' if command == 'validate' else 'test'}/accuracy" in capsys.readouterr().out.replace(" ", "")
+    assert (
+        f"{'val' if command == 'validate' else 'test'}/accuracy"
+        in capsys.readouterr().out.replace(" ", "")
+    )
     assert not (tmp_path / "none").exists()
 
 
 def test_a_fast_development_run_writes_nothing(experiment, tmp_path):
-    arguments = ["fit", "-c", str(experiment), "--trainer.fast_dev_run", "true", "--output", str(tmp_path / "none")]
+    arguments = [
+        "fit",
+        "-c",
+        str(experiment),
+        "--trainer.fast_dev_run",
+        "true",
+        "--output",
+        str(tmp_path / "none"),
+    ]
     assert cli.train(arguments) == 0
     assert not (tmp_path / "none").exists()
 
@@ -111,9 +126,17 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(capsys, trained_run, tmp_p
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     (tmp_path / "best").mkdir()
     shutil.copy(folder / "last.ckpt", tmp_path / "best" / "best.ckpt")
-    assert cli.train(["fit", "-c", str(folder / "config.yaml"), "--output", str(tmp_path / "best")]) == 2
-    assert f"go on with it by --ckpt_path {tmp_path / 'best' / 'best.ckpt'}" in capsys.readouterr().err
-    elsewhere = ["--ckpt_path", str(trained_run / "last.ckpt")]  # of another folder: it would write over this run, too
+    assert (
+        cli.train(["fit", "-c", str(folder / "config.yaml"), "--output", str(tmp_path / "best")])
+        == 2
+    )
+    assert (
+        f"go on with it by --ckpt_path {tmp_path / 'best' / 'best.ckpt'}" in capsys.readouterr().err
+    )
+    elsewhere = [
+        "--ckpt_path",
+        str(trained_run / "last.ckpt"),
+    ]  # of another folder: it would write over this run, too
     assert cli.train([*fit, *elsewhere]) == 2
     assert "holds a run" in capsys.readouterr().err
     assert cli.train([*fit, "--replace", "true", "--trainer.max_steps", "1"]) == 0
@@ -122,18 +145,36 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(capsys, trained_run, tmp_p
 
 
 def test_a_method_without_outliers_trains_where_their_file_is_absent(capsys, experiment):
-    arguments = ["fit", "-c", str(experiment), "--model", "Standard", "--data.outliers", "absent.npz"]
+    arguments = [
+        "fit",
+        "-c",
+        str(experiment),
+        "--model",
+        "Standard",
+        "--data.outliers",
+        "absent.npz",
+    ]
     assert cli.train([*arguments, "--trainer.fast_dev_run", "true"]) == 0, capsys.readouterr().err
 
 
-def test_a_mistake_is_told_also_where_another_process_has_removed_the_folder(capsys, monkeypatch, experiment, tmp_path):
+def test_a_mistake_is_told_also_where_another_process_has_removed_the_folder(
+    capsys, monkeypatch, experiment, tmp_path
+):
     def raced(folder, **settings):
         remove(folder)
         remove(folder, **settings)
 
     remove = shutil.rmtree
     monkeypatch.setattr(shutil, "rmtree", raced)
-    arguments = ["fit", "-c", str(experiment), "--output", str(tmp_path / "run"), "--checkpoints.monitor", "nothing"]
+    arguments = [
+        "fit",
+        "-c",
+        str(experiment),
+        "--output",
+        str(tmp_path / "run"),
+        "--checkpoints.monitor",
+        "nothing",
+    ]
     assert cli.train([*arguments, "--checkpoints.every_n_steps", "null"]) == 2
     assert capsys.readouterr().err.startswith("error: checkpoints.monitor: 'nothing' is not logged")
     assert not (tmp_path / "run").exists()
@@ -150,19 +191,36 @@ def test_best_follows_the_monitored_number(experiment, tmp_path):
         str(tmp_path / "run"),
     ]
     assert cli.train(arguments) == 0
-    scores = {row["epoch"]: float(row["val/accuracy"]) for row in read_metrics(tmp_path / "run") if row["val/accuracy"]}
+    scores = {
+        row["epoch"]: float(row["val/accuracy"])
+        for row in read_metrics(tmp_path / "run")
+        if row["val/accuracy"]
+    }
     best = torch.load(tmp_path / "run" / "best.ckpt", weights_only=True)
     assert str(best["epoch"]) == max(scores, key=scores.__getitem__)
 
 
 def test_print_config_prints_yaml_and_stops(capsys, experiment, tmp_path):
-    assert cli.train(["fit", "-c", str(experiment), "--output", str(tmp_path / "none"), "--print_config"]) == 0
+    assert (
+        cli.train(
+            ["fit", "-c", str(experiment), "--output", str(tmp_path / "none"), "--print_config"]
+        )
+        == 0
+    )
     assert yaml.safe_load(capsys.readouterr().out)["data"]["batch_size"] == 16
     assert not (tmp_path / "none").exists()
 
 
 def test_a_run_says_only_what_is_news(experiment, tmp_path):
-    command = [sys.executable, ROOT / "train.py", "fit", "-c", experiment, "--output", tmp_path / "run"]
+    command = [
+        sys.executable,
+        ROOT / "train.py",
+        "fit",
+        "-c",
+        experiment,
+        "--output",
+        tmp_path / "run",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -177,7 +235,11 @@ def test_help_is_short_and_loads_nothing(arguments):
         "sys.exit(str(heavy) if heavy else code)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", check, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", check, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -201,7 +263,9 @@ def test_the_installed_command(capsys):
     assert cli.main([]) == 2
     capsys.readouterr()
     assert cli.main(["trian"]) == 2
-    assert capsys.readouterr().err.startswith("error: command: unknown name 'trian'; did you mean 'train'?")
+    assert capsys.readouterr().err.startswith(
+        "error: command: unknown name 'trian'; did you mean 'train'?"
+    )
     assert cli.main(["train", "-h"]) == 0
     assert capsys.readouterr().out.startswith("usage: train.py")
 

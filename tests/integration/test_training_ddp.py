@@ -1,8 +1,9 @@
 """Two processes (DDP over gloo) train and validate as one process that sees both shares.
 
-Run as a script, this file is one of the two processes. BatchNorm is in eval mode where gradients are compared, because
-batch statistics of a half are not those of the whole. Draws are keyed by rank, so methods that draw get draws keyed by
-image here; whether ranks draw differently is a test of its own.
+Run as a script, this file is one of the two processes. BatchNorm is in eval mode where gradients
+are compared, because batch statistics of a half are not those of the whole. Draws are keyed by
+rank, so methods that draw get draws keyed by image here; whether ranks draw differently is a test
+of its own.
 """
 
 import os
@@ -47,13 +48,17 @@ METHODS = {
     "S-FGSM+ADV": spots(fgsm(Linf(RADIUS)), pgd(2)),
     "S-PGD+ADV, L2": spots(pgd(2, L2(0.5)), pgd(2, L2(0.5))),
     "S-FGSM+Fast": spots(fgsm(Linf(RADIUS)), FAST),
-    "S-FGSM+ADV, outliers": spots(fgsm(Linf(RADIUS)), pgd(2), outlier_weight=0.5, safe_spot_weight=0.1),
+    "S-FGSM+ADV, outliers": spots(
+        fgsm(Linf(RADIUS)), pgd(2), outlier_weight=0.5, safe_spot_weight=0.1
+    ),
     "GaussianNoise": lambda net: GaussianNoise(net, 0.1),
 }
 
 
 class Still(Callback):
-    """Keeps BatchNorm's running statistics in use, and notes the gradient of the first optimiser step."""
+    """Keeps BatchNorm's running statistics in use, and notes the gradient of the first optimiser
+    step.
+    """
 
     gradient: torch.Tensor
 
@@ -63,7 +68,9 @@ class Still(Callback):
                 part.eval()
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
-        self.gradient = torch.cat([parameter.grad.flatten() for parameter in module.parameters()]).clone()
+        self.gradient = torch.cat(
+            [parameter.grad.flatten() for parameter in module.parameters()]
+        ).clone()
 
 
 def draws_by_image(method):
@@ -105,10 +112,13 @@ def trainer(devices, callbacks, **options):
 
 
 def gradient(name, folder, devices, size, **options):
-    # Double precision: a rounding error that turned the sign of one pixel's step would be a difference in images.
+    # Double precision: a rounding error that turned the sign of one pixel's step would be a
+    # difference in images.
     still = Still()
     method = draws_by_image(METHODS[name](network()))
-    run = trainer(devices, [still], max_steps=1, limit_val_batches=0, precision="64-true", **options)
+    run = trainer(
+        devices, [still], max_steps=1, limit_val_batches=0, precision="64-true", **options
+    )
     run.fit(method, data(folder, size))
     return still.gradient
 
@@ -124,7 +134,10 @@ def run_process(folder):
     run = trainer(2, [validation()], limit_train_batches=1)
     run.fit(method, data(folder, 16))
     attacked = method.draws("attack both", next(iter(data(folder, 16).train_dataloader())))
-    found |= {"weights": method.net.state_dict(), "rows": {k: float(v) for k, v in run.callback_metrics.items()}}
+    found |= {
+        "weights": method.net.state_dict(),
+        "rows": {k: float(v) for k, v in run.callback_metrics.items()},
+    }
     found |= {"draw": torch.rand(4, generator=attacked)}
     torch.save(found, folder / f"found-{run.global_rank}.pt")
 
@@ -197,7 +210,9 @@ def test_validation_rows_of_two_processes_are_those_of_one(found, folder):
     run.validate(ALOE(net, FAST, FAST), data(folder, 16), verbose=False)
     rows = {name: value for name, value in found[0]["rows"].items() if name.startswith("val/")}
     assert len(rows) > 2 * 7 * 2
-    assert rows == {name: pytest.approx(float(value), abs=1e-6) for name, value in run.callback_metrics.items()}
+    assert rows == {
+        name: pytest.approx(float(value), abs=1e-6) for name, value in run.callback_metrics.items()
+    }
     assert rows == {name: value for name, value in found[1]["rows"].items() if name in rows}
     assert 0 < rows["val/ood/msp/none/auroc"] < 1
 

@@ -1,5 +1,6 @@
-"""Runs that are asked to stop, lose their newest checkpoint, begin from weights, or are resumed under other
-settings."""
+"""Runs that are asked to stop, lose their newest checkpoint, begin from weights, or are resumed
+under other settings.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +22,15 @@ def weights(path):
 
 def same(first, second):
     return all(
-        torch.equal(weights(first / "last.ckpt")[key], value) for key, value in weights(second / "last.ckpt").items()
+        torch.equal(weights(first / "last.ckpt")[key], value)
+        for key, value in weights(second / "last.ckpt").items()
     )
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_a_signal_ends_in_a_checkpoint_that_continues(capsys, monkeypatch, experiment, trained_run, tmp_path, signum):
+def test_a_signal_ends_in_a_checkpoint_that_continues(
+    capsys, monkeypatch, experiment, trained_run, tmp_path, signum
+):
     """It comes in the middle of a step, whose end it waits for."""
 
     def interrupt(self, trainer, *_):
@@ -52,7 +56,15 @@ def test_a_signal_ends_in_a_checkpoint_that_continues(capsys, monkeypatch, exper
 
 def test_a_truncated_newest_checkpoint_is_done_without(capsys, experiment, trained_run, tmp_path):
     folder = tmp_path / "run"
-    fit = ["fit", "-c", str(experiment), "--output", str(folder), "--checkpoints.every_n_steps", "3"]
+    fit = [
+        "fit",
+        "-c",
+        str(experiment),
+        "--output",
+        str(folder),
+        "--checkpoints.every_n_steps",
+        "3",
+    ]
     assert cli.train(fit) == 0
     newest, older = folder / "last.ckpt", folder / "last-1.ckpt"
     steps = [torch.load(path, weights_only=True)["global_step"] for path in (newest, older)]
@@ -78,7 +90,15 @@ def test_nothing_to_continue_from_where_all_are_truncated(capsys, experiment, ow
 def test_fine_tuning_begins_with_the_given_weights(experiment, trained_run, tmp_path):
     given = weights(trained_run / "last.ckpt")
     folder = tmp_path / "run"
-    tune = ["fit", "-c", str(experiment), "--output", str(folder), "--init_from", str(trained_run / "last.ckpt")]
+    tune = [
+        "fit",
+        "-c",
+        str(experiment),
+        "--output",
+        str(folder),
+        "--init_from",
+        str(trained_run / "last.ckpt"),
+    ]
     tune += ["--trainer.max_steps", "1", "--model.optimization.learning_rate", "1e-12"]
     assert cli.train(tune) == 0
     tuned = torch.load(folder / "last.ckpt", weights_only=True)
@@ -91,24 +111,51 @@ def test_fine_tuning_begins_with_the_given_weights(experiment, trained_run, tmp_
 def test_another_method_can_fine_tune(experiment, trained_run, tmp_path):
     """As the safe spots paper's outlier objective does with an adversarially trained network."""
     config = tmp_path / "tune.yaml"
-    config.write_text(experiment.read_text().replace("methods/aloe.yaml", "methods/safe_spot_outliers.yaml"))
-    tune = ["fit", "-c", str(config), "--init_from", str(trained_run / "last.ckpt"), "--trainer.max_steps", "1"]
+    config.write_text(
+        experiment.read_text().replace("methods/aloe.yaml", "methods/safe_spot_outliers.yaml")
+    )
+    tune = [
+        "fit",
+        "-c",
+        str(config),
+        "--init_from",
+        str(trained_run / "last.ckpt"),
+        "--trainer.max_steps",
+        "1",
+    ]
     assert cli.train([*tune, "--output", str(tmp_path / "run")]) == 0
-    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["method"] == "SafeSpotAware"
+    assert (
+        torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["method"] == "SafeSpotAware"
+    )
 
 
 def test_a_fine_tuned_run_goes_on_with_its_own_config(experiment, trained_run, tmp_path):
     folder = tmp_path / "run"
-    arguments = ["fit", "-c", str(experiment), "--output", str(folder), "--init_from", str(trained_run / "last.ckpt")]
+    arguments = [
+        "fit",
+        "-c",
+        str(experiment),
+        "--output",
+        str(folder),
+        "--init_from",
+        str(trained_run / "last.ckpt"),
+    ]
     assert cli.train([*arguments, "--trainer.max_steps", "2"]) == 0
     tuned = weights(folder / "last.ckpt")
     assert cli.train(["fit", "-c", str(folder / "config.yaml"), "--ckpt_path", "last"]) == 0
-    assert all(torch.equal(value, tuned[name]) for name, value in weights(folder / "last.ckpt").items())
+    assert all(
+        torch.equal(value, tuned[name]) for name, value in weights(folder / "last.ckpt").items()
+    )
     assert cli.train(["test", "-c", str(folder / "config.yaml"), "--ckpt_path", "last"]) == 0
 
 
 def test_a_run_goes_on_under_the_new_settings_where_that_is_wanted(experiment, own_run):
-    changed = ["--model.optimization.learning_rate", "0.01", "--model.optimization.schedule", "constant"]
+    changed = [
+        "--model.optimization.learning_rate",
+        "0.01",
+        "--model.optimization.schedule",
+        "constant",
+    ]
     changed += ["--model.optimization.weight_decay", "0.3", "--resume_changed", "true"]
     before = torch.load(own_run / "last.ckpt", weights_only=True)["global_step"]
     arguments = ["fit", "-c", str(experiment), "--output", str(own_run), "--ckpt_path", "last"]
@@ -139,9 +186,25 @@ def test_a_new_run_leaves_no_curves_of_the_old_one(experiment, own_run):
 
 
 def test_resuming_under_other_settings_names_them_all(capsys, experiment, own_run):
-    changed = ["--model.optimization.learning_rate", "0.01", "--data.batch_size", "8", "--data.workers", "1"]
+    changed = [
+        "--model.optimization.learning_rate",
+        "0.01",
+        "--data.batch_size",
+        "8",
+        "--data.workers",
+        "1",
+    ]
     changed += ["--data.on_device", "false"]
-    arguments = ["fit", "-c", str(experiment), "--output", str(own_run), "--ckpt_path", "last", *changed]
+    arguments = [
+        "fit",
+        "-c",
+        str(experiment),
+        "--output",
+        str(own_run),
+        "--ckpt_path",
+        "last",
+        *changed,
+    ]
     before = (own_run / "last.ckpt").read_bytes()
     assert cli.train(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -1,12 +1,15 @@
-"""Carry out the Dockerfiles without a container engine: every RUN line, in an empty folder and environment.
+"""Carry out the Dockerfiles without a container engine: every RUN line, in an empty folder and
+environment.
 
     make docker-test       # or: python tests/packaging/check_docker.py [docker/cpu.Dockerfile ...]
-    python tests/packaging/check_docker.py --download      # install every library anew, as a real build does
+    python tests/packaging/check_docker.py --download      # install every library anew, as a real
+    build does
 
-Each stage gets a folder that stands for its file system, and a new Python environment that stands for the base image's
-Python; absolute paths in the instructions are moved into that folder. By default the environment sees the libraries of
-the one that runs this script, so that PyTorch is not downloaded again. `useradd` works on the stage's folder.
-At the end the entry point runs, with its default command, and so does the health check. For Debian and root.
+Each stage gets a folder that stands for its file system, and a new Python environment that stands
+for the base image's Python; absolute paths in the instructions are moved into that folder. By
+default the environment sees the libraries of the one that runs this script, so that PyTorch is not
+downloaded again. `useradd` works on the stage's folder. At the end the entry point runs, with its
+default command, and so does the health check. For Debian and root.
 """
 
 from __future__ import annotations
@@ -26,11 +29,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PLACES = ("/build", "/dist", "/work", "/home", "/usr/local/bin")
-# With the wheel's own version, pip would find the running environment's robust_ood installed already.
+# With the wheel's own version, pip would find the running environment's robust_ood installed
+# already.
 BORROWED = {"VERSION": "0.0.dev0"}
 # How this machine reaches the package index, which a build's network knows by itself.
 NETWORK = re.compile(
-    r"(PIP_(INDEX|EXTRA|TRUSTED|CERT|CONFIG).*|SSL_CERT_\w+|REQUESTS_CA_BUNDLE|\w+_proxy)", re.IGNORECASE
+    r"(PIP_(INDEX|EXTRA|TRUSTED|CERT|CONFIG).*|SSL_CERT_\w+|REQUESTS_CA_BUNDLE|\w+_proxy)",
+    re.IGNORECASE,
 )
 USERADD = '#!/bin/sh\nexec /usr/sbin/useradd --prefix "{folder}" "$@"\n'
 
@@ -63,25 +68,33 @@ class Stage:
     @property
     def path_variable(self) -> str:
         """The folders in which the stage's own commands are found."""
-        return ":".join(str(self.folder / place) for place in ("python/bin", "usr/local/bin", "stand-ins"))
+        return ":".join(
+            str(self.folder / place) for place in ("python/bin", "usr/local/bin", "stand-ins")
+        )
 
     def moved(self, text: str) -> str:
         """Return text with absolute paths of the image moved into the folder."""
         pattern = "|".join(re.escape(place) for place in PLACES)
-        return re.sub(rf"(?<![\w./-])({pattern})(?![\w-])", lambda found: f"{self.folder}{found[0]}", text)
+        return re.sub(
+            rf"(?<![\w./-])({pattern})(?![\w-])", lambda found: f"{self.folder}{found[0]}", text
+        )
 
     def path(self, written: str) -> Path:
         """Return where a path of the image is; relative ones are of the working folder."""
         return self.folder / os.path.normpath(os.path.join(self.cwd, written)).lstrip("/")
 
     def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        """Run a command as an image would: with nothing in its environment but what the stage has set."""
+        """Run a command as an image would: with nothing in its environment but what the stage has
+        set.
+        """
         clean = {"PATH": f"{self.path_variable}:/usr/bin:/bin", "HOME": str(self.folder / "root"),
                  "TMPDIR": str(self.folder / "tmp"), "PIP_NO_WARN_SCRIPT_LOCATION": "1"}  # fmt: skip
         clean |= {key: value for key, value in os.environ.items() if NETWORK.fullmatch(key)}
         clean |= {key: self.moved(value) for key, value in self.variables.items()}
         self.path(".").mkdir(parents=True, exist_ok=True)
-        return subprocess.run(command, cwd=self.path("."), env=clean, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, cwd=self.path("."), env=clean, capture_output=True, text=True, check=False
+        )
 
 
 def instructions(path: Path) -> list[tuple[str, str]]:
@@ -93,7 +106,9 @@ def instructions(path: Path) -> list[tuple[str, str]]:
 
 
 def carry_out(path: Path, work: Path, borrow: bool) -> Stage:
-    """Carry out all instructions and return the last stage; end with the output of the first that fails."""
+    """Carry out all instructions and return the last stage; end with the output of the first that
+    fails.
+    """
     stages: dict[str, Stage] = {}
     stage: Stage | None = None
     for number, (name, rest) in enumerate(instructions(path), 1):
@@ -107,7 +122,9 @@ def carry_out(path: Path, work: Path, borrow: bool) -> Stage:
         if name in ("ARG", "ENV"):
             for one in shlex.split(rest):
                 key, _, value = one.partition("=")
-                stage.variables[key] = BORROWED.get(key, value) if borrow and name == "ARG" else value
+                stage.variables[key] = (
+                    BORROWED.get(key, value) if borrow and name == "ARG" else value
+                )
         elif name == "WORKDIR":
             stage.cwd = rest
             stage.path(".").mkdir(parents=True, exist_ok=True)
@@ -118,7 +135,9 @@ def carry_out(path: Path, work: Path, borrow: bool) -> Stage:
         elif name == "RUN":
             done = stage.run(["/bin/sh", "-c", stage.moved(rest)])
             if done.returncode:
-                sys.exit(f"{path.name}: instruction {number}, RUN {rest}\n{done.stdout}{done.stderr}")
+                sys.exit(
+                    f"{path.name}: instruction {number}, RUN {rest}\n{done.stdout}{done.stderr}"
+                )
             print(f"ok  {path.name}: RUN {rest}", flush=True)
         elif name in ("ENTRYPOINT", "CMD"):
             stage.wanted[name] = json.loads(rest)
@@ -135,13 +154,19 @@ def copy(stage: Stage, stages: dict[str, Stage], words: list[str]) -> None:
     source = stages[words.pop(0).partition("=")[2]] if words[0].startswith("--from=") else None
     *names, target = words
     for name in names:
-        allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+        allowed = {
+            line[1:]
+            for line in (ROOT / ".dockerignore").read_text().splitlines()
+            if line.startswith("!")
+        }
         if source is None and name not in allowed:
             sys.exit(f"COPY {name}: .dockerignore leaves it out")
         origin = ROOT / name if source is None else source.path(name)
         place = stage.path(target)
         if origin.is_dir():
-            shutil.copytree(origin, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                origin, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
+            )
         else:
             place = place / origin.name if target.endswith("/") else place
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -156,15 +181,23 @@ def finish(path: Path, stage: Stage) -> None:
         ("entry point", stage.wanted["ENTRYPOINT"] + stage.wanted["CMD"]),
         ("health check", stage.wanted["HEALTHCHECK"]),
     ):
-        done = stage.run([shutil.which(command[0], path=stage.path_variable) or command[0], *command[1:]])
+        done = stage.run(
+            [shutil.which(command[0], path=stage.path_variable) or command[0], *command[1:]]
+        )
         if done.returncode:
-            sys.exit(f"{path.name}: {what}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+            sys.exit(
+                f"{path.name}: {what}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+            )
         print(f"ok  {path.name}: {what}: {shlex.join(command)}", flush=True)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", type=Path, default=sorted((ROOT / "docker").glob("*.Dockerfile")))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "files", nargs="*", type=Path, default=sorted((ROOT / "docker").glob("*.Dockerfile"))
+    )
     parser.add_argument("--download", action="store_true", help="install every library anew")
     options = parser.parse_args()
     for path in options.files:

@@ -49,7 +49,8 @@ def test_auto_pgd_visits_the_same_best_images(problem, norm, region, radius, los
         start=start.clamp(0, 1),
         trace=True,
     )
-    # Their first step counts as progress where the loss is above zero, ours and the paper's where it rose.
+    # Their first step counts as progress where the loss is above zero, ours and the paper's where
+    # it rose.
     first, second = -ours.trace.values[0], -ours.trace.values[1]
     same = (second > 0) == (second > first)
     assert same.sum() >= 13
@@ -63,7 +64,9 @@ def test_auto_pgd_visits_the_same_best_images(problem, norm, region, radius, los
 def test_pgd_visits_the_same_iterates(problem, norm, region, radius, steps):
     net, images, labels = problem
     kind = torchattacks.PGD if norm == "Linf" else torchattacks.PGDL2
-    theirs = kind(net, eps=radius, alpha=radius / 3, steps=steps, random_start=False)(images, labels)
+    theirs = kind(net, eps=radius, alpha=radius / 3, steps=steps, random_start=False)(
+        images, labels
+    )
     ours = minimize(
         lambda x: -losses.cross_entropy(net(x), labels),
         images,
@@ -78,11 +81,15 @@ def test_pgd_visits_the_same_iterates(problem, norm, region, radius, steps):
 @pytest.mark.parametrize(("norm", "region", "radius"), CASES)
 def test_square_is_as_strong_with_the_same_queries(problem, norm, region, radius):
     net, images, labels = problem
-    theirs = torchattacks.Square(net, norm=norm, eps=radius, n_queries=150, p_init=0.8, loss="margin", seed=3)
+    theirs = torchattacks.Square(
+        net, norm=norm, eps=radius, n_queries=150, p_init=0.8, loss="margin", seed=3
+    )
     ours = Square(region(radius), queries=150).search(
         lambda x: losses.margin(net(x), labels), images, torch.arange(len(images))
     )
-    fooled = [(net(found).argmax(1) != labels).sum().item() for found in (theirs(images, labels), ours)]
+    fooled = [
+        (net(found).argmax(1) != labels).sum().item() for found in (theirs(images, labels), ours)
+    ]
     assert fooled[1] >= fooled[0] - 1
 
 
@@ -95,7 +102,9 @@ def test_square_moves_the_same_bumps(problem, size):
 
 @pytest.mark.parametrize(("norm", "region", "radius"), CASES)
 def test_square_shrinks_its_squares_by_the_same_schedule(problem, norm, region, radius):
-    theirs = torchattacks.Square(problem[0], norm=norm, n_queries=700, p_init=0.8, resc_schedule=True)
+    theirs = torchattacks.Square(
+        problem[0], norm=norm, n_queries=700, p_init=0.8, resc_schedule=True
+    )
     ours = Square(region(radius), queries=700)
     for query in range(700):
         side = max(round((theirs.p_selection(query) * 32 * 32) ** 0.5), 1 if norm == "Linf" else 3)
@@ -112,8 +121,13 @@ def test_square_lowers_margins_as_far_as_theirs_where_neither_stops_early(norm, 
     def margins(x):
         return losses.margin(net(x), labels)
 
-    theirs = torchattacks.Square(net, norm=norm, eps=radius, n_queries=150, p_init=0.8, loss="margin", seed=0)
-    theirs.margin_and_loss = lambda x, y: (margins(x) + 100, margins(x))  # never taken for misclassified
+    theirs = torchattacks.Square(
+        net, norm=norm, eps=radius, n_queries=150, p_init=0.8, loss="margin", seed=0
+    )
+    theirs.margin_and_loss = lambda x, y: (
+        margins(x) + 100,
+        margins(x),
+    )  # never taken for misclassified
     theirs.init_hyperparam(images)
     with torch.no_grad():
         _, their_best = theirs.attack_single_run(images, labels)

@@ -1,4 +1,6 @@
-"""What benchmarks/pgd.py times side by side does the same work; what benchmarks/evaluation.py times, runs."""
+"""What benchmarks/pgd.py times side by side does the same work; what benchmarks/evaluation.py
+times, runs.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +17,28 @@ from robust_ood.models import WideResNet
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 pgd = pytest.importorskip("pgd", reason="benchmarks/ stands beside the package in a checkout only")
-evaluation = pytest.importorskip("evaluation", reason="benchmarks/ stands beside the package in a checkout only")
+evaluation = pytest.importorskip(
+    "evaluation", reason="benchmarks/ stands beside the package in a checkout only"
+)
 
 
 def test_every_contestant_in_float32_finds_the_same_images(make_net, make_images):
     net = make_net(dtype=torch.float32, classes=10).requires_grad_(False)
     images, labels = make_images(8, size=8, dtype=torch.float32), torch.arange(8)
     found = {name: attack() for name, attack in pgd.attacks(net, images, labels, steps=4).items()}
-    same = {"bare loop, channels last", "minimize", "minimize, channels last", *pgd.LIBRARIES} & set(found)
+    same = {
+        "bare loop, channels last",
+        "minimize",
+        "minimize, channels last",
+        *pgd.LIBRARIES,
+    } & set(found)
     assert len(same) >= 3  # libraries that are not installed are left out, and named
     for name in same:
         off = ((found[name] - found["bare loop"]).abs() > 1e-5).float().mean()
         assert off < 0.005, name  # a sum in another order can turn the sign of a gradient near zero
-    losses = {name: functional.cross_entropy(net(images), labels).item() for name, images in found.items()}
+    losses = {
+        name: functional.cross_entropy(net(images), labels).item() for name, images in found.items()
+    }
     assert losses["default path"] > 0.95 * losses["bare loop"]
     assert losses["default path, float32"] > 0.95 * losses["bare loop"]
 

@@ -1,7 +1,8 @@
-"""Every detector against pytorch-ood where its definition is the paper's, and against naive formulas elsewhere.
+"""Every detector against pytorch-ood where its definition is the paper's, and against naive
+formulas elsewhere.
 
-A reference sees arrays of forward passes in float64, never our statistics. `benchmarks/detector_parity.py` runs the
-same references on real images.
+A reference sees arrays of forward passes in float64, never our statistics.
+`benchmarks/detector_parity.py` runs the same references on real images.
 """
 
 from __future__ import annotations
@@ -50,9 +51,22 @@ def read(net, images, labels, layers=()) -> Data:
     with torch.no_grad():
         for batch in images.split(250):
             out = outputs(net, batch, layers)
-            parts.append((out.logits.double(), out.features.double(), {k: v.double() for k, v in out.maps.items()}))
+            parts.append(
+                (
+                    out.logits.double(),
+                    out.features.double(),
+                    {k: v.double() for k, v in out.maps.items()},
+                )
+            )
     maps = {layer: torch.cat([part[2][layer] for part in parts]) for layer in layers}
-    return Data(net, images, labels, torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]), maps)
+    return Data(
+        net,
+        images,
+        labels,
+        torch.cat([p[0] for p in parts]),
+        torch.cat([p[1] for p in parts]),
+        maps,
+    )
 
 
 @contextlib.contextmanager
@@ -69,7 +83,8 @@ def in_float64():
 
 
 def msp(train, test):
-    # In float32, like every user's: there sure images tie at 1, which changes the AUROC of saturated networks.
+    # In float32, like every user's: there sure images tie at 1, which changes the AUROC of
+    # saturated networks.
     return -pood.MaxSoftmax.score(test.logits.float()).double()
 
 
@@ -83,12 +98,16 @@ def tempered_msp(train, test):
     return -pood.MaxSoftmax.score(test.logits.float(), math.exp(best)).double()
 
 
-def gen(train, test):  # pytorch-ood clamps probabilities at 1e-7, which at gamma 0.1 changes the score
+def gen(
+    train, test
+):  # pytorch-ood clamps probabilities at 1e-7, which at gamma 0.1 changes the score
     return gen_of(test.logits.softmax(1))
 
 
 def gen_of(p):
-    rest = torch.stack([p[:, [j for j in range(p.shape[1]) if j != k]].sum(1) for k in range(p.shape[1])], dim=1)
+    rest = torch.stack(
+        [p[:, [j for j in range(p.shape[1]) if j != k]].sum(1) for k in range(p.shape[1])], dim=1
+    )
     return -(p**0.1 * rest**0.1).sum(1)
 
 
@@ -116,7 +135,10 @@ def naive_distances(train, test):
     centered = torch.cat([train[0][train[1] == c] - mean for c, mean in enumerate(means)])
     covariance = sum(torch.outer(row, row) for row in centered) / len(centered)
     return torch.stack(
-        [torch.stack([(z - mean) @ torch.linalg.solve(covariance, z - mean) for mean in means]) for z in test]
+        [
+            torch.stack([(z - mean) @ torch.linalg.solve(covariance, z - mean) for mean in means])
+            for z in test
+        ]
     )
 
 
@@ -168,7 +190,9 @@ def gram(train, test, classes=None):
     for layer in train.maps:
         scored = {}
         for name, data in (("train", train), ("test", test)):
-            scored[name] = torch.cat([naive_gram(data.maps[layer], p) for p in (1, 2, 3, 4, 5)], dim=1)
+            scored[name] = torch.cat(
+                [naive_gram(data.maps[layer], p) for p in (1, 2, 3, 4, 5)], dim=1
+            )
         seen = scored["train"][~held_out]
         low = torch.stack([seen[fitted == c].amin(0) for c in range(train.logits.shape[1])])
         high = torch.stack([seen[fitted == c].amax(0) for c in range(train.logits.shape[1])])
@@ -190,7 +214,9 @@ def as_maps(data):
 
 
 def react(train, test):
-    fitted = pood.ReAct(None, energy_of_head(train), percentile=0.9).fit_feature_maps(as_maps(train), train.labels)
+    fitted = pood.ReAct(None, energy_of_head(train), percentile=0.9).fit_feature_maps(
+        as_maps(train), train.labels
+    )
     return -fitted.predict_feature_maps(as_maps(test))
 
 
@@ -203,7 +229,9 @@ def ash(variant):
 
 
 def scale(train, test):
-    return -pood.SCALE(None, energy_of_head(test), percentile=0.85).predict_feature_maps(as_maps(test))
+    return -pood.SCALE(None, energy_of_head(test), percentile=0.85).predict_feature_maps(
+        as_maps(test)
+    )
 
 
 def dice(train, test):
@@ -220,8 +248,19 @@ def gradnorm(train, test):
     return -pood.GradNorm(head, param_filter=lambda name: name == "weight").predict(test.features)
 
 
-# Signs of gradients: in float32, those of the smallest entries would depend on the order of operations.
-MOVED = ("odin", "input-noise", "mahalanobis-layers", "pro", "pro-msp", "pro-msp-t", "pro-ent", "pro-gen", "safe-spot")
+# Signs of gradients: in float32, those of the smallest entries would depend on the order of
+# operations.
+MOVED = (
+    "odin",
+    "input-noise",
+    "mahalanobis-layers",
+    "pro",
+    "pro-msp",
+    "pro-msp-t",
+    "pro-ent",
+    "pro-gen",
+    "safe-spot",
+)
 
 
 def odin(train, test):
@@ -261,7 +300,9 @@ def naive_pro(score, temperature=1):
 
 
 def naive_safe_spot(net, images):
-    """S-FGSM to the predicted class, twenty steps of PGD away from it, then the mean of both largest probabilities."""
+    """S-FGSM to the predicted class, twenty steps of PGD away from it, then the mean of both
+    largest probabilities.
+    """
     labels, radius = net(images).argmax(1), 8 / 255
 
     def loss(x):
@@ -279,24 +320,35 @@ def naive_safe_spot(net, images):
 
 
 def layer_scores(train, layer):
-    """A function of a network and images: minus the distances of one layer, penultimate or averaged maps, float64."""
+    """A function of a network and images: minus the distances of one layer, penultimate or averaged
+    maps, float64.
+    """
 
     def read_layer(out):
         return out.features if layer == "penultimate" else out.maps[layer].mean((2, 3))
 
     known = train.features if layer == "penultimate" else train.maps[layer].mean((2, 3))
-    means = torch.stack([known[train.labels == c].mean(0) for c in range(int(train.labels.max()) + 1)])
-    precision = torch.linalg.inv((known - means[train.labels]).T @ (known - means[train.labels]) / len(known))
+    means = torch.stack(
+        [known[train.labels == c].mean(0) for c in range(int(train.labels.max()) + 1)]
+    )
+    precision = torch.linalg.inv(
+        (known - means[train.labels]).T @ (known - means[train.labels]) / len(known)
+    )
 
     def score(net, images):
-        apart = read_layer(outputs(net, images, () if layer == "penultimate" else (layer,)))[:, None] - means
+        apart = (
+            read_layer(outputs(net, images, () if layer == "penultimate" else (layer,)))[:, None]
+            - means
+        )
         return -torch.einsum("nkd,de,nke->nk", apart, precision, apart).amin(1)
 
     return score
 
 
 def after_a_step(score):
-    return lambda net, images: score(net, images + 0.0014 * gradient_sign(lambda x: score(net, x), images))
+    return lambda net, images: score(
+        net, images + 0.0014 * gradient_sign(lambda x: score(net, x), images)
+    )
 
 
 def noisy_mahalanobis(train, test):
@@ -324,7 +376,10 @@ def layered_with_noise(train, test):
 
     def loss(w):  # scikit-learn's: the likelihood, and half the squared length of the weights
         logits = (columns - mean) / std @ w[:-1] + w[-1]
-        return F.binary_cross_entropy_with_logits(logits, target.double(), reduction="sum") + w[:-1].square().sum() / 2
+        return (
+            F.binary_cross_entropy_with_logits(logits, target.double(), reduction="sum")
+            + w[:-1].square().sum() / 2
+        )
 
     for _ in range(50):  # Newton's steps, halved until they descend
         slope, curvature = torch.func.grad(loss)(weights), torch.func.hessian(loss)(weights)
@@ -394,7 +449,9 @@ def make(name, net, layers):
     if name == "mahalanobis over layers":
         return detectors.Mahalanobis(net, layers)
     if name in ("deep-ensemble", "ensemble by msp"):
-        return detectors.DeepEnsemble([net, net], "msp" if "msp" in name else "entropy", sizes=[None, 24])
+        return detectors.DeepEnsemble(
+            [net, net], "msp" if "msp" in name else "entropy", sizes=[None, 24]
+        )
     settings = {
         "gram": {"layers": layers},
         "mahalanobis-layers": {"layers": layers},
@@ -405,7 +462,9 @@ def make(name, net, layers):
 
 
 def fit(detector, loader):
-    """Return the detector, fitted on batches of images and labels; layers are weighed in float64."""
+    """Return the detector, fitted on batches of images and labels; layers are weighed in
+    float64.
+    """
     if not isinstance(detector, detectors.LayerNoise):
         return detector.fit(loader)
     precise = [(images.double(), labels) for images, labels in loader]
@@ -422,7 +481,9 @@ def scores_of(name, detector, images):
 
 
 def difference(ours, theirs):
-    """The largest difference, relative to the reference's value or its spread, whichever is larger."""
+    """The largest difference, relative to the reference's value or its spread, whichever is
+    larger.
+    """
     scale = theirs.abs().maximum(theirs.std())
     return ((ours.double() - theirs).abs() / scale).max().item()
 
@@ -432,7 +493,10 @@ class SmallNet(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 24, 3, stride=2, padding=1)
+        self.first, self.second = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 24, 3, stride=2, padding=1),
+        )
         self.head = nn.Linear(24, 5)
 
     def forward(self, images):
@@ -451,7 +515,9 @@ LAYERS = ("first", "second")
 
 @pytest.fixture(scope="module", params=[0, 1])
 def problem(request):
-    """A random network, 600 images to fit on, and images to score: 100 like those and 100 of noise."""
+    """A random network, 600 images to fit on, and images to score: 100 like those and 100 of
+    noise.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(request.param)
         net = SmallNet().eval()
@@ -475,11 +541,16 @@ def problem(request):
 def test_scores_equal_the_reference(problem, name):
     train, test = problem
     detector = make(name, train.net, LAYERS)
-    detector = fit(detector, [(train.images[i : i + 200], train.labels[i : i + 200]) for i in range(0, 600, 200)])
+    detector = fit(
+        detector,
+        [(train.images[i : i + 200], train.labels[i : i + 200]) for i in range(0, 600, 200)],
+    )
     ours = scores_of(name, detector, test.images)
     theirs = REFERENCES[name](train, test).detach()
     assert difference(ours, theirs) < 1e-4
-    assert metrics.auroc(ours[:100], ours[100:]) == pytest.approx(metrics.auroc(theirs[:100], theirs[100:]), abs=5e-5)
+    assert metrics.auroc(ours[:100], ours[100:]) == pytest.approx(
+        metrics.auroc(theirs[:100], theirs[100:]), abs=5e-5
+    )
 
 
 def test_settings_that_follow_other_codes(problem):
@@ -490,7 +561,11 @@ def test_settings_that_follow_other_codes(problem):
         summed = detectors.GradNorm(train.net, reference=True)(test.images)
         by_label = detectors.Gram(train.net, LAYERS, classes="labels").fit(loader)(test.images)
     with in_float64():
-        lee = pood.Mahalanobis(None).fit_features(train.features, train.labels).predict_features(test.features)
+        lee = (
+            pood.Mahalanobis(None)
+            .fit_features(train.features, train.labels)
+            .predict_features(test.features)
+        )
     assert difference(halved, -len(train.labels) * lee) < 1e-4
     openood = []  # the sum over classes of the cross-entropy with targets of one
     for features in test.features[:20]:
@@ -502,4 +577,7 @@ def test_settings_that_follow_other_codes(problem):
 
 
 def test_every_registered_score_has_a_reference():
-    assert set(detectors.REGISTRY) == set(REFERENCES) - {"mahalanobis over layers", "ensemble by msp"}
+    assert set(detectors.REGISTRY) == set(REFERENCES) - {
+        "mahalanobis over layers",
+        "ensemble by msp",
+    }

@@ -1,4 +1,6 @@
-"""Published networks written out under their own layer names: their weights load into ours and give their logits."""
+"""Published networks written out under their own layer names: their weights load into ours and give
+their logits.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood.errors import UserError
-from robust_ood.models import KEY_MAPS, DenseNet, ResNet18, ThinResNet, WideResNet, load_weights, wrap
+from robust_ood.models import (
+    KEY_MAPS,
+    DenseNet,
+    ResNet18,
+    ThinResNet,
+    WideResNet,
+    load_weights,
+    wrap,
+)
 from robust_ood.models.key_maps import rename
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -40,7 +50,10 @@ class OpenOODResNet18(nn.Module):
         widths = (64, 64, 128, 256, 512)
         for number in (1, 2, 3, 4):
             inputs, outputs = widths[number - 1 : number + 1]
-            blocks = OpenOODBlock(inputs, outputs, 1 if number == 1 else 2), OpenOODBlock(outputs, outputs, 1)
+            blocks = (
+                OpenOODBlock(inputs, outputs, 1 if number == 1 else 2),
+                OpenOODBlock(outputs, outputs, 1),
+            )
             self.add_module(f"layer{number}", nn.Sequential(*blocks))
         self.fc = nn.Linear(512, 10)
 
@@ -82,7 +95,10 @@ class OutlierExposureWRN(nn.Module):
         for number in (1, 2, 3):
             inputs, outputs = widths[number - 1 : number + 1]
             first = WideBlock(inputs, outputs, 1 if number == 1 else 2)
-            self.add_module(f"block{number}", Stack(first, *(WideBlock(outputs, outputs, 1) for _ in range(count - 1))))
+            self.add_module(
+                f"block{number}",
+                Stack(first, *(WideBlock(outputs, outputs, 1) for _ in range(count - 1))),
+            )
         self.bn1, self.fc = nn.BatchNorm2d(widths[3]), nn.Linear(widths[3], 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,7 +148,10 @@ class ALOEDenseNet(nn.Module):
 
 PAIRS = {
     "openood-resnet18": (OpenOODResNet18, lambda: ResNet18(mean=MEAN, std=STD)),
-    "outlier-exposure-wrn": (lambda: OutlierExposureWRN(40, 2), lambda: WideResNet(40, 2, mean=MEAN, std=STD)),
+    "outlier-exposure-wrn": (
+        lambda: OutlierExposureWRN(40, 2),
+        lambda: WideResNet(40, 2, mean=MEAN, std=STD),
+    ),
     "aloe-densenet": (lambda: ALOEDenseNet(22, 12), lambda: DenseNet(22, 12, mean=MEAN, std=STD)),
 }
 
@@ -154,8 +173,12 @@ def test_published_weights_give_the_published_networks_logits(name, explicit):
     theirs, ours = drawn(PAIRS[name][0]()), PAIRS[name][1]().double().eval()
     content = {"state_dict": {f"module.{key}": value for key, value in theirs.state_dict().items()}}
     load_weights(ours, content, name if explicit else None)
-    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    standardized = (images - torch.tensor(MEAN).view(3, 1, 1).double()) / torch.tensor(STD).view(3, 1, 1).double()
+    images = torch.rand(
+        2, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
+    standardized = (images - torch.tensor(MEAN).view(3, 1, 1).double()) / torch.tensor(STD).view(
+        3, 1, 1
+    ).double()
     with torch.no_grad():
         wanted = theirs(standardized)
         torch.testing.assert_close(ours(images), wanted)
@@ -169,20 +192,37 @@ def test_each_map_is_needed_and_names_all_of_our_weights(name):
         load_weights(ours, theirs.state_dict(), key_map={})
     own = {key for key in ours.state_dict() if not key.startswith("normalize.")}
     assert set(rename(theirs.state_dict(), KEY_MAPS[name].patterns)) == own
-    assert {known.network for known in KEY_MAPS.values()} == {"ThinResNet", "ResNet18", "WideResNet", "DenseNet"}
+    assert {known.network for known in KEY_MAPS.values()} == {
+        "ThinResNet",
+        "ResNet18",
+        "WideResNet",
+        "DenseNet",
+    }
 
 
 def test_patterns_are_anchored_and_the_first_that_matches_counts():
     """The last BatchNorm of the ALOE network is called `bn1`, as are those inside every layer."""
-    state = {key: torch.zeros(1) for key in ("bn1.weight", "block1.layer.0.bn1.weight", "trans1.bn1.weight", "abn1.x")}
+    state = {
+        key: torch.zeros(1)
+        for key in ("bn1.weight", "block1.layer.0.bn1.weight", "trans1.bn1.weight", "abn1.x")
+    }
     patterns = KEY_MAPS["aloe-densenet"].patterns
-    assert list(rename(state, patterns)) == ["bn.weight", "block1.0.bn1.weight", "transition1.bn.weight", "abn1.x"]
+    assert list(rename(state, patterns)) == [
+        "bn.weight",
+        "block1.0.bn1.weight",
+        "transition1.bn.weight",
+        "abn1.x",
+    ]
     assert list(rename({"a.b": torch.zeros(1)}, {"a": "b", r"b\.": "c."})) == ["b.b"]
 
 
 @pytest.mark.parametrize(
     ("patterns", "said"),
-    [({"(": ""}, "not regular"), ({"a": r"\3"}, "not regular"), ({"[ab]": "c"}, "a.x and b.x would both become c.x")],
+    [
+        ({"(": ""}, "not regular"),
+        ({"a": r"\3"}, "not regular"),
+        ({"[ab]": "c"}, "a.x and b.x would both become c.x"),
+    ],
 )
 def test_impossible_maps(patterns, said):
     with pytest.raises(UserError, match=r"^key_map: .*" + re.escape(said)):
@@ -197,5 +237,7 @@ def test_unknown_maps_name_the_nearest():
 def test_a_known_map_that_does_not_fit_leaves_the_ordinary_message():
     """`fc` and `head` in one file: the map would make one key of two."""
     state = dict(ThinResNet(8).state_dict()) | {"linear.weight": torch.zeros(10, 64)}
-    with pytest.raises(UserError, match=r"another network than ThinResNet: 1 names .*\(linear\.weight\)"):
+    with pytest.raises(
+        UserError, match=r"another network than ThinResNet: 1 names .*\(linear\.weight\)"
+    ):
         load_weights(ThinResNet(8), state)

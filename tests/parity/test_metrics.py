@@ -1,4 +1,6 @@
-"""The metrics against scikit-learn, a definition written as a double loop, and examples worked out by hand."""
+"""The metrics against scikit-learn, a definition written as a double loop, and examples worked out
+by hand.
+"""
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ def sklearn_metrics(id_scores, ood_scores):
     """All six metrics from scikit-learn, in float64, each with its positive class spelt out."""
     scores = np.concatenate([id_scores.double().numpy(), ood_scores.double().numpy()])
     is_id = np.concatenate([np.ones(len(id_scores)), np.zeros(len(ood_scores))])
-    # By default roc_curve drops thresholds on straight stretches, among them the first to reach 95 %.
+    # By default roc_curve drops thresholds on straight stretches, among them the first to reach 95
+    # %.
     fpr, tpr, _ = roc_curve(is_id, scores, drop_intermediate=False)
     fpr_ood, tpr_ood, _ = roc_curve(1 - is_id, -scores, drop_intermediate=False)
     return {
@@ -63,7 +66,10 @@ CASES = {
         1 + torch.arange(40.0).double() * 2e-16,
     ),
     "mixed": (normal(900, 1.0, dtype=torch.bfloat16), normal(800, seed=1, dtype=torch.float64)),
-    "float16 and bfloat16": (normal(900, 1.0, dtype=torch.float16), normal(800, seed=1, dtype=torch.bfloat16)),
+    "float16 and bfloat16": (
+        normal(900, 1.0, dtype=torch.float16),
+        normal(800, seed=1, dtype=torch.bfloat16),
+    ),
 }
 
 
@@ -78,7 +84,9 @@ def test_each_function_gives_its_key(case):
         assert getattr(metrics, name)(*CASES[case]) == value
 
 
-@pytest.mark.parametrize("case", ["random", "tied", "constant", "1 vs 1 lost", "signed zeros", "mixed"])
+@pytest.mark.parametrize(
+    "case", ["random", "tied", "constant", "1 vs 1 lost", "signed zeros", "mixed"]
+)
 def test_auroc_is_the_share_of_pairs_won(case):
     id_scores, ood_scores = (scores.tolist() for scores in CASES[case])
     won = sum((i > o) + 0.5 * (i == o) for i in id_scores for o in ood_scores)
@@ -90,29 +98,38 @@ def test_auroc_is_the_share_of_pairs_won(case):
 def test_fpr_at_any_tpr_by_trying_every_threshold(case, tpr):
     id_scores, ood_scores = CASES[case]
     allowed = [t for t in id_scores if (id_scores >= t).double().mean() >= tpr]
-    assert metrics.fpr_at_tpr(id_scores, ood_scores, tpr) == float((ood_scores >= max(allowed)).double().mean())
+    assert metrics.fpr_at_tpr(id_scores, ood_scores, tpr) == float(
+        (ood_scores >= max(allowed)).double().mean()
+    )
 
 
 def test_counts_beyond_int32_and_float32():
     id_scores = torch.ones(300_001)
-    ood_scores = torch.cat([torch.ones(100_001), torch.zeros(200_000)])  # 9 * 10^10 pairs, a third of them tied
+    ood_scores = torch.cat(
+        [torch.ones(100_001), torch.zeros(200_000)]
+    )  # 9 * 10^10 pairs, a third of them tied
     assert metrics.auroc(id_scores, ood_scores) == (100_001 / 2 + 200_000) / 300_001
     assert metrics.fpr95(id_scores, ood_scores) == 100_001 / 300_001
 
 
 def test_the_two_fpr95_conventions_by_hand():
     id_scores = torch.arange(1.0, 21.0)  # 1 .. 20
-    ood_scores = torch.tensor([0.5] * 36 + [4.5] * 3 + [30.0])  # 90 % below all ID, 7.5 % above four, 2.5 % above all
+    ood_scores = torch.tensor(
+        [0.5] * 36 + [4.5] * 3 + [30.0]
+    )  # 90 % below all ID, 7.5 % above four, 2.5 % above all
     # 19 of 20 ID (95 %) are accepted from 2 on; of 40 OOD, 4.5 (three times) and 30 are above.
     assert metrics.fpr95(id_scores, ood_scores) == 4 / 40
-    # 38 of 40 OOD (95 %) must be rejected: with 4.5, since 0.5 gives only 36; of 20 ID, 1 .. 4 go with it.
+    # 38 of 40 OOD (95 %) must be rejected: with 4.5, since 0.5 gives only 36; of 20 ID, 1 .. 4 go
+    # with it.
     assert metrics.fpr95_ood_positive(id_scores, ood_scores) == 4 / 20
     # Rejecting 0.5 alone loses no ID and keeps 4 of 40 OOD.
     assert metrics.detection_error(id_scores, ood_scores) == 0.05
 
 
 def test_the_first_tpr_counts_not_the_nearest():
-    id_scores = torch.tensor([5.0] * 94 + [1.0] * 6)  # TPR is 0.94 at 5, nearest to 0.95, and 1.0 at 1
+    id_scores = torch.tensor(
+        [5.0] * 94 + [1.0] * 6
+    )  # TPR is 0.94 at 5, nearest to 0.95, and 1.0 at 1
     ood_scores = torch.tensor([6.0, 2.0, 2.0, 0.0])
     assert metrics.fpr95(id_scores, ood_scores) == 0.75
 
@@ -121,7 +138,9 @@ def test_average_precision_by_hand():
     id_scores, ood_scores = torch.tensor([4.0, 2.0]), torch.tensor([3.0, 1.0])
     assert metrics.aupr_in(id_scores, ood_scores) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
     assert metrics.aupr_out(id_scores, ood_scores) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
-    assert metrics.aupr_in(id_scores, torch.tensor([3.0, 3.0])) == pytest.approx(0.5 * 1 + 0.5 * 2 / 4)
+    assert metrics.aupr_in(id_scores, torch.tensor([3.0, 3.0])) == pytest.approx(
+        0.5 * 1 + 0.5 * 2 / 4
+    )
 
 
 def test_deployed_rates_by_hand():
@@ -133,7 +152,9 @@ def test_deployed_rates_by_hand():
     values = ood_metrics(attacked, outliers, clean_id_scores=clean)
     assert values["tpr_deployed"] == 16 / 20  # -1.5 .. 1.5 fall below 2
     assert values["fpr_deployed"] == 2 / 3
-    assert values == ood_metrics(attacked, outliers) | metrics.deployed_rates(2.0, attacked, outliers)
+    assert values == ood_metrics(attacked, outliers) | metrics.deployed_rates(
+        2.0, attacked, outliers
+    )
 
 
 def test_a_threshold_is_not_rounded_to_the_type_of_the_scores():
@@ -151,7 +172,9 @@ def test_the_torchmetrics_class_equals_the_pure_function(case):
             pooled.update(part, True)
         for part in ood_scores.split(89):
             pooled.update(part, torch.zeros(len(part), dtype=torch.bool))
-    assert {name: value.item() for name, value in pooled.compute().items()} == ood_metrics(id_scores, ood_scores)
+    assert {name: value.item() for name, value in pooled.compute().items()} == ood_metrics(
+        id_scores, ood_scores
+    )
 
 
 def test_bootstrap_equals_resampling_the_scores_themselves():
@@ -159,14 +182,23 @@ def test_bootstrap_equals_resampling_the_scores_themselves():
     rng = np.random.default_rng(0)
     values = []
     for _ in range(4000):
-        resampled_id, resampled_ood = rng.choice(id_scores.numpy(), 60), rng.choice(ood_scores.numpy(), 50)
-        won = (resampled_id[:, None] > resampled_ood) + 0.5 * (resampled_id[:, None] == resampled_ood)  # (60, 50)
+        resampled_id, resampled_ood = (
+            rng.choice(id_scores.numpy(), 60),
+            rng.choice(ood_scores.numpy(), 50),
+        )
+        won = (resampled_id[:, None] > resampled_ood) + 0.5 * (
+            resampled_id[:, None] == resampled_ood
+        )  # (60, 50)
         accepted = resampled_ood >= np.sort(resampled_id)[3]  # 57 of 60 are 95 %
         values.append((won.mean(), accepted.mean()))
     expected = np.quantile(np.array(values), [0.05, 0.95], axis=0)  # (2 ends, 2 metrics)
-    intervals = bootstrap_intervals(id_scores, ood_scores, torch.Generator().manual_seed(0), samples=4000, level=0.9)
+    intervals = bootstrap_intervals(
+        id_scores, ood_scores, torch.Generator().manual_seed(0), samples=4000, level=0.9
+    )
     assert intervals["auroc"] == pytest.approx(expected[:, 0], abs=0.01)
-    assert intervals["fpr95"] == pytest.approx(expected[:, 1], abs=0.04)  # fpr95 moves in steps of 0.02 and more
+    assert intervals["fpr95"] == pytest.approx(
+        expected[:, 1], abs=0.04
+    )  # fpr95 moves in steps of 0.02 and more
 
 
 def test_bootstrap_auroc_has_the_width_of_the_normal_approximation():
@@ -174,6 +206,8 @@ def test_bootstrap_auroc_has_the_width_of_the_normal_approximation():
     id_scores, ood_scores = normal(2000, 1.0), normal(1500, seed=1)
     wins = (id_scores[:, None] > ood_scores).double()  # (N, M)
     error = (wins.mean(1).var() / 2000 + wins.mean(0).var() / 1500).sqrt().item()
-    low, high = bootstrap_intervals(id_scores, ood_scores, torch.Generator().manual_seed(0))["auroc"]
+    low, high = bootstrap_intervals(id_scores, ood_scores, torch.Generator().manual_seed(0))[
+        "auroc"
+    ]
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
     assert low < metrics.auroc(id_scores, ood_scores) < high

@@ -1,4 +1,6 @@
-"""ODIN and PRO equal their formulas written out, image by image, with `backward` and plain loops."""
+"""ODIN and PRO equal their formulas written out, image by image, with `backward` and plain
+loops.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def naive_odin(net, images, temperature, magnitude, clip, reference):
     scores, moved = [], []
     for image in images:
         label = net(image[None]).argmax(1)
-        gradient = gradient_of(lambda x, label=label: F.cross_entropy(net(x) / temperature, label), image)
+        gradient = gradient_of(
+            lambda x, label=label: F.cross_entropy(net(x) / temperature, label), image
+        )
         sign = ((gradient >= 0).double() - 0.5) * 2 if reference else gradient.sign()
         shifted = image - magnitude * sign
         shifted = shifted.clamp(0, 1) if clip else shifted
@@ -51,7 +55,9 @@ def test_odin_equals_its_formula(problem, temperature, magnitude, clip, referenc
     torch.testing.assert_close(odin.move(images), moved, rtol=0, atol=1e-12)
     torch.testing.assert_close(odin(images), scores, rtol=0, atol=1e-12)
     assert clip == (moved.min() >= 0 and moved.max() <= 1)
-    assert (odin(images) > MSP(net, temperature).double()(images)).sum() >= 6  # the step raises the score
+    assert (
+        odin(images) > MSP(net, temperature).double()(images)
+    ).sum() >= 6  # the step raises the score
 
 
 def test_default_odin_is_the_paper_s():
@@ -73,11 +79,15 @@ def test_sign_of_zero(problem, make_net, reference):
     net.conv.weight.data[:, 1] = 0  # green is not looked at: its gradient is exactly zero
     moved = ODIN(net, 10.0, 0.05, reference=reference).double().move(images) - images
     assert (moved[:, 0].abs() - 0.05).abs().max() < 1e-12
-    torch.testing.assert_close(moved[:, 1], torch.full_like(moved[:, 1], -0.05 if reference else 0.0))
+    torch.testing.assert_close(
+        moved[:, 1], torch.full_like(moved[:, 1], -0.05 if reference else 0.0)
+    )
 
 
 def test_odin_equals_pytorch_ood(problem):
-    pytorch_ood = pytest.importorskip("pytorch_ood.detector", reason="pytorch-ood comes with the 'parity' extra")
+    pytorch_ood = pytest.importorskip(
+        "pytorch_ood.detector", reason="pytorch-ood comes with the 'parity' extra"
+    )
     net, images = problem
     theirs = pytorch_ood.ODIN(net, eps=0.01, temperature=50.0).predict(images.clone())
     ours = ODIN(net, 50.0, 0.01, reference=True).double()(images)
@@ -92,7 +102,9 @@ def test_input_noise_over_any_score_equals_its_formula(problem, score):
     for image in images:
         shifted = image + 0.02 * gradient_of(inner, image).sign()
         expected.append(inner(shifted[None])[0].detach())
-    torch.testing.assert_close(InputNoise(inner, 0.02)(images), torch.stack(expected), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        InputNoise(inner, 0.02)(images), torch.stack(expected), rtol=0, atol=1e-10
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------- PRO
@@ -136,7 +148,9 @@ def test_pro_equals_its_formula(problem, name, clip, steps, step_size):
     lowest = values.min(1)
     # `PRO` answers in float32, as detectors do, and its step size is a float32 buffer.
     torch.testing.assert_close(pro(images).double(), lowest.values, rtol=0, atol=1e-6)
-    torch.testing.assert_close(pro.move(images), points[torch.arange(8), lowest.indices], rtol=0, atol=1e-7)
+    torch.testing.assert_close(
+        pro.move(images), points[torch.arange(8), lowest.indices], rtol=0, atol=1e-7
+    )
 
 
 def test_the_minimum_is_over_all_values_and_not_the_last(problem):
@@ -162,7 +176,10 @@ def test_units(problem):
     values, points = naive_pro(after_normalisation, net.normalize(images).detach(), 3, 0.02)
     torch.testing.assert_close(normalised(images).double(), values.amin(1), rtol=0, atol=1e-6)
     torch.testing.assert_close(
-        net.normalize(normalised.move(images)), points[torch.arange(8), values.argmin(1)], rtol=0, atol=1e-6
+        net.normalize(normalised.move(images)),
+        points[torch.arange(8), values.argmin(1)],
+        rtol=0,
+        atol=1e-6,
     )
     assert not torch.allclose(pixels(images), normalised(images), atol=1e-5)
     moved = (normalised.move(images) - images).abs().amax((0, 2, 3))
@@ -171,7 +188,10 @@ def test_units(problem):
 
 def test_pro_leaves_the_image_range_unless_clipped(problem):
     net, images = problem
-    free, boxed = (PRO(MSP(net), steps=3, step_size=0.1, clip=clip).double().move(images) for clip in (False, True))
+    free, boxed = (
+        PRO(MSP(net), steps=3, step_size=0.1, clip=clip).double().move(images)
+        for clip in (False, True)
+    )
     assert free.min() < 0
     assert free.max() > 1
     assert boxed.min() >= 0
@@ -235,10 +255,14 @@ def test_scoring_leaves_no_trace(problem, make_net, name):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda net: ODIN(net, 1000.0, 0.005), lambda net: PRO(MSP(net), 3, 2e-3)], ids=["odin", "pro-msp"]
+    "make",
+    [lambda net: ODIN(net, 1000.0, 0.005), lambda net: PRO(MSP(net), 3, 2e-3)],
+    ids=["odin", "pro-msp"],
 )
 @pytest.mark.parametrize("attack", [lower_score, raise_score])
-def test_an_attack_through_the_detector_is_at_least_as_strong_as_a_transferred_one(trained, make, attack):
+def test_an_attack_through_the_detector_is_at_least_as_strong_as_a_transferred_one(
+    trained, make, attack
+):
     net, inliers, _, outliers = trained
     detector, sign = make(net), 1 if attack is lower_score else -1
     images = inliers if attack is lower_score else outliers
@@ -248,7 +272,9 @@ def test_an_attack_through_the_detector_is_at_least_as_strong_as_a_transferred_o
         clean = detector(images)
         through = detector(attack(detector, images, pgd))
         transferred = detector(attack(MSP(net), images, pgd))
-        published = detector(attack(detector, images, softmax))  # the ALOE paper's, judged by the detector
+        published = detector(
+            attack(detector, images, softmax)
+        )  # the ALOE paper's, judged by the detector
     gain = sign * (clean - through)
     assert (gain >= 0).all()
     assert gain.mean() > 0.05 * clean.std()
@@ -268,7 +294,10 @@ def test_an_attack_through_the_detector_is_at_least_as_strong_as_a_transferred_o
         (lambda net: PRO(MSP(net), step_size=0.0), "step_size: 0.0"),
         (lambda net: PRO(MSP(net), step_size=float("inf")), "step_size: inf"),
         (lambda net: PRO(MSP(net), units="normalized"), "units: 'normalized'"),
-        (lambda net: PRO(MSP(torch.nn.Linear(2, 2)), units="normalised"), "units: .*one Normalize layer"),
+        (
+            lambda net: PRO(MSP(torch.nn.Linear(2, 2)), units="normalised"),
+            "units: .*one Normalize layer",
+        ),
     ],
 )
 def test_mistakes_are_named(problem, make, message):

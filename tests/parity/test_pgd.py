@@ -27,7 +27,9 @@ def iterates(problem, region, step_size, steps=STEPS, **settings):
     net, images, labels = problem
     objective = wrong_label(net, labels, "cross_entropy")
     for count in range(1, steps + 1):
-        found = minimize(objective, images, region, steps=count, step_size=step_size, keep="last", **settings)
+        found = minimize(
+            objective, images, region, steps=count, step_size=step_size, keep="last", **settings
+        )
         yield count, found.images
 
 
@@ -56,7 +58,9 @@ def assert_same(ours, theirs, images):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize(("region", "step_size"), [(Linf(RADIUS), STEP), (L2(L2_RADIUS), L2_STEP)], ids=["Linf", "L2"])
+@pytest.mark.parametrize(
+    ("region", "step_size"), [(Linf(RADIUS), STEP), (L2(L2_RADIUS), L2_STEP)], ids=["Linf", "L2"]
+)
 def test_every_iterate_equals_a_loop_written_out(problem, region, step_size):
     for count, ours in iterates(problem, region, step_size):
         assert_same(ours, naive(problem, region.name, region.radius, step_size, count), problem[1])
@@ -71,48 +75,68 @@ def test_fgsm_equals_its_formula(problem):
     assert (settings.steps, settings.restarts, settings.random_start) == (1, 1, False)
     (candidate,) = settings.on_label(net, images, labels, torch.arange(8))
     candidate = candidate.images
-    changed = (candidate != images).flatten(1).any(1)  # the others got an easier image by the step, and stay clean
+    changed = (
+        (candidate != images).flatten(1).any(1)
+    )  # the others got an easier image by the step, and stay clean
     assert changed.sum() >= 6
     torch.testing.assert_close(candidate[changed], expected[changed], rtol=0, atol=1e-6)
 
 
 def test_best_iterate_equals_a_loop_that_remembers(problem):
     net, images, labels = problem
-    trail = torch.stack([images, *(found for _, found in iterates(problem, Linf(RADIUS), STEP))])  # (steps + 1, N, ...)
+    trail = torch.stack(
+        [images, *(found for _, found in iterates(problem, Linf(RADIUS), STEP))]
+    )  # (steps + 1, N, ...)
     logits = torch.stack([net(x) for x in trail])  # (steps + 1, N, K)
     own = logits.gather(2, labels.expand(len(trail), -1)[..., None])[..., 0]
     others = logits.masked_fill(F.one_hot(labels, 4).bool(), -torch.inf).amax(2)
-    expected = trail[(own - others).argmin(0), torch.arange(8)]  # smallest margin, not largest cross-entropy
+    expected = trail[
+        (own - others).argmin(0), torch.arange(8)
+    ]  # smallest margin, not largest cross-entropy
     attack = PGD(Linf(RADIUS), steps=STEPS, step_size=STEP, random_start=False, precision="float32")
-    torch.testing.assert_close(attacks.misclassify(net, images, labels, attack), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        attacks.misclassify(net, images, labels, attack), expected, rtol=0, atol=1e-6
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- torchattacks
 
 
 def test_every_linf_iterate_equals_torchattacks(problem):
-    torchattacks = pytest.importorskip("torchattacks", reason="torchattacks comes with the 'parity' extra")
+    torchattacks = pytest.importorskip(
+        "torchattacks", reason="torchattacks comes with the 'parity' extra"
+    )
     net, images, labels = problem
     for count, ours in iterates(problem, Linf(RADIUS), STEP):
-        theirs = torchattacks.PGD(net, eps=RADIUS, alpha=STEP, steps=count, random_start=False)(images, labels)
+        theirs = torchattacks.PGD(net, eps=RADIUS, alpha=STEP, steps=count, random_start=False)(
+            images, labels
+        )
         assert_same(ours, theirs, images)
 
 
 def test_every_l2_iterate_equals_torchattacks(problem):
-    torchattacks = pytest.importorskip("torchattacks", reason="torchattacks comes with the 'parity' extra")
+    torchattacks = pytest.importorskip(
+        "torchattacks", reason="torchattacks comes with the 'parity' extra"
+    )
     net, images, labels = problem
     for count, ours in iterates(problem, L2(L2_RADIUS), L2_STEP):
-        theirs = torchattacks.PGDL2(net, eps=L2_RADIUS, alpha=L2_STEP, steps=count, random_start=False)(images, labels)
+        theirs = torchattacks.PGDL2(
+            net, eps=L2_RADIUS, alpha=L2_STEP, steps=count, random_start=False
+        )(images, labels)
         assert_same(ours, theirs, images)
 
 
 def test_fgsm_and_mi_fgsm_equal_torchattacks(problem):
-    torchattacks = pytest.importorskip("torchattacks", reason="torchattacks comes with the 'parity' extra")
+    torchattacks = pytest.importorskip(
+        "torchattacks", reason="torchattacks comes with the 'parity' extra"
+    )
     net, images, labels = problem
     ((_, ours),) = iterates(problem, Linf(RADIUS), RADIUS, steps=1)
     assert_same(ours, torchattacks.FGSM(net, eps=RADIUS)(images, labels), images)
     for count, ours in iterates(problem, Linf(RADIUS), STEP, rule=Steepest(momentum=0.75)):
-        theirs = torchattacks.MIFGSM(net, eps=RADIUS, alpha=STEP, steps=count, decay=0.75)(images, labels)
+        theirs = torchattacks.MIFGSM(net, eps=RADIUS, alpha=STEP, steps=count, decay=0.75)(
+            images, labels
+        )
         assert_same(ours, theirs, images)
 
 
@@ -129,5 +153,7 @@ def test_every_iterate_equals_foolbox(problem, name, region, step_size):
     net, images, labels = problem
     model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
     for count, ours in iterates(problem, region, step_size):
-        attack = getattr(foolbox.attacks, name)(abs_stepsize=step_size, steps=count, random_start=False)
+        attack = getattr(foolbox.attacks, name)(
+            abs_stepsize=step_size, steps=count, random_start=False
+        )
         assert_same(ours, attack.run(model, images, labels, epsilon=region.radius), images)

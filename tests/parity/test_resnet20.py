@@ -1,4 +1,6 @@
-"""ResNet-20 against He et al.'s architecture written out, with weights stored as the widespread public ones are."""
+"""ResNet-20 against He et al.'s architecture written out, with weights stored as the widespread
+public ones are.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ KEY_MAP = {r"linear\.": "head."}
 
 
 def public_weights(blocks: int = 3) -> dict[str, Tensor]:
-    """Draw weights under the public file's names: `module.` before each, `linear` last, no BatchNorm counters."""
+    """Draw weights under the public file's names: `module.` before each, `linear` last, no
+    BatchNorm counters.
+    """
     draws = torch.Generator().manual_seed(0)
     state: dict[str, Tensor] = {}
 
@@ -55,14 +59,18 @@ def written_out(images: Tensor, weights: dict[str, Tensor], blocks: int = 3) -> 
         mean, variance, scale, shift = (state[f"{name}.{part}"].view(1, -1, 1, 1) for part in parts)
         return (maps - mean) / (variance + 1e-5).sqrt() * scale + shift
 
-    maps = (images - torch.tensor(MEAN).double().view(1, 3, 1, 1)) / torch.tensor(STD).double().view(1, 3, 1, 1)
+    maps = (images - torch.tensor(MEAN).double().view(1, 3, 1, 1)) / torch.tensor(
+        STD
+    ).double().view(1, 3, 1, 1)
     maps = batch_norm(F.conv2d(maps, state["conv1.weight"], padding=1), "bn1").clamp_min(0)
     for stage in (1, 2, 3):
         for block in range(blocks):
             name, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
             inner = F.conv2d(maps, state[f"{name}.conv1.weight"], stride=stride, padding=1)
             inner = batch_norm(inner, f"{name}.bn1").clamp_min(0)
-            inner = batch_norm(F.conv2d(inner, state[f"{name}.conv2.weight"], padding=1), f"{name}.bn2")
+            inner = batch_norm(
+                F.conv2d(inner, state[f"{name}.conv2.weight"], padding=1), f"{name}.bn2"
+            )
             if stride == 2:
                 maps = torch.from_numpy(option_a(maps.numpy()))
             maps = (maps + inner).clamp_min(0)
@@ -70,26 +78,36 @@ def written_out(images: Tensor, weights: dict[str, Tensor], blocks: int = 3) -> 
 
 
 def option_a(maps: np.ndarray) -> np.ndarray:
-    """Every second pixel, and as many channels again, all zero: half of them before and half after."""
+    """Every second pixel, and as many channels again, all zero: half of them before and half
+    after.
+    """
     count, channels, height, width = maps.shape
     result = np.zeros((count, 2 * channels, -(-height // 2), -(-width // 2)), maps.dtype)
     for channel in range(channels):
         for row in range(0, height, 2):
             for column in range(0, width, 2):
-                result[:, channel + channels // 2, row // 2, column // 2] = maps[:, channel, row, column]
+                result[:, channel + channels // 2, row // 2, column // 2] = maps[
+                    :, channel, row, column
+                ]
     return result
 
 
 def pictures(size: int = 12) -> Tensor:
-    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return torch.rand(
+        2, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
 
 
 @pytest.mark.parametrize("size", [12, 13])
 def test_public_weights_load_and_give_the_logits_written_out(tmp_path: Path, size: int):
     torch.save({"state_dict": public_weights(), "best_prec1": 91.7}, tmp_path / "resnet20.th")
-    net = load_weights(ThinResNet(20, mean=MEAN, std=STD).double(), tmp_path / "resnet20.th", KEY_MAP).eval()
+    net = load_weights(
+        ThinResNet(20, mean=MEAN, std=STD).double(), tmp_path / "resnet20.th", KEY_MAP
+    ).eval()
     with torch.no_grad():
-        torch.testing.assert_close(net(pictures(size)), written_out(pictures(size), public_weights()))
+        torch.testing.assert_close(
+            net(pictures(size)), written_out(pictures(size), public_weights())
+        )
 
 
 def test_public_weights_do_not_load_under_their_own_names_and_change_nothing():
@@ -108,8 +126,16 @@ def test_option_a_shortcut_against_numpy(size: int):
 
 
 def test_features_and_head_make_the_logits():
-    net = load_weights(ThinResNet(20, mean=MEAN, std=STD).double(), public_weights(), KEY_MAP).eval()
+    net = load_weights(
+        ThinResNet(20, mean=MEAN, std=STD).double(), public_weights(), KEY_MAP
+    ).eval()
     result = outputs(net, pictures(), net.feature_layers)
-    torch.testing.assert_close(result.features @ result.head.weight.T + result.head.bias, result.logits)
+    torch.testing.assert_close(
+        result.features @ result.head.weight.T + result.head.bias, result.logits
+    )
     torch.testing.assert_close(result.maps["layer3"].mean((2, 3)), result.features)
-    assert [tuple(result.maps[name].shape[1:]) for name in net.feature_layers] == [(16, 12, 12), (32, 6, 6), (64, 3, 3)]
+    assert [tuple(result.maps[name].shape[1:]) for name in net.feature_layers] == [
+        (16, 12, 12),
+        (32, 6, 6),
+        (64, 3, 3),
+    ]

@@ -1,6 +1,8 @@
-"""RobustBench's own package: its models by name, with random weights where it looks for them, and what it refuses.
+"""RobustBench's own package: its models by name, with random weights where it looks for them, and
+what it refuses.
 
-The library pins old versions of others, so that `make robustbench-test` gives it an environment of its own.
+The library pins old versions of others, so that `make robustbench-test` gives it an environment of
+its own.
 """
 
 from __future__ import annotations
@@ -17,10 +19,13 @@ from robust_ood import cli
 from robust_ood.metrics import ood_metrics
 from robust_ood.models.robustbench import RobustBench, _released_dependency
 
-if "robustbench" not in {found.name for found in distributions()}:  # torchattacks holds an old copy of its modules
+if "robustbench" not in {
+    found.name for found in distributions()
+}:  # torchattacks holds an old copy of its modules
     pytest.skip("robustbench is not installed; make robustbench-test", allow_module_level=True)
 
-# A plain network, one whose file nests its weights under "last", and one on another leaderboard with another head.
+# A plain network, one whose file nests its weights under "last", and one on another leaderboard
+# with another head.
 MODELS = [("Wong2020Fast", "cifar10", "Linf"), ("Kireev2021Effectiveness_RLAT", "cifar10", "corruptions"),
           ("Rice2020Overfitting", "cifar100", "Linf")]  # fmt: skip
 
@@ -35,7 +40,9 @@ def place(tmp_path, monkeypatch) -> Path:
     for name in ("test", "far"):
         images = draws.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
         np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(6))
-    Path("grid.yaml").write_text("data: {root: ., test: test.npz, far: [far.npz], num_classes: 10}\n")
+    Path("grid.yaml").write_text(
+        "data: {root: ., test: test.npz, far: [far.npz], num_classes: 10}\n"
+    )
     return tmp_path
 
 
@@ -45,12 +52,16 @@ def own(name: str, dataset: str, threat_model: str) -> list[str]:
 
 
 def evaluate(*arguments: str) -> int:
-    settings = "--output out --detectors [msp] --attacks [] --intervals 0 --figures false --report false"
+    settings = (
+        "--output out --detectors [msp] --attacks [] --intervals 0 --figures false --report false"
+    )
     return cli.evaluate(["-c", "grid.yaml", *settings.split(), *arguments])
 
 
 def store(name: str, dataset: str, threat_model: str) -> Path:
-    """Write random weights as the model's authors published theirs, where the library looks for them."""
+    """Write random weights as the model's authors published theirs, where the library looks for
+    them.
+    """
     with _released_dependency():
         from robustbench.model_zoo import model_dicts
         from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
@@ -67,21 +78,34 @@ def store(name: str, dataset: str, threat_model: str) -> Path:
 @pytest.mark.parametrize(("name", "dataset", "threat_model"), MODELS)
 def test_the_command_gives_the_librarys_own_scores(place, name, dataset, threat_model):
     store(name, dataset, threat_model)
-    assert evaluate(*own(name, dataset, threat_model), "--data.num_classes", dataset.removeprefix("cifar")) == 0
+    assert (
+        evaluate(
+            *own(name, dataset, threat_model), "--data.num_classes", dataset.removeprefix("cifar")
+        )
+        == 0
+    )
     results = json.loads(Path("out/results.json").read_text())
 
     from robustbench.utils import load_model
 
     theirs = load_model(name, "zoo", dataset, threat_model)
-    images = [torch.from_numpy(np.load(f"{part}.npz")["images"]).permute(0, 3, 1, 2) / 255 for part in ("test", "far")]
+    images = [
+        torch.from_numpy(np.load(f"{part}.npz")["images"]).permute(0, 3, 1, 2) / 255
+        for part in ("test", "far")
+    ]
     with torch.no_grad():
         logits = [theirs(part) for part in images]
-        assert torch.equal(RobustBench(name, dataset, threat_model, "zoo").eval()(images[0]), logits[0])
+        assert torch.equal(
+            RobustBench(name, dataset, threat_model, "zoo").eval()(images[0]), logits[0]
+        )
     scores = [part.softmax(1).amax(1) for part in logits]
     wanted = ood_metrics(*scores, scores[0])
     row = next(row for row in results["rows"] if row["ood"] == "far")
     assert row["auroc"] == pytest.approx(wanted["auroc"], abs=1e-6)
-    assert results["classification"][0]["accuracy"] == (logits[0].argmax(1) == torch.arange(6)).float().mean().item()
+    assert (
+        results["classification"][0]["accuracy"]
+        == (logits[0].argmax(1) == torch.arange(6)).float().mean().item()
+    )
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -94,16 +118,22 @@ def refused(capsys, *arguments: str) -> str:
 
 def test_a_refused_download_ends_with_one_line_and_the_place_of_the_file(capsys, place):
     line = refused(capsys, *own(*MODELS[0]))
-    assert line.startswith("error: net: cannot build RobustBench's Wong2020Fast for cifar10, Linf (")
+    assert line.startswith(
+        "error: net: cannot build RobustBench's Wong2020Fast for cifar10, Linf ("
+    )
     assert "; or get the weights by hand and put them at zoo/cifar10/Linf/Wong2020Fast.pt" in line
-    line = refused(capsys, *own("Debenedetti2022Light_XCiT-S12", "cifar10", "Linf"))  # timm's, with timm's own folder
+    line = refused(
+        capsys, *own("Debenedetti2022Light_XCiT-S12", "cifar10", "Linf")
+    )  # timm's, with timm's own folder
     assert "cannot build RobustBench's Debenedetti2022Light_XCiT-S12" in line
     assert "by hand" not in line
 
 
 def test_names_that_it_does_not_have(capsys, place):
     line = refused(capsys, *own("Wong2020Fats", "cifar10", "Linf"))
-    assert line.startswith("error: net.name: unknown name 'Wong2020Fats' in RobustBench's models for cifar10, Linf; ")
+    assert line.startswith(
+        "error: net.name: unknown name 'Wong2020Fats' in RobustBench's models for cifar10, Linf; "
+    )
     assert "Wong2020Fast" in line
     line = refused(capsys, *own("Wong2020Fast", "cifar100", "L2"))
     assert line == "error: net.threat_model: RobustBench has no models for cifar100, L2"

@@ -1,4 +1,6 @@
-"""No detector is robust merely because its gradient is missing: each, on digits, attacked through itself."""
+"""No detector is robust merely because its gradient is missing: each, on digits, attacked through
+itself.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def small(images, count):
 
 @pytest.fixture(scope="module")
 def digit_problem():
-    """A network trained on digits, batches to fit on, inliers, outliers, and both after an attack on its MSP."""
+    """A network trained on digits, batches to fit on, inliers, outliers, and both after an attack
+    on its MSP.
+    """
     train, labels = small(digits("train"), 800), torch.from_numpy(digits("train").labels)[:800]
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -65,7 +69,10 @@ def digit_problem():
             F.cross_entropy(net(train[chosen]), labels[chosen]).backward()
             optimizer.step()
     net.eval()
-    inliers, outliers = small(digits("test"), COUNT), small(photograph_patches("flower", COUNT, "flower"), COUNT)
+    inliers, outliers = (
+        small(digits("test"), COUNT),
+        small(photograph_patches("flower", COUNT, "flower"), COUNT),
+    )
     msp = detectors.MSP(net)
     transferred = lower_score(msp, inliers, ATTACK), raise_score(msp, outliers, ATTACK)
     loader = list(zip(train.split(400), labels.split(400), strict=True))
@@ -97,7 +104,9 @@ def built(digit_problem):
 
 
 @pytest.mark.parametrize("name", [*detectors.REGISTRY, "ensemble-msp"])
-def test_an_attack_through_a_detector_is_at_least_as_strong_as_one_transferred_from_msp(digit_problem, built, name):
+def test_an_attack_through_a_detector_is_at_least_as_strong_as_one_transferred_from_msp(
+    digit_problem, built, name
+):
     _, _, inliers, outliers, (lost_elsewhere, hidden_elsewhere) = digit_problem
     detector = built(name)
     lost, hidden = lower_score(detector, inliers, ATTACK), raise_score(detector, outliers, ATTACK)
@@ -105,7 +114,9 @@ def test_an_attack_through_a_detector_is_at_least_as_strong_as_one_transferred_f
     assert (hidden - outliers).abs().amax() <= 4 / 255 + 1e-6
     with torch.no_grad():
         clean, low, low_elsewhere = (detector(x) for x in (inliers, lost, lost_elsewhere))
-        clean_out, high, high_elsewhere = (detector(x) for x in (outliers, hidden, hidden_elsewhere))
+        clean_out, high, high_elsewhere = (
+            detector(x) for x in (outliers, hidden, hidden_elsewhere)
+        )
     slack = 1e-4 * clean.std()
     assert (low <= clean + slack).all()  # of each image
     assert (high >= clean_out - slack).all()
@@ -116,16 +127,22 @@ def test_an_attack_through_a_detector_is_at_least_as_strong_as_one_transferred_f
 
 
 def gains(detector, clean, attacked, scale):
-    """How far inliers fell and outliers rose under each of several attacks, on average, in units of `scale`: `(A, 2)`.
+    """How far inliers fell and outliers rose under each of several attacks, on average, in units of
+    `scale`: `(A, 2)`.
 
     Args:
         clean: the scores of both sides, `2 x (N,)`.
         attacked: the images of both sides for each of the attacks.
     """
     with torch.no_grad():
-        scores = [detector(torch.cat(images)).view(len(attacked), -1) for images in zip(*attacked, strict=True)]
+        scores = [
+            detector(torch.cat(images)).view(len(attacked), -1)
+            for images in zip(*attacked, strict=True)
+        ]
     sides = zip((1, -1), clean, scores, strict=True)
-    return torch.stack([direction * (before - after).mean(1) / scale for direction, before, after in sides], 1)
+    return torch.stack(
+        [direction * (before - after).mean(1) / scale for direction, before, after in sides], 1
+    )
 
 
 class FirstSurrogate(detectors.Wrapper):
@@ -151,11 +168,15 @@ def test_no_attack_transferred_from_another_detector_is_clearly_stronger(digit_p
     for name, detector in chosen.items():
         with torch.no_grad():
             clean = [detector(side) for side in sides]
-        first, *found = gains(detector, clean, [attacked(FirstSurrogate(detector)), *images.values()], clean[0].std())
+        first, *found = gains(
+            detector, clean, [attacked(FirstSurrogate(detector)), *images.values()], clean[0].std()
+        )
         found = dict(zip(images, found, strict=True))
         if not (first >= 0.6 * found[name]).all():
             weak.append(f"{name}: first surrogate")
-        weak += [f"{name}: {other}" for other in images if not (found[name] >= 0.9 * found[other]).all()]
+        weak += [
+            f"{name}: {other}" for other in images if not (found[name] >= 0.9 * found[other]).all()
+        ]
     assert not weak
 
 
@@ -169,8 +190,13 @@ def test_attacks_in_the_precision_that_a_detector_bears_are_as_strong_as_in_floa
     found = {}
     for setting in ("auto", "float32"):
         attack = replace(ATTACK, precision=setting)
-        low, high = attack_score(detector, inliers, attack, 1), attack_score(detector, outliers, attack, -1)
-        assert low.precisions == ("float32" if setting == "float32" or name in REFUSE else "bfloat16",)
+        low, high = (
+            attack_score(detector, inliers, attack, 1),
+            attack_score(detector, outliers, attack, -1),
+        )
+        assert low.precisions == (
+            "float32" if setting == "float32" or name in REFUSE else "bfloat16",
+        )
         found[setting] = auroc(low.values, high.values), low.values.mean(), high.values.mean()
     (fast, fast_low, fast_high), (exact, exact_low, exact_high) = found["auto"], found["float32"]
     assert fast <= exact + 0.01
@@ -184,7 +210,9 @@ def test_what_gram_adds_inside_the_range_does_not_drown_what_lies_outside(digit_
     images = torch.cat([inliers, outliers])
     with torch.no_grad():
         added = detector.surrogate(images) - detector(images)
-    values = detector.low.shape[1]  # each adds a twentieth at most, divided by its layer's mean deviation
+    values = detector.low.shape[
+        1
+    ]  # each adds a twentieth at most, divided by its layer's mean deviation
     assert (added >= -1e-4).all()
     assert (added <= 0.05 * values / detector.expected.min()).all()
 
@@ -193,7 +221,9 @@ def short(attack, steps=2):
     """Make an attack a short one of the same kind."""
     if hasattr(attack, "search") and hasattr(attack, "classes"):
         return replace(attack, search=short(attack.search), classes=2)
-    return replace(attack, queries=3) if hasattr(attack, "queries") else replace(attack, steps=steps)
+    return (
+        replace(attack, queries=3) if hasattr(attack, "queries") else replace(attack, steps=steps)
+    )
 
 
 @pytest.mark.parametrize("direction", [1, -1], ids=["inliers", "outliers"])
@@ -205,8 +235,14 @@ def test_the_standard_suite_is_at_least_as_strong_as_its_members_and_the_publish
     detector, images, radius = built(name), (inliers if direction == 1 else outliers)[:3], 4 / 255
     full = standard(radius).on_detectors
     # The published trajectories stay whole, or the published attacks would be other ones.
-    members = {key: member if key.startswith("aloe") else short(member) for key, member in full.items()}
-    rivals = {**members, "Alg. 1": aloe_softmax(Linf(radius)), "Alg. 2": aloe_mahalanobis(Linf(radius))}
+    members = {
+        key: member if key.startswith("aloe") else short(member) for key, member in full.items()
+    }
+    rivals = {
+        **members,
+        "Alg. 1": aloe_softmax(Linf(radius)),
+        "Alg. 2": aloe_mahalanobis(Linf(radius)),
+    }
     together = attack_score(detector, images, Suite(members), direction)
     assert sum(together.wins().values()) == 3
     slack = 1e-5 * detector(inliers).detach().std()
@@ -225,13 +261,17 @@ def test_no_alarm_is_raised(digit_problem, built, name):
 
 
 @pytest.mark.parametrize("name", detectors.REGISTRY)
-def test_scores_and_gradients_are_finite_also_where_the_network_saturates(digit_problem, built, name):
+def test_scores_and_gradients_are_finite_also_where_the_network_saturates(
+    digit_problem, built, name
+):
     net, loader, inliers, outliers, _ = digit_problem
     if name == "deep-ensemble":
         pytest.skip("made of networks, not of one")
     net, detector = copy.deepcopy((net, built(name)))  # whose weights grow below
     assert any(part is net for part in detector.modules())
-    extreme = torch.stack([torch.zeros(3, 16, 16), torch.ones(3, 16, 16), loader[0][0][0]])  # the last is in KNN's bank
+    extreme = torch.stack(
+        [torch.zeros(3, 16, 16), torch.ones(3, 16, 16), loader[0][0][0]]
+    )  # the last is in KNN's bank
     images = torch.cat([inliers[:4], outliers[:4], extreme]).requires_grad_()
     with torch.no_grad():
         scores = detector(images)
@@ -244,7 +284,12 @@ def test_scores_and_gradients_are_finite_also_where_the_network_saturates(digit_
         (gradient,) = torch.autograd.grad(values.sum(), images)
         assert values.isfinite().all()
         assert gradient.isfinite().all()
-    alive = torch.autograd.grad(detector.surrogates[-1](images).sum(), images)[0].flatten(1).abs().amax(1)
+    alive = (
+        torch.autograd.grad(detector.surrogates[-1](images).sum(), images)[0]
+        .flatten(1)
+        .abs()
+        .amax(1)
+    )
     assert (alive[:8] > 0).all()
 
 

@@ -1,4 +1,6 @@
-"""What holds for the engine whatever the objective, region, start and step rule; closed forms; precision."""
+"""What holds for the engine whatever the objective, region, start and step rule; closed forms;
+precision.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +39,16 @@ def waves(seed):
     """A smooth objective with many local minima."""
     slopes, phases, weights = (draw(1, seed + k, torch.randn) for k in range(3))
     return lambda images: (
-        ((8 * slopes.to(images) * images + phases.to(images)).sin() * weights.to(images)).flatten(1).sum(1)
+        ((8 * slopes.to(images) * images + phases.to(images)).sin() * weights.to(images))
+        .flatten(1)
+        .sum(1)
     )
 
 
 def broken_root(images):
-    """Finite, with a gradient that is NaN at one pixel (infinity times zero) and ordinary elsewhere."""
+    """Finite, with a gradient that is NaN at one pixel (infinity times zero) and ordinary
+    elsewhere.
+    """
     return images.flatten(1)[:, 1:].sum(1) + (images[:, 0, 0, 0] * 0).sqrt()
 
 
@@ -54,7 +60,12 @@ OBJECTIVES = {
     "tiny gradient": lambda images: waves(6)(images) * 1e-42,
     "flat": lambda images: images.flatten(1).sum(1) * 0,
 }
-RULES = [None, Steepest(momentum=0.75), Optimizer(torch.optim.Adam), Optimizer(torch.optim.SGD, {"momentum": 0.9})]
+RULES = [
+    None,
+    Steepest(momentum=0.75),
+    Optimizer(torch.optim.Adam),
+    Optimizer(torch.optim.SGD, {"momentum": 0.9}),
+]
 radii = st.one_of(st.sampled_from([0.0, 8 / 255, 1.0]), st.floats(0, 3))
 bounded = st.builds(  # an Linf radius above 1 is refused where pixels are clipped
     lambda kind, radius, clip: kind(min(radius, 1) if kind is Linf and clip else radius, clip=clip),
@@ -80,7 +91,9 @@ def assert_inside(images, center, region):
     assert images.isfinite().all()
     moved = (images.double() - center.double()).flatten(1)
     assert (moved.abs().amax(1) <= region.radius + 1e-6).all() or not isinstance(region, Linf)
-    assert (moved.norm(dim=1) <= region.radius * (1 + 1e-5) + 1e-6).all() or not isinstance(region, L2)
+    assert (moved.norm(dim=1) <= region.radius * (1 + 1e-5) + 1e-6).all() or not isinstance(
+        region, L2
+    )
     if region.clip:
         assert images.min() >= 0
         assert images.max() <= 1
@@ -105,7 +118,9 @@ def test_result_is_inside_the_ball_and_the_pixel_range(region, run, name, random
 
 def test_a_start_outside_is_brought_inside():
     images, region = clean(3, 0), L2(0.5)
-    found = minimize(waves(0), images, region, steps=1, step_size=0.0, start=images + 2, keep="last")
+    found = minimize(
+        waves(0), images, region, steps=1, step_size=0.0, start=images + 2, keep="last"
+    )
     torch.testing.assert_close(
         region.norm(found.images - images), region.norm(region.project(images + 2, images) - images)
     )
@@ -138,14 +153,18 @@ def test_an_image_does_not_depend_on_its_batch(region, run, seed, cut, order):
         alone = minimize(objective, images[part], region, start=start[part], trace=True, **run)
         torch.testing.assert_close(alone.images, whole.images[part], rtol=0, atol=1e-9)
         torch.testing.assert_close(alone.values, whole.values[part], rtol=0, atol=1e-9)
-        torch.testing.assert_close(alone.trace.values, whole.trace.values[:, part], rtol=0, atol=1e-9)
+        torch.testing.assert_close(
+            alone.trace.values, whole.trace.values[:, part], rtol=0, atol=1e-9
+        )
 
 
 def test_a_broken_image_does_not_spoil_its_neighbours():
     images, region = clean(3, 1), L2(0.4)
 
     def objective(x):
-        spoilt = torch.tensor([1.0, torch.nan, 1.0], dtype=x.dtype)[: len(x)] if len(x) == 3 else 1.0
+        spoilt = (
+            torch.tensor([1.0, torch.nan, 1.0], dtype=x.dtype)[: len(x)] if len(x) == 3 else 1.0
+        )
         return waves(1)(x) * spoilt
 
     together = minimize(objective, images, region, steps=5, step_size=0.1)
@@ -168,7 +187,10 @@ def mixed(net):
 
 def snapshot(net):
     flags = {name: part.training for name, part in net.named_modules()}
-    grads = {n: (p.requires_grad, None if p.grad is None else p.grad.clone()) for n, p in net.named_parameters()}
+    grads = {
+        n: (p.requires_grad, None if p.grad is None else p.grad.clone())
+        for n, p in net.named_parameters()
+    }
     return flags, grads, {name: value.clone() for name, value in net.state_dict().items()}
 
 
@@ -192,10 +214,14 @@ def test_gradients_flags_modes_and_buffers_are_untouched(make_net, make_images, 
             raise RuntimeError("broken objective")
         return net(x)[:, 0]
 
-    with pytest.raises(RuntimeError, match="broken objective") if fails else contextlib.nullcontext():
+    with (
+        pytest.raises(RuntimeError, match="broken objective") if fails else contextlib.nullcontext()
+    ):
         minimize(objective, images, Linf(0.1), steps=3, step_size=0.05)
     assert_untouched(before, snapshot(net))
-    assert calls == ([True, True] if fails else [True, True, True, False])  # the last value needs no gradient
+    assert calls == (
+        [True, True] if fails else [True, True, True, False]
+    )  # the last value needs no gradient
     assert torch.is_grad_enabled()
     assert torch.equal(images, make_images())
     assert not images.requires_grad
@@ -232,7 +258,9 @@ def test_works_where_gradients_are_off(make_net, make_images, around):
     with around():
         run["start"] = images + 0.01
         found = minimize(lambda x: net(x)[:, 0], images, region, **run)
-        own = minimize(lambda x: net(x)[:, 0], images.clone(), region, **run)  # an inference tensor of its own
+        own = minimize(
+            lambda x: net(x)[:, 0], images.clone(), region, **run
+        )  # an inference tensor of its own
         assert torch.is_grad_enabled() is False
         assert torch.is_inference_mode_enabled() is (around is torch.inference_mode)
     assert torch.equal(found.images, expected.images)
@@ -247,7 +275,9 @@ def test_images_made_under_inference_mode_can_be_attacked_outside_it(make_net, m
     assert inference.is_inference()
     run = {"steps": 3, "step_size": 0.05}
     found = minimize(lambda x: net(x)[:, 0], inference, Linf(0.1), start=inference, **run)
-    assert torch.equal(found.images, minimize(lambda x: net(x)[:, 0], images, Linf(0.1), **run).images)
+    assert torch.equal(
+        found.images, minimize(lambda x: net(x)[:, 0], images, Linf(0.1), **run).images
+    )
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
@@ -276,7 +306,9 @@ def test_memory_layout_does_not_matter(make_net, make_images, view, rule):
 def test_one_image_repeated_by_expand_is_not_written_to():
     image = clean(1, 3)
     kept = image.clone()
-    found = minimize(waves(3), image.expand(4, -1, -1, -1), L2(0.5), steps=3, step_size=0.2, rule=RULES[1])
+    found = minimize(
+        waves(3), image.expand(4, -1, -1, -1), L2(0.5), steps=3, step_size=0.2, rule=RULES[1]
+    )
     assert torch.equal(image, kept)
     torch.testing.assert_close(found.images, found.images[:1].expand(4, -1, -1, -1))
 
@@ -284,7 +316,9 @@ def test_one_image_repeated_by_expand_is_not_written_to():
 # --------------------------------------------------------------------------------------------------------- precision
 
 
-def test_bfloat16_autocast_descends_and_leaves_training_gradients_as_without_it(make_net, make_images):
+def test_bfloat16_autocast_descends_and_leaves_training_gradients_as_without_it(
+    make_net, make_images
+):
     net, images = make_net(dtype=torch.float32), make_images(dtype=torch.float32)
 
     def objective(x):
@@ -318,7 +352,9 @@ def test_bfloat16_autocast_inside_inference_mode(make_net, make_images):
 
 @pytest.fixture
 def half_line():
-    """A linear function computed in float16 under autocast: `(function, its gradient)`, entries in 0.5..1."""
+    """A linear function computed in float16 under autocast: `(function, its gradient)`, entries in
+    0.5..1.
+    """
     layer = nn.Linear(SIZE, 1, bias=False)
     signs = draw(1, 1, torch.randn).sign()
     weights = (signs * (0.5 + 0.5 * draw(1, 2))).float()
@@ -335,7 +371,14 @@ def test_float16_gradients_do_not_underflow_to_steps_of_zero(half_line):
         (unscaled,) = torch.autograd.grad((line(leaf).float() * 1e-8).sum(), leaf)
         assert unscaled.count_nonzero() == 0  # what would happen without scaling
         for region in (Linf(0.1), L2(0.1)):
-            found = minimize(lambda x: line(x).float() * 1e-8, images, region, steps=1, step_size=0.1, keep="last")
+            found = minimize(
+                lambda x: line(x).float() * 1e-8,
+                images,
+                region,
+                steps=1,
+                step_size=0.1,
+                keep="last",
+            )
             expected = images - 0.1 * region.steepest(weights)
             torch.testing.assert_close(found.images, expected, rtol=0, atol=1e-3)
 
@@ -362,7 +405,12 @@ def test_tiny_float16_weights_still_give_sign_steps():
     images = clean(2, 0).float() * 0.5 + 0.25
     with torch.autocast("cpu", torch.float16):
         found = minimize(
-            lambda x: layer(x.flatten(1))[:, 0].float() * 1e-3, images, Linf(0.1), steps=3, step_size=0.02, keep="last"
+            lambda x: layer(x.flatten(1))[:, 0].float() * 1e-3,
+            images,
+            Linf(0.1),
+            steps=3,
+            step_size=0.02,
+            keep="last",
         )
     torch.testing.assert_close(found.images, images - 0.06)
 
@@ -370,7 +418,9 @@ def test_tiny_float16_weights_still_give_sign_steps():
 def test_float16_overflow_recovers_image_by_image_and_is_not_repeated(half_line):
     line, _ = half_line
     images = clean(2, 0).float()
-    factors = torch.tensor([1e4, 1e-8])  # one image's gradient overflows where the other's underflows
+    factors = torch.tensor(
+        [1e4, 1e-8]
+    )  # one image's gradient overflows where the other's underflows
     with torch.autocast("cpu", torch.float16):
         found = minimize(
             lambda x: line(x).float() * factors[: len(x)],
@@ -404,7 +454,14 @@ def test_float16_gradients_that_are_never_finite_leave_finite_images(half_line):
 
 def test_values_wider_than_the_images_are_not_rounded():
     images = clean(64, 0).float()
-    found = minimize(lambda x: waves(0)(x.double()) * 1e-9 + 1, images, Linf(0.1), steps=6, step_size=0.02, trace=True)
+    found = minimize(
+        lambda x: waves(0)(x.double()) * 1e-9 + 1,
+        images,
+        Linf(0.1),
+        steps=6,
+        step_size=0.02,
+        trace=True,
+    )
     assert found.values.dtype == torch.float64
     assert torch.equal(found.values, found.trace.values.amin(0))
 
@@ -421,10 +478,14 @@ def test_the_judge_chooses_among_the_iterates():
         graded.append(torch.is_grad_enabled() or x.requires_grad)
         return (x.mean((1, 2, 3)) - wanted).abs()
 
-    found = minimize(lambda x: x.flatten(1).sum(1), images, Linf(0.1), steps=8, step_size=0.01, judge=judge)
+    found = minimize(
+        lambda x: x.flatten(1).sum(1), images, Linf(0.1), steps=8, step_size=0.01, judge=judge
+    )
     nearest = torch.tensor([0.0, 0.005], dtype=torch.float64)  # iterates lie on a grid of 0.01
     torch.testing.assert_close(found.values, nearest, rtol=0, atol=1e-9)
-    torch.testing.assert_close((found.images.mean((1, 2, 3)) - wanted).abs(), nearest, rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        (found.images.mean((1, 2, 3)) - wanted).abs(), nearest, rtol=0, atol=1e-9
+    )
     assert graded == [False] * 9  # start and 8 steps, never with gradient
 
 
@@ -441,7 +502,9 @@ def test_an_objective_that_judges_itself_needs_no_judge(make_net, make_images):
     settings = {"steps": 5, "step_size": 0.02}
     found = minimize(both, images, Linf(0.1), **settings)
     assert len(passes) == 6  # no forward pass of the judge's own
-    apart = minimize(lambda x: both(x)[0], images, Linf(0.1), judge=lambda x: both(x)[1], **settings)
+    apart = minimize(
+        lambda x: both(x)[0], images, Linf(0.1), judge=lambda x: both(x)[1], **settings
+    )
     assert torch.equal(found.images, apart.images)
     assert torch.equal(found.values, apart.values)
 
@@ -458,7 +521,9 @@ def test_the_last_iterate_is_there_whatever_was_kept(make_net, make_images):
 
 def test_among_equals_the_first_is_kept():
     images = clean(3, 0)
-    found = minimize(waves(0), images, Linf(0.1), steps=3, step_size=0.05, judge=lambda x: x.new_zeros(len(x)))
+    found = minimize(
+        waves(0), images, Linf(0.1), steps=3, step_size=0.05, judge=lambda x: x.new_zeros(len(x))
+    )
     assert torch.equal(found.images, images)
 
 
@@ -466,11 +531,19 @@ def test_among_equals_the_first_is_kept():
 def test_trace_rows_equal_hand_computation(signs):
     weights, images, region = draw(1, 1, torch.randn), clean(3, 2), Linf(0.05)
     weights = weights if signs == "both" else weights.abs()
-    found = minimize(lambda x: dot(x, weights), images, region, steps=4, step_size=0.02, trace=True, keep="last")
+    found = minimize(
+        lambda x: dot(x, weights), images, region, steps=4, step_size=0.02, trace=True, keep="last"
+    )
     current, rows = images.clone(), []
     for _ in range(5):
         moved = current - images
-        rows.append((dot(current, weights), moved.abs().amax((1, 2, 3)), moved.square().sum((1, 2, 3)).sqrt()))
+        rows.append(
+            (
+                dot(current, weights),
+                moved.abs().amax((1, 2, 3)),
+                moved.square().sum((1, 2, 3)).sqrt(),
+            )
+        )
         low, high = (images - 0.05).clamp(min=0), (images + 0.05).clamp(max=1)
         current = torch.minimum(torch.maximum(current - 0.02 * weights.sign(), low), high)
     for name, column in zip(("values", "linf", "l2"), zip(*rows, strict=True), strict=True):
@@ -489,7 +562,9 @@ def test_a_nan_gradient_leaves_its_pixel_where_it_is():
 @pytest.mark.parametrize("region", [Linf(0.1), L2(0.5)], ids=["Linf", "L2"])
 def test_momentum_equals_mi_fgsm_written_naively(region):
     images, objective, decay = clean(3, 4), waves(4), 0.8
-    found = minimize(objective, images, region, steps=6, step_size=0.04, rule=Steepest(decay), keep="last")
+    found = minimize(
+        objective, images, region, steps=6, step_size=0.04, rule=Steepest(decay), keep="last"
+    )
     for image, result in zip(images, found.images, strict=True):
         velocity, current = torch.zeros(SHAPE, dtype=torch.float64), image
         for _ in range(6):
@@ -519,10 +594,22 @@ def test_momentum_equals_mi_fgsm_written_naively(region):
 def test_optimizer_rule_equals_torch_optim_on_the_same_problem(kind, options):
     images, objective = clean(3, 5), waves(5)
     free = minimize(
-        objective, images, Unbounded(clip=False), steps=12, step_size=0.03, rule=Optimizer(kind, options), keep="last"
+        objective,
+        images,
+        Unbounded(clip=False),
+        steps=12,
+        step_size=0.03,
+        rule=Optimizer(kind, options),
+        keep="last",
     )
     boxed = minimize(
-        objective, images, Linf(0.07), steps=12, step_size=0.03, rule=Optimizer(kind, options), keep="last"
+        objective,
+        images,
+        Linf(0.07),
+        steps=12,
+        step_size=0.03,
+        rule=Optimizer(kind, options),
+        keep="last",
     )
     for box, found in ((False, free), (True, boxed)):
         variable = images.clone().requires_grad_()
@@ -539,13 +626,20 @@ def test_optimizer_rule_equals_torch_optim_on_the_same_problem(kind, options):
 
 def test_a_rule_forgets_between_runs():
     rule, images = Optimizer(torch.optim.SGD, {"momentum": 0.9}), clean(2, 0)
-    first, second = (minimize(waves(0), images, Linf(0.3), steps=4, step_size=0.01, rule=rule) for _ in range(2))
+    first, second = (
+        minimize(waves(0), images, Linf(0.3), steps=4, step_size=0.01, rule=rule) for _ in range(2)
+    )
     assert torch.equal(first.images, second.images)
 
 
 def test_a_step_size_may_differ_by_image_and_channel():
-    images, weights = torch.full((2, *SHAPE), 0.5, dtype=torch.float64), torch.ones(1, *SHAPE, dtype=torch.float64)
-    sizes = torch.tensor([[0.01, 0.02, 0.03], [0.04, 0.05, 0.06]], dtype=torch.float64).view(2, 3, 1, 1)
+    images, weights = (
+        torch.full((2, *SHAPE), 0.5, dtype=torch.float64),
+        torch.ones(1, *SHAPE, dtype=torch.float64),
+    )
+    sizes = torch.tensor([[0.01, 0.02, 0.03], [0.04, 0.05, 0.06]], dtype=torch.float64).view(
+        2, 3, 1, 1
+    )
     found = minimize(lambda x: dot(x, weights), images, Unbounded(), steps=2, step_size=sizes)
     torch.testing.assert_close(found.images, images - 2 * sizes)
 
@@ -575,13 +669,20 @@ def test_linear_optimum_in_the_l2_ball(seed, radius):
 
 def test_linear_optimum_where_the_l2_ball_meets_the_box():
     images, weights, radius = clean(8, 0), draw(1, 1, torch.randn), 1.5
-    low, high = torch.zeros(8, 1, 1, 1, dtype=torch.float64), torch.full((8, 1, 1, 1), 1e3, dtype=torch.float64)
+    low, high = (
+        torch.zeros(8, 1, 1, 1, dtype=torch.float64),
+        torch.full((8, 1, 1, 1), 1e3, dtype=torch.float64),
+    )
     for _ in range(100):  # the optimum is clip(x - t w) for the t that reaches the radius
         middle = (low + high) / 2
-        far = ((images - middle * weights).clamp(0, 1) - images).flatten(1).norm(dim=1).view(-1, 1, 1, 1) > radius
+        far = ((images - middle * weights).clamp(0, 1) - images).flatten(1).norm(dim=1).view(
+            -1, 1, 1, 1
+        ) > radius
         low, high = torch.where(far, low, middle), torch.where(far, middle, high)
     optimum = dot((images - low * weights).clamp(0, 1), weights)
-    found = minimize(lambda x: dot(x, weights), images, L2(radius), steps=100, step_size=2.5 * radius / 100)
+    found = minimize(
+        lambda x: dot(x, weights), images, L2(radius), steps=100, step_size=2.5 * radius / 100
+    )
     reached = (dot(images, weights) - found.values) / (dot(images, weights) - optimum)
     assert (reached <= 1 + 1e-9).all()
     assert (reached > 0.995).all()
@@ -592,12 +693,18 @@ def test_linear_optimum_where_the_l2_ball_meets_the_box():
 def test_quadratic_optimum(seed):
     images, target = clean(3, seed), draw(3, seed + 1, torch.randn) * 0.3 + 0.5
     scales = draw(1, seed + 2) + 0.5
-    box = minimize(lambda x: dot((x - target) ** 2, scales), images, Linf(0.2), steps=60, step_size=0.005)
+    box = minimize(
+        lambda x: dot((x - target) ** 2, scales), images, Linf(0.2), steps=60, step_size=0.005
+    )
     expected = target.clamp(images - 0.2, images + 0.2).clamp(0, 1)  # separable: pixel by pixel
     assert (box.images - expected).abs().max() < 0.0051
 
     ball = minimize(
-        lambda x: (x - target).square().flatten(1).sum(1), images, L2(0.5, clip=False), steps=80, step_size=0.02
+        lambda x: (x - target).square().flatten(1).sum(1),
+        images,
+        L2(0.5, clip=False),
+        steps=80,
+        step_size=0.02,
     )
     away = target - images
     nearest = images + away * (0.5 / away.flatten(1).norm(dim=1)).clamp(max=1).view(-1, 1, 1, 1)
@@ -616,13 +723,26 @@ def test_quadratic_optimum(seed):
         ({"keep": "first"}, "keep: 'first'.*'best'.*'last'"),
         ({"objective": lambda x: x.sum()}, r"objective: gave shape \(\) for 2 images"),
         ({"objective": lambda x: x.flatten(1)}, r"objective: gave shape \(2, 48\) for 2 images"),
-        ({"objective": lambda x: x.flatten(1).sum(1).detach()}, "objective: .*no gradient.*surrogate"),
-        ({"objective": lambda x: torch.ones(2, requires_grad=True) * 2}, "objective: .*do not depend on the images"),
+        (
+            {"objective": lambda x: x.flatten(1).sum(1).detach()},
+            "objective: .*no gradient.*surrogate",
+        ),
+        (
+            {"objective": lambda x: torch.ones(2, requires_grad=True) * 2},
+            "objective: .*do not depend on the images",
+        ),
     ],
     ids=["zero", "negative", "fraction", "keep", "scalar", "per pixel", "detached", "constant"],
 )
 def test_mistakes_are_named_in_one_line(change, message):
-    call = {"objective": waves(0), "images": clean(2, 0), "region": Linf(0.1), "steps": 2, "step_size": 0.1, **change}
+    call = {
+        "objective": waves(0),
+        "images": clean(2, 0),
+        "region": Linf(0.1),
+        "steps": 2,
+        "step_size": 0.1,
+        **change,
+    }
     with pytest.raises(UserError, match=message) as caught:
         minimize(call.pop("objective"), call.pop("images"), call.pop("region"), **call)
     assert "\n" not in str(caught.value)

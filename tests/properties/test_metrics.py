@@ -26,8 +26,12 @@ FUNCTIONS = [
 
 
 def scores(elements=None, max_size=60):
-    elements = st.floats(allow_nan=False, allow_infinity=False, width=32) if elements is None else elements
-    return st.lists(elements, min_size=1, max_size=max_size).map(lambda values: torch.tensor(values).float())
+    elements = (
+        st.floats(allow_nan=False, allow_infinity=False, width=32) if elements is None else elements
+    )
+    return st.lists(elements, min_size=1, max_size=max_size).map(
+        lambda values: torch.tensor(values).float()
+    )
 
 
 LEVELS = scores(st.integers(-8, 8))  # few distinct values: many ties
@@ -40,8 +44,12 @@ def test_bounds(id_scores, ood_scores):
     assert values["aupr_in"] > 0
     assert values["aupr_out"] > 0
     assert values["detection_error"] <= 0.5
-    # The threshold of fpr95 is one of those that detection_error may choose, and its FNR is at most 5 %.
-    assert values["detection_error"] <= (0.05 + min(values["fpr95"], values["fpr95_ood_positive"])) / 2 + 1e-12
+    # The threshold of fpr95 is one of those that detection_error may choose, and its FNR is at most
+    # 5 %.
+    assert (
+        values["detection_error"]
+        <= (0.05 + min(values["fpr95"], values["fpr95_ood_positive"])) / 2 + 1e-12
+    )
     assert values["tpr_deployed"] >= 0.95
     assert values["fpr_deployed"] == values["fpr95"]  # deployed on the clean scores themselves
 
@@ -49,7 +57,13 @@ def test_bounds(id_scores, ood_scores):
 @given(LEVELS, LEVELS)
 def test_only_the_order_counts(id_scores, ood_scores):
     expected = ood_metrics(id_scores, ood_scores)
-    for increasing in (torch.exp, torch.atan, lambda x: 1e37 * x, lambda x: x.double() ** 3 * 1e300, lambda x: x - 100):
+    for increasing in (
+        torch.exp,
+        torch.atan,
+        lambda x: 1e37 * x,
+        lambda x: x.double() ** 3 * 1e300,
+        lambda x: x - 100,
+    ):
         assert ood_metrics(increasing(id_scores), increasing(ood_scores)) == expected
 
 
@@ -60,7 +74,9 @@ def test_the_order_of_the_scores_does_not_count(id_scores, ood_scores, random):
 
 
 @given(LEVELS, LEVELS)
-def test_exchanging_the_classes_and_negating_the_scores_exchanges_the_conventions(id_scores, ood_scores):
+def test_exchanging_the_classes_and_negating_the_scores_exchanges_the_conventions(
+    id_scores, ood_scores
+):
     values, mirrored = ood_metrics(id_scores, ood_scores), ood_metrics(-ood_scores, -id_scores)
     assert mirrored["aupr_in"] == values["aupr_out"]
     assert mirrored["aupr_out"] == values["aupr_in"]
@@ -72,7 +88,9 @@ def test_exchanging_the_classes_and_negating_the_scores_exchanges_the_convention
 
 @given(LEVELS, LEVELS)
 def test_exchanging_the_classes_alone_gives_the_other_side_of_one_half(id_scores, ood_scores):
-    assert metrics.auroc(ood_scores, id_scores) == pytest.approx(1 - metrics.auroc(id_scores, ood_scores), abs=1e-15)
+    assert metrics.auroc(ood_scores, id_scores) == pytest.approx(
+        1 - metrics.auroc(id_scores, ood_scores), abs=1e-15
+    )
 
 
 @given(LEVELS, LEVELS, st.integers(2, 4))
@@ -85,7 +103,10 @@ def test_repeating_all_scores_changes_nothing(id_scores, ood_scores, times):
 def test_raising_an_ood_score_never_helps(id_scores, ood_scores, data):
     raised = ood_scores.clone()
     raised[data.draw(st.integers(0, len(ood_scores) - 1))] += data.draw(st.integers(1, 5))
-    before, after = ood_metrics(id_scores, ood_scores, id_scores), ood_metrics(id_scores, raised, id_scores)
+    before, after = (
+        ood_metrics(id_scores, ood_scores, id_scores),
+        ood_metrics(id_scores, raised, id_scores),
+    )
     for lower_is_better in ("fpr95", "fpr95_ood_positive", "detection_error", "fpr_deployed"):
         assert after[lower_is_better] >= before[lower_is_better]
     assert after["auroc"] <= before["auroc"]
@@ -98,7 +119,12 @@ def test_the_deployed_threshold_is_the_highest_that_accepts_the_share(clean, tpr
     assert (clean > threshold).double().mean() < tpr
 
 
-@given(LEVELS, LEVELS, st.lists(st.integers(1, 9), min_size=1, max_size=12), st.randoms(use_true_random=False))
+@given(
+    LEVELS,
+    LEVELS,
+    st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    st.randoms(use_true_random=False),
+)
 @settings(max_examples=30, deadline=None)
 def test_batches_do_not_count(id_scores, ood_scores, sizes, random):
     together = torch.cat([id_scores, ood_scores])
@@ -109,14 +135,20 @@ def test_batches_do_not_count(id_scores, ood_scores, sizes, random):
         size = sizes[len(order) % len(sizes)]
         batch, order = order[:size], order[size:]
         pooled.update(together[batch], inside[batch])
-    assert {name: value.item() for name, value in pooled.compute().items()} == ood_metrics(id_scores, ood_scores)
+    assert {name: value.item() for name, value in pooled.compute().items()} == ood_metrics(
+        id_scores, ood_scores
+    )
 
 
 @given(LEVELS, LEVELS)
 @settings(max_examples=30, deadline=None)
-def test_bootstrap_is_a_function_of_the_generator_and_of_the_order_statistics(id_scores, ood_scores):
+def test_bootstrap_is_a_function_of_the_generator_and_of_the_order_statistics(
+    id_scores, ood_scores
+):
     def intervals(seed, *given_scores, level=0.95):
-        return bootstrap_intervals(*given_scores, generator(seed, "bootstrap"), samples=40, level=level)
+        return bootstrap_intervals(
+            *given_scores, generator(seed, "bootstrap"), samples=40, level=level
+        )
 
     same = intervals(0, id_scores, ood_scores)
     assert intervals(0, id_scores.flip(0), ood_scores.exp().sort().values.log().round()) == same
@@ -126,11 +158,13 @@ def test_bootstrap_is_a_function_of_the_generator_and_of_the_order_statistics(id
 
 
 def test_bootstrap_draws_anew_with_another_seed_and_in_every_chunk(monkeypatch):
-    id_scores, ood_scores = torch.randn(2, 300, generator=torch.Generator().manual_seed(0)) + torch.tensor(
-        [[1.0], [0.0]]
-    )
+    id_scores, ood_scores = torch.randn(
+        2, 300, generator=torch.Generator().manual_seed(0)
+    ) + torch.tensor([[1.0], [0.0]])
     first = bootstrap_intervals(id_scores, ood_scores, generator(0, "bootstrap"), samples=400)
-    assert bootstrap_intervals(id_scores, ood_scores, generator(1, "bootstrap"), samples=400) != first
+    assert (
+        bootstrap_intervals(id_scores, ood_scores, generator(1, "bootstrap"), samples=400) != first
+    )
     monkeypatch.setattr("robust_ood.metrics.intervals._CHUNK", 1)  # one resample at a time
     chunked = bootstrap_intervals(id_scores, ood_scores, generator(0, "bootstrap"), samples=400)
     assert chunked["auroc"] == pytest.approx(first["auroc"], abs=0.01)
@@ -138,7 +172,9 @@ def test_bootstrap_draws_anew_with_another_seed_and_in_every_chunk(monkeypatch):
 
 
 def test_one_resample_gives_one_point():
-    (low, high), _ = bootstrap_intervals(torch.randn(9), torch.randn(8), generator(0), samples=1).values()
+    (low, high), _ = bootstrap_intervals(
+        torch.randn(9), torch.randn(8), generator(0), samples=1
+    ).values()
     assert low == high
 
 
@@ -159,7 +195,10 @@ def test_single_value_metrics_share_the_state_in_a_collection():
     assert values["AUROC"] == values["auroc"]
     assert values["FPR95"] == values["fpr95"]
     collection.reset()
-    with pytest.raises(UserError, match="id_scores"), pytest.warns(UserWarning, match="before the ``update``"):
+    with (
+        pytest.raises(UserError, match="id_scores"),
+        pytest.warns(UserWarning, match="before the ``update``"),
+    ):
         collection.compute()
 
 

@@ -1,4 +1,6 @@
-"""Geometry of the regions: nearest points, uniform draws, steepest steps; and how a radius may be written."""
+"""Geometry of the regions: nearest points, uniform draws, steepest steps; and how a radius may be
+written.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ def test_linf_projection_with_the_pixel_range_is_the_nearest_point(radius, seed)
     center = clean(4, seed)
     images = center + noise(4, seed + 1)
     projected = build(Linf, radius).project(images, center)
-    for image, middle, found in zip(images.flatten(), center.flatten(), projected.flatten(), strict=True):
+    for image, middle, found in zip(
+        images.flatten(), center.flatten(), projected.flatten(), strict=True
+    ):
         low, high = max(middle.item() - radius, 0), min(middle.item() + radius, 1)
         assert found.item() == pytest.approx(min(max(image.item(), low), high), abs=1e-12)
 
@@ -82,7 +86,9 @@ def test_steepest_step_has_unit_size_and_attains_the_dual_norm(kind, seed, scale
     gradient = (noise(3, seed) * scale).float()
     step = kind(1.0).steepest(gradient)
     size = length(step.double(), kind)
-    alive = gradient.flatten(1).abs().amax(1) > 1e-38  # below, float32 has too few digits left for a direction
+    alive = (
+        gradient.flatten(1).abs().amax(1) > 1e-38
+    )  # below, float32 has too few digits left for a direction
     torch.testing.assert_close(size[alive], torch.ones_like(size[alive]), rtol=1e-5, atol=0)
     wide = gradient.double()
     gained = (step.double() * wide).flatten(1).sum(1)
@@ -91,7 +97,9 @@ def test_steepest_step_has_unit_size_and_attains_the_dual_norm(kind, seed, scale
     assert (size <= 1 + 1e-5).all()
 
 
-@pytest.mark.parametrize("region", [Linf(0.1), L2(0.1), Unbounded()], ids=["Linf", "L2", "Unbounded"])
+@pytest.mark.parametrize(
+    "region", [Linf(0.1), L2(0.1), Unbounded()], ids=["Linf", "L2", "Unbounded"]
+)
 def test_no_gradient_is_no_step(region):
     assert torch.equal(region.steepest(torch.zeros(2, *SHAPE)), torch.zeros(2, *SHAPE))
 
@@ -102,8 +110,12 @@ def test_norm_equals_a_loop(kind):
     expected = []
     for one in perturbation:
         values = [abs(value) for value in one.flatten().tolist()]
-        expected.append(max(values) if kind is Linf else math.sqrt(sum(value**2 for value in values)))
-    torch.testing.assert_close(kind(1.0).norm(perturbation), torch.tensor(expected, dtype=torch.float64))
+        expected.append(
+            max(values) if kind is Linf else math.sqrt(sum(value**2 for value in values))
+        )
+    torch.testing.assert_close(
+        kind(1.0).norm(perturbation), torch.tensor(expected, dtype=torch.float64)
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ sampling
@@ -124,12 +136,16 @@ def test_l2_draws_are_uniform_in_the_ball(shape, per_image):
     share = drawn.norm(dim=1) / radius
     assert share.max() <= 1 + 1e-6
     # E|x|^2 / r^2 = D / (D + 2); its standard error is below 1 / sqrt(N).
-    assert share.square().mean().item() == pytest.approx(size / (size + 2), abs=4 * 0.5 / size**0.5 / count**0.5)
+    assert share.square().mean().item() == pytest.approx(
+        size / (size + 2), abs=4 * 0.5 / size**0.5 / count**0.5
+    )
     assert is_uniform(share**size)  # the volume within |x| is uniform
     standard = drawn * ((size + 2) ** 0.5 / radius)  # covariance r^2 / (D + 2)
     assert standard.mean(0).abs().max() < 5 / count**0.5
     if size <= 12:
-        torch.testing.assert_close(standard.T @ standard / count, torch.eye(size).double(), rtol=0, atol=5 / count**0.5)
+        torch.testing.assert_close(
+            standard.T @ standard / count, torch.eye(size).double(), rtol=0, atol=5 / count**0.5
+        )
     if size == 2:
         assert is_uniform(torch.atan2(drawn[:, 0], drawn[:, 1]) / (2 * math.pi) + 0.5)
 
@@ -139,10 +155,14 @@ def test_linf_draws_are_uniform_in_the_cube(per_image):
     count, radius = 3000, 0.3
     center = torch.full((count, *SHAPE), 0.5, dtype=torch.float64)
     draws = generators(1, "start", indices=range(count)) if per_image else generator(1, "start")
-    share = ((Linf(radius).sample(center, draws) - center).flatten(1) / radius + 1) / 2  # (N, D) in [0, 1]
+    share = (
+        (Linf(radius).sample(center, draws) - center).flatten(1) / radius + 1
+    ) / 2  # (N, D) in [0, 1]
     assert is_uniform(share.flatten())
     standard = (share - 0.5) * 12**0.5
-    torch.testing.assert_close(standard.T @ standard / count, torch.eye(SIZE).double(), rtol=0, atol=5 / count**0.5)
+    torch.testing.assert_close(
+        standard.T @ standard / count, torch.eye(SIZE).double(), rtol=0, atol=5 / count**0.5
+    )
 
 
 @settings(max_examples=50)
@@ -185,7 +205,15 @@ def test_an_unbounded_region_cannot_be_sampled():
 
 @pytest.mark.parametrize(
     ("written", "value"),
-    [("8/255", 8 / 255), (0.5, 0.5), ("0.5", 0.5), (" 8 / 255 ", 8 / 255), ("1e-3", 1e-3), (0, 0.0), ("-1/4", -0.25)],
+    [
+        ("8/255", 8 / 255),
+        (0.5, 0.5),
+        ("0.5", 0.5),
+        (" 8 / 255 ", 8 / 255),
+        ("1e-3", 1e-3),
+        (0, 0.0),
+        ("-1/4", -0.25),
+    ],
 )
 def test_fractions(written, value):
     assert Fraction(written) == value
@@ -193,11 +221,29 @@ def test_fractions(written, value):
 
 
 @pytest.mark.parametrize(
-    "written", ["8/0", "0/0", "1/2/3", "eight", "", "/", "8/", "/255", "nan", "inf", math.nan, -math.inf, None, [8]]
+    "written",
+    [
+        "8/0",
+        "0/0",
+        "1/2/3",
+        "eight",
+        "",
+        "/",
+        "8/",
+        "/255",
+        "nan",
+        "inf",
+        math.nan,
+        -math.inf,
+        None,
+        [8],
+    ],
 )
 @pytest.mark.parametrize("kind", [Linf, L2])
 def test_a_radius_that_is_no_number(kind, written):
-    with pytest.raises(UserError, match=r"^radius: .* is not a finite number or a fraction such as 8/255") as caught:
+    with pytest.raises(
+        UserError, match=r"^radius: .* is not a finite number or a fraction such as 8/255"
+    ) as caught:
         kind(written)
     assert repr(written) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -226,4 +272,6 @@ def test_regions_are_equal_settings():
 def test_a_scaled_region_has_the_scaled_radius_or_the_whole_pixel_range(kind, radius, factor, clip):
     region = build(kind, radius, clip)
     wanted = factor * region.radius
-    assert region.scaled(factor) == kind(min(wanted, 1) if kind is Linf and clip else wanted, clip=clip)
+    assert region.scaled(factor) == kind(
+        min(wanted, 1) if kind is Linf and clip else wanted, clip=clip
+    )

@@ -1,4 +1,6 @@
-"""Attacks differentiate in the fastest precision that keeps their strength; true scores are float32."""
+"""Attacks differentiate in the fastest precision that keeps their strength; true scores are
+float32.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from robust_ood import Linf, attacks, detectors
-from robust_ood.attacks import PGD, Suite, Targeted, apgd, attack_labels, attack_score, fgsm, precision
+from robust_ood.attacks import (
+    PGD,
+    Suite,
+    Targeted,
+    apgd,
+    attack_labels,
+    attack_score,
+    fgsm,
+    precision,
+)
 from robust_ood.attacks.precision import resolve
 from robust_ood.detectors import MSP, PRO, Detector, Energy, Mean
 from robust_ood.errors import UserError
@@ -56,14 +67,20 @@ def native(monkeypatch):
 
 
 @pytest.mark.usefixtures("native")
-def test_auto_is_bfloat16_where_the_device_has_it_and_no_detector_needs_float32(problem, monkeypatch):
+def test_auto_is_bfloat16_where_the_device_has_it_and_no_detector_needs_float32(
+    problem, monkeypatch
+):
     net, images = problem
     assert resolve("auto", images, MSP(net)) == resolve("auto", images, net) == "bfloat16"
     for fragile in (Fragile(net), PRO(Fragile(net)), Mean([MSP(net), Fragile(net)])):
         assert resolve("auto", images, fragile) == "float32"
         assert resolve("bfloat16", images, fragile) == "bfloat16"
     assert resolve("float32", images, MSP(net)) == "float32"
-    assert resolve("auto", images.double(), MSP(net)) == resolve("bfloat16", images.double(), net) == "float64"
+    assert (
+        resolve("auto", images.double(), MSP(net))
+        == resolve("bfloat16", images.double(), net)
+        == "float64"
+    )
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
     assert resolve("auto", images, MSP(net)) == "float32"
 
@@ -105,7 +122,9 @@ def test_the_search_is_in_bfloat16_and_the_true_score_in_float32(problem, attack
 
 
 @pytest.mark.usefixtures("native")
-@pytest.mark.parametrize("attack", [PGD(Linf(RADIUS), steps=3), Targeted(apgd(Linf(RADIUS), steps=3), 2)])
+@pytest.mark.parametrize(
+    "attack", [PGD(Linf(RADIUS), steps=3), Targeted(apgd(Linf(RADIUS), steps=3), 2)]
+)
 def test_margins_of_classifiers_are_float32(problem, attack):
     net, images = problem
     with torch.no_grad():
@@ -115,7 +134,10 @@ def test_margins_of_classifiers_are_float32(problem, attack):
     assert found.precisions == ("bfloat16",)
     with torch.no_grad():
         torch.testing.assert_close(
-            found.values, attacks.objectives.losses.margin(net(found.images), labels), rtol=0, atol=1e-5
+            found.values,
+            attacks.objectives.losses.margin(net(found.images), labels),
+            rtol=0,
+            atol=1e-5,
         )
 
 
@@ -144,7 +166,9 @@ def test_images_come_back_in_the_layout_they_were_given_in_and_weights_stay_as_t
     attack = PGD(Linf(RADIUS), steps=1)
     assert attacks.lower_score(MSP(net), images, attack).is_contiguous()
     last = images.contiguous(memory_format=torch.channels_last)
-    assert attacks.lower_score(MSP(net), last, attack).is_contiguous(memory_format=torch.channels_last)
+    assert attacks.lower_score(MSP(net), last, attack).is_contiguous(
+        memory_format=torch.channels_last
+    )
     assert [(p.stride(), p.dtype) for p in net.parameters()] == before
 
 
@@ -154,7 +178,9 @@ def test_scores_of_outputs_see_float32_also_under_autocast(problem):
 
     class Reader(Energy):
         def score(self, out):
-            seen.extend([out.logits.dtype, out.features.dtype, *(one.dtype for one in out.maps.values())])
+            seen.extend(
+                [out.logits.dtype, out.features.dtype, *(one.dtype for one in out.maps.values())]
+            )
             return super().score(out)
 
     reader = Reader(net)
@@ -177,12 +203,19 @@ def test_where_rounding_hides_progress_the_last_iterate_is_proposed_too(problem)
 
     class Shifted(Energy):
         def forward(self, images):
-            return F.linear(self.net(images)[:, :1], torch.ones(1, 1), torch.full((1,), 512.0))[:, 0].float() - 512
+            return (
+                F.linear(self.net(images)[:, :1], torch.ones(1, 1), torch.full((1,), 512.0))[
+                    :, 0
+                ].float()
+                - 512
+            )
 
         surrogate = Detector.surrogate
 
     rounded, exact = (
-        attack_score(Shifted(net), images, PGD(Linf(RADIUS), steps=4, random_start=False, precision=name), 1)
+        attack_score(
+            Shifted(net), images, PGD(Linf(RADIUS), steps=4, random_start=False, precision=name), 1
+        )
         for name in ("bfloat16", "float32")
     )
     with torch.no_grad():
@@ -222,6 +255,10 @@ def test_the_sanity_checks_notice_gradients_that_bfloat16_rounds_away():
     outliers = (0.512 + 0.004 * shift).expand(16, 3, 4, 4)
     detector = Parabola(Rounded())
     words = "bfloat16 is weaker"
-    assert any(words in line for line in sanity.check(detector, inliers, outliers, PGD(Linf(0.008))))
+    assert any(
+        words in line for line in sanity.check(detector, inliers, outliers, PGD(Linf(0.008)))
+    )
     detector.needs_float32 = True
-    assert not any(words in line for line in sanity.check(detector, inliers, outliers, PGD(Linf(0.008))))
+    assert not any(
+        words in line for line in sanity.check(detector, inliers, outliers, PGD(Linf(0.008)))
+    )

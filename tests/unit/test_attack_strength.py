@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from robust_ood import L2, Linf, attacks
-from robust_ood.attacks import PGD, LowResolution, Suite, aloe_mahalanobis, attack_score, standard, transferred
+from robust_ood.attacks import (
+    PGD,
+    LowResolution,
+    Suite,
+    aloe_mahalanobis,
+    attack_score,
+    standard,
+    transferred,
+)
 from robust_ood.detectors import (
     ODIN,
     PRO,
@@ -68,11 +76,16 @@ def gain(images, found):
 
 
 def candidates(detector, images, attack, direction=1):
-    return [one.images for one in attack.on_score(detector, images, direction, torch.arange(len(images)))]
+    return [
+        one.images
+        for one in attack.on_score(detector, images, direction, torch.arange(len(images)))
+    ]
 
 
 def moving(net, inliers, labels):
-    """Detectors that move images before they score them, and each one's score without the movement."""
+    """Detectors that move images before they score them, and each one's score without the
+    movement.
+    """
     layers = Mahalanobis(net, ["conv", "penultimate"]).fit([(inliers, labels)])
     entropy = Entropy(net)
     odin = ODIN(net, 10.0, 0.01)
@@ -108,15 +121,21 @@ def test_a_transferred_attack_does_not_choose_by_the_true_score(trained, source,
     net, inliers, _, _ = trained
     for detector in (Entropy(net), ODIN(net), PRO(Entropy(net))):  # these have several stand-ins
         assert len(detector.surrogates) > 1
-        attack = PGD(REGION, objective=source, keep=keep, steps=2, restarts=2 if keep == "objective" else 1)
+        attack = PGD(
+            REGION, objective=source, keep=keep, steps=2, restarts=2 if keep == "objective" else 1
+        )
         assert len(candidates(detector, inliers[:4], attack)) == 1
 
 
-@pytest.mark.parametrize("make", [Entropy, lambda net: DeepEnsemble([net, net])], ids=["entropy", "ensemble"])
+@pytest.mark.parametrize(
+    "make", [Entropy, lambda net: DeepEnsemble([net, net])], ids=["entropy", "ensemble"]
+)
 def test_an_undecided_network_does_not_stop_the_attack(make):
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, 4, bias=False))
     weight = torch.randn(4, 48, generator=torch.Generator().manual_seed(0))
-    net[1].weight.data = weight - weight.mean(1, keepdim=True)  # grey images have no logits, and no slope of entropy
+    net[1].weight.data = weight - weight.mean(
+        1, keepdim=True
+    )  # grey images have no logits, and no slope of entropy
     grey = torch.full((2, 3, 4, 4), 0.5)
     found = attack_score(make(net), grey, PGD(REGION, random_start=False), -1)
     assert (found.values > make(net)(grey) + 0.05).all()
@@ -139,7 +158,9 @@ def test_low_resolution_hands_over_what_is_handed_over():
 
 
 class Misleading(OutputsDetector):
-    """A score of outputs whose first stand-in is the opposite of it, and whose second one is the score."""
+    """A score of outputs whose first stand-in is the opposite of it, and whose second one is the
+    score.
+    """
 
     def score(self, out):
         return out.logits[:, 0]
@@ -172,14 +193,18 @@ def test_low_resolution_works_inside_a_suite_on_what_is_left(trained):
 
 def test_a_random_score_s_best_image_is_not_its_luckiest():
     images = draw(8)
-    lucky, averaged = (candidates(Noisy(), images, PGD(REGION, 10, noise_draws=draws))[0] for draws in (1, 64))
+    lucky, averaged = (
+        candidates(Noisy(), images, PGD(REGION, 10, noise_draws=draws))[0] for draws in (1, 64)
+    )
     assert gain(images, lucky).mean() < 0.9
     assert gain(images, averaged).mean() > 0.97
 
 
 def test_a_tie_is_not_taken_for_an_error():
     class Coarse(nn.Module):
-        """Whole-number logits; the pixel sum decides between class 0, which wins ties, and class 1."""
+        """Whole-number logits; the pixel sum decides between class 0, which wins ties, and
+        class 1.
+        """
 
         def forward(self, images):
             fine = 20 * (images.flatten(1).sum(1, keepdim=True) - 24)  # (N, 1)
@@ -190,7 +215,9 @@ def test_a_tie_is_not_taken_for_an_error():
         """Goes to a tie and stops there."""
 
         def on_label(self, net, images, labels, indices):
-            yield attacks.Candidate(images * (24 / images.flatten(1).sum(1)).view(-1, 1, 1, 1), "tie")
+            yield attacks.Candidate(
+                images * (24 / images.flatten(1).sum(1)).view(-1, 1, 1, 1), "tie"
+            )
 
     images = 0.499 * torch.ones(2, 3, 4, 4)
     labels = torch.zeros(2, dtype=torch.long)
@@ -218,6 +245,8 @@ def test_members_that_cannot_apply_are_named(trained):
     assert suite.left_out(Energy(net)) == []
     warnings = sanity.check(Nameless(), inliers, outliers, suite, limit=4)
     assert any(f"{', '.join(left_out)} do not apply" in warning for warning in warnings)
-    assert not any("do not apply" in w for w in sanity.check(Energy(net), inliers, outliers, suite, limit=4))
+    assert not any(
+        "do not apply" in w for w in sanity.check(Energy(net), inliers, outliers, suite, limit=4)
+    )
     won = attack_score(Nameless(), outliers[:2], suite, -1).wins()
     assert set(won) == {"clean", "pgd", "apgd", "aloe-unmoved", "square"}

@@ -8,7 +8,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from robust_ood import L2, Linf, Unbounded, attacks, detectors, losses
-from robust_ood.attacks import PGD, LowResolution, Square, Suite, Targeted, apgd, attack_score, standard, transferred
+from robust_ood.attacks import (
+    PGD,
+    LowResolution,
+    Square,
+    Suite,
+    Targeted,
+    apgd,
+    attack_score,
+    standard,
+    transferred,
+)
 from robust_ood.attacks.objectives import expected
 from robust_ood.detectors import MSP, PRO, Detector, Energy, InputNoise
 from robust_ood.errors import UserError
@@ -59,7 +69,9 @@ def test_a_linear_score_moves_by_its_closed_form(name, region, direction):
     change = direction * ((found.images - images) * WEIGHT).flatten(1).sum(1)
     best = -region.radius * (WEIGHT.abs().sum() if region.name == "Linf" else WEIGHT.norm())
     # PGD turns towards the optimum by a fixed share a step; the adaptive steps get there.
-    assert torch.allclose(change, best.expand(5), rtol=3e-2 if "pgd" in name and region.name == "L2" else 2e-3)
+    assert torch.allclose(
+        change, best.expand(5), rtol=3e-2 if "pgd" in name and region.name == "L2" else 2e-3
+    )
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd", "suite"])
@@ -77,10 +89,13 @@ def test_a_quadratic_score_rises_to_the_nearest_point_and_falls_to_the_farthest_
 @pytest.mark.parametrize("region", [Linf(0.1), L2(0.5)], ids=["Linf", "L2"])
 def test_square_gets_far_without_gradients(region):
     images = 0.3 + 0.4 * draw(4, size=8)
-    weight = F.interpolate(draw(1, size=2, seed=3) - 0.5, scale_factor=4)  # blocks, which squares can follow
+    weight = F.interpolate(
+        draw(1, size=2, seed=3) - 0.5, scale_factor=4
+    )  # blocks, which squares can follow
     best = region.radius * (weight.abs().sum() if region.name == "Linf" else weight.norm())
     few, many = (
-        attack_score(Linear(weight), images, Square(region, queries=queries), 1).images for queries in (20, 4000)
+        attack_score(Linear(weight), images, Square(region, queries=queries), 1).images
+        for queries in (20, 4000)
     )
     gains = [((images - found) * weight).flatten(1).sum(1) / best for found in (few, many)]
     assert (gains[1] > gains[0]).all()
@@ -101,7 +116,9 @@ def test_square_climbs_what_carries_no_gradient():
 
 
 @pytest.mark.parametrize("direction", [1, -1])
-def test_the_suite_is_at_least_as_strong_as_each_member_and_as_the_published_attack(trained, direction):
+def test_the_suite_is_at_least_as_strong_as_each_member_and_as_the_published_attack(
+    trained, direction
+):
     net, inliers, _, outliers = trained
     images = (inliers if direction == 1 else outliers)[:3]
     region = Linf(8 / 255)
@@ -110,7 +127,11 @@ def test_the_suite_is_at_least_as_strong_as_each_member_and_as_the_published_att
         together = attack_score(detector, images, suite, direction)
         assert sum(together.wins().values()) == 3
         assert (region.norm(together.images - images) <= region.radius + 1e-6).all()
-        singles = {**suite.on_detectors, "published": attacks.aloe_softmax(region), "msp": transferred(PGD(region))}
+        singles = {
+            **suite.on_detectors,
+            "published": attacks.aloe_softmax(region),
+            "msp": transferred(PGD(region)),
+        }
         for member, attack in singles.items():
             alone = attack_score(detector, images, attack, direction)
             assert (direction * (together.values - alone.values) <= 1e-6).all(), (name, member)
@@ -140,7 +161,9 @@ def test_the_attack_through_pro_beats_the_one_transferred_from_its_base(trained)
     net, _, _, outliers = trained
     detector, region = PRO(MSP(net), steps=3, step_size=0.02), Linf(8 / 255)
     adaptive = attack_score(detector, outliers, PGD(region, steps=20), -1).values
-    blind = attack_score(detector, outliers, PGD(region, steps=20, objective="unmoved", keep="last"), -1).values
+    blind = attack_score(
+        detector, outliers, PGD(region, steps=20, objective="unmoved", keep="last"), -1
+    ).values
     assert adaptive.mean() >= blind.mean()
 
 
@@ -154,15 +177,22 @@ def test_mean_strength_grows_with_the_radius(trained):
     assert means[3] < means[0] - 0.1
 
 
-SMALL = Suite({"pgd": PGD(Linf(0.05), restarts=2), "features": PGD(Linf(0.05), objective="features")})
+SMALL = Suite(
+    {"pgd": PGD(Linf(0.05), restarts=2), "features": PGD(Linf(0.05), objective="features")}
+)
 
 
-@pytest.mark.parametrize("attack", [apgd(L2(0.5), steps=8), Square(L2(0.5), 15), Square(Linf(0.1), 15), SMALL])
+@pytest.mark.parametrize(
+    "attack", [apgd(L2(0.5), steps=8), Square(L2(0.5), 15), Square(Linf(0.1), 15), SMALL]
+)
 def test_an_image_is_attacked_the_same_in_any_batch(trained, attack):
     net, inliers, _, _ = trained
     detector, images = PRO(MSP(net)), inliers[:4]
     whole = attacks.lower_score(detector, images, attack, indices=torch.arange(10, 14))
-    parts = [attacks.lower_score(detector, images[i : i + 1], attack, indices=torch.tensor([10 + i])) for i in range(4)]
+    parts = [
+        attacks.lower_score(detector, images[i : i + 1], attack, indices=torch.tensor([10 + i]))
+        for i in range(4)
+    ]
     assert torch.allclose(whole, torch.cat(parts), atol=1e-4)
 
 
@@ -201,7 +231,8 @@ def test_dlr_below_three_classes_is_refused(make_net):
     labels = torch.tensor([0, 1])
     attacks.misclassify(net, draw(2), labels, standard(0.1))
     either, margin = (
-        attacks.misclassify(net, draw(2), labels, PGD(Linf(0.1), loss=loss)) for loss in ("dlr_or_margin", "margin")
+        attacks.misclassify(net, draw(2), labels, PGD(Linf(0.1), loss=loss))
+        for loss in ("dlr_or_margin", "margin")
     )
     assert torch.equal(either, margin)
 
@@ -290,7 +321,9 @@ def test_low_resolution_is_the_attack_on_the_resized_score():
 def test_low_resolution_attacks_classifiers_too(trained):
     net, inliers, labels, _ = trained
     found = attacks.misclassify(net, inliers, labels, LowResolution(PGD(Linf(0.1)), 4))
-    assert losses.margin(net(found), labels).mean() < losses.margin(net(inliers), labels).mean() - 0.1
+    assert (
+        losses.margin(net(found), labels).mean() < losses.margin(net(inliers), labels).mean() - 0.1
+    )
 
 
 def test_the_encoder_attack_matches_features_of_paired_images(trained):
@@ -308,7 +341,9 @@ def test_the_encoder_attack_matches_features_of_paired_images(trained):
 
 def test_the_encoder_attack_matches_true_scores_where_the_surrogate_lies_elsewhere(trained):
     class Shifted(Energy):
-        """A score that is flat above a bound, with a surrogate that is not and has another scale and origin."""
+        """A score that is flat above a bound, with a surrogate that is not and has another scale
+        and origin.
+        """
 
         def score(self, out):
             return super().score(out).clamp_max(6.0)
@@ -317,7 +352,10 @@ def test_the_encoder_attack_matches_true_scores_where_the_surrogate_lies_elsewhe
             return 3 * super().score(out) - 100 * out.features.detach().mean(1)
 
     net, inliers, _, _ = trained
-    detector, starts = Shifted(net), torch.rand(inliers.shape, generator=torch.Generator().manual_seed(4))
+    detector, starts = (
+        Shifted(net),
+        torch.rand(inliers.shape, generator=torch.Generator().manual_seed(4)),
+    )
     encode = attacks.encoder(detector, "score")
     assert torch.allclose(encode(starts)[:, 0], detector(starts), atol=1e-4)
     matched = attacks.EncoderAttack(L2(10.0), steps=200).match(encode, starts, inliers)

@@ -1,4 +1,6 @@
-"""Attacks on scores and labels: never in the wrong direction, judged by the true score, restarts, hygiene, mistakes."""
+"""Attacks on scores and labels: never in the wrong direction, judged by the true score, restarts,
+hygiene, mistakes.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ LOSSES = ["cross_entropy", "margin", "dlr"]
 
 
 class Stairs(Detector):
-    """A score without gradient (whole steps of a logit) whose stand-in points the wrong way for half of the images."""
+    """A score without gradient (whole steps of a logit) whose stand-in points the wrong way for
+    half of the images.
+    """
 
     def __init__(self, net):
         super().__init__()
@@ -77,7 +81,9 @@ def both(detector, images, attack, **settings):
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("objective", ["score", "softmax"])
 @pytest.mark.parametrize("region", [Linf(0.03), L2(0.3)], ids=["Linf", "L2"])
-def test_scores_move_the_right_way_and_images_stay_in_the_region(net, images, name, objective, region):
+def test_scores_move_the_right_way_and_images_stay_in_the_region(
+    net, images, name, objective, region
+):
     detector, attack = MAKERS[name](net).double(), PGD(region, steps=4, objective=objective)
     clean, lowered, raised = both(detector, images, attack)
     assert (lowered <= clean).all()
@@ -95,7 +101,9 @@ def test_scores_move_the_right_way_and_images_stay_in_the_region(net, images, na
 @settings(max_examples=30)
 @given(
     name=st.sampled_from(sorted(MAKERS)),
-    region=st.builds(lambda kind, radius: kind(radius), st.sampled_from([Linf, L2]), st.floats(0, 1)),
+    region=st.builds(
+        lambda kind, radius: kind(radius), st.sampled_from([Linf, L2]), st.floats(0, 1)
+    ),
     steps=st.integers(1, 3),
     restarts=st.integers(1, 2),
     random_start=st.booleans(),
@@ -153,8 +161,12 @@ def test_softmax_objectives_are_those_of_the_aloe_paper(net, images):
     logits = net(images)
     p = logits.softmax(1)
     (inlier,), (outlier,) = softmax(detector, 1, images), softmax(detector, -1, images)
-    torch.testing.assert_close(inlier(images), -p.log().mean(1))  # cross-entropy from the uniform distribution
-    torch.testing.assert_close(outlier(images), -(p * p.log()).sum(1))  # Shannon entropy, untempered
+    torch.testing.assert_close(
+        inlier(images), -p.log().mean(1)
+    )  # cross-entropy from the uniform distribution
+    torch.testing.assert_close(
+        outlier(images), -(p * p.log()).sum(1)
+    )  # Shannon entropy, untempered
 
 
 def test_softmax_objective_is_judged_by_the_true_score(net, images):
@@ -165,7 +177,9 @@ def test_softmax_objective_is_judged_by_the_true_score(net, images):
     for _ in range(6):  # the ALOE paper's inlier attack, written out
         leaf = current.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(-nn.functional.log_softmax(net(leaf), 1).mean(), leaf)
-        current = torch.clamp(current - attack.step_size * gradient.sign(), images - 0.05, images + 0.05).clamp(0, 1)
+        current = torch.clamp(
+            current - attack.step_size * gradient.sign(), images - 0.05, images + 0.05
+        ).clamp(0, 1)
         trail.append(current)
     scores = torch.stack([detector(x) for x in trail])
     torch.testing.assert_close(detector(found), scores.amin(0), rtol=0, atol=1e-9)
@@ -179,7 +193,9 @@ def test_a_detector_without_classifier_has_no_softmax_objective(images):
 
     with pytest.raises(UserError, match="objective: Brightness reads no classifier"):
         lower_score(Brightness(), images, PGD(Linf(0.1), objective="softmax"))
-    torch.testing.assert_close(lower_score(Brightness(), images, PGD(Linf(0.1))), (images - 0.1).clamp(min=0))
+    torch.testing.assert_close(
+        lower_score(Brightness(), images, PGD(Linf(0.1))), (images - 0.1).clamp(min=0)
+    )
 
 
 # ---------------------------------------------------------------------------------------------- restarts and randomness
@@ -190,7 +206,10 @@ def test_a_detector_without_classifier_has_no_softmax_objective(images):
 def test_more_restarts_are_never_weaker(net, images, name, attack_score):
     detector, sign = MAKERS[name](net).double(), 1 if attack_score is lower_score else -1
     values = [
-        sign * detector(attack_score(detector, images, PGD(Linf(0.1), steps=2, restarts=restarts, seed=3)))
+        sign
+        * detector(
+            attack_score(detector, images, PGD(Linf(0.1), steps=2, restarts=restarts, seed=3))
+        )
         for restarts in (1, 2, 4)
     ]
     assert (values[1] <= values[0]).all()
@@ -232,9 +251,13 @@ def test_seed_and_index_decide_the_start(net, images):
     first = lower_score(detector, images, PGD(Linf(0.1), **still))
     torch.manual_seed(123)
     assert torch.equal(lower_score(detector, images, PGD(Linf(0.1), **still)), first)
-    assert torch.equal(lower_score(detector, images, PGD(Linf(0.1), **still), indices=torch.arange(8)), first)
+    assert torch.equal(
+        lower_score(detector, images, PGD(Linf(0.1), **still), indices=torch.arange(8)), first
+    )
     assert not torch.equal(lower_score(detector, images, PGD(Linf(0.1), seed=1, **still)), first)
-    assert not torch.equal(lower_score(detector, images, PGD(Linf(0.1), **still), indices=torch.arange(1, 9)), first)
+    assert not torch.equal(
+        lower_score(detector, images, PGD(Linf(0.1), **still), indices=torch.arange(1, 9)), first
+    )
 
 
 def test_starts_are_random_only_where_asked(net, images):
@@ -286,11 +309,17 @@ def test_networks_are_left_as_they_were(make_net, images, fails):
 
 @pytest.mark.parametrize("name", ["msp", "odin", "pro-ent"])
 def test_attacks_work_where_gradients_are_off(net, images, name):
-    detector, attack, labels = MAKERS[name](net).double(), PGD(Linf(0.05), steps=2), torch.arange(8) % 4
+    detector, attack, labels = (
+        MAKERS[name](net).double(),
+        PGD(Linf(0.05), steps=2),
+        torch.arange(8) % 4,
+    )
     expected = lower_score(detector, images, attack), misclassify(net, images, labels, attack)
     with torch.no_grad():
         assert torch.equal(lower_score(detector, images, attack), expected[0])
-    with torch.inference_mode():  # batches in Lightning's validation are inference tensors, labels included
+    with (
+        torch.inference_mode()
+    ):  # batches in Lightning's validation are inference tensors, labels included
         assert torch.equal(lower_score(detector, images.clone(), attack), expected[0])
         for loss in LOSSES:
             misclassify(net, images.clone(), labels.clone(), replace(attack, loss=loss))
@@ -340,7 +369,12 @@ def test_misclassified_images_that_cannot_get_worse_stay(net, images, loss):
 
 def test_dlr_needs_three_classes(make_net, images):
     with pytest.raises(UserError, match="DLR needs at least 3 classes"):
-        misclassify(make_net(classes=2), images, torch.zeros(8, dtype=torch.long), PGD(Linf(0.1), loss="dlr"))
+        misclassify(
+            make_net(classes=2),
+            images,
+            torch.zeros(8, dtype=torch.long),
+            PGD(Linf(0.1), loss="dlr"),
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------- settings
@@ -352,7 +386,9 @@ def test_default_step_size_reaches_the_boundary():
     assert fgsm(L2(0.5)).step_size == 0.5
 
 
-@pytest.mark.parametrize("rule", [Steepest(0.9), Optimizer(torch.optim.Adam)], ids=["momentum", "Adam"])
+@pytest.mark.parametrize(
+    "rule", [Steepest(0.9), Optimizer(torch.optim.Adam)], ids=["momentum", "Adam"]
+)
 def test_the_step_rule_is_the_engine_s(net, images, rule):
     detector, region = Energy(net).double(), L2(0.3)
     (candidate,) = PGD(region, steps=5, step_size=0.05, random_start=False, rule=rule).on_score(
@@ -360,7 +396,9 @@ def test_the_step_rule_is_the_engine_s(net, images, rule):
     )
     expected = minimize(detector, images, region, steps=5, step_size=0.05, rule=rule).images
     assert torch.equal(candidate.images, expected)
-    assert not torch.allclose(candidate.images, minimize(detector, images, region, steps=5, step_size=0.05).images)
+    assert not torch.allclose(
+        candidate.images, minimize(detector, images, region, steps=5, step_size=0.05).images
+    )
 
 
 @pytest.mark.parametrize(
@@ -377,10 +415,16 @@ def test_the_step_rule_is_the_engine_s(net, images, rule):
         (lambda: PGD(L2("8/0")), "^radius: '8/0'"),
         (lambda: PGD(Unbounded()), "step_size: an Unbounded region"),
         (lambda: fgsm(Unbounded()), "step_size: inf"),
-        (lambda: PGD(Linf(0.1), objective="sofmax"), r"objective: unknown name 'sofmax'; did you mean 'softmax'\?"),
+        (
+            lambda: PGD(Linf(0.1), objective="sofmax"),
+            r"objective: unknown name 'sofmax'; did you mean 'softmax'\?",
+        ),
         (lambda: build("pdg"), r"attacks: unknown name 'pdg'; did you mean 'pgd'\?"),
         (lambda: build("fgms"), r"did you mean 'fgsm'\?"),
-        (lambda: build("pgd", norm="Linv"), r"attacks.pgd.norm: unknown name 'Linv'; did you mean 'Linf'\?"),
+        (
+            lambda: build("pgd", norm="Linv"),
+            r"attacks.pgd.norm: unknown name 'Linv'; did you mean 'Linf'\?",
+        ),
         (lambda: build("pgd", radius="8/0"), "radius: '8/0'"),
         (lambda: build("pgd", radius=-1), "radius: -1"),
         (lambda: build("pgd", stps=3), r"attacks.pgd.stps: no such setting"),
@@ -397,7 +441,9 @@ def test_mistakes_are_named_in_one_line(make, message):
 
 def test_mistakes_met_while_attacking(net, images):
     labels, attack = torch.zeros(8, dtype=torch.long), PGD(Linf(0.1), steps=1)
-    with pytest.raises(UserError, match=r"loss: unknown name 'cross-entropy'; did you mean 'cross_entropy'\?"):
+    with pytest.raises(
+        UserError, match=r"loss: unknown name 'cross-entropy'; did you mean 'cross_entropy'\?"
+    ):
         misclassify(net, images, labels, replace(attack, loss="cross-entropy"))
     with pytest.raises(UserError, match=r"objective: .*no gradient.*differentiable surrogate"):
         lower_score(Detached(net).double(), images, attack)

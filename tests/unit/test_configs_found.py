@@ -16,8 +16,15 @@ NAME = Path("configs/experiments/digits_aloe.yaml")
 def test_the_package_s_own_config_is_found_from_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = with_includes(["fit", "-c", str(NAME)])
-    files = [Path(value) for flag, value in zip(found[1::2], found[2::2], strict=True) if flag == "-c"]
-    assert [file.name for file in files] == ["digits.yaml", "digits.yaml", "wrn_10_1.yaml", "digits_aloe.yaml"]
+    files = [
+        Path(value) for flag, value in zip(found[1::2], found[2::2], strict=True) if flag == "-c"
+    ]
+    assert [file.name for file in files] == [
+        "digits.yaml",
+        "digits.yaml",
+        "wrn_10_1.yaml",
+        "digits_aloe.yaml",
+    ]
     assert all(file.is_file() for file in files)
 
 
@@ -35,12 +42,22 @@ def test_what_is_nowhere_is_named_as_it_was_given(tmp_path, monkeypatch, name):
         with_includes(["-c", name])
 
 
-@pytest.mark.parametrize("given", [["-c", "it.yaml"], ["-cit.yaml"], ["-c=it.yaml"], ["--config=it.yaml"]])
+@pytest.mark.parametrize(
+    "given", [["-c", "it.yaml"], ["-cit.yaml"], ["-c=it.yaml"], ["--config=it.yaml"]]
+)
 def test_includes_are_read_however_the_file_is_attached(tmp_path, monkeypatch, given):
     monkeypatch.chdir(tmp_path)
     Path("it.yaml").write_text("include: [base.yaml]")
     Path("base.yaml").write_text("limit: 3")
-    assert with_includes(["fit", *given, "--a", "b"]) == ["fit", "-c", "base.yaml", "-c", "it.yaml", "--a", "b"]
+    assert with_includes(["fit", *given, "--a", "b"]) == [
+        "fit",
+        "-c",
+        "base.yaml",
+        "-c",
+        "it.yaml",
+        "--a",
+        "b",
+    ]
 
 
 @pytest.mark.parametrize(("command", "words"), [("train", ["fit"]), ("evaluate", [])])

@@ -12,7 +12,9 @@ from robust_ood.errors import UserError
 
 
 def pixels(count=6, size=8, channels=3, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
+    return np.random.default_rng(seed).integers(
+        0, 256, (count, size, size, channels), dtype=np.uint8
+    )
 
 
 def save(path, **arrays):
@@ -30,13 +32,17 @@ def refused(path, *words):
 
 def test_npz_keeps_pixels_labels_and_names(tmp_path):
     images, labels = pixels(), np.array([0, 1, 2, 2, 1, 0])
-    found = load_arrays(save(tmp_path / "pets.npz", images=images, labels=labels, class_names=["cat", "dog", "emu"]))
+    found = load_arrays(
+        save(tmp_path / "pets.npz", images=images, labels=labels, class_names=["cat", "dog", "emu"])
+    )
     assert found.name == "pets"
     assert found.class_names == ("cat", "dog", "emu")
     assert found.image_shape == (8, 8)
     order = torch.tensor([4, 0, 0])
     assert found.read(order).dtype == torch.uint8
-    np.testing.assert_array_equal(found.read(order).numpy(), images[[4, 0, 0]].transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(
+        found.read(order).numpy(), images[[4, 0, 0]].transpose(0, 3, 1, 2)
+    )
     assert found.read_labels(order).tolist() == [1, 0, 0]
 
 
@@ -97,7 +103,9 @@ def test_unusable_labels(tmp_path, labels, words):
 def test_labels_beyond_the_networks_classes():
     found = ImageSet("pets", pixels(), np.arange(6))
     found.require_classes(6)
-    with pytest.raises(UserError, match=r"pets: labels reach 5, but the network has classes 0\.\.4"):
+    with pytest.raises(
+        UserError, match=r"pets: labels reach 5, but the network has classes 0\.\.4"
+    ):
         found.require_classes(5)
     with pytest.raises(UserError, match="pets: has no labels"):
         ImageSet("pets", pixels()).require_classes(5)
@@ -163,12 +171,16 @@ def test_names_are_files_under_the_root(tmp_path):
 
 
 def test_missing_folder_file_and_name(tmp_path):
-    with pytest.raises(UserError, match=r"data\.root: no such folder: .*nowhere .*data\.outliers: tiny"):
+    with pytest.raises(
+        UserError, match=r"data\.root: no such folder: .*nowhere .*data\.outliers: tiny"
+    ):
         load_set("tiny", tmp_path / "nowhere", "outliers")
     with pytest.raises(UserError, match=r"data\.test: no such file: .*tiny\.npz"):
         load_set("tiny.npz", tmp_path, "test")
     save(tmp_path / "tinyimages.npz", images=pixels())
-    with pytest.raises(UserError, match=r"data\.test: unknown name 'tinyimage'; did you mean 'tinyimages'"):
+    with pytest.raises(
+        UserError, match=r"data\.test: unknown name 'tinyimage'; did you mean 'tinyimages'"
+    ):
         load_set("tinyimage", tmp_path, "test")
     (tmp_path / "shapes").mkdir()
     save(tmp_path / "shapes" / "train.npz", images=pixels())

@@ -1,4 +1,6 @@
-"""Each entry of the catalogue on a tiny copy in its original layout, and what happens to a damaged one."""
+"""Each entry of the catalogue on a tiny copy in its original layout, and what happens to a damaged
+one.
+"""
 
 import gzip
 import hashlib
@@ -43,20 +45,28 @@ def pickled(path, content):
     return md5(path)
 
 
-# Tiny copies: each writes files as the original has them and returns the labels of the default part, or None ----------
+# Tiny copies: each writes files as the original has them and returns the labels of the default
+# part, or None ----------
 
 
 def cifar10(home, patch):
     folder = home / "cifar-10-batches-py"
     names = [f"data_batch_{number}" for number in range(1, 6)]
     sums = [
-        pickled(folder / name, {"data": pixels(4, seed).transpose(0, 3, 1, 2).reshape(4, -1), "labels": [0, 9, 3, 1]})
+        pickled(
+            folder / name,
+            {"data": pixels(4, seed).transpose(0, 3, 1, 2).reshape(4, -1), "labels": [0, 9, 3, 1]},
+        )
         for seed, name in enumerate([*names, "test_batch"])
     ]
     meta = pickled(folder / "batches.meta", {"label_names": list("abcdefghij")})
-    patch.setattr(datasets.CIFAR10, "train_list", [list(pair) for pair in zip(names, sums, strict=False)])
+    patch.setattr(
+        datasets.CIFAR10, "train_list", [list(pair) for pair in zip(names, sums, strict=False)]
+    )
     patch.setattr(datasets.CIFAR10, "test_list", [["test_batch", sums[5]]])
-    patch.setattr(datasets.CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": meta})
+    patch.setattr(
+        datasets.CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": meta}
+    )
     return [0, 9, 3, 1], pixels(4, 5)
 
 
@@ -67,7 +77,9 @@ def cifar100(home, patch):
     meta = pickled(folder / "meta", {"fine_label_names": [str(label) for label in range(100)]})
     patch.setattr(datasets.CIFAR100, "train_list", [["train", sums["train"]]])
     patch.setattr(datasets.CIFAR100, "test_list", [["test", sums["test"]]])
-    patch.setattr(datasets.CIFAR100, "meta", {"filename": "meta", "key": "fine_label_names", "md5": meta})
+    patch.setattr(
+        datasets.CIFAR100, "meta", {"filename": "meta", "key": "fine_label_names", "md5": meta}
+    )
     return [99, 0, 5], pixels(3, 7)
 
 
@@ -84,7 +96,9 @@ def gtsrb(home, patch):
 
 
 def svhn(home, patch):
-    labels = np.array([10] * 3 + [1, 9, 10, 1], np.uint8)  # MATLAB counts from 1, so 10 stands for the digit 0
+    labels = np.array(
+        [10] * 3 + [1, 9, 10, 1], np.uint8
+    )  # MATLAB counts from 1, so 10 stands for the digit 0
     home.mkdir(parents=True, exist_ok=True)
     savemat(home / "test_32x32.mat", {"X": pixels(7).transpose(1, 2, 3, 0), "y": labels[:, None]})
     links = {"test": ["", "test_32x32.mat", md5(home / "test_32x32.mat")]}
@@ -119,8 +133,12 @@ def idx(folder):
         raw.mkdir(parents=True)
         grey = pixels(2, 3, 28)[..., 0]
         for part in ("train", "t10k"):
-            (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x803, 2, 28, 28) + grey.tobytes())
-            (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, 2) + bytes([7, 0]))
+            (raw / f"{part}-images-idx3-ubyte").write_bytes(
+                struct.pack(">IIII", 0x803, 2, 28, 28) + grey.tobytes()
+            )
+            (raw / f"{part}-labels-idx1-ubyte").write_bytes(
+                struct.pack(">II", 0x801, 2) + bytes([7, 0])
+            )
         return [7, 0], None
 
     return write
@@ -216,9 +234,13 @@ def test_a_copy_in_the_original_layout(tmp_path, monkeypatch, name, below_root):
     assert found.image_shape == (SIZE, SIZE)
     assert (None if found.labels is None else found.labels.tolist()) == labels
     if images is not None:
-        np.testing.assert_array_equal(found.read(torch.arange(len(found))).permute(0, 2, 3, 1).numpy(), images)
+        np.testing.assert_array_equal(
+            found.read(torch.arange(len(found))).permute(0, 2, 3, 1).numpy(), images
+        )
     for part in CATALOGUE[name].parts:
-        if part not in ("test-all", "train-balanced") and not (name == "places365" and part == "test"):
+        if part not in ("test-all", "train-balanced") and not (
+            name == "places365" and part == "test"
+        ):
             assert len(load_set(f"{name}/{part}", tmp_path if below_root else home, size=SIZE)) >= 1
 
 
@@ -235,9 +257,15 @@ def test_a_set_that_is_not_there_says_how_to_get_it(tmp_path, name):
 def test_parts_of_tinyimagenet_and_celeba(tmp_path, monkeypatch):
     tinyimagenet(tmp_path / "tinyimagenet", monkeypatch)
     train = load_set("tinyimagenet/train", tmp_path, size=8)
-    assert (train.name, train.labels.tolist(), train.class_names) == ("tinyimagenet-train", [0, 1, 1], ("n01", "n02"))
+    assert (train.name, train.labels.tolist(), train.class_names) == (
+        "tinyimagenet-train",
+        [0, 1, 1],
+        ("n01", "n02"),
+    )
     celeba(tmp_path / "celeba", monkeypatch)
-    assert [len(load_set(f"celeba/{part}", tmp_path, size=8)) for part in ("train", "val", "test")] == [1, 1, 2]
+    assert [
+        len(load_set(f"celeba/{part}", tmp_path, size=8)) for part in ("train", "val", "test")
+    ] == [1, 1, 2]
 
 
 def test_the_first_thousand_of_each_class():
@@ -272,8 +300,16 @@ def test_truncated_files_are_refused(tmp_path, monkeypatch, name):
         ),
         ("tinyimagenet", "\n", r"val_annotations\.txt lists no images"),
         ("tinyimagenet", "\xff", r"cannot read .*val_annotations\.txt"),
-        ("celeba", "000000.jpg\n", r"line 1 of .*list_eval_partition\.txt is '000000\.jpg'; accepted: two"),
-        ("celeba", "000000.jpg two\n", r"list_eval_partition\.txt has part 'two' for 000000\.jpg; accepted: numbers"),
+        (
+            "celeba",
+            "000000.jpg\n",
+            r"line 1 of .*list_eval_partition\.txt is '000000\.jpg'; accepted: two",
+        ),
+        (
+            "celeba",
+            "000000.jpg two\n",
+            r"list_eval_partition\.txt has part 'two' for 000000\.jpg; accepted: numbers",
+        ),
     ],
 )
 def test_damaged_tables_are_refused_by_name(tmp_path, monkeypatch, name, content, said):
@@ -300,7 +336,9 @@ def test_a_pickle_that_is_not_the_published_one_is_not_opened(tmp_path, monkeypa
 def test_80_million_tiny_images_without_its_list_are_refused(tmp_path, monkeypatch):
     tiny_images(tmp_path / "80m-tiny", monkeypatch)
     (tmp_path / "80m-tiny/80mn_cifar_idxs.txt").unlink()
-    with pytest.raises(UserError, match=r"80mn_cifar_idxs\.txt is missing; without it CIFAR's own images"):
+    with pytest.raises(
+        UserError, match=r"80mn_cifar_idxs\.txt is missing; without it CIFAR's own images"
+    ):
         load_set("80m-tiny", tmp_path)
 
 
@@ -319,7 +357,8 @@ def test_groups_and_copies_name_known_sets():
         assert not set(groups.near) & set(groups.far)
 
 
-# GTSRB's balance ------------------------------------------------------------------------------------------------------
+# GTSRB's balance
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_balanced_classes(tmp_path, monkeypatch):
@@ -334,7 +373,12 @@ def test_balanced_classes(tmp_path, monkeypatch):
     everything = torch.arange(12)
     images, originals = found.read(everything), plain.read(torch.arange(9))
     assert torch.equal(images[[0, 1, 2, 4, 8, 9, 10, 11]], originals[[0, 1, 2, 3, 4, 5, 6, 7]])
-    for place, source in ((3, 0), (5, 3), (6, 3), (7, 3)):  # warped: another picture of the same sign
+    for place, source in (
+        (3, 0),
+        (5, 3),
+        (6, 3),
+        (7, 3),
+    ):  # warped: another picture of the same sign
         distance = (images[place].float() - originals[source].float()).abs().mean()
         assert 1 < distance < 100
     assert not torch.equal(images[5], images[6])
@@ -362,10 +406,16 @@ def test_rotation_agrees_with_another_library():
     smooth = (smooth - smooth.min()) / np.ptp(smooth) * 255
     draws = torch.zeros(1, 11)
     draws[:, 0] = 1.0
-    found = warp(torch.from_numpy(smooth.astype(np.uint8))[None, :, :, None].expand(-1, -1, -1, 3), draws)[0, ..., 0]
-    expected = rotate(smooth.astype(np.uint8).astype(float), 15, reshape=False, order=1, mode="nearest")
+    found = warp(
+        torch.from_numpy(smooth.astype(np.uint8))[None, :, :, None].expand(-1, -1, -1, 3), draws
+    )[0, ..., 0]
+    expected = rotate(
+        smooth.astype(np.uint8).astype(float), 15, reshape=False, order=1, mode="nearest"
+    )
     difference = np.abs(found.numpy() - expected)[4:-4, 4:-4].max()
-    opposite = np.abs(found.numpy() - rotate(smooth, -15, reshape=False, order=1, mode="nearest"))[4:-4, 4:-4].max()
+    opposite = np.abs(found.numpy() - rotate(smooth, -15, reshape=False, order=1, mode="nearest"))[
+        4:-4, 4:-4
+    ].max()
     assert difference < 2 < opposite
 
 
@@ -376,7 +426,8 @@ def test_warps_have_the_stated_ranges():
     assert abs(view._draws.mean()) < 0.02
 
 
-# Commands -------------------------------------------------------------------------------------------------------------
+# Commands
+# -------------------------------------------------------------------------------------------------------------
 
 
 def run(capsys, *arguments):
@@ -401,7 +452,11 @@ def test_verify_counts_reads_and_compares_checksums(tmp_path, monkeypatch, capsy
     assert (code, "ninco/test: 2 images, all readable" in out) == (0, True)
     (tmp_path / "ninco/NINCO/NINCO_OOD_classes/amphiuma_means/1.jpg").write_bytes(b"")
     code, _, err = run(capsys, "verify", "ninco", "--root", tmp_path)
-    assert (code, "1 images cannot be read, the first:" in err, "1.jpg (empty file)" in err) == (2, True, True)
+    assert (code, "1 images cannot be read, the first:" in err, "1.jpg (empty file)" in err) == (
+        2,
+        True,
+        True,
+    )
     (tmp_path / "ninco/NINCO_all.tar.gz").write_bytes(b"not the archive")
     code, _, err = run(capsys, "verify", "ninco", "--root", tmp_path)
     assert (code, "its MD5 sum is" in err) == (2, True)
@@ -409,7 +464,9 @@ def test_verify_counts_reads_and_compares_checksums(tmp_path, monkeypatch, capsy
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_verify_and_preview_of_each_entry(tmp_path, monkeypatch, capsys, name):
-    """The tiny copy is not the original, which `verify` says; of what the catalogue expects of it, nothing is amiss."""
+    """The tiny copy is not the original, which `verify` says; of what the catalogue expects of it,
+    nothing is amiss.
+    """
     COPIES[name](tmp_path / name, monkeypatch)
     monkeypatch.chdir(tmp_path)
     entry = CATALOGUE[name]
@@ -418,7 +475,9 @@ def test_verify_and_preview_of_each_entry(tmp_path, monkeypatch, capsys, name):
     with Image.open(f"{name}.png") as sheet:
         assert len(np.unique(np.asarray(sheet))) > 20
     there = [part for part in entry.parts if (tmp_path / name / entry.parts[part].marker).exists()]
-    present = [part for part in there if "balanced" not in part]  # 10,000 images a class, however tiny the copy
+    present = [
+        part for part in there if "balanced" not in part
+    ]  # 10,000 images a class, however tiny the copy
     links = [link for link in entry.links if (tmp_path / name / link.folder / link.file).exists()]
     if links or any(entry.parts[part].count for part in present):
         code, _, err = run(capsys, "verify", name, "--root", ".")
@@ -426,7 +485,9 @@ def test_verify_and_preview_of_each_entry(tmp_path, monkeypatch, capsys, name):
         assert ("its MD5 sum is" if links else "are expected") in err
     links = [replace(link, md5=md5(tmp_path / name / link.folder / link.file)) for link in links]
     parts = {
-        part: replace(entry.parts[part], count=len(load_set(f"{name}/{part}", tmp_path, size=8)), classes=0)
+        part: replace(
+            entry.parts[part], count=len(load_set(f"{name}/{part}", tmp_path, size=8)), classes=0
+        )
         for part in present
     }
     monkeypatch.setitem(CATALOGUE, name, replace(entry, parts=parts, links=tuple(links)))
@@ -465,7 +526,9 @@ def test_mistakes_end_with_one_line_and_code_2(tmp_path, capsys, arguments, mess
 
 
 def test_preview_writes_a_picture_of_the_images(tmp_path, capsys):
-    code, out, _ = run(capsys, "preview", "digits/train", "--output", tmp_path / "sheets" / "digits.png")
+    code, out, _ = run(
+        capsys, "preview", "digits/train", "--output", tmp_path / "sheets" / "digits.png"
+    )
     assert (code, "digits.png" in out) == (0, True)
     with Image.open(tmp_path / "sheets" / "digits.png") as sheet:
         tiles = np.asarray(sheet)
@@ -476,7 +539,9 @@ def test_preview_writes_a_picture_of_the_images(tmp_path, capsys):
 
 
 def test_original_archives_are_downloaded_unpacked_and_read(tmp_path, monkeypatch, capsys):
-    """The whole way for an archive and for single compressed files, from a folder in place of a host."""
+    """The whole way for an archive and for single compressed files, from a folder in place of a
+    host.
+    """
     mirror = tmp_path / "mirror"
     ninco(tmp_path / "original", monkeypatch)
     mirror.mkdir()

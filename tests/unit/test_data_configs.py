@@ -19,7 +19,9 @@ def read(path):
 
 
 def sources(specs):
-    return [spec.source if isinstance(spec, SetSpec) else spec for spec in specs if spec is not None]
+    return [
+        spec.source if isinstance(spec, SetSpec) else spec for spec in specs if spec is not None
+    ]
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)

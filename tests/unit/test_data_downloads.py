@@ -1,4 +1,6 @@
-"""Downloads against a small host of our own that can refuse, cut off, lie and resume; archives that mean harm."""
+"""Downloads against a small host of our own that can refuse, cut off, lie and resume; archives that
+mean harm.
+"""
 
 import gzip
 import hashlib
@@ -41,7 +43,9 @@ class Host(http.server.BaseHTTPRequestHandler):
         elif start >= len(CONTENT):
             self.send_error(416)
         elif how == "cut":
-            self.answer(206 if start else 200, CONTENT[start:], send=min(1_000_000, len(CONTENT) - start))
+            self.answer(
+                206 if start else 200, CONTENT[start:], send=min(1_000_000, len(CONTENT) - start)
+            )
         else:
             self.answer(206 if start else 200, CONTENT[start:])
 
@@ -85,7 +89,13 @@ def fails(words, *arguments):
 
 def test_a_download_shows_progress_and_is_not_repeated(host, tmp_path):
     seen = []
-    path = fetch([f"{host}/x"], tmp_path / "new" / "x.bin", MD5, "", lambda done, total: seen.append((done, total)))
+    path = fetch(
+        [f"{host}/x"],
+        tmp_path / "new" / "x.bin",
+        MD5,
+        "",
+        lambda done, total: seen.append((done, total)),
+    )
     assert path.read_bytes() == CONTENT
     assert [total for _, total in seen] == [len(CONTENT)] * len(seen)
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
@@ -97,7 +107,12 @@ def test_a_download_shows_progress_and_is_not_repeated(host, tmp_path):
 
 @pytest.mark.parametrize("how", ["x", "norange"])
 def test_a_download_goes_on_where_it_stopped(host, tmp_path, how):
-    fails(["ended after 1000000 of 3000000", "1000000 bytes are kept"], [f"{host}/cut"], tmp_path / "x.bin", MD5)
+    fails(
+        ["ended after 1000000 of 3000000", "1000000 bytes are kept"],
+        [f"{host}/cut"],
+        tmp_path / "x.bin",
+        MD5,
+    )
     assert not (tmp_path / "x.bin").exists()
     assert (tmp_path / "x.bin.part").read_bytes() == CONTENT[:1_000_000]
     assert fetch([f"{host}/{how}"], tmp_path / "x.bin", MD5, "").read_bytes() == CONTENT
@@ -157,11 +172,15 @@ def test_links_are_whole():
         for link in entry.links:
             assert link.urls
             assert all(url.startswith(("https://", "http://")) for url in link.urls)
-            assert link.md5 is None or (len(link.md5) == 32 and set(link.md5) <= set("0123456789abcdef"))
+            assert link.md5 is None or (
+                len(link.md5) == 32 and set(link.md5) <= set("0123456789abcdef")
+            )
             assert not link.folder.startswith(("/", ".."))
 
 
-@pytest.mark.parametrize(("body", "words"), [(CONTENT, ["damaged archive"]), (b"", ["damaged archive"])])
+@pytest.mark.parametrize(
+    ("body", "words"), [(CONTENT, ["damaged archive"]), (b"", ["damaged archive"])]
+)
 def test_a_download_that_is_no_archive(tmp_path, monkeypatch, capsys, body, words):
     (tmp_path / "x.zip").write_bytes(body)
     link = Link("x.zip", ((tmp_path / "x.zip").as_uri(),), None)
@@ -172,7 +191,8 @@ def test_a_download_that_is_no_archive(tmp_path, monkeypatch, capsys, body, word
     assert error.count("\n") == 1
 
 
-# Archives -------------------------------------------------------------------------------------------------------------
+# Archives
+# -------------------------------------------------------------------------------------------------------------
 
 
 def tar(path, *members, mode="w:gz"):
@@ -199,7 +219,11 @@ def zipped(path, *members):
 
 
 def listing(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz", "a.tar.xz", "a.tar.bz2", "a.zip"])
@@ -208,7 +232,9 @@ def test_sound_archives(tmp_path, name):
     if name.endswith("zip"):
         archive = zipped(tmp_path / name, *members)
     else:
-        archive = tar(tmp_path / name, *members, mode="w:" + {"tar": "", "tgz": "gz"}.get(name[2:], name[6:]))
+        archive = tar(
+            tmp_path / name, *members, mode="w:" + {"tar": "", "tgz": "gz"}.get(name[2:], name[6:])
+        )
     for _ in range(2):  # a second time replaces what is there
         unpack(archive, tmp_path / "out")
         assert listing(tmp_path / "out") == dict(members)
@@ -221,13 +247,23 @@ def test_a_single_compressed_file(tmp_path):
     assert listing(tmp_path / "out") == {"x-ubyte": CONTENT}
 
 
-LINKS = [(tarfile.SYMTYPE, "/etc/passwd"), (tarfile.SYMTYPE, "../.."), (tarfile.LNKTYPE, "../x"), (tarfile.CHRTYPE, "")]
+LINKS = [
+    (tarfile.SYMTYPE, "/etc/passwd"),
+    (tarfile.SYMTYPE, "../.."),
+    (tarfile.LNKTYPE, "../x"),
+    (tarfile.CHRTYPE, ""),
+]
 
 
-@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/tmp/evil-absolute", "..\\evil", "C:\\evil", "a/.."])
+@pytest.mark.parametrize(
+    "name", ["../evil", "a/../../evil", "/tmp/evil-absolute", "..\\evil", "C:\\evil", "a/.."]
+)
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_paths_out_of_the_folder(tmp_path, name, kind):
-    make = {"tar": lambda *m: tar(tmp_path / "a.tar.gz", *m), "zip": lambda *m: zipped(tmp_path / "a.zip", *m)}[kind]
+    make = {
+        "tar": lambda *m: tar(tmp_path / "a.tar.gz", *m),
+        "zip": lambda *m: zipped(tmp_path / "a.zip", *m),
+    }[kind]
     archive = make(("fine.txt", b"x"), (name, b"evil"))
     with pytest.raises(UserError, match="points out of the folder; nothing was unpacked"):
         unpack(archive, tmp_path / "deep" / "out")
@@ -254,7 +290,9 @@ def test_links_in_zip(tmp_path):
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.zip", "x.gz"])
 def test_truncated_archives(tmp_path, name, share):
     path = tmp_path / name
-    members = [(f"{number}.bin", CONTENT[number * 5000 : (number + 1) * 5000]) for number in range(20)]
+    members = [
+        (f"{number}.bin", CONTENT[number * 5000 : (number + 1) * 5000]) for number in range(20)
+    ]
     if name == "x.gz":
         path.write_bytes(gzip.compress(CONTENT[:100_000]))
     elif name == "a.zip":
@@ -283,11 +321,14 @@ def test_other_files_are_no_archives(tmp_path):
         unpack(tmp_path / "x.rar", tmp_path / "out")
 
 
-# Every entry of the catalogue, through the command --------------------------------------------------------------------
+# Every entry of the catalogue, through the command
+# --------------------------------------------------------------------
 
 
 def harmful(path, kind):
-    """Write an archive, of the kind that its name says, that is cut short or has a member outside of the folder."""
+    """Write an archive, of the kind that its name says, that is cut short or has a member outside
+    of the folder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.name.endswith(".zip"):
         zipped(path, ("../evil" if kind == "escaping" else "fine", CONTENT[:9000]))
@@ -307,7 +348,9 @@ FILES = [name for name in DOWNLOADED if not any(link.unpack for link in CATALOGU
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("kind", ["wrong checksum", "truncated"])
-def test_each_bare_files_bad_download_ends_with_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, name, kind):
+def test_each_bare_files_bad_download_ends_with_one_line_and_leaves_nothing(
+    tmp_path, monkeypatch, capsys, name, kind
+):
     entry = CATALOGUE[name]
     link = entry.links[0]
     (tmp_path / link.file).write_bytes(CONTENT[:1000] if kind == "truncated" else CONTENT[::-1])
@@ -322,7 +365,9 @@ def test_each_bare_files_bad_download_ends_with_one_line_and_leaves_nothing(tmp_
 
 @pytest.mark.parametrize("name", [name for name in DOWNLOADED if name not in FILES])
 @pytest.mark.parametrize("kind", ["wrong checksum", "truncated", "escaping"])
-def test_each_entrys_bad_download_ends_with_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, name, kind):
+def test_each_entrys_bad_download_ends_with_one_line_and_leaves_nothing(
+    tmp_path, monkeypatch, capsys, name, kind
+):
     entry = CATALOGUE[name]
     link = next(link for link in entry.links if link.unpack)
     if kind == "escaping" and not link.file.endswith((".zip", ".tar", ".tar.gz", ".tgz")):
@@ -340,7 +385,11 @@ def test_each_entrys_bad_download_ends_with_one_line_and_leaves_nothing(tmp_path
     }
     assert link.file in line
     assert said[kind] in line
-    kept = {} if kind == "wrong checksum" else {str((tmp_path / "data" / name / link.folder / link.file).resolve())}
+    kept = (
+        {}
+        if kind == "wrong checksum"
+        else {str((tmp_path / "data" / name / link.folder / link.file).resolve())}
+    )
     files = {str(path.resolve()) for path in (tmp_path / "data").rglob("*") if path.is_file()}
     assert files == set(kept)
     assert {path.name for path in tmp_path.iterdir()} == {"host", "data"}

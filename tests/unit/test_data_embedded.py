@@ -1,4 +1,6 @@
-"""Embedded sets: the same images in every run, parts that do not overlap, noise that is what it says."""
+"""Embedded sets: the same images in every run, parts that do not overlap, noise that is what it
+says.
+"""
 
 import hashlib
 
@@ -28,7 +30,9 @@ def digest(images):
 
 
 def enlarged(digits):
-    """Return `(N, 8, 8)` digits enlarged to `(N, 32, 32)`: bilinear between pixel centres, rounded to whole levels."""
+    """Return `(N, 8, 8)` digits enlarged to `(N, 32, 32)`: bilinear between pixel centres, rounded
+    to whole levels.
+    """
     places = np.clip((np.arange(32) + 0.5) / 4 - 0.5, 0, 7)
     weights = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(8)))  # (32, 8)
     return np.rint(weights @ digits @ weights.T).astype(np.uint8)
@@ -40,7 +44,9 @@ def test_the_parts_are_all_of_the_digits_and_no_digit_twice(sets):
     raw = load_digits()
     expected = enlarged(raw.images * 255 / 16)[..., None].repeat(3, -1)
     found = [pair for part in parts for pair in zip(rows(part), part.labels, strict=True)]
-    assert sorted(found) == sorted(zip((image.tobytes() for image in expected), raw.target, strict=True))
+    assert sorted(found) == sorted(
+        zip((image.tobytes() for image in expected), raw.target, strict=True)
+    )
 
 
 def test_held_out_classes_are_in_no_training_part(sets):
@@ -55,7 +61,9 @@ def test_held_out_classes_are_in_no_training_part(sets):
 
 
 def test_contents_are_the_same_in_every_run_and_release(sets):
-    """Digits are exact in floating point; photographs depend on resampling code, so they are compared within a run."""
+    """Digits are exact in floating point; photographs depend on resampling code, so they are
+    compared within a run.
+    """
     assert {name: digest(sets[name]) for name in sets if name.startswith("digits")} == DIGESTS
     again = photograph_patches("flower", 1000, "again")
     np.testing.assert_array_equal(again.images, sets["photographs/test"].images)

@@ -1,4 +1,6 @@
-"""Image files: how they become one size and 8-bit RGB, where they are listed, and what happens to unreadable ones."""
+"""Image files: how they become one size and 8-bit RGB, where they are listed, and what happens to
+unreadable ones.
+"""
 
 import warnings
 
@@ -17,7 +19,11 @@ from robust_ood.errors import UserError
 
 
 def picture(height=12, width=16, seed=0, channels=3):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8).squeeze()
+    return (
+        np.random.default_rng(seed)
+        .integers(0, 256, (height, width, channels), dtype=np.uint8)
+        .squeeze()
+    )
 
 
 def write(path, pixels=None, **settings):
@@ -30,18 +36,23 @@ def files(*paths, fit=None):
     return ImageFiles(list(paths), fit or Fit(8), "pets")
 
 
-# Sizes ----------------------------------------------------------------------------------------------------------------
+# Sizes
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def test_an_image_of_the_wanted_size_keeps_its_pixels(tmp_path):
     write(tmp_path / "a.png", picture(8, 8))
     for policy in ("resize", "stretch", "center_crop", "random_crop"):
-        np.testing.assert_array_equal(files(tmp_path / "a.png", fit=Fit(8, policy))[[0]][0], picture(8, 8))
+        np.testing.assert_array_equal(
+            files(tmp_path / "a.png", fit=Fit(8, policy))[[0]][0], picture(8, 8)
+        )
 
 
 def test_center_crop_is_the_middle_at_the_original_resolution(tmp_path):
     write(tmp_path / "a.png", picture(12, 16))
-    np.testing.assert_array_equal(files(tmp_path / "a.png", fit=Fit(8, "center_crop"))[[0]][0], picture()[2:10, 4:12])
+    np.testing.assert_array_equal(
+        files(tmp_path / "a.png", fit=Fit(8, "center_crop"))[[0]][0], picture()[2:10, 4:12]
+    )
 
 
 def test_random_crops_are_pieces_that_stay_where_they_are(tmp_path):
@@ -50,7 +61,12 @@ def test_random_crops_are_pieces_that_stay_where_they_are(tmp_path):
     places = set()
     for index, crop in enumerate(crops):
         image = picture(12, 16, index)
-        found = [(y, x) for y in range(5) for x in range(9) if np.array_equal(image[y : y + 8, x : x + 8], crop)]
+        found = [
+            (y, x)
+            for y in range(5)
+            for x in range(9)
+            if np.array_equal(image[y : y + 8, x : x + 8], crop)
+        ]
         assert len(found) == 1
         places.update(found)
     assert len(places) > 10
@@ -61,22 +77,31 @@ def test_random_crops_are_pieces_that_stay_where_they_are(tmp_path):
 
 def test_resize_keeps_the_aspect_and_stretch_does_not(tmp_path):
     """On a linear ramp bilinear resampling is a ramp again, so every policy has a known slope."""
-    ramp = np.repeat(np.linspace(0, 255, 64).round().astype(np.uint8)[None, :, None], 32, 0).repeat(3, 2)  # 32 x 64
+    ramp = np.repeat(np.linspace(0, 255, 64).round().astype(np.uint8)[None, :, None], 32, 0).repeat(
+        3, 2
+    )  # 32 x 64
     path = write(tmp_path / "ramp.png", ramp)
     slope = {
-        policy: np.diff(files(path, fit=Fit(16, policy, shorter))[[0]][0, 8, 2:-2, 0].astype(float)).mean()
+        policy: np.diff(
+            files(path, fit=Fit(16, policy, shorter))[[0]][0, 8, 2:-2, 0].astype(float)
+        ).mean()
         for policy, shorter in (("resize", None), ("stretch", None), ("center_crop", None))
     }
     per_pixel = 255 / 63
     assert slope["resize"] == pytest.approx(2 * per_pixel, rel=0.05)
     assert slope["stretch"] == pytest.approx(4 * per_pixel, rel=0.05)
     assert slope["center_crop"] == pytest.approx(per_pixel, rel=0.05)
-    margin = np.diff(files(path, fit=Fit(16, "resize", 24))[[0]][0, 8, 2:-2, 0].astype(float)).mean()
+    margin = np.diff(
+        files(path, fit=Fit(16, "resize", 24))[[0]][0, 8, 2:-2, 0].astype(float)
+    ).mean()
     assert margin == pytest.approx(32 / 24 * per_pixel, rel=0.05)
 
 
 @given(
-    st.integers(1, 40), st.integers(1, 40), st.integers(1, 24), st.sampled_from(["resize", "stretch", "random_crop"])
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(1, 24),
+    st.sampled_from(["resize", "stretch", "random_crop"]),
 )
 def test_any_size_becomes_the_wanted_size(height, width, size, policy):
     image = Image.fromarray(np.zeros((height, width, 3), np.uint8))
@@ -84,14 +109,16 @@ def test_any_size_becomes_the_wanted_size(height, width, size, policy):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"size": 0}, {"size": 8, "shorter": 4}, {"size": 8, "policy": "stretch", "shorter": 9}]
+    "settings",
+    [{"size": 0}, {"size": 8, "shorter": 4}, {"size": 8, "policy": "stretch", "shorter": 9}],
 )
 def test_unusable_sizes(settings):
     with pytest.raises(UserError, match=r"size|shorter"):
         Fit(**settings)
 
 
-# Kinds of images ------------------------------------------------------------------------------------------------------
+# Kinds of images
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_grey_transparent_palette_and_16_bit_images_become_rgb_and_it_is_said_once(tmp_path):
@@ -108,7 +135,8 @@ def test_grey_transparent_palette_and_16_bit_images_become_rgb_and_it_is_said_on
     ]
     few.save(paths[-1])
     with pytest.warns(
-        UserWarning, match="pets: converted to 8-bit RGB: 1 16-bit, 1 grey, 1 palette, 1 transparent"
+        UserWarning,
+        match="pets: converted to 8-bit RGB: 1 16-bit, 1 grey, 1 palette, 1 transparent",
     ) as said:
         found = files(*paths)
     with warnings.catch_warnings():
@@ -130,7 +158,8 @@ def test_a_folder_of_plain_images_says_nothing(tmp_path):
         files(path)
 
 
-# Folders and lists ----------------------------------------------------------------------------------------------------
+# Folders and lists
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_class_folders_in_alphabetical_order(tmp_path):
@@ -159,7 +188,9 @@ def test_folders_without_a_clear_meaning(tmp_path):
         load_folder(tmp_path, Fit(8), "pets")
     write(tmp_path / "cat" / "a.png")
     write(tmp_path / "b.png")
-    with pytest.raises(UserError, match=r"both beside class folders \(b.png\) and inside them \(cat/\)"):
+    with pytest.raises(
+        UserError, match=r"both beside class folders \(b.png\) and inside them \(cat/\)"
+    ):
         load_folder(tmp_path, Fit(8), "pets")
     with pytest.raises(UserError, match="no such folder"):
         load_folder(tmp_path / "x", Fit(8))
@@ -167,7 +198,10 @@ def test_folders_without_a_clear_meaning(tmp_path):
 
 def openood(tmp_path, lines):
     for index in range(3):
-        write(tmp_path / "images_classic" / "pets" / f"{index} a.png", np.full((8, 8, 3), index, np.uint8))
+        write(
+            tmp_path / "images_classic" / "pets" / f"{index} a.png",
+            np.full((8, 8, 3), index, np.uint8),
+        )
     path = tmp_path / "benchmark_imglist" / "cifar10" / "test_pets.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines))
@@ -175,7 +209,9 @@ def openood(tmp_path, lines):
 
 
 def test_openood_lists_find_their_images(tmp_path):
-    path = openood(tmp_path, ["# a comment", "pets/2 a.png 1", "", "pets/0 a.png 0", "pets/2 a.png 1"])
+    path = openood(
+        tmp_path, ["# a comment", "pets/2 a.png 1", "", "pets/0 a.png 0", "pets/2 a.png 1"]
+    )
     found = load_list(path, None, Fit(8))
     assert found.name == "test_pets"
     assert found.labels.tolist() == [1, 0, 1]
@@ -205,14 +241,20 @@ def test_unusable_lists(tmp_path, lines, message):
         load_list(openood(tmp_path, lines), None, Fit(8))
 
 
-# Unreadable files -----------------------------------------------------------------------------------------------------
+# Unreadable files
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def damaged(tmp_path):
-    """Twenty images, of which 3 (empty), 8 (text) and 13 (cut short) are none; pixel values tell their number."""
+    """Twenty images, of which 3 (empty), 8 (text) and 13 (cut short) are none; pixel values tell
+    their number.
+    """
     for index in range(20):
-        write(tmp_path / "pets" / ("a" if index < 10 else "b") / f"{index:02}.png", np.full((8, 8, 3), index, np.uint8))
+        write(
+            tmp_path / "pets" / ("a" if index < 10 else "b") / f"{index:02}.png",
+            np.full((8, 8, 3), index, np.uint8),
+        )
     (tmp_path / "pets/a/03.png").write_bytes(b"")
     (tmp_path / "pets/a/08.png").write_text("I am no image")
     noisy = write(tmp_path / "pets/b/13.png", picture(64, 64))
@@ -244,10 +286,13 @@ def test_more_than_the_share_stops(damaged, memory_limit):
     with (
         pytest.warns(UserWarning, match="cannot be read"),
         pytest.raises(
-            UserError, match=r"pets: \d of 20 images cannot be read, more than the share max_unreadable = 0.05"
+            UserError,
+            match=r"pets: \d of 20 images cannot be read, more than the share max_unreadable = 0.05",
         ),
     ):
-        list(EvaluationLoader(load_set(spec(0.05), damaged, memory_limit=memory_limit), batch_size=4))
+        list(
+            EvaluationLoader(load_set(spec(0.05), damaged, memory_limit=memory_limit), batch_size=4)
+        )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -260,8 +305,12 @@ def test_unreadable_images_are_missing_from_their_batches(damaged, workers):
     batches = list(EvaluationLoader(found, batch_size=1, reading=Reading(workers)))
     assert [int(batch.images[0, 0, 0, 0]) for batch in batches] == GOOD
     assert [int(batch.indices) for batch in batches] == GOOD
-    assert sum("cannot be read" in str(one.message) for one in said) == 3  # other libraries warn, too
-    loader = TrainingLoader(found, found, batch_size=10, outlier_batch_size=20, seed=0, reading=Reading(workers))
+    assert (
+        sum("cannot be read" in str(one.message) for one in said) == 3
+    )  # other libraries warn, too
+    loader = TrainingLoader(
+        found, found, batch_size=10, outlier_batch_size=20, seed=0, reading=Reading(workers)
+    )
     first, second = list(loader)
     assert len(first.outliers) == len(second.outliers) == 17
     assert sorted([*first.indices.tolist(), *second.indices.tolist()]) == GOOD
@@ -276,7 +325,8 @@ def test_reading_an_unreadable_image_alone_names_it(damaged):
         found.read(torch.tensor([2, 3]))
 
 
-# Views ----------------------------------------------------------------------------------------------------------------
+# Views
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @given(st.sets(st.integers(0, 29)), st.data())
@@ -292,7 +342,9 @@ def test_excluding_equals_deleting(excluded, data):
 
 
 def test_a_subset_of_files_stays_in_files(tmp_path):
-    paths = [write(tmp_path / f"{index}.png", np.full((8, 8, 3), index, np.uint8)) for index in range(4)]
+    paths = [
+        write(tmp_path / f"{index}.png", np.full((8, 8, 3), index, np.uint8)) for index in range(4)
+    ]
     few = ImageSet("pets", files(*paths), np.arange(4)).subset(np.array([3, 1]))
     assert isinstance(few.images, Chosen)
     assert few.read(torch.arange(2))[:, 0, 0, 0].tolist() == [3, 1]

@@ -40,7 +40,9 @@ def epoch(loader, number):
 
 
 def same(a: Batch, b: Batch):
-    return (a.epoch, a.step) == (b.epoch, b.step) and all(torch.equal(x, y) for x, y in zip(a[:4], b[:4], strict=True))
+    return (a.epoch, a.step) == (b.epoch, b.step) and all(
+        torch.equal(x, y) for x, y in zip(a[:4], b[:4], strict=True)
+    )
 
 
 def test_images_labels_and_indices_belong_together():
@@ -81,27 +83,42 @@ def test_reading_leaves_the_global_generators_alone():
 
 
 def test_ranks_share_each_epoch_without_overlap():
-    ranks = [epoch(loader(64, 24, batch=8, outlier_batch=6, rank=rank, world=2), 1) for rank in (0, 1)]
+    ranks = [
+        epoch(loader(64, 24, batch=8, outlier_batch=6, rank=rank, world=2), 1) for rank in (0, 1)
+    ]
     assert [len(batches) for batches in ranks] == [4, 4]
     inliers = [{i for batch in batches for i in batch.indices.tolist()} for batches in ranks]
     assert not inliers[0] & inliers[1]
     assert inliers[0] | inliers[1] == set(range(64))
-    outliers = Counter(i for batches in ranks for batch in batches for i in indices_of(batch.outliers))
-    assert outliers == Counter(list(range(24)) * 2)  # 2 ranks x 4 steps x 6 outliers are two whole passes
+    outliers = Counter(
+        i for batches in ranks for batch in batches for i in indices_of(batch.outliers)
+    )
+    assert outliers == Counter(
+        list(range(24)) * 2
+    )  # 2 ranks x 4 steps x 6 outliers are two whole passes
 
 
 def test_a_step_of_two_ranks_is_one_step_of_one_rank():
     alone = epoch(loader(64, 24, batch=16, outlier_batch=12), 1)
-    first, second = (epoch(loader(64, 24, batch=8, outlier_batch=6, rank=rank, world=2), 1) for rank in (0, 1))
+    first, second = (
+        epoch(loader(64, 24, batch=8, outlier_batch=6, rank=rank, world=2), 1) for rank in (0, 1)
+    )
     for whole, a, b in zip(alone, first, second, strict=True):
         assert whole.indices.tolist() == [*a.indices.tolist(), *b.indices.tolist()]
         assert indices_of(whole.outliers) == [*indices_of(a.outliers), *indices_of(b.outliers)]
 
 
-@pytest.mark.parametrize(("outliers", "outlier_batch"), [(23, 6), (7, 6), (5, 13), (1, 3), (500, 6)])
+@pytest.mark.parametrize(
+    ("outliers", "outlier_batch"), [(23, 6), (7, 6), (5, 13), (1, 3), (500, 6)]
+)
 def test_outliers_are_one_endless_stream_of_shuffled_passes(outliers, outlier_batch):
     source = loader(50, outliers, outlier_batch=outlier_batch)
-    stream = [i for number in range(12) for batch in epoch(source, number) for i in indices_of(batch.outliers)]
+    stream = [
+        i
+        for number in range(12)
+        for batch in epoch(source, number)
+        for i in indices_of(batch.outliers)
+    ]
     assert len(stream) == 12 * 6 * outlier_batch
     passes = [stream[start : start + outliers] for start in range(0, len(stream), outliers)]
     assert all(sorted(one) == list(range(outliers)) for one in passes[:-1])
@@ -112,7 +129,9 @@ def test_outliers_are_one_endless_stream_of_shuffled_passes(outliers, outlier_ba
 
 def test_an_image_set_too_large_for_one_byte_is_shuffled_evenly():
     source = loader(2000, None, batch=100, outlier_batch=0)
-    first = np.array([batch.indices.tolist() for number in range(40) for batch in epoch(source, number)[:1]])
+    first = np.array(
+        [batch.indices.tolist() for number in range(40) for batch in epoch(source, number)[:1]]
+    )
     counts = np.histogram(first, bins=10, range=(0, 2000))[0]
     assert ((counts - 400) ** 2 / 400).sum() < 27.9  # chi-square, 9 degrees of freedom, p = .001
 
@@ -142,13 +161,20 @@ def test_without_outliers_their_tensor_is_empty():
 
 
 def test_a_batch_larger_than_the_set_is_refused():
-    with pytest.raises(UserError, match=r"batch_size: 40 on 2 process\(es\) is more than the 50 images of numbered"):
+    with pytest.raises(
+        UserError, match=r"batch_size: 40 on 2 process\(es\) is more than the 50 images of numbered"
+    ):
         loader(50, batch=40, world=2)
 
 
-@pytest.mark.parametrize(("count", "limit", "world"), [(10, None, 1), (10, 7, 1), (10, 99, 3), (1, None, 2)])
+@pytest.mark.parametrize(
+    ("count", "limit", "world"), [(10, None, 1), (10, 7, 1), (10, 99, 3), (1, None, 2)]
+)
 def test_evaluation_reads_each_image_once_in_order(count, limit, world):
-    parts = [EvaluationLoader(numbered(count), batch_size=4, limit=limit, rank=r, world=world) for r in range(world)]
+    parts = [
+        EvaluationLoader(numbered(count), batch_size=4, limit=limit, rank=r, world=world)
+        for r in range(world)
+    ]
     seen = []
     for rank, part in enumerate(parts):
         batches = list(part)
@@ -168,7 +194,12 @@ def test_floats_are_exact_fractions():
 def test_a_limit_draws_from_the_whole_set_and_always_the_same():
     by_class = ImageSet("by class", numbered(40).images, np.arange(40) // 10)
     seen = [
-        torch.cat([batch.labels for batch in OODData(evaluation_batch_size=3).evaluation_loader(by_class, limit)])
+        torch.cat(
+            [
+                batch.labels
+                for batch in OODData(evaluation_batch_size=3).evaluation_loader(by_class, limit)
+            ]
+        )
         for limit in (8, 8, 40, None)
     ]
     assert set(seen[0].tolist()) == {0, 1, 2, 3}

@@ -18,13 +18,17 @@ from robust_ood.errors import UserError
 
 @pytest.fixture(scope="module")
 def patches():
-    """Two hundred patches with something in them: little but noise survives compression of a piece of sky."""
+    """Two hundred patches with something in them: little but noise survives compression of a piece
+    of sky.
+    """
     images = photograph_patches("china", 600, "patches").images
     return images[np.argsort(images.std((1, 2, 3)))[-200:]]
 
 
 def planted(patches, change):
-    """A set of 40: the first five are changed copies of the images 100..104 of the other set, which has 100..199."""
+    """A set of 40: the first five are changed copies of the images 100..104 of the other set, which
+    has 100..199.
+    """
     images = patches[:40].copy()
     for place in range(5):
         images[place] = np.asarray(change(Image.fromarray(patches[100 + place])))
@@ -41,7 +45,14 @@ def test_exact_duplicates_are_found_in_all_places(patches):
     first = ImageSet("first", patches[[3, 1, 4, 1, 5]])
     second = ImageSet("second", patches[[1, 9, 5, 3, 1]])
     found = overlap(first, second, distance=-1)
-    assert sorted(map(tuple, found.exact.tolist())) == [(0, 3), (1, 0), (1, 4), (3, 0), (3, 4), (4, 2)]
+    assert sorted(map(tuple, found.exact.tolist())) == [
+        (0, 3),
+        (1, 0),
+        (1, 4),
+        (3, 0),
+        (3, 4),
+        (4, 2),
+    ]
     assert found.first().tolist() == [0, 1, 3, 4]
     assert len(found.near) == 0
 
@@ -51,7 +62,9 @@ def test_exact_duplicates_are_found_in_all_places(patches):
     [
         jpeg,
         lambda image: ImageEnhance.Brightness(image).enhance(0.9),
-        lambda image: image.resize((24, 24), Image.Resampling.BICUBIC).resize((32, 32), Image.Resampling.BICUBIC),
+        lambda image: image.resize((24, 24), Image.Resampling.BICUBIC).resize(
+            (32, 32), Image.Resampling.BICUBIC
+        ),
     ],
 )
 def test_near_duplicates_survive_what_copies_go_through(patches, change):
@@ -74,7 +87,8 @@ def test_distances_are_hamming_distances_of_an_independent_hash(patches):
     images = torch.from_numpy(patches[:30]).permute(0, 3, 1, 2)
     grey = (patches[:30].astype(float) * [0.299, 0.587, 0.114]).sum(-1)
     frequencies = np.stack([dctn(one)[:8, :8].ravel()[1:] for one in grey])
-    # scipy scales the first row and column as the rest; signs against the median need the same scaling
+    # scipy scales the first row and column as the rest; signs against the median need the same
+    # scaling
     signs, structured = perceptual_hash(images)
     expected = frequencies > np.median(frequencies, 1, keepdims=True)
     assert ((signs.numpy() > 0) == expected)[structured.numpy()].mean() > 0.999
@@ -122,28 +136,56 @@ def test_the_command_writes_what_a_config_can_exclude(patches, tmp_path, capsys)
     assert "2 of the 4 images of pool are in test" in said
     assert "in a config: {source: pool, exclude: leave.txt}" in said
     with (tmp_path / "new" / "pairs.csv").open() as file:
-        assert list(csv.reader(file)) == [["first", "second", "distance"], ["0", "2", "exact"], ["2", "0", "exact"]]
+        assert list(csv.reader(file)) == [
+            ["first", "second", "distance"],
+            ["0", "2", "exact"],
+            ["2", "0", "exact"],
+        ]
     left = load_set(SetSpec("pool", exclude="leave.txt"), tmp_path)
-    np.testing.assert_array_equal(left.read(torch.arange(2)).permute(0, 2, 3, 1).numpy(), patches[[11, 13]])
+    np.testing.assert_array_equal(
+        left.read(torch.arange(2)).permute(0, 2, 3, 1).numpy(), patches[[11, 13]]
+    )
     assert (
-        main(["data", "overlap", "pool", "test", "--root", str(tmp_path), "--output", str(tmp_path / "pool.npy/x")])
+        main(
+            [
+                "data",
+                "overlap",
+                "pool",
+                "test",
+                "--root",
+                str(tmp_path),
+                "--output",
+                str(tmp_path / "pool.npy/x"),
+            ]
+        )
         == 2
     )
     assert "output: cannot write" in capsys.readouterr().err
 
 
-def test_files_that_cannot_be_read_do_not_move_the_places_of_the_rest(patches, tmp_path, capsys, monkeypatch):
-    """Files of any size against an array, neither with a size stated; the indices count all files."""
+def test_files_that_cannot_be_read_do_not_move_the_places_of_the_rest(
+    patches, tmp_path, capsys, monkeypatch
+):
+    """Files of any size against an array, neither with a size stated; the indices count all
+    files.
+    """
     (tmp_path / "data/pets").mkdir(parents=True)
     for index in range(6):
         Image.fromarray(patches[index]).resize((80, 70)).save(tmp_path / f"data/pets/{index}.png")
     (tmp_path / "data/pets/2.png").write_bytes(b"")
-    np.save(tmp_path / "data/test.npy", np.asarray(Image.open(tmp_path / "data/pets/4.png").resize((64, 56)))[None])
+    np.save(
+        tmp_path / "data/test.npy",
+        np.asarray(Image.open(tmp_path / "data/pets/4.png").resize((64, 56)))[None],
+    )
     monkeypatch.chdir(tmp_path)
     with pytest.warns(UserWarning, match=r"2\.png \(empty file\)"):
-        code = main(["data", "overlap", "pets", "test", "--exclude", "leave.txt", "--distance", "8"])
+        code = main(
+            ["data", "overlap", "pets", "test", "--exclude", "leave.txt", "--distance", "8"]
+        )
     said = " ".join(capsys.readouterr().out.split())
     assert (code, "in a config: {source: pets, exclude: ../leave.txt}" in said) == (0, True)
     assert (tmp_path / "leave.txt").read_text() == "4\n"
-    left = load_set(SetSpec("pets", exclude="../leave.txt", size=8), tmp_path / "data", memory_limit=0)
+    left = load_set(
+        SetSpec("pets", exclude="../leave.txt", size=8), tmp_path / "data", memory_limit=0
+    )
     assert [left.images.indices.tolist(), len(left)] == [[0, 1, 2, 3, 5], 5]

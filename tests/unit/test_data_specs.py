@@ -1,4 +1,6 @@
-"""What a config says of a set: sizes, labels, exclusions, counts, data sets of others, and sets named twice."""
+"""What a config says of a set: sizes, labels, exclusions, counts, data sets of others, and sets
+named twice.
+"""
 
 import numpy as np
 import pytest
@@ -31,7 +33,9 @@ def test_exclude_and_count(root):
     assert len(few) == 4
     assert numbers(few) == sorted(set(numbers(few)))
     assert numbers(few) == numbers(load_set(SetSpec("pool", count=4), root))
-    assert any(numbers(load_set(SetSpec("pool", count=4, seed=s), root)) != numbers(few) for s in (1, 2, 3))
+    assert any(
+        numbers(load_set(SetSpec("pool", count=4, seed=s), root)) != numbers(few) for s in (1, 2, 3)
+    )
     both = load_set(SetSpec("pool", exclude="leave.txt", count=8, name="few"), root)
     assert (both.name, numbers(both)) == ("few", [0, 1, 2, 4, 5, 6, 8, 9])
 
@@ -100,7 +104,9 @@ def test_a_misspelt_name_shows_the_nearest(root, name):
 
 @pytest.mark.parametrize("field", ["outliers", "near", "far", "validation_ood"])
 def test_an_unknown_part_names_its_field(root, field):
-    with pytest.raises(UserError, match=rf"data\.{field}: unknown name 'svhn/tset'; did you mean 'svhn/test'"):
+    with pytest.raises(
+        UserError, match=rf"data\.{field}: unknown name 'svhn/tset'; did you mean 'svhn/test'"
+    ):
         OODData(root=root, **{field: "svhn/tset" if field == "outliers" else ["svhn/tset"]})
 
 
@@ -108,7 +114,9 @@ def test_a_file_in_a_folder_that_is_called_like_a_catalogue_entry(root):
     (root / "svhn").mkdir()
     np.savez(root / "svhn" / "test.npz", images=np.zeros((3, 8, 8, 3), np.uint8))
     assert len(load_set("svhn/test.npz", root)) == 3
-    with pytest.raises(UserError, match=r"svhn/test: no test_32x32\.mat"):  # the part of that name, not the file
+    with pytest.raises(
+        UserError, match=r"svhn/test: no test_32x32\.mat"
+    ):  # the part of that name, not the file
         load_set("svhn/test", root)
     with pytest.raises(UserError, match=r"svhn/test\.npz is also in data\.validation_ood"):
         OODData(root=root, far=["svhn/test.npz"], validation_ood=[str(root / "svhn" / "test.npz")])
@@ -168,7 +176,10 @@ def test_a_torch_data_set_that_fails(monkeypatch, tmp_path):
     assert found.labels.tolist() == [0, 1, 1, 0, 1]
     with pytest.raises(UserError, match=r"cannot build somebodys_code\.Pets .*colour"):
         load_set(by_class_path(monkeypatch, Numbered, colour=1), tmp_path)
-    with pytest.warns(UserWarning, match="without normalisation"), pytest.raises(UserError, match="cannot be read"):
+    with (
+        pytest.warns(UserWarning, match="without normalisation"),
+        pytest.raises(UserError, match="cannot be read"),
+    ):
         load_set(by_class_path(monkeypatch, Numbered, kind="normalised"), tmp_path)
     with pytest.raises(UserError, match=r"cannot build somebodys_code\.Cats"):
         load_set(SetSpec("somebodys_code.Cats", size=8), tmp_path)
@@ -191,17 +202,22 @@ def test_a_torch_data_set_that_fails(monkeypatch, tmp_path):
 )
 def test_outliers_that_are_also_a_test_are_refused_unless_forced(root, settings):
     with pytest.raises(
-        UserError, match=r"data\.(near|far): .* is also in data\.(outliers|validation_ood).*allow_overlap"
+        UserError,
+        match=r"data\.(near|far): .* is also in data\.(outliers|validation_ood).*allow_overlap",
     ):
         OODData(root=root, **settings)
     OODData(root=root, allow_overlap=True, **settings)
 
 
 def test_different_sets_of_one_kind_are_not_refused(root):
-    OODData(root=root, outliers="photographs/outliers", far=["photographs/test", "svhn"], near=["pool"])
+    OODData(
+        root=root, outliers="photographs/outliers", far=["photographs/test", "svhn"], near=["pool"]
+    )
 
 
-@pytest.mark.parametrize("fields", [("far", "far"), ("near", "far"), ("validation_ood", "validation_ood")])
+@pytest.mark.parametrize(
+    "fields", [("far", "far"), ("near", "far"), ("validation_ood", "validation_ood")]
+)
 def test_two_ood_sets_of_one_name_are_refused(root, fields):
     (root / "dark").mkdir()
     np.savez(root / "dark" / "pool.npz", images=np.zeros((3, 8, 8, 3), np.uint8))
@@ -215,7 +231,9 @@ def test_two_ood_sets_of_one_name_are_refused(root, fields):
             return [images.name for images in data.validation_ood_sets()]
         return [images.name for _, images in data.ood_sets()]
 
-    message = rf"data\.{fields[1]}: dark/pool and pool are both called 'pool'.*accepted: .*name: pool-2"
+    message = (
+        rf"data\.{fields[1]}: dark/pool and pool are both called 'pool'.*accepted: .*name: pool-2"
+    )
     with pytest.raises(UserError, match=message):
         read("dark/pool")
     assert read(SetSpec("dark/pool", name="dark")) == ["pool", "dark"]
@@ -223,7 +241,10 @@ def test_two_ood_sets_of_one_name_are_refused(root, fields):
 
 def test_sets_of_different_sizes_are_refused_before_training(root):
     data = OODData(train="train", outliers="noise/uniform", root=root, num_classes=3)
-    with pytest.raises(UserError, match=r"data\.outliers: images of uniform-noise are 32 x 32, those of train 8 x 8"):
+    with pytest.raises(
+        UserError,
+        match=r"data\.outliers: images of uniform-noise are 32 x 32, those of train 8 x 8",
+    ):
         data.setup("fit")
     data = OODData(train="train", outliers="noise/uniform", root=root, num_classes=3, size=8)
     data.setup("fit")

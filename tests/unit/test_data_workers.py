@@ -36,14 +36,20 @@ def in_files(tmp_path_factory):
 
 
 def loader(inliers, outliers, reading=None):
-    return TrainingLoader(inliers, outliers, batch_size=8, outlier_batch_size=6, seed=1, reading=reading)
+    return TrainingLoader(
+        inliers, outliers, batch_size=8, outlier_batch_size=6, seed=1, reading=reading
+    )
 
 
 @pytest.mark.parametrize("reading", [Reading(1), Reading(2), Reading(device=torch.device("cpu"))])
 def test_who_reads_does_not_matter(in_files, tmp_path, reading):
     np.save(tmp_path / "outliers.npy", numbered(23).images)
     mapped = ImageSet("mapped", np.load(tmp_path / "outliers.npy", mmap_mode="r"))
-    for inliers, outliers in ((in_files, mapped), (numbered(50), numbered(23, labels=False)), (numbered(50), None)):
+    for inliers, outliers in (
+        (in_files, mapped),
+        (numbered(50), numbered(23, labels=False)),
+        (numbered(50), None),
+    ):
         other = loader(inliers, outliers, reading)
         for number in (0, 3):
             expected = epoch(loader(inliers, outliers), number)
@@ -94,7 +100,8 @@ def test_a_negative_number_of_workers_is_refused():
         Reading(-1)
 
 
-# On a GPU ---------------------------------------------------------------------------------------------------------
+# On a GPU
+# ---------------------------------------------------------------------------------------------------------
 
 
 class Strategy:
@@ -117,7 +124,9 @@ class Trainer:
         ({"workers": 2}, 40_000, Reading(device=Strategy.root_device)),
     ],
 )
-def test_sets_are_kept_on_the_gpu_where_they_fit_and_pinned_where_not(tmp_path, monkeypatch, settings, free, wanted):
+def test_sets_are_kept_on_the_gpu_where_they_fit_and_pinned_where_not(
+    tmp_path, monkeypatch, settings, free, wanted
+):
     images = np.zeros((50, 8, 8, 3), np.uint8)
     np.savez(tmp_path / "train.npz", images=images, labels=np.zeros(50, int))
     np.save(tmp_path / "mapped.npy", images)
@@ -129,7 +138,9 @@ def test_sets_are_kept_on_the_gpu_where_they_fit_and_pinned_where_not(tmp_path, 
 
 def test_pinned_batches_are_the_same_and_nothing_of_them_is_left_out(monkeypatch):
     pinned = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: (pinned.append(tensor), tensor.clone())[1])
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda tensor: (pinned.append(tensor), tensor.clone())[1]
+    )
     inliers, outliers = numbered(50), numbered(23, labels=False)
     found = epoch(loader(inliers, outliers, Reading(pin=True)), 1)
     assert all(map(same, found, epoch(loader(inliers, outliers), 1)))

@@ -34,7 +34,10 @@ def test_a_deep_ensemble_scores_the_mean_softmax_at_each_network_s_resolution(pr
 def test_a_mean_is_of_scores_and_standardised_members_weigh_the_same(problem):
     net, images, known = problem
     loader = list(known.split(16))
-    members = [detectors.Standardize(detectors.MSP(net)), detectors.Standardize(detectors.Energy(net))]
+    members = [
+        detectors.Standardize(detectors.MSP(net)),
+        detectors.Standardize(detectors.Energy(net)),
+    ]
     both = detectors.Mean(members).fit(loader)
     with torch.no_grad():
         for member in members:
@@ -65,7 +68,9 @@ def test_the_safe_spot_score_is_the_mix_of_the_paper(problem, method, norm):
     with torch.no_grad():
         expected = 0.3 * net(images).softmax(1).amax(1) + 0.7 * net(attacked).softmax(1).amax(1)
         torch.testing.assert_close(detector(images), expected)
-        torch.testing.assert_close(detector(images[3:4]), expected[3:4])  # an image's score is its own
+        torch.testing.assert_close(
+            detector(images[3:4]), expected[3:4]
+        )  # an image's score is its own
 
 
 # --- search
@@ -82,7 +87,10 @@ class Affine(detectors.Detector):
         return self.slope * images.flatten(1).mean(1)
 
 
-BRIGHT, DARK = [torch.full((5, 3, 2, 2), v) for v in (0.8, 0.9)], [torch.full((4, 3, 2, 2), v) for v in (0.1, 0.2)]
+BRIGHT, DARK = (
+    [torch.full((5, 3, 2, 2), v) for v in (0.8, 0.9)],
+    [torch.full((4, 3, 2, 2), v) for v in (0.1, 0.2)],
+)
 
 
 def test_search_finds_the_best_point_and_reports_all():
@@ -90,7 +98,12 @@ def test_search_finds_the_best_point_and_reports_all():
     assert found.settings == {"slope": 2.0}  # the first of the best
     assert found.value == 1.0
     assert found.detector.slope == 2.0
-    assert [(t.settings["slope"], t.value) for t in found.trials] == [(-1.0, 0.0), (0.0, 0.5), (2.0, 1.0), (3.0, 1.0)]
+    assert [(t.settings["slope"], t.value) for t in found.trials] == [
+        (-1.0, 0.0),
+        (0.0, 0.5),
+        (2.0, 1.0),
+        (3.0, 1.0),
+    ]
     assert found.report().splitlines()[2:] == [
         "| 2.0 | 1.0000 |",
         "| 3.0 | 1.0000 |",
@@ -108,8 +121,16 @@ def test_a_search_that_changes_nothing_fails():
 
 def test_a_search_that_sees_the_test_fails():
     with pytest.raises(UserError, match="ood_validation: 4 of its images are in a test set"):
-        detectors.search(Affine, {"slope": [1.0, -1.0]}, BRIGHT, DARK, test_sets=[[torch.rand(2, 3, 2, 2)], DARK[1:]])
-    detectors.search(Affine, {"slope": [1.0, -1.0]}, BRIGHT, DARK, test_sets=[[torch.rand(2, 3, 2, 2)]])
+        detectors.search(
+            Affine,
+            {"slope": [1.0, -1.0]},
+            BRIGHT,
+            DARK,
+            test_sets=[[torch.rand(2, 3, 2, 2)], DARK[1:]],
+        )
+    detectors.search(
+        Affine, {"slope": [1.0, -1.0]}, BRIGHT, DARK, test_sets=[[torch.rand(2, 3, 2, 2)]]
+    )
 
 
 @pytest.mark.parametrize(
@@ -133,7 +154,9 @@ def test_mistakes_in_a_search_are_named(arguments, message):
 
 @pytest.mark.parametrize("name", [n for n in detectors.REGISTRY if n != "deep-ensemble"])
 def test_every_point_of_a_registered_grid_can_be_built(problem, name):
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(108, 600), torch.nn.Linear(600, 4))
+    net = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(108, 600), torch.nn.Linear(600, 4)
+    )
     net.feature_layers = ("1",)
     entry = detectors.REGISTRY[name]
     assert entry.paper

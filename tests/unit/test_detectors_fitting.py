@@ -1,4 +1,6 @@
-"""What fitting promises: the right statistics, in few passes, from any loader; and state that survives saving."""
+"""What fitting promises: the right statistics, in few passes, from any loader; and state that
+survives saving.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ from robust_ood.detectors.statistics import ClassExtremes, ClassMoments, Sample
 from robust_ood.errors import UserError
 from robust_ood.models import ThinResNet
 
-SMALL = {"knn": {"neighbours": 5}, "gram": {"layers": "norm"}, "mahalanobis-layers": {"layers": ["conv", "norm"]}}
+SMALL = {
+    "knn": {"neighbours": 5},
+    "gram": {"layers": "norm"},
+    "mahalanobis-layers": {"layers": ["conv", "norm"]},
+}
 NAMES = [name for name in detectors.REGISTRY if name != "deep-ensemble"]
 
 
@@ -37,12 +43,20 @@ def build(name, net):
 
 @pytest.fixture(scope="module")
 def problem(make_net, make_images):
-    """A network, batches of 240 images with labels of which some are the predicted ones, and images to score."""
+    """A network, batches of 240 images with labels of which some are the predicted ones, and images
+    to score.
+    """
     net = make_net(dtype=torch.float32)
     images = make_images(240, dtype=torch.float32)
     with torch.no_grad():
-        labels = torch.where(torch.arange(240) % 3 == 0, torch.arange(240) % 4, net(images).argmax(1))
-    return net, list(zip(images.split(60), labels.split(60), strict=True)), make_images(9, seed=5, dtype=torch.float32)
+        labels = torch.where(
+            torch.arange(240) % 3 == 0, torch.arange(240) % 4, net(images).argmax(1)
+        )
+    return (
+        net,
+        list(zip(images.split(60), labels.split(60), strict=True)),
+        make_images(9, seed=5, dtype=torch.float32),
+    )
 
 
 def rows(count, size, seed=0, kind=torch.float64):
@@ -53,17 +67,26 @@ def rows(count, size, seed=0, kind=torch.float64):
 
 
 @settings(max_examples=20)
-@given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=5), offset=st.sampled_from([0.0, 1e4]))
+@given(
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=5), offset=st.sampled_from([0.0, 1e4])
+)
 def test_moments_of_any_split_equal_those_of_all(sizes, offset):
     vectors = rows(sum(sizes) + 3, 4) + offset
-    classes = torch.cat([torch.arange(3), torch.randint(3, (sum(sizes),), generator=torch.Generator().manual_seed(1))])
+    classes = torch.cat(
+        [
+            torch.arange(3),
+            torch.randint(3, (sum(sizes),), generator=torch.Generator().manual_seed(1)),
+        ]
+    )
     moments = ClassMoments(3)
     for part, labels in zip(vectors.split([3, *sizes]), classes.split([3, *sizes]), strict=True):
         moments.add(part, labels)
     centered = vectors.clone()
     for c in range(3):
         centered[classes == c] -= vectors[classes == c].mean(0)
-    torch.testing.assert_close(moments.within, centered.T @ centered / len(vectors), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        moments.within, centered.T @ centered / len(vectors), atol=1e-6, rtol=1e-6
+    )
     overall = torch.from_numpy(empirical_covariance(vectors.numpy()))
     torch.testing.assert_close(moments.overall, overall, atol=1e-6, rtol=1e-6)
 
@@ -72,7 +95,9 @@ def test_sums_are_float64_whatever_the_features_are():
     moments = ClassMoments(1)
     for part in (rows(20_000, 1, kind=torch.float32) * 1e-3 + 100).split(100):
         moments.add(part, torch.zeros(100, dtype=torch.int64))
-    assert moments.within.sqrt().item() == pytest.approx(1e-3, rel=0.02)  # float32 sums give garbage
+    assert moments.within.sqrt().item() == pytest.approx(
+        1e-3, rel=0.02
+    )  # float32 sums give garbage
 
 
 @settings(max_examples=60)
@@ -83,7 +108,9 @@ def test_sums_are_float64_whatever_the_features_are():
 def test_streamed_quantiles_equal_numpy(values, share):
     tensor = torch.tensor(values)
     quantile = Quantile(share)
-    for passes in quantile.rounds(lambda statistic: Pass(statistic, lambda seen: (seen,), nn.Identity())):
+    for passes in quantile.rounds(
+        lambda statistic: Pass(statistic, lambda seen: (seen,), nn.Identity())
+    ):
         for part in tensor.split(7):
             for item in passes:
                 item.statistic.add(part)
@@ -97,7 +124,9 @@ def test_extremes_are_of_each_class():
     for part, labels in zip(vectors.split(7), classes.split(7), strict=True):
         extremes.add(part, labels)
     assert torch.equal(extremes.low, torch.stack([vectors[classes == c].amin(0) for c in range(4)]))
-    assert torch.equal(extremes.high, torch.stack([vectors[classes == c].amax(0) for c in range(4)]))
+    assert torch.equal(
+        extremes.high, torch.stack([vectors[classes == c].amax(0) for c in range(4)])
+    )
 
 
 @settings(max_examples=20)
@@ -126,7 +155,9 @@ def test_fingerprints_are_of_the_image_alone_and_spread(make_images):
 @given(size=st.integers(1, 1200), count=st.integers(1, 6), levels=st.sampled_from([3, 10**9]))
 def test_the_smallest_are_those_of_a_full_sort(size, count, levels):
     count = min(count, size)
-    values = torch.randint(levels, (4, size), generator=torch.Generator().manual_seed(size)).double()
+    values = torch.randint(
+        levels, (4, size), generator=torch.Generator().manual_seed(size)
+    ).double()
     found, columns = smallest(values, count)
     assert torch.equal(found.sort(1).values, values.sort(1).values[:, :count])
     assert torch.equal(values.gather(1, columns), found)
@@ -160,7 +191,9 @@ def test_singular_covariances_are_shrunk_just_enough():
 @pytest.mark.parametrize("temperature", [0.05, 1.0, 37.0])
 def test_calibration_finds_the_temperature_that_labels_were_drawn_with(temperature):
     logits = rows(40_000, 4) * 3 * temperature
-    labels = torch.multinomial((logits / temperature).softmax(1), 1, generator=torch.Generator().manual_seed(0))[:, 0]
+    labels = torch.multinomial(
+        (logits / temperature).softmax(1), 1, generator=torch.Generator().manual_seed(0)
+    )[:, 0]
     coarse = CalibrationSlopes.coarse()
     coarse.add(logits, labels)
     fine = coarse.refined()
@@ -188,7 +221,9 @@ def test_the_fit_does_not_depend_on_batches_order_or_kind_of_loader(problem, nam
     with torch.no_grad():
         expected = build(name, net).fit([TupleBatch(whole, labels)])(images)
         shuffled = [(whole[part], labels[part]) for part in order.split(37)]
-        torch.testing.assert_close(build(name, net).fit(shuffled)(images), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            build(name, net).fit(shuffled)(images), expected, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_whole_numbers_are_pixels_of_255(problem):
@@ -216,7 +251,17 @@ class CountingNet(nn.Module):
 def test_detectors_fitted_together_share_forward_passes_and_equal_those_fitted_alone(problem):
     net, loader, images = problem
     counting = CountingNet(net)
-    names = ["mahalanobis", "relative-mahalanobis", "knn", "vim", "residual", "react", "dice", "kl-matching", "msp-t"]
+    names = [
+        "mahalanobis",
+        "relative-mahalanobis",
+        "knn",
+        "vim",
+        "residual",
+        "react",
+        "dice",
+        "kl-matching",
+        "msp-t",
+    ]
     together = [build(name, counting) for name in names]
     detectors.fit(together, loader)
     assert counting.calls == 2 * len(loader)  # two passes for vim, react and the temperature
@@ -251,7 +296,9 @@ def test_shaping_fits_the_inner_detector_on_what_it_will_see(problem):
     centered = clipped.double() - origin
     directions = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, :12]
     with torch.no_grad():
-        scored = detectors.contract.outputs(net, images).features.minimum(detector.threshold).double()
+        scored = (
+            detectors.contract.outputs(net, images).features.minimum(detector.threshold).double()
+        )
     expected = -((scored - origin) @ directions).norm(dim=1)
     torch.testing.assert_close(detector(images).double(), expected, rtol=1e-4, atol=1e-6)
 
@@ -277,7 +324,9 @@ def test_several_layers_with_noise_equal_the_formula(problem):
 def test_layers_are_weighed_by_a_regression_on_outliers_in_any_order(problem):
     net, loader, images = problem
     noise = torch.rand(80, 3, 6, 6, generator=torch.Generator().manual_seed(3))
-    layered = detectors.Mahalanobis(net, ("conv", "penultimate")).fit(loader, outliers=noise.split(30))
+    layered = detectors.Mahalanobis(net, ("conv", "penultimate")).fit(
+        loader, outliers=noise.split(30)
+    )
     with torch.no_grad():
         sides = [torch.cat([x for x, _ in loader]), noise]
         out = [detectors.contract.outputs(net, side, ("conv",)) for side in sides]
@@ -289,8 +338,12 @@ def test_layers_are_weighed_by_a_regression_on_outliers_in_any_order(problem):
     model = LogisticRegression(max_iter=1000).fit(standard.numpy(), target)
     with torch.no_grad():
         log_odds = layered.weigh(list(columns.T))
-    np.testing.assert_allclose(log_odds, model.decision_function(standard.numpy()), rtol=1e-3, atol=1e-3)
-    backwards = detectors.Mahalanobis(net, ("conv", "penultimate")).fit(loader[::-1], outliers=[noise.flip(0)])
+    np.testing.assert_allclose(
+        log_odds, model.decision_function(standard.numpy()), rtol=1e-3, atol=1e-3
+    )
+    backwards = detectors.Mahalanobis(net, ("conv", "penultimate")).fit(
+        loader[::-1], outliers=[noise.flip(0)]
+    )
     torch.testing.assert_close(backwards(images), layered(images), rtol=1e-4, atol=1e-4)
 
 
@@ -300,7 +353,9 @@ def test_of_many_images_a_thousand_weigh_the_layers(problem, monkeypatch):
     layered = detectors.Mahalanobis(net, ("conv", "penultimate"))
     monkeypatch.setattr(detectors.regression, "COUNT", 50)
     scores = layered._layer_scores
-    monkeypatch.setattr(layered, "_layer_scores", lambda images: seen.append(len(images)) or scores(images))
+    monkeypatch.setattr(
+        layered, "_layer_scores", lambda images: seen.append(len(images)) or scores(images)
+    )
     layered.fit(loader, outliers=[torch.rand(70, 3, 6, 6)])
     assert sum(seen) == 100
 
@@ -315,15 +370,23 @@ def test_without_outliers_layers_count_alike_and_the_detector_says_so(problem):
 
 def test_a_temperature_is_fitted_on_validation_images_where_there_are_any(problem):
     net, loader, _ = problem
-    # Labels that the network gets wrong more often than those it is fitted on want a flatter softmax.
-    held_out = [(x, torch.where(torch.arange(len(x)) % 2 == 0, torch.arange(len(x)) // 2 % 4, y)) for x, y in loader]
+    # Labels that the network gets wrong more often than those it is fitted on want a flatter
+    # softmax.
+    held_out = [
+        (x, torch.where(torch.arange(len(x)) % 2 == 0, torch.arange(len(x)) // 2 % 4, y))
+        for x, y in loader
+    ]
     plain = detectors.build("msp-t", net).fit(loader)
     careful = detectors.build("msp-t", net).fit(loader, validation=held_out)
     assert careful.temperature > 1.2 * plain.temperature
-    assert dict(careful.learns_from) == {"validation": "its temperature is fitted on training images"}
+    assert dict(careful.learns_from) == {
+        "validation": "its temperature is fitted on training images"
+    }
 
 
-@pytest.mark.parametrize("name", ["mahalanobis", "relative-mahalanobis", "knn", "vim", "dice", "gradnorm"])
+@pytest.mark.parametrize(
+    "name", ["mahalanobis", "relative-mahalanobis", "knn", "vim", "dice", "gradnorm"]
+)
 def test_a_half_precision_network_s_features_are_scored_in_full_precision(problem, name):
     net, loader, images = problem
     detector = build(name, net).fit(loader)
@@ -358,31 +421,42 @@ def test_state_survives_a_round_trip_through_a_file(problem, make_net, name, tmp
 def test_an_ensemble_s_state_survives_a_round_trip_through_a_file(problem, make_net, tmp_path):
     images = problem[2]
     one, other = (
-        detectors.DeepEnsemble([make_net(seed=s, dtype=torch.float32) for s in seeds]) for seeds in ((1, 2), (3, 4))
+        detectors.DeepEnsemble([make_net(seed=s, dtype=torch.float32) for s in seeds])
+        for seeds in ((1, 2), (3, 4))
     )
     torch.save(one.state_dict(), tmp_path / "state.pt")
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     with torch.no_grad():
         assert torch.equal(other(images), one(images))
     with pytest.raises(UserError, match="of another detector or network"):
-        detectors.DeepEnsemble([make_net(seed=s, dtype=torch.float32) for s in (1, 2, 3)]).load_state_dict(
-            one.state_dict()
-        )
+        detectors.DeepEnsemble(
+            [make_net(seed=s, dtype=torch.float32) for s in (1, 2, 3)]
+        ).load_state_dict(one.state_dict())
 
 
-@pytest.mark.parametrize("other", [lambda make: ThinResNet(8), lambda make: make(classes=5, dtype=torch.float32)])
+@pytest.mark.parametrize(
+    "other", [lambda make: ThinResNet(8), lambda make: make(classes=5, dtype=torch.float32)]
+)
 def test_a_state_of_another_network_is_refused_whole(problem, make_net, other):
     net, loader, _ = problem
     state = detectors.Mahalanobis(net).fit(loader).state_dict()
     elsewhere = detectors.Mahalanobis(other(make_net))
     before = copy.deepcopy(elsewhere.state_dict())
-    with pytest.raises(UserError, match="of another detector or network than this one over") as error:
+    with pytest.raises(
+        UserError, match="of another detector or network than this one over"
+    ) as error:
         elsewhere.load_state_dict(state)
     assert "\n" not in str(error.value)
     assert not elsewhere.fitted
-    assert all(torch.equal(v, before[k]) for k, v in elsewhere.state_dict().items() if isinstance(v, torch.Tensor))
+    assert all(
+        torch.equal(v, before[k])
+        for k, v in elsewhere.state_dict().items()
+        if isinstance(v, torch.Tensor)
+    )
     with pytest.raises((UserError, RuntimeError)):
-        nn.ModuleDict({"one": elsewhere}).load_state_dict({f"one.{key}": value for key, value in state.items()})
+        nn.ModuleDict({"one": elsewhere}).load_state_dict(
+            {f"one.{key}": value for key, value in state.items()}
+        )
 
 
 def test_a_state_of_other_layers_or_another_detector_is_refused(problem):
@@ -430,11 +504,16 @@ def test_unusable_loaders_are_named(problem, loader, message):
 def test_a_class_that_the_network_never_predicts_has_no_range(problem):
     net = copy.deepcopy(problem[0])
     net.head.bias.data[1] = -1e4
-    with pytest.raises(UserError, match=r"^classes: the network predicts class 1 for no image .* give classes: labels"):
+    with pytest.raises(
+        UserError,
+        match=r"^classes: the network predicts class 1 for no image .* give classes: labels",
+    ):
         detectors.Gram(net, "norm").fit(problem[1])
     assert detectors.Gram(net, "norm", classes="labels").fit(problem[1]).fitted
     with pytest.raises(UserError, match="loader: gives no image of class 3"):
-        detectors.Gram(net, "norm", classes="labels").fit([(x, y.clamp_max(2)) for x, y in problem[1]])
+        detectors.Gram(net, "norm", classes="labels").fit(
+            [(x, y.clamp_max(2)) for x, y in problem[1]]
+        )
 
 
 def test_a_loader_that_ends_for_good_is_refused_where_two_passes_are_needed(problem):
@@ -445,12 +524,18 @@ def test_a_loader_that_ends_for_good_is_refused_where_two_passes_are_needed(prob
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda net: detectors.Mahalanobis(net, "nrom"), "layers: unknown name 'nrom'; did you mean 'norm'"),
+        (
+            lambda net: detectors.Mahalanobis(net, "nrom"),
+            "layers: unknown name 'nrom'; did you mean 'norm'",
+        ),
         (lambda net: detectors.Mahalanobis(net, "all"), "does not name its feature layers"),
         (lambda net: detectors.Mahalanobis(net, ()), "layers"),
         (lambda net: detectors.Mahalanobis(net, ("norm", "norm")), "layers"),
         (lambda net: detectors.RelativeMahalanobis(net, ("conv", "norm")), "reads one"),
-        (lambda net: detectors.LayerNoise(detectors.MSP(net), 0.1), "LayerNoise: wraps a Mahalanobis"),
+        (
+            lambda net: detectors.LayerNoise(detectors.MSP(net), 0.1),
+            "LayerNoise: wraps a Mahalanobis",
+        ),
         (lambda net: detectors.LayerNoise(detectors.Mahalanobis(net), -0.1), "magnitude: -0.1"),
         (lambda net: detectors.KNN(net, neighbours=0), "neighbours: 0"),
         (lambda net: detectors.KNN(net, neighbours=9, bank_size=8), "neighbours: 9"),
@@ -461,14 +546,20 @@ def test_a_loader_that_ends_for_good_is_refused_where_two_passes_are_needed(prob
         (lambda net: detectors.Gram(net, "norm", held_out=1.0), "held_out"),
         (lambda net: detectors.ReAct(net, percentile=100), "percentile: 100"),
         (lambda net: detectors.ASH(net, variant="X"), "variant: 'X'"),
-        (lambda net: detectors.SCALE(detectors.PRO(detectors.MSP(net))), r"put it inside: PRO\(SCALE"),
+        (
+            lambda net: detectors.SCALE(detectors.PRO(detectors.MSP(net))),
+            r"put it inside: PRO\(SCALE",
+        ),
         (lambda net: detectors.DICE(net, percentile=-1), "percentile: -1"),
         (lambda net: detectors.GradNorm(net, temperature=0), "temperature: 0"),
         (lambda net: detectors.MSP(net, temperature="fitted"), "temperature: 'fitted'"),
         (lambda net: detectors.SafeSpot(net, share=2), "share: 2"),
         (lambda net: detectors.Mean([]), "detectors: none"),
         (lambda net: detectors.DeepEnsemble([]), "networks: 0"),
-        (lambda net: detectors.DeepEnsemble([net, net], sizes=[8]), "networks: 2 given with 1 sizes"),
+        (
+            lambda net: detectors.DeepEnsemble([net, net], sizes=[8]),
+            "networks: 2 given with 1 sizes",
+        ),
         (lambda net: detectors.DeepEnsemble([net, ThinResNet(8)]), "different numbers of classes"),
         (lambda net: detectors.DeepEnsemble([net], "gen"), "score: 'gen'"),
         (lambda net: detectors.Resized(net, 0), "size: 0"),

@@ -21,7 +21,11 @@ from robust_ood.evaluation import fingerprints
 from robust_ood.evaluation.fingerprints import code_version, content, fingerprint
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = {"gram": {"layers": "conv"}, "mahalanobis-layers": {"layers": "conv"}, "knn": {"neighbours": 2}}
+SETTINGS = {
+    "gram": {"layers": "conv"},
+    "mahalanobis-layers": {"layers": "conv"},
+    "knn": {"neighbours": 2},
+}
 NAMES = sorted(set(detectors.REGISTRY) - {"deep-ensemble"})
 
 
@@ -42,7 +46,9 @@ def test_networks(make_net):
 @pytest.mark.parametrize("name", NAMES)
 def test_detectors(name, trained):
     net, images, labels, _ = trained
-    labels = torch.where(torch.arange(len(labels)) % 8 > 0, labels, (labels + 1) % 4)  # temperatures need mistakes
+    labels = torch.where(
+        torch.arange(len(labels)) % 8 > 0, labels, (labels + 1) % 4
+    )  # temperatures need mistakes
     build = partial(detectors.build, name, **SETTINGS.get(name, {}))
     first, second = build(net), build(net)
     fresh = fingerprint(first)
@@ -79,7 +85,9 @@ def test_detectors(name, trained):
 )
 def test_every_setting_counts(name, settings, make_net):
     net = make_net()
-    assert fingerprint(detectors.build(name, net, **settings)) != fingerprint(detectors.build(name, net))
+    assert fingerprint(detectors.build(name, net, **settings)) != fingerprint(
+        detectors.build(name, net)
+    )
 
 
 PLAIN = PGD(Linf(8 / 255))
@@ -208,7 +216,9 @@ def test_the_code_counts_but_not_its_comments(tmp_path, monkeypatch):
 
     try:
         plain = version("def f(x):\n    return x + 1\n")
-        assert plain == version('"""Says."""\ndef f(x):\n    """Adds."""\n    # why\n    return x+1\n"""Is."""\n')
+        assert plain == version(
+            '"""Says."""\ndef f(x):\n    """Adds."""\n    # why\n    return x+1\n"""Is."""\n'
+        )
         assert plain != version("def f(x):\n    return x + 2\n")
         (tmp_path / "parts" / "two.py").write_text("x = 2\n")
         assert plain != version("def f(x):\n    return x + 1\n")

@@ -1,4 +1,6 @@
-"""The grid: what is computed, what is not computed again, what fails, and that rows say what the scores say."""
+"""The grid: what is computed, what is not computed again, what fails, and that rows say what the
+scores say.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,31 @@ from torch import nn
 
 import robust_ood
 from robust_ood import detectors
-from robust_ood.attacks import PGD, attack_score, lower_score, precision, raise_score, registry, transferred
+from robust_ood.attacks import (
+    PGD,
+    attack_score,
+    lower_score,
+    precision,
+    raise_score,
+    registry,
+    transferred,
+)
 from robust_ood.attacks.apply import attack_labels
 from robust_ood.attacks.suite import Suite
 from robust_ood.data import OODData, SetSpec
 from robust_ood.data.reading import Reading
 from robust_ood.detectors import MSP, PRO, Detector, Energy
 from robust_ood.errors import UserError
-from robust_ood.evaluation import FolderStore, Grid, Progress, Results, cells, print_results, read_cell, rows
+from robust_ood.evaluation import (
+    FolderStore,
+    Grid,
+    Progress,
+    Results,
+    cells,
+    print_results,
+    read_cell,
+    rows,
+)
 from robust_ood.evaluation.batches import Batches
 from robust_ood.evaluation.cells import Machine
 from robust_ood.evaluation.checks import check_output
@@ -55,7 +74,12 @@ def arrays(tmp_path):
 
 
 def data_of(folder, **changes):
-    names = {"train": "train.npz", "test": "test.npz", "near": ["near.npz"], "far": ["far.npz"]} | changes
+    names = {
+        "train": "train.npz",
+        "test": "test.npz",
+        "near": ["near.npz"],
+        "far": ["far.npz"],
+    } | changes
     return OODData(root=folder, num_classes=4, evaluation_batch_size=4, **names)
 
 
@@ -71,7 +95,12 @@ def counted(monkeypatch):
     score, classify, check = Machine.score, Machine.classify, Machine.check
 
     def counting_score(self, detectors, chunk, attack, direction):
-        counts.update({("score", name, attack.steps if attack else 0): chunk.stop - chunk.start for name in detectors})
+        counts.update(
+            {
+                ("score", name, attack.steps if attack else 0): chunk.stop - chunk.start
+                for name in detectors
+            }
+        )
         return score(self, detectors, chunk, attack, direction)
 
     def counting_classify(self, net, chunk, attack):
@@ -103,7 +132,9 @@ def timeless(results):
 
 def test_rows_are_those_of_the_plain_functions(net, arrays):
     pro = PRO(Energy(net), steps=1, step_size=0.01)
-    results = robust_ood.evaluate(net, detectors={"pro": pro}, attacks={"pgd": ATTACK}, data=data_of(arrays))
+    results = robust_ood.evaluate(
+        net, detectors={"pro": pro}, attacks={"pgd": ATTACK}, data=data_of(arrays)
+    )
     inliers, outliers = (
         torch.from_numpy(np.load(arrays / f"{name}.npz")["images"]).permute(0, 3, 1, 2) / 255
         for name in ("test", "far")
@@ -131,7 +162,10 @@ def test_a_second_run_computes_nothing_and_says_the_same(net, arrays, tmp_path, 
     counted.clear()
     second = run(net, data_of(arrays), chosen, tmp_path / "out", checks=True)
     assert counted == {}
-    assert {**first.as_dict(), "environment": 0} == {**second.as_dict(), "environment": 0}  # seconds too
+    assert {**first.as_dict(), "environment": 0} == {
+        **second.as_dict(),
+        "environment": 0,
+    }  # seconds too
 
 
 def test_a_cell_says_by_itself_what_it_is_of(net, arrays, tmp_path):
@@ -152,7 +186,9 @@ def test_one_more_detector_computes_only_its_own_cells(net, arrays, tmp_path, co
     counted.clear()
     more = run(net, data_of(arrays), {"msp": MSP(net), "energy": Energy(net)}, tmp_path / "out")
     assert {(stage, name) for stage, name, _ in counted} == {("score", "energy")}
-    assert timeless(more) == timeless(run(net, data_of(arrays), {"msp": MSP(net), "energy": Energy(net)}))
+    assert timeless(more) == timeless(
+        run(net, data_of(arrays), {"msp": MSP(net), "energy": Energy(net)})
+    )
 
 
 def test_one_more_radius_computes_only_its_attack(net, arrays, tmp_path, counted):
@@ -166,7 +202,12 @@ def test_one_more_radius_computes_only_its_attack(net, arrays, tmp_path, counted
 def test_a_changed_setting_of_a_detector_touches_it_alone(net, arrays, tmp_path, counted):
     run(net, data_of(arrays), {"msp": MSP(net), "energy": Energy(net)}, tmp_path / "out")
     counted.clear()
-    run(net, data_of(arrays), {"msp": MSP(net), "energy": Energy(net, temperature=2.0)}, tmp_path / "out")
+    run(
+        net,
+        data_of(arrays),
+        {"msp": MSP(net), "energy": Energy(net, temperature=2.0)},
+        tmp_path / "out",
+    )
     assert {(stage, name) for stage, name, _ in counted} == {("score", "energy")}
 
 
@@ -194,7 +235,13 @@ def test_a_changed_image_touches_its_chunk_alone(net, arrays, tmp_path, counted)
 def test_names_and_more_sets_touch_nothing_that_is_there(net, arrays, tmp_path, counted):
     run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out")
     counted.clear()
-    again = run(net, data_of(arrays, near=[]), {"probability": MSP(net)}, tmp_path / "out", model="other name")
+    again = run(
+        net,
+        data_of(arrays, near=[]),
+        {"probability": MSP(net)},
+        tmp_path / "out",
+        model="other name",
+    )
     assert counted == {}
     assert {(row.model, row.detector) for row in again.rows} == {("other name", "probability")}
     run(net, data_of(arrays, near=["near.npz", "train.npz"]), {"msp": MSP(net)}, tmp_path / "out")
@@ -209,7 +256,12 @@ def test_the_limit_cuts_the_sets(net, arrays):
 def test_the_environment_says_which_precision_attacks_used(net, arrays, tmp_path, monkeypatch):
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
     few = {"msp": MSP(net), "ash": detectors.build("ash-s", net)}
-    chosen = {"attacks": {"pgd": ATTACK}, "data": data_of(arrays), "checks": False, "folder": tmp_path / "cells"}
+    chosen = {
+        "attacks": {"pgd": ATTACK},
+        "data": data_of(arrays),
+        "checks": False,
+        "folder": tmp_path / "cells",
+    }
     expected = {"bfloat16": ["classifier", "msp"], "float32": ["ash"]}
     for _ in range(2):  # computed, then found
         results = robust_ood.evaluate(net, detectors=few, intervals=0, **chosen)
@@ -219,16 +271,26 @@ def test_the_environment_says_which_precision_attacks_used(net, arrays, tmp_path
 def test_what_is_fitted_is_kept(net, arrays, tmp_path, monkeypatch):
     fits = []
     fit = detectors.fit
-    monkeypatch.setattr(detectors, "fit", lambda chosen, loader: fits.append(len(chosen)) or fit(chosen, loader))
+    monkeypatch.setattr(
+        detectors, "fit", lambda chosen, loader: fits.append(len(chosen)) or fit(chosen, loader)
+    )
 
     def both():
-        return {"knn": detectors.build("knn", net, neighbours=2), "maha": detectors.build("mahalanobis", net)}
+        return {
+            "knn": detectors.build("knn", net, neighbours=2),
+            "maha": detectors.build("mahalanobis", net),
+        }
 
     first = run(net, data_of(arrays), both(), tmp_path / "out")
     assert fits == [2]
     assert timeless(run(net, data_of(arrays), both(), tmp_path / "out")) == timeless(first)
     assert fits == [2]
-    run(net, data_of(arrays), {**both(), "vim": detectors.build("vim", net, dimensions=4)}, tmp_path / "out")
+    run(
+        net,
+        data_of(arrays),
+        {**both(), "vim": detectors.build("vim", net, dimensions=4)},
+        tmp_path / "out",
+    )
     assert fits == [2, 1]
 
 
@@ -238,9 +300,13 @@ def test_workers_read_what_detectors_are_fitted_on(net, arrays, monkeypatch):
     np.save(arrays / "labels.npy", np.arange(40) % 4)
     readings, fit = [], detectors.fit
     monkeypatch.setattr(
-        detectors, "fit", lambda few, loader: readings.append(loader._reader.reading) or fit(few, loader)
+        detectors,
+        "fit",
+        lambda few, loader: readings.append(loader._reader.reading) or fit(few, loader),
     )
-    data = data_of(arrays, train=SetSpec("train.npy", labels="labels.npy"), workers=1, memory_limit=0)
+    data = data_of(
+        arrays, train=SetSpec("train.npy", labels="labels.npy"), workers=1, memory_limit=0
+    )
     assert run(net, data, {"knn": detectors.build("knn", net, neighbours=2)}).rows
     assert readings == [Reading(1)]
 
@@ -261,14 +327,19 @@ class Exact(MSP):
 @pytest.mark.parametrize("source", ["msp", "softmax"])
 def test_a_transferred_attack_is_made_once_for_all_detectors(net, arrays, monkeypatch, source):
     calls = []
-    monkeypatch.setattr(cells, "attack_score", lambda *a, **k: calls.append(a) or attack_score(*a, **k))
+    monkeypatch.setattr(
+        cells, "attack_score", lambda *a, **k: calls.append(a) or attack_score(*a, **k)
+    )
     attack = {"transfer": transferred(ATTACK, source)}
     chosen = {"msp": MSP(net), "energy": Energy(net), "pro": PRO(MSP(net)), "exact": Exact(net)}
     together = run(net, data_of(arrays), chosen, attacks=attack)
     assert {one.detector for one in together.members} == {None}
     once = len(calls)
     assert once == sum(math.ceil(n / CHUNK) for n in SIZES.values())
-    apart = [run(net, data_of(arrays), {name: detector}, attacks=attack) for name, detector in chosen.items()]
+    apart = [
+        run(net, data_of(arrays), {name: detector}, attacks=attack)
+        for name, detector in chosen.items()
+    ]
     assert len(calls) == 5 * once
     assert {one.detector for result in apart for one in result.members} == {None}
     assert timeless(together) == [row for one in apart for row in timeless(one)]
@@ -383,7 +454,12 @@ class Broken(Detector):
 
 @pytest.mark.parametrize(
     ("how", "stage", "attack"),
-    [("fit", "fit", "none"), ("score", "score", "none"), ("nan", "score", "none"), ("attack", "score", "pgd")],
+    [
+        ("fit", "fit", "none"),
+        ("score", "score", "none"),
+        ("nan", "score", "none"),
+        ("attack", "score", "pgd"),
+    ],
 )
 def test_a_failure_is_reported_once_and_the_rest_goes_on(net, arrays, tmp_path, how, stage, attack):
     wanted = run(net, data_of(arrays), {"msp": MSP(net), "energy": Energy(net)})
@@ -391,7 +467,12 @@ def test_a_failure_is_reported_once_and_the_rest_goes_on(net, arrays, tmp_path, 
     for _ in range(2):  # what failed is tried again by a second start
         found = run(net, data_of(arrays), chosen, tmp_path / "out")
         (failure,) = found.failures
-        assert (failure.model, failure.detector, failure.stage, failure.attack) == ("net", "broken", stage, attack)
+        assert (failure.model, failure.detector, failure.stage, failure.attack) == (
+            "net",
+            "broken",
+            stage,
+            attack,
+        )
         assert failure.error in ("ValueError: two lines", "UserError: 4 of 4 scores are not finite")
         assert "Traceback" in failure.traceback
         others = [row for row in timeless(found) if row["detector"] != "broken"]
@@ -409,7 +490,9 @@ def test_a_failure_is_reported_once_and_the_rest_goes_on(net, arrays, tmp_path, 
 def test_damaged_cells_are_reported_and_computed_again(net, arrays, tmp_path, counted):
     first = run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out")
     counted.clear()
-    (entry,) = [e for e in first.cells if e.detector == "msp" and e.attack == "pgd" and e.images == "far"]
+    (entry,) = [
+        e for e in first.cells if e.detector == "msp" and e.attack == "pgd" and e.images == "far"
+    ]
     path = tmp_path / "out" / entry.files[1]
     path.write_bytes(path.read_bytes()[:100])
     second = run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out")
@@ -421,7 +504,9 @@ def test_damaged_cells_are_reported_and_computed_again(net, arrays, tmp_path, co
 
 
 def test_what_another_process_is_at_is_left_to_it_and_waited_for(net, arrays, tmp_path, counted):
-    """Another process holds the first job, and dies without having done it when all others are done."""
+    """Another process holds the first job, and dies without having done it when all others are
+    done.
+    """
     store = FolderStore(tmp_path)
     grid = Grid(data_of(arrays), {"pgd": ATTACK}, store, checks=False, chunk=CHUNK)
     grid.add("net", net, {"msp": MSP(net)})
@@ -483,9 +568,13 @@ def test_intervals_are_those_of_the_scores(net, arrays, tmp_path):
     store = FolderStore(tmp_path / "out")
 
     def scores(attack, images):
-        (entry,) = [e for e in results.cells if (e.detector, e.attack, e.images) == ("msp", attack, images)]
+        (entry,) = [
+            e for e in results.cells if (e.detector, e.attack, e.images) == ("msp", attack, images)
+        ]
         parts = [robust_ood.evaluation.read_cell(tmp_path / "out" / file) for file in entry.files]
-        assert np.concatenate([part.arrays["indices"] for part in parts]).tolist() == list(range(SIZES[images]))
+        assert np.concatenate([part.arrays["indices"] for part in parts]).tolist() == list(
+            range(SIZES[images])
+        )
         return torch.from_numpy(np.concatenate([part.arrays["scores"] for part in parts]))
 
     assert store.damage == {}
@@ -500,7 +589,9 @@ def test_intervals_are_those_of_the_scores(net, arrays, tmp_path):
 def test_an_interval_that_another_process_is_at_is_waited_for(net, arrays, tmp_path, monkeypatch):
     wanted = run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out").intervals
     others = FolderStore(tmp_path / "out")
-    grid = Grid(data_of(arrays), {"pgd": ATTACK}, FolderStore(tmp_path / "new"), checks=False, chunk=CHUNK)
+    grid = Grid(
+        data_of(arrays), {"pgd": ATTACK}, FolderStore(tmp_path / "new"), checks=False, chunk=CHUNK
+    )
     grid.add("net", net, {"msp": MSP(net)})
     grid.compute()
 
@@ -516,7 +607,9 @@ def test_an_interval_that_another_process_is_at_is_waited_for(net, arrays, tmp_p
 
 
 def test_who_won_each_image(net, arrays, tmp_path):
-    suite = Suite({"weak": PGD(Linf(1e-6), steps=1), "strong": PGD(Linf(RADIUS), steps=4)}, {"strong": ATTACK})
+    suite = Suite(
+        {"weak": PGD(Linf(1e-6), steps=1), "strong": PGD(Linf(RADIUS), steps=4)}, {"strong": ATTACK}
+    )
     results = run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out", {"suite": suite})
     table = {(one.detector, one.images): one for one in results.members}
     assert set(table) == {("msp", "test"), ("msp", "near"), ("msp", "far"), (None, "test")}
@@ -526,15 +619,30 @@ def test_who_won_each_image(net, arrays, tmp_path):
     assert set(table["msp", "far"].wins) == {"clean", "weak", "strong"}
     steps = {(row.attack, row.attacked): row.steps for row in results.rows}
     assert steps["suite", "both"] == 5
-    assert {one.attack: one.steps for one in results.classification} == {"none": 0, "suite": ATTACK.steps}
-    alone = run(net, data_of(arrays), {"msp": MSP(net)}, None, {"suite": Suite({"weak": PGD(Linf(RADIUS), steps=1)})})
-    clean, attacked = alone.classification  # a suite without members for classifiers leaves them alone
+    assert {one.attack: one.steps for one in results.classification} == {
+        "none": 0,
+        "suite": ATTACK.steps,
+    }
+    alone = run(
+        net,
+        data_of(arrays),
+        {"msp": MSP(net)},
+        None,
+        {"suite": Suite({"weak": PGD(Linf(RADIUS), steps=1)})},
+    )
+    clean, attacked = (
+        alone.classification
+    )  # a suite without members for classifiers leaves them alone
     assert (attacked.steps, attacked.radius, attacked.accuracy) == (0, RADIUS, clean.accuracy)
 
 
-def test_tables_hold_one_column_at_a_time_and_read_no_file_to_say_where_it_is(net, arrays, tmp_path, monkeypatch):
+def test_tables_hold_one_column_at_a_time_and_read_no_file_to_say_where_it_is(
+    net, arrays, tmp_path, monkeypatch
+):
     suite = Suite({"strong": PGD(Linf(RADIUS), steps=2)}, {"strong": ATTACK})
-    grid = Grid(data_of(arrays), {"suite": suite}, FolderStore(tmp_path / "out"), checks=False, chunk=CHUNK)
+    grid = Grid(
+        data_of(arrays), {"suite": suite}, FolderStore(tmp_path / "out"), checks=False, chunk=CHUNK
+    )
     grid.add("net", net, {"msp": MSP(net), "energy": Energy(net)})
     grid.compute()
     table = rows.Table(grid.plans[0], grid.sets, grid.attacks, grid.store)
@@ -564,8 +672,14 @@ def test_mean_and_deviation_over_the_checkpoints_of_a_recipe(make_net, arrays):
     assert len(detection) == len(results.rows) / 3
     assert len(summary) == len(detection) + 2
     for one in detection:
-        parts = [r for r in results.rows if (r.attacked, r.ood, r.norm) == (one.attacked, one.ood, one.norm)]
-        values = [part.auroc for part in parts[::2]]  # each is there twice: the set, and the mean of its group
+        parts = [
+            r
+            for r in results.rows
+            if (r.attacked, r.ood, r.norm) == (one.attacked, one.ood, one.norm)
+        ]
+        values = [
+            part.auroc for part in parts[::2]
+        ]  # each is there twice: the set, and the mean of its group
         assert one.recipe == "aloe"
         assert one.mean["auroc"] == pytest.approx(statistics.fmean(values))
         assert one.std["auroc"] == pytest.approx(np.std(values, ddof=1))
@@ -575,7 +689,10 @@ def test_mean_and_deviation_over_the_checkpoints_of_a_recipe(make_net, arrays):
 
 
 def test_settings_that_json_cannot_hold_do_not_lose_the_results(tmp_path):
-    config = {"detectors": [{"threshold": math.inf, "others": (math.nan, 1, None, True)}], 1: date(2020, 1, 2)}
+    config = {
+        "detectors": [{"threshold": math.inf, "others": (math.nan, 1, None, True)}],
+        1: date(2020, 1, 2),
+    }
     Results(environment={"config": config}, warnings=["kept"]).write(tmp_path)
     read = Results.read(tmp_path)
     assert read.warnings == ["kept"]
@@ -588,7 +705,10 @@ def test_settings_that_json_cannot_hold_do_not_lose_the_results(tmp_path):
 def test_an_ood_set_may_be_called_like_the_inliers(net, arrays, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
-    np.savez(other / "test.npz", images=np.random.default_rng(9).integers(0, 256, (5, 6, 6, 3), dtype=np.uint8))
+    np.savez(
+        other / "test.npz",
+        images=np.random.default_rng(9).integers(0, 256, (5, 6, 6, 3), dtype=np.uint8),
+    )
     results = run(net, data_of(arrays, far=[str(other / "test.npz")]), {"msp": MSP(net)})
     assert {row.n_ood for row in results.rows if row.group == "far"} == {5}
 
@@ -614,7 +734,10 @@ def test_mistakes(net, arrays, changes, settings, field):
     ("attacks", "field"),
     [
         ({"none": ATTACK}, "attacks: 'none'"),
-        ({"far": PGD(Unbounded(), steps=1, step_size=0.1, random_start=False)}, "attacks.far: no radius"),
+        (
+            {"far": PGD(Unbounded(), steps=1, step_size=0.1, random_start=False)},
+            "attacks.far: no radius",
+        ),
     ],
 )
 def test_attacks_that_no_row_could_speak_of(net, arrays, attacks, field):
@@ -627,11 +750,15 @@ def test_a_mean_learns_from_what_its_members_learn_from(net):
     assert dict(detectors.Mean([MSP(net), layered]).learns_from) == dict(layered.learns_from) != {}
 
 
-def test_results_of_another_network_of_the_same_name_are_not_replaced(net, make_net, arrays, tmp_path):
+def test_results_of_another_network_of_the_same_name_are_not_replaced(
+    net, make_net, arrays, tmp_path
+):
     run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path).write(tmp_path)
     check_output(tmp_path, {"net": net}, "test")
     check_output(tmp_path, {"net": net, "more": make_net(seed=3)}, "test")
-    with pytest.raises(UserError, match=r"output: .* holds results of another network named net; .*--replace true"):
+    with pytest.raises(
+        UserError, match=r"output: .* holds results of another network named net; .*--replace true"
+    ):
         check_output(tmp_path, {"net": make_net(seed=3)}, "test")
 
 
@@ -643,17 +770,23 @@ def test_rows_without_their_clean_row_can_be_printed(net, arrays):
     lines = [line.split() for line in console.export_text().splitlines()]
     means = {row.group: row for row in results.rows if row.ood == row.group}
     for group in ("near", "far"):  # single sets, called like their groups
-        (line,) = [line for line in lines if line[-2:-1] == [group]]  # nothing stands before the only column of numbers
+        (line,) = [
+            line for line in lines if line[-2:-1] == [group]
+        ]  # nothing stands before the only column of numbers
         assert line[-1].startswith(f"{means[group].auroc:.3f}".removeprefix("0") + "/")
 
 
 def test_every_registered_attack_tells_what_a_row_needs():
     for name in registry.REGISTRY:
-        settings = registry.build(name, **({"size": 4} if name == "pgd-low-resolution" else {})).settings()
+        settings = registry.build(
+            name, **({"size": 4} if name == "pgd-low-resolution" else {})
+        ).settings()
         assert set(settings) == {"norm", "radius", "steps", "restarts"}
 
 
-def test_layers_learn_from_auxiliary_outliers_and_an_evaluation_without_any_says_what_is_missing(arrays, net):
+def test_layers_learn_from_auxiliary_outliers_and_an_evaluation_without_any_says_what_is_missing(
+    arrays, net
+):
     draws = np.random.default_rng(1)
     np.savez(arrays / "outliers.npz", images=draws.integers(0, 60, (30, 6, 6, 3), dtype=np.uint8))
 
@@ -663,20 +796,28 @@ def test_layers_learn_from_auxiliary_outliers_and_an_evaluation_without_any_says
     data = data_of(arrays, outliers="outliers.npz")
     exposed, alone = layered(), layered()
     with_outliers = robust_ood.evaluate(net, detectors=exposed, attacks={}, data=data, intervals=0)
-    without = robust_ood.evaluate(net, detectors=alone, attacks={}, data=data_of(arrays), intervals=0)
+    without = robust_ood.evaluate(
+        net, detectors=alone, attacks={}, data=data_of(arrays), intervals=0
+    )
     assert exposed["layered"].weights.tolist() != [1.0, 1.0] == alone["layered"].weights.tolist()
     assert not with_outliers.warnings
-    assert without.warnings == ["model, layered: data.outliers is not given, so its layers all count alike"]
+    assert without.warnings == [
+        "model, layered: data.outliers is not given, so its layers all count alike"
+    ]
 
 
 def test_what_was_learned_from_other_outliers_is_learned_again(arrays, net, tmp_path):
     draws = np.random.default_rng(1)
     for name, high in (("dark", 60), ("bright", 256)):
-        np.savez(arrays / f"{name}.npz", images=draws.integers(0, high, (30, 6, 6, 3), dtype=np.uint8))
+        np.savez(
+            arrays / f"{name}.npz", images=draws.integers(0, high, (30, 6, 6, 3), dtype=np.uint8)
+        )
     weights = []
     for name in ("dark", "bright", "dark"):
         chosen = {"layered": detectors.Mahalanobis(net, ("conv", "penultimate"))}
         data = data_of(arrays, outliers=f"{name}.npz")
-        robust_ood.evaluate(net, detectors=chosen, attacks={}, data=data, intervals=0, folder=tmp_path / "results")
+        robust_ood.evaluate(
+            net, detectors=chosen, attacks={}, data=data, intervals=0, folder=tmp_path / "results"
+        )
         weights.append(chosen["layered"].weights.tolist())
     assert weights[0] == weights[2] != weights[1]

@@ -52,8 +52,12 @@ def call(loss, logits, labels):
 @pytest.mark.parametrize("loss", LABELLED + UNLABELLED, ids=lambda loss: loss.__name__)
 def test_equals_a_naive_loop(loss):
     logits, labels = logits_of(), labels_of()
-    expected = [naive(loss, row, label) for row, label in zip(logits.tolist(), labels.tolist(), strict=True)]
-    torch.testing.assert_close(call(loss, logits, labels), torch.tensor(expected, dtype=torch.float64))
+    expected = [
+        naive(loss, row, label) for row, label in zip(logits.tolist(), labels.tolist(), strict=True)
+    ]
+    torch.testing.assert_close(
+        call(loss, logits, labels), torch.tensor(expected, dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("loss", LABELLED + UNLABELLED, ids=lambda loss: loss.__name__)
@@ -68,7 +72,9 @@ def test_half_precision_logits_are_widened_first(loss, dtype):
     logits, labels = logits_of(dtype=dtype), labels_of()
     values = call(loss, logits, labels)
     assert values.dtype == torch.float32
-    torch.testing.assert_close(values.double(), call(loss, logits.double(), labels), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        values.double(), call(loss, logits.double(), labels), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("loss", LABELLED + UNLABELLED, ids=lambda loss: loss.__name__)
@@ -88,7 +94,9 @@ def test_log_odds_stay_alive_where_the_probability_is_one(gap):
     value = losses.log_odds(logits, torch.tensor([0]))
     (gradient,) = torch.autograd.grad(value.sum(), logits)
     assert value.item() == pytest.approx(gap - math.log(1 + math.e), rel=1e-6)
-    torch.testing.assert_close(gradient, torch.tensor([[1.0, -1 / (1 + math.e), -math.e / (1 + math.e)]]))
+    torch.testing.assert_close(
+        gradient, torch.tensor([[1.0, -1 / (1 + math.e), -math.e / (1 + math.e)]])
+    )
 
 
 def test_uniform_logits_are_where_both_uniformity_losses_have_their_extremes():
@@ -103,7 +111,9 @@ def test_uniform_logits_are_where_both_uniformity_losses_have_their_extremes():
 def test_margin_is_negative_exactly_where_the_prediction_is_wrong():
     logits, labels = logits_of(200), labels_of(200)
     assert torch.equal(losses.margin(logits, labels) > 0, logits.argmax(1) == labels)
-    assert torch.equal(losses.difference_of_logits_ratio(logits, labels) > 0, logits.argmax(1) == labels)
+    assert torch.equal(
+        losses.difference_of_logits_ratio(logits, labels) > 0, logits.argmax(1) == labels
+    )
 
 
 def test_dlr_ignores_shift_and_scale_and_needs_three_classes():

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood.errors import UserError
-from robust_ood.models import WideResNet, describe, export, load_network, load_weights, read_checkpoint, rebuild
+from robust_ood.models import (
+    WideResNet,
+    describe,
+    export,
+    load_network,
+    load_weights,
+    read_checkpoint,
+    rebuild,
+)
 
 
 def fresh(seed: int = 1, classes: int = 5) -> WideResNet:
@@ -32,7 +40,9 @@ def same(net: nn.Module, state: dict[str, Tensor]) -> bool:
 
 
 def refused(net: nn.Module, weights: object, **more: object) -> str:
-    """Return the message of the one-line refusal, after making sure that the network is as it was."""
+    """Return the message of the one-line refusal, after making sure that the network is as it
+    was.
+    """
     before = {key: value.clone() for key, value in net.state_dict().items()}
     with pytest.raises(UserError) as caught:
         load_weights(net, weights, **more)
@@ -48,16 +58,27 @@ def refused(net: nn.Module, weights: object, **more: object) -> str:
         pytest.param(lambda state: {"state_dict": state, "epoch": 3}, id="state_dict"),
         pytest.param(lambda state: {"model": state}, id="model"),
         pytest.param(lambda state: {"net": state, "acc": 91.0, "epoch": 3}, id="net"),
-        pytest.param(lambda state: {"model_state_dict": state, "optimizer": {"state": {}}}, id="model_state_dict"),
+        pytest.param(
+            lambda state: {"model_state_dict": state, "optimizer": {"state": {}}},
+            id="model_state_dict",
+        ),
         pytest.param(lambda state: {"model": {"state_dict": state}}, id="nested twice"),
         pytest.param(
-            lambda state: {"state_dict": {f"model._orig_mod.module.{key}": value for key, value in state.items()}},
+            lambda state: {
+                "state_dict": {
+                    f"model._orig_mod.module.{key}": value for key, value in state.items()
+                }
+            },
             id="another Lightning module, compiled, in parallel",
         ),
-        pytest.param(lambda state: {f"module.{key}": value for key, value in state.items()}, id="DataParallel"),
+        pytest.param(
+            lambda state: {f"module.{key}": value for key, value in state.items()},
+            id="DataParallel",
+        ),
         pytest.param(
             lambda state: {
-                "state_dict": {"loss.weight": torch.ones(2)} | {f"net.{key}": value for key, value in state.items()},
+                "state_dict": {"loss.weight": torch.ones(2)}
+                | {f"net.{key}": value for key, value in state.items()},
                 "pytorch-lightning_version": "2.6",
             },
             id="Lightning",
@@ -76,8 +97,13 @@ def test_safetensors_load(tmp_path: Path, stored):
 
 
 def test_key_map_renames(stored):
-    foreign = {key.replace("head.", "fc.").replace("group", "block"): value for key, value in stored.items()}
-    assert same(load_weights(fresh(), foreign, key_map={r"fc\.": "head.", r"block(\d)": r"group\1"}), stored)
+    foreign = {
+        key.replace("head.", "fc.").replace("group", "block"): value
+        for key, value in stored.items()
+    }
+    assert same(
+        load_weights(fresh(), foreign, key_map={r"fc\.": "head.", r"block(\d)": r"group\1"}), stored
+    )
     assert "fc.weight" in refused(fresh(), foreign, key_map={"block": "group"})
     assert "group" in refused(fresh(), foreign, key_map={r"\d": "", r"fc\.": "head."})
 
@@ -148,7 +174,9 @@ def test_pickled_code_is_refused_and_does_not_run(tmp_path: Path, stored, form):
         assert trace.exists()
 
 
-@pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"state_dict": {}}, {"state_dict": {"lr": 0.1}}])
+@pytest.mark.parametrize(
+    "content", [{}, {"epoch": 3}, {"state_dict": {}}, {"state_dict": {"lr": 0.1}}]
+)
 def test_file_without_weights(tmp_path: Path, content):
     torch.save(content, tmp_path / "empty.pt")
     assert "no weights" in refused(fresh(), tmp_path / "empty.pt")
@@ -162,14 +190,20 @@ def test_file_that_holds_no_mapping(tmp_path: Path):
 def test_missing_file_and_folder(tmp_path: Path):
     assert str(tmp_path / "absent.pt") in refused(fresh(), tmp_path / "absent.pt")
     assert f"{tmp_path} is a folder" in refused(fresh(), tmp_path)
-    with pytest.raises(UserError, match="is a folder; accepted: a file, or the folder of an export"):
+    with pytest.raises(
+        UserError, match="is a folder; accepted: a file, or the folder of an export"
+    ):
         load_network(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"layers": 3}', '{"weights": "other.pt"}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"layers": 3}', '{"weights": "other.pt"}', b"\xff"]
+)
 def test_somebody_else_s_network_json_beside_a_checkpoint(tmp_path: Path, stored, content):
     torch.save(stored, tmp_path / "mine.pt")
-    (tmp_path / "network.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    (tmp_path / "network.json").write_bytes(
+        content if isinstance(content, bytes) else content.encode()
+    )
     assert same(load_network(tmp_path / "mine.pt", fresh()), stored)
 
 
@@ -207,7 +241,11 @@ def test_damaged_safetensors(tmp_path: Path):
 def test_described_network_is_rebuilt_with_its_weights(tmp_path: Path):
     net = fresh(seed=0, classes=3)
     torch.save(
-        {"network": describe(net), "state_dict": {f"net.{k}": v for k, v in net.state_dict().items()}}, tmp_path / "a"
+        {
+            "network": describe(net),
+            "state_dict": {f"net.{k}": v for k, v in net.state_dict().items()},
+        },
+        tmp_path / "a",
     )
     loaded = load_network(tmp_path / "a")
     assert type(loaded) is WideResNet

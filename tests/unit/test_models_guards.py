@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood.errors import UserError
-from robust_ood.models import DenseNet, Normalize, ResNet18, WideResNet, load_weights, outputs, rebuild, wrap
+from robust_ood.models import (
+    DenseNet,
+    Normalize,
+    ResNet18,
+    WideResNet,
+    load_weights,
+    outputs,
+    rebuild,
+    wrap,
+)
 
 
 @pytest.fixture
@@ -77,16 +86,22 @@ def test_compiled_network_gives_the_same(images):
     net = Pooled()
     compiled = torch.compile(net, backend="eager")
     compiled(images)
-    torch.testing.assert_close(outputs(compiled, images, ("net",)).features, outputs(net, images).features)
+    torch.testing.assert_close(
+        outputs(compiled, images, ("net",)).features, outputs(net, images).features
+    )
 
 
-@pytest.mark.parametrize("given", [torch.rand(2, 1, 8, 8), torch.rand(3, 8, 8), torch.zeros(2, 3, 8, 8).byte()])
+@pytest.mark.parametrize(
+    "given", [torch.rand(2, 1, 8, 8), torch.rand(3, 8, 8), torch.zeros(2, 3, 8, 8).byte()]
+)
 def test_images_that_are_none_are_refused(given):
     with pytest.raises(UserError, match=r"images: .*accepted: float images \(N, 3, H, W\)"):
         WideResNet(10, 1)(given)
 
 
-@pytest.mark.parametrize(("mean", "std"), [((0.0,) * 3, (1.0,)), ((), ()), ((0.0,), (0.0,)), ((float("nan"),), (1.0,))])
+@pytest.mark.parametrize(
+    ("mean", "std"), [((0.0,) * 3, (1.0,)), ((), ()), ((0.0,), (0.0,)), ((float("nan"),), (1.0,))]
+)
 def test_impossible_normalisation(mean, std):
     with pytest.raises(UserError, match="mean and std"):
         Normalize(mean, std)
@@ -106,7 +121,10 @@ def test_normalisation_by_whole_numbers_takes_the_weights_of_one_by_fractions():
         (lambda: WideResNet(10, num_classes=0), "num_classes: 0"),
         (lambda: WideResNet(10, dropout=1.5), "dropout: 1.5"),
         (lambda: DenseNet(10, growth=0), "growth: 0"),
-        (lambda: DenseNet(10, growth=1, reduction=0.1), "reduction: 0.1 leaves none of the 3 channels"),
+        (
+            lambda: DenseNet(10, growth=1, reduction=0.1),
+            "reduction: 0.1 leaves none of the 3 channels",
+        ),
         (lambda: ResNet18(num_classes=-1), "num_classes: -1"),
         (lambda: wrap(3), "module: a int"),
         (lambda: wrap(Pooled(), head="fcc"), "head: unknown name 'fcc'"),
@@ -125,7 +143,9 @@ def test_transitions_drop_out_as_in_the_reference_network():
         assert not torch.equal(net(maps), net(maps))
 
 
-@pytest.mark.parametrize("spoil", [lambda t: t.to("meta"), lambda t: t.to_sparse(), lambda t: t.to(torch.int64)])
+@pytest.mark.parametrize(
+    "spoil", [lambda t: t.to("meta"), lambda t: t.to_sparse(), lambda t: t.to(torch.int64)]
+)
 def test_weights_that_cannot_be_copied_change_nothing(spoil):
     net, state = WideResNet(10, 1), dict(WideResNet(10, 1).state_dict())
     state["head.bias"] = spoil(state["head.bias"])  # the last weight to be copied
@@ -147,19 +167,30 @@ def test_weights_that_cannot_be_copied_change_nothing(spoil):
 )
 def test_every_network_gets_back_what_it_saved(build, prefix):
     saved, net = build(), build()
-    load_weights(net, {"state_dict": {prefix + key: value for key, value in saved.state_dict().items()}})
-    assert all(torch.equal(value, saved.state_dict()[key]) for key, value in net.state_dict().items())
+    load_weights(
+        net, {"state_dict": {prefix + key: value for key, value in saved.state_dict().items()}}
+    )
+    assert all(
+        torch.equal(value, saved.state_dict()[key]) for key, value in net.state_dict().items()
+    )
 
 
 def test_path_may_be_text(tmp_path: Path):
     saved = WideResNet(10, 1)
     torch.save(saved.state_dict(), tmp_path / "a.pt")
-    assert torch.equal(load_weights(WideResNet(10, 1), str(tmp_path / "a.pt")).head.weight, saved.head.weight)
+    assert torch.equal(
+        load_weights(WideResNet(10, 1), str(tmp_path / "a.pt")).head.weight, saved.head.weight
+    )
 
 
 @pytest.mark.parametrize(
     "description",
-    [[1], {"name": [1]}, {"name": "WideResNet", "settings": 3}, {"name": "WideResNet", "settings": {"depth": "x"}}],
+    [
+        [1],
+        {"name": [1]},
+        {"name": "WideResNet", "settings": 3},
+        {"name": "WideResNet", "settings": {"depth": "x"}},
+    ],
 )
 def test_malformed_description_is_refused(description):
     with pytest.raises(UserError, match="checkpoint: "):

@@ -1,4 +1,6 @@
-"""The networks against published sizes and against forward passes written out from their papers in float64."""
+"""The networks against published sizes and against forward passes written out from their papers in
+float64.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def net(request):
 
 
 def unsettled(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Return the network in eval mode with random BatchNorm statistics, so that no layer is the identity."""
+    """Return the network in eval mode with random BatchNorm statistics, so that no layer is the
+    identity.
+    """
     draws = torch.Generator().manual_seed(seed)
     for part in net.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -46,7 +50,9 @@ def unsettled(net: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def pictures(count: int = 3, size: int = 12, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    return torch.rand(
+        count, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    ).to(dtype)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +92,8 @@ def test_densenet_maps_are_those_of_the_aloe_paper_and_the_last_one_pools_to_the
     net = unsettled(DenseNet(depth=10, growth=4))
     result = outputs(net, pictures(2, 16), net.feature_layers)
     shapes = [tuple(result.maps[name].shape[1:]) for name in net.feature_layers]
-    # 2k channels, then (2k + k) / 2 after the first transition, and so on; the last block ends in a ReLU
+    # 2k channels, then (2k + k) / 2 after the first transition, and so on; the last block ends in a
+    # ReLU
     assert shapes == [(8, 16, 16), (6, 8, 8), (5, 4, 4), (9, 4, 4)]
     last = result.maps[net.feature_layers[-1]]
     assert (last >= 0).all()
@@ -103,7 +110,9 @@ def test_each_image_is_scored_on_its_own_in_eval_mode(net):
 def test_channels_last_gives_the_same_logits(net):
     images = pictures(dtype=torch.float64)
     expected = net.double()(images)
-    laid_out = net.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))
+    laid_out = net.to(memory_format=torch.channels_last)(
+        images.to(memory_format=torch.channels_last)
+    )
     torch.testing.assert_close(laid_out, expected)
 
 
@@ -111,7 +120,9 @@ def test_network_sees_pixels_through_its_own_mean_and_std():
     images = pictures()
     plain = unsettled(WideResNet(10, 1, mean=(0.0,) * 3, std=(1.0,) * 3))
     shifted = unsettled(WideResNet(10, 1, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2)))
-    shifted.load_state_dict({k: v for k, v in plain.state_dict().items() if "normalize" not in k}, strict=False)
+    shifted.load_state_dict(
+        {k: v for k, v in plain.state_dict().items() if "normalize" not in k}, strict=False
+    )
     by_hand = images - torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)
     by_hand = by_hand / torch.tensor([0.5, 0.25, 0.2]).view(1, 3, 1, 1)
     torch.testing.assert_close(shifted(images), plain(by_hand))
@@ -135,7 +146,9 @@ def test_convolutions_start_from_he_distribution():
     assert not net.head.bias.any()
 
 
-@pytest.mark.parametrize("build", [lambda: WideResNet(10, 1, dropout=0.5), lambda: DenseNet(10, 4, dropout=0.5)])
+@pytest.mark.parametrize(
+    "build", [lambda: WideResNet(10, 1, dropout=0.5), lambda: DenseNet(10, 4, dropout=0.5)]
+)
 def test_dropout_acts_in_train_mode_only(build):
     net, images = build(), pictures()
     for part in net.modules():
@@ -167,12 +180,14 @@ def test_impossible_settings_are_named_in_one_line(build, message):
     assert "\n" not in str(caught.value)
 
 
-# Forward passes written from the papers on a bare state dict, in float64. They share no code with the networks.
+# Forward passes written from the papers on a bare state dict, in float64. They share no code with
+# the networks.
 
 
 def batch_norm(maps: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
     mean, variance, scale, shift = (
-        state[f"{name}.{part}"].view(1, -1, 1, 1) for part in ("running_mean", "running_var", "weight", "bias")
+        state[f"{name}.{part}"].view(1, -1, 1, 1)
+        for part in ("running_mean", "running_var", "weight", "bias")
     )
     return (maps - mean) / (variance + 1e-5).sqrt() * scale + shift
 
@@ -186,7 +201,10 @@ def classified(maps: Tensor, state: dict[str, Tensor]) -> Tensor:
 
 
 def states(net: nn.Module) -> dict[str, Tensor]:
-    return {key: value.double() if value.is_floating_point() else value for key, value in net.state_dict().items()}
+    return {
+        key: value.double() if value.is_floating_point() else value
+        for key, value in net.state_dict().items()
+    }
 
 
 def test_densenet_bc_equals_the_paper_written_out():
@@ -198,13 +216,18 @@ def test_densenet_bc_equals_the_paper_written_out():
         for layer in range(2):
             name = f"block{block}.{layer}"
             everything = torch.cat(earlier, 1)  # oldest first
-            inner = F.conv2d(batch_norm(everything, state, f"{name}.bn1").clamp_min(0), state[f"{name}.conv1.weight"])
+            inner = F.conv2d(
+                batch_norm(everything, state, f"{name}.bn1").clamp_min(0),
+                state[f"{name}.conv1.weight"],
+            )
             inner = batch_norm(inner, state, f"{name}.bn2").clamp_min(0)
             earlier.append(F.conv2d(inner, state[f"{name}.conv2.weight"], padding=1))
         maps = torch.cat(earlier, 1)
         if block < 3:
             name = f"transition{block}"
-            maps = F.conv2d(batch_norm(maps, state, f"{name}.bn").clamp_min(0), state[f"{name}.conv.weight"])
+            maps = F.conv2d(
+                batch_norm(maps, state, f"{name}.bn").clamp_min(0), state[f"{name}.conv.weight"]
+            )
             assert maps.shape[1] == sum(part.shape[1] for part in earlier) // 2
             maps = maps.unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5))
     maps = batch_norm(maps, state, "bn").clamp_min(0)
@@ -225,7 +248,9 @@ def test_wide_resnet_equals_the_paper_written_out():
             if block == 0:  # the width changes
                 maps = F.conv2d(active, state[f"{name}.shortcut.weight"], stride=stride)
             maps = maps + inner
-    torch.testing.assert_close(net(images), classified(batch_norm(maps, state, "bn").clamp_min(0), state))
+    torch.testing.assert_close(
+        net(images), classified(batch_norm(maps, state, "bn").clamp_min(0), state)
+    )
 
 
 def test_resnet18_equals_the_paper_written_out():
@@ -238,7 +263,9 @@ def test_resnet18_equals_the_paper_written_out():
             name, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
             inner = F.conv2d(maps, state[f"{name}.conv1.weight"], stride=stride, padding=1)
             inner = batch_norm(inner, state, f"{name}.bn1").clamp_min(0)
-            inner = batch_norm(F.conv2d(inner, state[f"{name}.conv2.weight"], padding=1), state, f"{name}.bn2")
+            inner = batch_norm(
+                F.conv2d(inner, state[f"{name}.conv2.weight"], padding=1), state, f"{name}.bn2"
+            )
             if stride == 2:
                 maps = F.conv2d(maps, state[f"{name}.shortcut.0.weight"], stride=2)
                 maps = batch_norm(maps, state, f"{name}.shortcut.1")
@@ -252,7 +279,11 @@ def test_wide_resnet_equals_another_library_with_the_same_weights():
     ours = WideResNet(16, 2, num_classes=5, mean=(0.0,) * 3, std=(1.0,) * 3).eval()
     state = ours.state_dict()
     for key, value in theirs.state_dict().items():
-        key = key.replace("block", "group").replace(".layer.", ".").replace("convShortcut", "shortcut")
+        key = (
+            key.replace("block", "group")
+            .replace(".layer.", ".")
+            .replace("convShortcut", "shortcut")
+        )
         key = key.replace("fc.", "head.")
         state["bn." + key.removeprefix("bn1.") if key.startswith("bn1.") else key] = value
     ours.load_state_dict(state)

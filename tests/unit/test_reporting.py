@@ -26,11 +26,32 @@ from robust_ood.reporting import summary, tables
 from robust_ood.reporting.source import read
 
 RADII = {"none": 0.0, "pgd-4/255": 4 / 255, "suite": 8 / 255}
-VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
+VOID = {
+    "area",
+    "base",
+    "br",
+    "col",
+    "embed",
+    "hr",
+    "img",
+    "input",
+    "link",
+    "meta",
+    "source",
+    "track",
+    "wbr",
+}
 
 
-def make_row(model: str, detector: str, attack: str, attacked: str, ood: str, group: str, auroc: float) -> Row:
-    budget = {"norm": "none" if attack == "none" else "Linf", "radius": RADII[attack], "steps": 10, "restarts": 1}
+def make_row(
+    model: str, detector: str, attack: str, attacked: str, ood: str, group: str, auroc: float
+) -> Row:
+    budget = {
+        "norm": "none" if attack == "none" else "Linf",
+        "radius": RADII[attack],
+        "steps": 10,
+        "restarts": 1,
+    }
     rates = {"aupr_in": 0.5, "aupr_out": 0.5, "fpr95_ood_positive": 0.25, "detection_error": 0.125}
     deployed = {"tpr_deployed": 0.95, "fpr_deployed": 0.0625}
     return Row(model=model, detector=detector, attack=attack, attacked=attacked, id="digits", ood=ood, group=group,
@@ -38,12 +59,22 @@ def make_row(model: str, detector: str, attack: str, attacked: str, ood: str, gr
 
 
 def make_results(model: str, fall: float) -> Results:
-    """Make results of two detectors, three OOD sets and two attacks; the AUROC falls by `fall`, or half of it."""
-    results = Results(environment={"command": "evaluate.py --name <x>", "checks": True, "versions": {"torch": "2"}})
+    """Make results of two detectors, three OOD sets and two attacks; the AUROC falls by `fall`, or
+    half of it.
+    """
+    results = Results(
+        environment={
+            "command": "evaluate.py --name <x>",
+            "checks": True,
+            "versions": {"torch": "2"},
+        }
+    )
     sets = [("cifar", "near", 0.9), ("svhn", "far", 0.98), ("dots", "far", 0.96)]
     for detector, extra in (("msp", 0.0), ("knn", 0.15)):
         for attack, share in (("none", 0.0), ("pgd-4/255", 0.5), ("suite", 1.0)):
-            for attacked, part in (("in", 0.3), ("out", 0.4), ("both", 1.0)) if share else (("none", 0.0),):
+            for attacked, part in (
+                (("in", 0.3), ("out", 0.4), ("both", 1.0)) if share else (("none", 0.0),)
+            ):
                 values = [(o, g, a - (fall + extra) * share * part) for o, g, a in sets]
                 rows = [make_row(model, detector, attack, attacked, o, g, a) for o, g, a in values]
                 for group in ("near", "far"):
@@ -52,14 +83,26 @@ def make_results(model: str, fall: float) -> Results:
                 results.rows += rows
                 results.intervals += [
                     Interval(
-                        model, detector, attack, attacked, "digits", o, g, 0.95, 99, (a - 0.01, a + 0.01), (0.0, 0.1)
+                        model,
+                        detector,
+                        attack,
+                        attacked,
+                        "digits",
+                        o,
+                        g,
+                        0.95,
+                        99,
+                        (a - 0.01, a + 0.01),
+                        (0.0, 0.1),
                     )
                     for o, g, a in values
                 ]
     for attack, accuracy in (("none", 0.9 - fall / 10), ("pgd-4/255", 0.5), ("suite", 0.25)):
         settings = (RADII[attack], 10, 1, 50, accuracy, 1.0)
         results.classification.append(Accuracy(model, "digits", attack, "Linf", *settings))
-    results.members = [Wins(model, "msp", "suite", "digits", "id", 50, {"clean": 5, "pgd": 30, "square": 15})]
+    results.members = [
+        Wins(model, "msp", "suite", "digits", "id", 50, {"clean": 5, "pgd": 30, "square": 15})
+    ]
     return results
 
 
@@ -80,10 +123,16 @@ def add_scores(folder: Path, results: Results) -> None:
                         key = f"{model}{detector}{attack}{images}{part}".encode().hex()
                         with store.claim(key[:9], wait=True):
                             store.write(
-                                key, Cell({"scores": draws.normal(mean, 1, 25).astype(np.float32)}, {"seconds": 1})
+                                key,
+                                Cell(
+                                    {"scores": draws.normal(mean, 1, 25).astype(np.float32)},
+                                    {"seconds": 1},
+                                ),
                             )
                         files.append(store.path(key))
-                    results.cells.append(CellFiles(model, detector, attack, images, group, tuple(files)))
+                    results.cells.append(
+                        CellFiles(model, detector, attack, images, group, tuple(files))
+                    )
 
 
 def add_pictures(folder: Path, model: str) -> None:
@@ -104,7 +153,9 @@ def add_pictures(folder: Path, model: str) -> None:
                     "after": np.array([0.5, 1.5])}, groups | {"attack": "suite"}),
     ):  # fmt: skip
         write_picture(folder, Picture(kind, model, "msp", arrays, about))
-    write_picture(folder, Picture("shift", model, "knn", {}, {"failed": "its score has no gradient"}))
+    write_picture(
+        folder, Picture("shift", model, "knn", {}, {"failed": "its score has no gradient"})
+    )
     write_picture(folder, Picture("shift", model, "gone", {"sizes": np.array([0.1])}, {}))
 
 
@@ -190,7 +241,9 @@ def test_links_and_references_within_the_page_lead_somewhere(page, report):
 def test_tables_have_captions_and_scopes_and_figures_have_words(page):
     tags = [tag for tag, _ in page.elements]
     assert tags.count("table") == tags.count("caption") >= 5
-    assert all(a.get("scope") in ("col", "row", "colgroup") for tag, a in page.elements if tag == "th")
+    assert all(
+        a.get("scope") in ("col", "row", "colgroup") for tag, a in page.elements if tag == "th"
+    )
     drawings = [a for tag, a in page.elements if tag == "svg"]
     assert len(drawings) >= 9
     assert all(len(a["aria-label"]) > 40 and a["role"] == "img" for a in drawings)
@@ -228,21 +281,33 @@ def test_survival_compares_clean_with_the_strongest_attack(folders):
 def test_summary_says_what_survived_and_what_did_not(folders):
     text = summary.sentences(read(folders))
     near = next(line for line in text if line.startswith("OE, near"))
-    assert near.endswith("all 2 detectors fall below chance (msp 0.900 → 0.200, knn 0.900 → 0.050).")
+    assert near.endswith(
+        "all 2 detectors fall below chance (msp 0.900 → 0.200, knn 0.900 → 0.050)."
+    )
     far = next(line for line in text if line.startswith("ALOE, far"))
     assert "1 of 2 detectors keeps an AUROC of at least 0.9 (msp 0.970 → 0.920)" in far
     assert "1 of 2 detectors ends between 0.5 and 0.9 (knn 0.970 → 0.770)" in far
-    assert any("Best under its strongest attack on near OOD: ALOE with msp, 0.850" in line for line in text)
+    assert any(
+        "Best under its strongest attack on near OOD: ALOE with msp, 0.850" in line for line in text
+    )
     reach = next(line for line in text if line.startswith("ALOE, far OOD, by radius"))
-    assert reach.endswith("an AUROC of at least 0.9 stays with msp up to Linf 8/255; 1 detector at no radius.")
+    assert reach.endswith(
+        "an AUROC of at least 0.9 stays with msp up to Linf 8/255; 1 detector at no radius."
+    )
     lower = next(line for line in text if line.startswith("OE, near OOD, by radius"))
-    assert lower.endswith("an AUROC of at least 0.5 stays with msp up to Linf 4/255; 1 detector at no radius.")
+    assert lower.endswith(
+        "an AUROC of at least 0.5 stays with msp up to Linf 4/255; 1 detector at no radius."
+    )
     equal = [replace(row, auroc=0.75) for row in read(folders).means]
     source = read(folders)
     source.means = equal
-    assert "4 of 4 pairs of network and detector, all at 0.750" in " ".join(summary.sentences(source))
+    assert "4 of 4 pairs of network and detector, all at 0.750" in " ".join(
+        summary.sentences(source)
+    )
     source.means = [replace(row, auroc=0.25) for row in source.means]
-    assert "on near OOD, no pair of network and detector stays above chance." in " ".join(summary.sentences(source))
+    assert "on near OOD, no pair of network and detector stays above chance." in " ".join(
+        summary.sentences(source)
+    )
     accuracy = next(line for line in text if line.startswith("Classification"))
     assert "OE 83.0 % (\N{MINUS SIGN}6.5 points), under suite 25.0 %" in accuracy
     assert "ALOE 89.5 %, under suite 25.0 %" in accuracy
@@ -268,7 +333,9 @@ def test_different_protocols_interruptions_and_missing_checks_are_said(folders):
     assert "did not finish" in interrupted
     assert "different images (OE / ALOE)" in different
     assert "switched off" in unchecked
-    assert not any("Best" in line or "points" in line for line in summary.sentences(source))  # nothing to compare
+    assert not any(
+        "Best" in line or "points" in line for line in summary.sentences(source)
+    )  # nothing to compare
 
 
 def test_each_figure_has_a_picture_and_its_data(report):
@@ -280,7 +347,11 @@ def test_each_figure_has_a_picture_and_its_data(report):
     assert all((beside / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in pictures)
     with (beside / "auroc-by-radius-linf.csv").open() as file:
         lines = list(csv.DictReader(file))
-    own = [line for line in lines if (line["model"], line["group"], line["detector"]) == ("OE", "far", "msp")]
+    own = [
+        line
+        for line in lines
+        if (line["model"], line["group"], line["detector"]) == ("OE", "far", "msp")
+    ]
     assert [float(line["radius"]) for line in own] == [0, 4 / 255, 8 / 255]
     assert [float(line["auroc"]) for line in own] == pytest.approx([0.97, 0.97 - 0.35, 0.97 - 0.7])
 
@@ -303,7 +374,9 @@ def files_of(page: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in [page, *beside.iterdir()] if path.is_file()}
 
 
-def test_tensorboard_gets_the_numbers_the_tables_and_the_figures_and_the_page_stays_the_same(report, folders, tmp_path):
+def test_tensorboard_gets_the_numbers_the_tables_and_the_figures_and_the_page_stays_the_same(
+    report, folders, tmp_path
+):
     """The same results give the same bytes, with TensorBoard's files or without."""
     from PIL import Image
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -317,7 +390,9 @@ def test_tensorboard_gets_the_numbers_the_tables_and_the_figures_and_the_page_st
     assert len(list((tmp_path / "all_files" / "tensorboard").rglob("events.*"))) == 3
 
     def run(name: str) -> EventAccumulator:
-        found = EventAccumulator(str(tmp_path / "all_files" / "tensorboard" / name), {"scalars": 0, "tensors": 0})
+        found = EventAccumulator(
+            str(tmp_path / "all_files" / "tensorboard" / name), {"scalars": 0, "tensors": 0}
+        )
         return found.Reload()
 
     curve = run("OE").Scalars("AUROC, far OOD, Linf/msp")
@@ -325,17 +400,26 @@ def test_tensorboard_gets_the_numbers_the_tables_and_the_figures_and_the_page_st
     assert [event.value for event in curve] == pytest.approx([0.97, 0.97 - 0.35, 0.97 - 0.7])
     assert [event.value for event in run("ALOE").Scalars("accuracy/suite")] == [0.25]
     whole = run("report")
-    texts = {tag: whole.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in whole.Tags()["tensors"]}
+    texts = {
+        tag: whole.Tensors(tag)[0].tensor_proto.string_val[0].decode()
+        for tag in whole.Tags()["tensors"]
+    }
     assert "OE, knn: the gradients are masked <b>" in texts["warnings/text_summary"]
     assert "all 2 detectors fall below chance" in texts["findings/text_summary"]
     (survival,) = [text for tag, text in texts.items() if "strongest attack on inliers" in tag]
     lines = survival.splitlines()
-    assert lines[0].startswith("| Network | Detector | near OOD: AUROC clean | near OOD: AUROC attacked |")
-    assert lines[2].startswith("| OE | msp | 0.900 (0.890\N{EN DASH}0.910) | 0.200 (0.190\N{EN DASH}0.210, suite) |")
+    assert lines[0].startswith(
+        "| Network | Detector | near OOD: AUROC clean | near OOD: AUROC attacked |"
+    )
+    assert lines[2].startswith(
+        "| OE | msp | 0.900 (0.890\N{EN DASH}0.910) | 0.200 (0.190\N{EN DASH}0.210, suite) |"
+    )
     pictures = sorted((tmp_path / "all_files").glob("*.png"))
     assert len(whole.Tags()["images"]) == len(pictures)
     sizes = {Image.open(path).size for path in pictures}
-    assert {(event[0].width, event[0].height) for event in map(whole.Images, whole.Tags()["images"])} == sizes
+    assert {
+        (event[0].width, event[0].height) for event in map(whole.Images, whole.Tags()["images"])
+    } == sizes
 
 
 def test_two_folders_with_one_name_stay_apart(folders, tmp_path):
@@ -370,7 +454,12 @@ def test_results_without_scores_or_attacks_still_make_a_page(tmp_path):
         ("{", "damaged"),
         (json.dumps({"schema": 99, "rows": []}), "not of schema 1"),
         (json.dumps({"schema": 1, "rows": [{"model": 1}], "classification": []}), "damaged"),
-        (json.dumps({"schema": 1, "rows": [], "classification": [], "warnings": [], "environment": {}}), "no rows"),
+        (
+            json.dumps(
+                {"schema": 1, "rows": [], "classification": [], "warnings": [], "environment": {}}
+            ),
+            "no rows",
+        ),
     ],
 )
 def test_folders_that_hold_no_results_are_refused(tmp_path, content, words):
@@ -405,6 +494,10 @@ def test_an_output_that_is_no_page_is_refused(folders, tmp_path):
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr(reporting, "find_spec", lambda module: None if module == "matplotlib" else object())
-    with pytest.raises(UserError, match=r"matplotlib not installed; pip install 'robust-ood\[report\]'"):
+    monkeypatch.setattr(
+        reporting, "find_spec", lambda module: None if module == "matplotlib" else object()
+    )
+    with pytest.raises(
+        UserError, match=r"matplotlib not installed; pip install 'robust-ood\[report\]'"
+    ):
         reporting.check_installed()

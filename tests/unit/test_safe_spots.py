@@ -1,4 +1,6 @@
-"""Safe spots against closed forms of a linear classifier, and their independence of batch and modes."""
+"""Safe spots against closed forms of a linear classifier, and their independence of batch and
+modes.
+"""
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from robust_ood.safe_spots import Smoothing
 
 
 class Linear(nn.Module):
-    """Two logits `(w x, -w x)`: the safe spot is the farthest point along w, the attacker's the reverse."""
+    """Two logits `(w x, -w x)`: the safe spot is the farthest point along w, the attacker's the
+    reverse.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +29,9 @@ class Curved(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.body = nn.Sequential(nn.Flatten(), nn.Linear(12, 24), nn.Dropout(0.5), nn.Tanh(), nn.Linear(24, 4))
+        self.body = nn.Sequential(
+            nn.Flatten(), nn.Linear(12, 24), nn.Dropout(0.5), nn.Tanh(), nn.Linear(24, 4)
+        )
 
     def forward(self, images):
         return self.body(8 * images)
@@ -41,7 +47,12 @@ def images():
 def test_a_linear_classifiers_safe_spot_is_its_farthest_point(images, method, norm):
     net, radius = Linear(), 0.1
     found = safe_spots.search(
-        net, images, radius, norm, method, step_size=0.01 if (method, norm) == ("full", "L2") else None
+        net,
+        images,
+        radius,
+        norm,
+        method,
+        step_size=0.01 if (method, norm) == ("full", "L2") else None,
     )
     weight = net.weight.detach().view(3, 2, 2)
     side = torch.where(net(images).argmax(1) == 0, 1.0, -1.0).view(-1, 1, 1, 1)
@@ -74,7 +85,9 @@ def test_the_full_search_withstands_the_attack_better_than_the_image(images, nor
     safe = safe_spots.search(net, images, radius, norm, "full", steps=40)
 
     def loss_after_attack(start):
-        return losses.cross_entropy(net(safe_spots.attack(net, start, labels, radius, norm, seed=1)), labels)
+        return losses.cross_entropy(
+            net(safe_spots.attack(net, start, labels, radius, norm, seed=1)), labels
+        )
 
     assert (loss_after_attack(safe) < loss_after_attack(images)).all()
     size = (safe - images).flatten(1)
@@ -100,7 +113,12 @@ def test_no_radius_gives_the_image_back(images):
 def test_the_result_of_an_image_does_not_depend_on_its_batch(images, smoothing):
     net = Curved()
     together = safe_spots.search(net, images, 0.05, steps=4, smoothing=smoothing)
-    alone = torch.cat([safe_spots.search(net, image[None], 0.05, steps=4, smoothing=smoothing) for image in images])
+    alone = torch.cat(
+        [
+            safe_spots.search(net, image[None], 0.05, steps=4, smoothing=smoothing)
+            for image in images
+        ]
+    )
     assert torch.allclose(together, alone, atol=1e-5)
 
 

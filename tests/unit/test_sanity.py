@@ -18,12 +18,16 @@ PGD_10 = PGD(Linf(8 / 255), steps=10)
 
 
 def images_of(chosen, count):
-    return F.avg_pool2d(torch.from_numpy(chosen.images[:count]).permute(0, 3, 1, 2).float() / 255, 2)  # (N, 3, 16, 16)
+    return F.avg_pool2d(
+        torch.from_numpy(chosen.images[:count]).permute(0, 3, 1, 2).float() / 255, 2
+    )  # (N, 3, 16, 16)
 
 
 @pytest.fixture(scope="session")
 def digits_net():
-    """A small network trained on the digits and on patches of a photograph as outliers: `(net, inliers, outliers)`."""
+    """A small network trained on the digits and on patches of a photograph as outliers: `(net,
+    inliers, outliers)`.
+    """
     train = digits("train")
     images, labels = images_of(train, 800), torch.from_numpy(train.labels[:800])
     noise = images_of(photograph_patches("china", 500, "china"), 500)
@@ -40,7 +44,11 @@ def digits_net():
                 loss.backward()
                 optimizer.step()
     net.eval().zero_grad()
-    return net, images_of(digits("test"), 32), images_of(photograph_patches("flower", 32, "flower"), 32)
+    return (
+        net,
+        images_of(digits("test"), 32),
+        images_of(photograph_patches("flower", 32, "flower"), 32),
+    )
 
 
 class Detached(MSP):
@@ -118,7 +126,9 @@ def test_planted_defects_raise_the_right_alarm(digits_net, defect, alarm):
 
 @pytest.mark.parametrize("kind", [MSP, lambda net: PRO(MSP(net), steps=1)])
 def test_healthy_detectors_raise_none(digits_net, kind):
-    """On a network with BatchNorm; `tests/properties/test_detectors_attackable.py` checks all detectors on another."""
+    """On a network with BatchNorm; `tests/properties/test_detectors_attackable.py` checks all
+    detectors on another.
+    """
     net, inliers, outliers = digits_net
     assert sanity.check(kind(net), inliers, outliers, PGD_10, limit=16) == []
 
@@ -159,7 +169,9 @@ def test_masked_gradients_are_found_out(digits_net):
 
     net, inliers, outliers = digits_net
     warnings = sanity.check(Masked(net), inliers, outliers, PGD(Linf(16 / 255)), limit=16)
-    assert any("beats the attack through its gradients" in warning for warning in warnings), warnings
+    assert any("beats the attack through its gradients" in warning for warning in warnings), (
+        warnings
+    )
 
 
 def test_a_flat_loss_is_named(digits_net):
@@ -194,10 +206,14 @@ def test_the_checks_are_cheap_shared_and_leave_no_trace(digits_net):
         alone = cost(standard(8 / 255))
         assert alone < 110
         assert cost(standard(8 / 255), PGD_10, PGD(Linf(8 / 255), steps=40, restarts=2)) == alone
-        assert cost(standard(8 / 255), PGD(Linf(8 / 255), steps=9, objective="softmax")) > alone  # tried itself
+        assert (
+            cost(standard(8 / 255), PGD(Linf(8 / 255), steps=9, objective="softmax")) > alone
+        )  # tried itself
         apart = cost(PGD_10, PGD(Linf(2 / 255)))
         assert apart < 2 * alone
-        assert cost(PGD_10, PGD(Linf(16 / 255))) <= apart - 8  # twice 8/255 is attacked once for both budgets
+        assert (
+            cost(PGD_10, PGD(Linf(16 / 255))) <= apart - 8
+        )  # twice 8/255 is attacked once for both budgets
         assert all(part.training for part in net.modules())
     finally:
         net.eval()
@@ -221,6 +237,8 @@ def test_the_published_attack_is_tried(digits_net):
     published, region = aloe_softmax(Linf(8 / 255)), Linf(8 / 255)
     probe = sanity._Probe(MSP(net), inliers[:16], outliers[:16])
     adaptive = min(probe.probed(PGD(region, steps=steps, precision="float32")) for steps in (5, 15))
-    weaker = probe.attacked(published) > adaptive + 0.1  # which of the two it is depends on the network
+    weaker = (
+        probe.attacked(published) > adaptive + 0.1
+    )  # which of the two it is depends on the network
     warnings = sanity.check(MSP(net), inliers, outliers, published, limit=16)
     assert ["report the adaptive one" in warning for warning in warnings] == [True] * weaker

@@ -76,7 +76,9 @@ def test_score_equals_its_formula(kind, settings, scale):
     logits = logits_of(scale=scale)
     expected = [float(by_hand(kind, row, **settings)) for row in logits.tolist()]
     found = scorer(kind, **settings).score(of(logits))
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        found, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(("kind", "settings"), CASES, ids=str)
@@ -84,7 +86,9 @@ def test_gradient_equals_finite_differences(kind, settings):
     detector = scorer(kind, **settings)
     logits = logits_of(5, scale=2.0).requires_grad_()
     assert torch.autograd.gradcheck(lambda z: detector.score(of(z)), logits, eps=1e-7, atol=1e-6)
-    assert torch.autograd.gradcheck(lambda z: detector.surrogate_score(of(z)), logits, eps=1e-7, atol=1e-6)
+    assert torch.autograd.gradcheck(
+        lambda z: detector.surrogate_score(of(z)), logits, eps=1e-7, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(("kind", "settings"), CASES, ids=str)
@@ -94,7 +98,9 @@ def test_scores_are_float32(kind, settings, dtype):
     found = detector.score(of(logits))
     assert found.dtype == torch.float32
     assert found.shape == (20,)
-    torch.testing.assert_close(found.double(), detector.double().score(of(logits.double())), rtol=2e-5, atol=2e-6)
+    torch.testing.assert_close(
+        found.double(), detector.double().score(of(logits.double())), rtol=2e-5, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize(("kind", "settings"), CASES, ids=str)
@@ -105,12 +111,19 @@ def test_a_confident_image_scores_higher_than_an_unsure_one(kind, settings):
 
 
 @pytest.mark.parametrize("margin", [0.0, 1.0, 10.0, 16.0, 18.0, 30.0, 90.0, 1e3, 1e4])
-@pytest.mark.parametrize("settings", [{}, {"gamma": 0.5, "top": 2}, {"gamma": 0.01}, {"top": 1}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"gamma": 0.5, "top": 2}, {"gamma": 0.01}, {"top": 1}], ids=str
+)
 def test_gen_is_finite_at_any_margin_in_float32(margin, settings):
-    logits = torch.tensor([[margin, 0, 1, -1], [0, margin, margin, 0], [-margin, 0, 0, margin]]).requires_grad_()
+    logits = torch.tensor(
+        [[margin, 0, 1, -1], [0, margin, margin, 0], [-margin, 0, 0, margin]]
+    ).requires_grad_()
     score = GEN(nn.Linear(1, 1), **settings).score(of(logits))
     (gradient,) = torch.autograd.grad(score.sum(), logits)
-    expected = [float(by_hand(GEN, row, **{"gamma": 0.1, "top": 100, **settings})) for row in logits.tolist()]
+    expected = [
+        float(by_hand(GEN, row, **{"gamma": 0.1, "top": 100, **settings}))
+        for row in logits.tolist()
+    ]
     torch.testing.assert_close(score, torch.tensor(expected), rtol=1e-4, atol=1e-6)
     assert gradient.isfinite().all()
 
@@ -123,7 +136,9 @@ def test_gen_keeps_its_gradient_where_the_naive_formula_loses_it():
     (gradient,) = torch.autograd.grad(GEN(nn.Linear(1, 1)).score(of(logits)).sum(), logits)
     wide = logits.detach().double().requires_grad_()
     q = wide.softmax(1)
-    rest = torch.cat([q[:, 1:].sum(1, keepdim=True), 1 - q[:, 1:]], dim=1)  # 1 - p without cancellation
+    rest = torch.cat(
+        [q[:, 1:].sum(1, keepdim=True), 1 - q[:, 1:]], dim=1
+    )  # 1 - p without cancellation
     (expected,) = torch.autograd.grad(-((q * rest) ** 0.1).sum(), wide)
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=1e-8)
     assert (gradient != 0).all()
@@ -151,7 +166,9 @@ def test_msp_surrogate_is_alive_where_the_score_saturates(margin):
 
 def test_ranges():
     logits = torch.cat([logits_of(scale=20.0), torch.zeros(1, 6).double()])
-    assert ((scorer(MSP).score(of(logits)) > 1 / 6 - 1e-9) & (scorer(MSP).score(of(logits)) <= 1)).all()
+    assert (
+        (scorer(MSP).score(of(logits)) > 1 / 6 - 1e-9) & (scorer(MSP).score(of(logits)) <= 1)
+    ).all()
     entropy = scorer(Entropy).score(of(logits))
     assert entropy.min().item() == pytest.approx(-math.log(6))
     assert entropy.max() <= 0
@@ -198,7 +215,12 @@ def test_mistakes_are_named(kind, settings, message):
 def test_names_build_what_they_say(make_net):
     net = make_net()
     found = build_all(
-        ["msp", {"name": "energy", "temperature": 2.0, "label": "warm"}, {"name": "gen", "gamma": 0.5}], net
+        [
+            "msp",
+            {"name": "energy", "temperature": 2.0, "label": "warm"},
+            {"name": "gen", "gamma": 0.5},
+        ],
+        net,
     )
     assert list(found) == ["msp", "warm", "gen"]
     assert [type(detector) for detector in found.values()] == [MSP, Energy, GEN]

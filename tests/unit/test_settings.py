@@ -81,10 +81,22 @@ def test_settings_of_a_part_are_settings_of_the_whole():
         (Search, {"steps": True}, "place.name.steps: True is not a whole number"),
         (Search, {"steps": None}, "place.name.steps: None is not a whole number"),
         (Search, {"steps": 1, "step_size": "8/0"}, "place.name.step_size: '8/0'"),
-        (Search, {"steps": 1, "step_size": [1]}, "is not a finite number or a fraction such as 8/255 or null"),
-        (Search, {"steps": 1, "units": "inches"}, "place.name.units: 'inches' is not one of pixels, normalised"),
+        (
+            Search,
+            {"steps": 1, "step_size": [1]},
+            "is not a finite number or a fraction such as 8/255 or null",
+        ),
+        (
+            Search,
+            {"steps": 1, "units": "inches"},
+            "place.name.units: 'inches' is not one of pixels, normalised",
+        ),
         (Search, {"steps": 1, "clip": "yes"}, "place.name.clip: 'yes' is not true or false"),
-        (Search, {"steps": 1, "layers": "all"}, "place.name.layers: 'all' is not a list of which each is a text"),
+        (
+            Search,
+            {"steps": 1, "layers": "all"},
+            "place.name.layers: 'all' is not a list of which each is a text",
+        ),
         (Search, {"steps": 1, "layers": [1]}, "place.name.layers"),
         (Score, {"temperature": "hot"}, "place.name.temperature: 'hot'"),
         (Score, {"temperature": math.inf}, "place.name.temperature: inf is not a finite number"),
@@ -92,8 +104,16 @@ def test_settings_of_a_part_are_settings_of_the_whole():
         (Score, {"temperature": 0}, "place.name.temperature: 0 is not > 0"),
         (partial(over, score=Score), {"temperature": -1}, "place.name.temperature: -1 is not > 0"),
         (partial(over, score=Score), {"score": 3}, "place.name.score: no such setting"),
-        (partial(over, score=Score), {"topp": 3}, "place.name.topp: no such setting; did you mean 'top'"),
-        (partial(over, score=Score), {"step": 3}, "place.name.step: no such setting; did you mean 'steps'"),
+        (
+            partial(over, score=Score),
+            {"topp": 3},
+            "place.name.topp: no such setting; did you mean 'top'",
+        ),
+        (
+            partial(over, score=Score),
+            {"step": 3},
+            "place.name.step: no such setting; did you mean 'steps'",
+        ),
         (passing_on, {"stepz": 3, "steps": 1}, "place.name.stepz: no such setting"),
     ],
 )
@@ -109,7 +129,10 @@ def test_a_part_made_inside_a_maker_leaves_the_place_to_it():
 
     with pytest.raises(UserError, match=r"^place.name.temperature: -1 is not > 0"):
         make(whole, temperature=-1)
-    with pytest.raises(UserError, match=r"^place.name.stepz: .* did you mean 'steps'\? known: temperature, top, steps"):
+    with pytest.raises(
+        UserError,
+        match=r"^place.name.stepz: .* did you mean 'steps'\? known: temperature, top, steps",
+    ):
         make(whole, stepz=3)
 
 
@@ -124,7 +147,9 @@ def test_a_bug_in_a_maker_stays_a_bug():
 @pytest.mark.parametrize("name", attacks.REGISTRY)
 def test_every_setting_of_every_attack_is_checked(name):
     given = {"size": 4} if name == "pgd-low-resolution" else {}
-    check_all_settings(lambda **settings: attacks.build(name, **{**given, **settings}), f"attacks.{name}")
+    check_all_settings(
+        lambda **settings: attacks.build(name, **{**given, **settings}), f"attacks.{name}"
+    )
 
 
 @pytest.mark.parametrize("name", detectors.REGISTRY)
@@ -136,14 +161,24 @@ def test_every_setting_of_every_detector_is_checked(name, make_net):
         "gram": {"layers": "conv"},
     }
     given = needed.get(name, {})
-    check_all_settings(lambda **settings: detectors.build(name, net, **{**given, **settings}), f"detectors.{name}")
+    check_all_settings(
+        lambda **settings: detectors.build(name, net, **{**given, **settings}), f"detectors.{name}"
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "said"),
     [
-        ("pro", {"score": {"temperature": 2}}, r"detectors.pro.score: {'temperature': 2} has no 'name'"),
-        ("mean", {"scores": [{"temperature": 2}]}, r"detectors.mean.scores: {'temperature': 2} has no 'name'"),
+        (
+            "pro",
+            {"score": {"temperature": 2}},
+            r"detectors.pro.score: {'temperature': 2} has no 'name'",
+        ),
+        (
+            "mean",
+            {"scores": [{"temperature": 2}]},
+            r"detectors.mean.scores: {'temperature': 2} has no 'name'",
+        ),
         (
             "react",
             {"score": "odin"},
@@ -157,12 +192,24 @@ def test_the_place_of_a_mistake_is_one_path(name, settings, said, make_net):
 
 
 def check_all_settings(build: Any, field: str) -> None:
-    """Give every known setting, and the names of the makers' own arguments, values of a type that none has."""
+    """Give every known setting, and the names of the makers' own arguments, values of a type that
+    none has.
+    """
     build()
     with pytest.raises(UserError) as caught:
         build(no_such_setting=1)
     known = caught.value.__cause__.known if caught.value.__cause__ else caught.value.known
-    own = ("region", "attack", "search", "net", "detector", "detectors", "networks", "scored", "wrapper")
+    own = (
+        "region",
+        "attack",
+        "search",
+        "net",
+        "detector",
+        "detectors",
+        "networks",
+        "scored",
+        "wrapper",
+    )
     for setting in {*known, *own}:
         for value in (math.inf, {"a": 1}, object()):
             with pytest.raises(UserError, match=rf"^{field}\.{setting}\b") as caught:

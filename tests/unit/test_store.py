@@ -11,7 +11,10 @@ import pytest
 from robust_ood.errors import UserError
 from robust_ood.evaluation.store import Cell, FolderStore, Store, read_cell
 
-CELL = Cell({"scores": np.array([0.5, -2.0], np.float32), "indices": np.arange(2)}, {"seconds": 1.5, "members": ["a"]})
+CELL = Cell(
+    {"scores": np.array([0.5, -2.0], np.float32), "indices": np.arange(2)},
+    {"seconds": 1.5, "members": ["a"]},
+)
 
 
 def filled(folder):
@@ -50,7 +53,9 @@ def damage(path, kind):
         return "abd"
     flipped = bytearray(content)
     flipped[len(content) // 3] ^= 255
-    path.write_bytes({"empty": b"", "cut": content[:-40], "text": b"no cell", "a bit": bytes(flipped)}[kind])
+    path.write_bytes(
+        {"empty": b"", "cut": content[:-40], "text": b"no cell", "a bit": bytes(flipped)}[kind]
+    )
     return "abc"
 
 

@@ -16,7 +16,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from robust_ood import Linf, detectors
 from robust_ood.attacks import PGD, fgsm
-from robust_ood.callbacks import Averaging, Checkpoints, Dashboard, Diverged, Guards, RobustValidation
+from robust_ood.callbacks import (
+    Averaging,
+    Checkpoints,
+    Dashboard,
+    Diverged,
+    Guards,
+    RobustValidation,
+)
 from robust_ood.callbacks.dashboard import add_strips, strip
 from robust_ood.data import ImageSet, OODData, SetSpec
 from robust_ood.data.files import Fit, ImageFiles
@@ -38,7 +45,9 @@ def arrays(tmp_path_factory):
 
 
 def fit(method, arrays, folder, *callbacks, logger=False, resume=None, sets=None, **options):
-    chosen = {"outliers": "outliers", "validation_ood": ["ood"], "outlier_batch_size": 6} | (sets or {})
+    chosen = {"outliers": "outliers", "validation_ood": ["ood"], "outlier_batch_size": 6} | (
+        sets or {}
+    )
     data = OODData("train", "validation", root=arrays, num_classes=4, batch_size=8, **chosen)
     settings = {"max_epochs": 1, "log_every_n_steps": 2} | options
     trainer = Trainer(
@@ -71,9 +80,7 @@ class Break(Callback):
 def test_numbers_that_are_not_finite_stop_the_run(make_net, arrays, tmp_path, what):
     method = Standard(make_net(dtype=torch.float32), optimization=SGD(0.01))
     callbacks = [Break(3, what), Guards(), Checkpoints(every_n_steps=1)]
-    message = (
-        rf"{what} is not finite after step 3 \(batch of epoch 0, step 2, rank 0\); last good checkpoint: .*last\.ckpt"
-    )
+    message = rf"{what} is not finite after step 3 \(batch of epoch 0, step 2, rank 0\); last good checkpoint: .*last\.ckpt"
     with pytest.raises(Diverged, match=message):
         fit(method, arrays, tmp_path, *callbacks)
     kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
@@ -107,15 +114,22 @@ def test_an_attack_that_does_not_raise_the_loss_is_warned_about(make_net, arrays
 
             return goal
 
-    warned = messages(Overshooting(make_net(dtype=torch.float32), ATTACK), arrays, tmp_path, Guards())
-    assert any("attack inliers: reached its aim on only 0% of the images at step 1" in text for text in warned)
+    warned = messages(
+        Overshooting(make_net(dtype=torch.float32), ATTACK), arrays, tmp_path, Guards()
+    )
+    assert any(
+        "attack inliers: reached its aim on only 0% of the images at step 1" in text
+        for text in warned
+    )
     good = messages(ADV(make_net(dtype=torch.float32), ATTACK), arrays, tmp_path, Guards())
     assert not [text for text in good if "reached its aim" in text]
 
 
 @pytest.mark.parametrize(("precision", "share", "said"), [("16-mixed", 0.5, True), ("16-mixed", 0.005, False),
                                                           ("bf16-mixed", 0.5, False)])  # fmt: skip
-def test_vanished_gradients_are_warned_about_under_float16(make_net, arrays, tmp_path, precision, share, said):
+def test_vanished_gradients_are_warned_about_under_float16(
+    make_net, arrays, tmp_path, precision, share, said
+):
     """A network that sees only a part of each image has zero gradients for the rest."""
 
     class Partial(torch.nn.Module):
@@ -132,8 +146,12 @@ def test_vanished_gradients_are_warned_about_under_float16(make_net, arrays, tmp
     method = ADV(Partial(make_net(dtype=torch.float32)), ATTACK)
     # By name, Lightning would take bfloat16 in float16's place on the CPU.
     plugin = MixedPrecision(precision, "cpu")
-    warned = messages(method, arrays, tmp_path, Guards(attacks_every_n_steps=1), plugins=[plugin], max_steps=2)
-    zeros = [text for text in warned if "of the input gradients are exactly zero under float16" in text]
+    warned = messages(
+        method, arrays, tmp_path, Guards(attacks_every_n_steps=1), plugins=[plugin], max_steps=2
+    )
+    zeros = [
+        text for text in warned if "of the input gradients are exactly zero under float16" in text
+    ]
     assert bool(zeros) == said
     if said:
         assert float(re.search(r"([\d.]+)% of the input", zeros[0])[1]) == pytest.approx(50, abs=5)
@@ -152,19 +170,25 @@ def test_catastrophic_overfitting_is_warned_about(make_net, arrays, tmp_path, mo
     method = ADV(make_net(dtype=torch.float32), fgsm(Linf(RADIUS)))
     warned = messages(method, arrays, tmp_path, Guards(), max_epochs=3)
     found = [text for text in warned if "catastrophic overfitting" in text]
-    assert found == [text for text in found if "fell from 0.400 to 0.050 while that under FGSM is 0.900" in text]
+    assert found == [
+        text for text in found if "fell from 0.400 to 0.050 while that under FGSM is 0.900" in text
+    ]
     assert len(found) == 1
 
 
 def test_single_step_training_is_checked_in_validation(make_net, arrays, tmp_path):
-    checked = fit(ADV(make_net(dtype=torch.float32), fgsm(Linf(RADIUS))), arrays, tmp_path, Guards())
+    checked = fit(
+        ADV(make_net(dtype=torch.float32), fgsm(Linf(RADIUS))), arrays, tmp_path, Guards()
+    )
     assert {"val/fgsm_accuracy", "val/pgd_accuracy"} <= set(checked.callback_metrics)
     many = fit(ADV(make_net(dtype=torch.float32), ATTACK), arrays, tmp_path, Guards())
     assert "val/pgd_accuracy" not in many.callback_metrics
 
 
 def board(folder):
-    events = EventAccumulator(str(folder), size_guidance={"images": 0, "histograms": 0, "tensors": 0})
+    events = EventAccumulator(
+        str(folder), size_guidance={"images": 0, "histograms": 0, "tensors": 0}
+    )
     events.Reload()
     return events
 
@@ -174,7 +198,15 @@ def test_tensorboard_shows_what_a_run_did(make_net, arrays, tmp_path):
     dashboard.config = {"data": {"batch_size": 8}}
     validation = RobustValidation(["msp"], {"pgd": ATTACK}, limit=9)
     method = ALOE(make_net(dtype=torch.float32), ATTACK, ATTACK, optimization=SGD(0.05))
-    fit(method, arrays, tmp_path, dashboard, validation, Guards(), logger=TensorBoardLogger(tmp_path, "", ""))
+    fit(
+        method,
+        arrays,
+        tmp_path,
+        dashboard,
+        validation,
+        Guards(),
+        logger=TensorBoardLogger(tmp_path, "", ""),
+    )
     events = board(tmp_path)
     scalars = set(events.Tags()["scalars"])
     assert {"train/loss", "train/inlier_loss", "train/outlier_loss", "train/accuracy", "train/learning_rate",
@@ -213,19 +245,29 @@ def test_robust_validation_leaves_no_trace(make_net, arrays, tmp_path):
         method = ALOE(make_net(dtype=torch.float32), ATTACK, ATTACK, optimization=SGD(0.05))
         torch.manual_seed(5)
         fit(method, arrays, tmp_path, *callbacks, max_epochs=2)
-        ends.append((method.net.state_dict(), torch.rand(3), [part.training for part in method.net.modules()]))
+        ends.append(
+            (
+                method.net.state_dict(),
+                torch.rand(3),
+                [part.training for part in method.net.modules()],
+            )
+        )
     (first, draw, modes), (second, other_draw, other_modes) = ends
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert torch.equal(draw, other_draw)
     assert modes == other_modes
 
 
-def test_robust_validation_of_an_ood_set_that_is_called_like_the_inliers(make_net, arrays, tmp_path):
+def test_robust_validation_of_an_ood_set_that_is_called_like_the_inliers(
+    make_net, arrays, tmp_path
+):
     found = []
     for name in ("ood", "validation"):
         validation = RobustValidation(["msp"], {"pgd": ATTACK}, limit=9)
         sets = {"validation_ood": [SetSpec("ood", name=name)]}
-        trainer = fit(Standard(make_net(dtype=torch.float32)), arrays, tmp_path, validation, sets=sets)
+        trainer = fit(
+            Standard(make_net(dtype=torch.float32)), arrays, tmp_path, validation, sets=sets
+        )
         found.append(trainer.callback_metrics["val/robust_auroc"])
     assert found[0] == found[1] != 0.5
 
@@ -234,7 +276,11 @@ def test_robust_validation_fits_all_detectors_together_and_reads_outliers_only_f
     make_net, arrays, tmp_path, monkeypatch
 ):
     fitted, fit_all = [], detectors.fit
-    monkeypatch.setattr(detectors, "fit", lambda some, *a, **k: fitted.append((len(some), k)) or fit_all(some, *a, **k))
+    monkeypatch.setattr(
+        detectors,
+        "fit",
+        lambda some, *a, **k: fitted.append((len(some), k)) or fit_all(some, *a, **k),
+    )
     sets = {"outliers": "absent.npy", "outlier_batch_size": 0}
     method = Standard(make_net(dtype=torch.float32))
     fit(
@@ -266,7 +312,9 @@ def test_a_strip_leaves_out_what_cannot_be_read(make_net, tmp_path):
 
     logger = TensorBoardLogger(tmp_path, "", "")
     logger._experiment = Board()
-    trainer = Trainer(accelerator="cpu", logger=logger, enable_checkpointing=False, enable_progress_bar=False)
+    trainer = Trainer(
+        accelerator="cpu", logger=logger, enable_checkpointing=False, enable_progress_bar=False
+    )
     net = make_net(dtype=torch.float32)
     add_strips(trainer, "msp", detectors.MSP(net), ATTACK, images, bad, torch.device("cpu"))
     assert set(shown) == {"attack/msp/in"}
@@ -286,13 +334,17 @@ def test_the_average_is_what_validation_sees(make_net, arrays, tmp_path):
             steps = trainer.global_step
             decay = min(0.9, (1 + steps) / (10 + steps))
             self.average = {
-                name: decay * self.average[name] + (1 - decay) * tensor if tensor.is_floating_point() else tensor
+                name: decay * self.average[name] + (1 - decay) * tensor
+                if tensor.is_floating_point()
+                else tensor
                 for name, tensor in now.items()
             }
             self.last = now
 
         def on_fit_start(self, trainer, module):
-            self.average = {name: tensor.clone() for name, tensor in module.net.state_dict().items()}
+            self.average = {
+                name: tensor.clone() for name, tensor in module.net.state_dict().items()
+            }
 
         def on_validation_epoch_start(self, trainer, module):
             nets.append({name: tensor.clone() for name, tensor in module.net.state_dict().items()})
@@ -304,11 +356,15 @@ def test_the_average_is_what_validation_sees(make_net, arrays, tmp_path):
         torch.testing.assert_close(nets[0][name], expected)
         torch.testing.assert_close(method.net.state_dict()[name], follow.last[name], rtol=0, atol=0)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    torch.testing.assert_close(saved["state_dict"]["net.head.weight"], follow.average["head.weight"])
+    torch.testing.assert_close(
+        saved["state_dict"]["net.head.weight"], follow.average["head.weight"]
+    )
     assert torch.equal(saved["raw_state_dict"]["net.head.weight"], follow.last["head.weight"])
 
 
-def test_a_run_resumed_without_the_average_goes_on_from_the_weights_under_training(make_net, arrays, tmp_path):
+def test_a_run_resumed_without_the_average_goes_on_from_the_weights_under_training(
+    make_net, arrays, tmp_path
+):
     begun = []
 
     class Look(Callback):
@@ -320,7 +376,16 @@ def test_a_run_resumed_without_the_average_goes_on_from_the_weights_under_traini
 
     fit(method(), arrays, tmp_path, Averaging(0.9), Checkpoints())
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    fit(method(), arrays, tmp_path, Averaging(None), Checkpoints(), Look(), resume=tmp_path / "last.ckpt", max_epochs=2)
+    fit(
+        method(),
+        arrays,
+        tmp_path,
+        Averaging(None),
+        Checkpoints(),
+        Look(),
+        resume=tmp_path / "last.ckpt",
+        max_epochs=2,
+    )
     assert torch.equal(begun[0], saved["raw_state_dict"]["net.head.weight"])
     assert not torch.equal(begun[0], saved["state_dict"]["net.head.weight"])
     assert "raw_state_dict" not in torch.load(tmp_path / "last.ckpt", weights_only=True)

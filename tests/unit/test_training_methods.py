@@ -1,4 +1,6 @@
-"""Each method's objective against the formula of its paper, written out; and what a new method looks like."""
+"""Each method's objective against the formula of its paper, written out; and what a new method
+looks like.
+"""
 
 from __future__ import annotations
 
@@ -32,16 +34,24 @@ def climb(net, loss, images, center, sign=1, steps=3, size=RADIUS / 2):
     for _ in range(steps):
         leaf = current.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(loss(net(leaf)).sum(), leaf)
-        current = (current + sign * size * gradient.sign()).clamp(center - RADIUS, center + RADIUS).clamp(0, 1)
+        current = (
+            (current + sign * size * gradient.sign())
+            .clamp(center - RADIUS, center + RADIUS)
+            .clamp(0, 1)
+        )
     return current
 
 
 def expected_terms(net, batch, attack_in, attack_out):
-    """Return CE of (attacked) inliers and CE-to-uniform of (attacked) outliers from one train-mode pass."""
+    """Return CE of (attacked) inliers and CE-to-uniform of (attacked) outliers from one train-mode
+    pass.
+    """
     net.eval()
     inliers, outliers = batch.images, batch.outliers
     if attack_in:
-        inliers = climb(net, lambda z: F.cross_entropy(z, batch.labels, reduction="none"), inliers, inliers)
+        inliers = climb(
+            net, lambda z: F.cross_entropy(z, batch.labels, reduction="none"), inliers, inliers
+        )
     if attack_out:
         outliers = climb(net, lambda z: -z.log_softmax(1).mean(1), outliers, outliers)
     net.train()
@@ -95,7 +105,9 @@ def test_safe_spot_objective_is_equation_4(make_net, batch):
     net.load_state_dict(statistics)
     escaped = F.cross_entropy(logits[10:], predicted, reduction="none").clamp(max=math.log(4))
     uniform = -logits[6:10].log_softmax(1).mean(1)
-    expected = F.cross_entropy(logits[:6], batch.labels) + 0.7 * uniform.mean() - 0.3 * escaped.mean()
+    expected = (
+        F.cross_entropy(logits[:6], batch.labels) + 0.7 * uniform.mean() - 0.3 * escaped.mean()
+    )
     torch.testing.assert_close(method.objective(batch), expected)
     assert method.needs_outliers
     assert not SafeSpotAware(net, SPOTS, ATTACK).needs_outliers
@@ -107,7 +119,9 @@ def test_settings_of_the_search_that_would_be_ignored_are_refused(make_net):
 
 
 def test_third_term_of_equation_4_is_bounded(make_net, batch):
-    """However sure the network is of wrong classes, the term gives at most log K, and no gradient beyond."""
+    """However sure the network is of wrong classes, the term gives at most log K, and no gradient
+    beyond.
+    """
     net = make_net()
     net.head.weight.data.mul_(1e4)
     method = SafeSpotAware(net, SPOTS, ATTACK, safe_spot_weight=1.0)
@@ -155,7 +169,10 @@ def test_training_step_leaves_only_parameter_gradients(make_net, batch):
         (lambda net: OE(net, outlier_weight=-1), "outlier_weight: -1"),
         (lambda net: OE(net, outlier_weight=math.nan), "outlier_weight: nan"),
         (lambda net: ADV(net, ATTACK, attack_mode="both"), "attack_mode: 'both'"),
-        (lambda net: SafeSpotAware(net, SPOTS, ATTACK, safe_spot_weight=-0.5), "safe_spot_weight: -0.5"),
+        (
+            lambda net: SafeSpotAware(net, SPOTS, ATTACK, safe_spot_weight=-0.5),
+            "safe_spot_weight: -0.5",
+        ),
         (lambda net: GaussianNoise(net, sigma=0), "sigma: 0"),
         (lambda net: SGD(momentum=1), "momentum: 1"),
         (lambda net: SGD(weight_decay=-1e-4), "weight_decay: -0.0001"),

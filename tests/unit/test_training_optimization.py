@@ -1,4 +1,6 @@
-"""The learning rate's course against torch's own schedulers; precision and compilation of a training step."""
+"""The learning rate's course against torch's own schedulers; precision and compilation of a
+training step.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def test_cosine_is_torchs():
 
 
 def test_milestones_are_torchs():
-    expected = torchs(lambda o: lr_scheduler.MultiStepLR(o, [STEPS // 2, STEPS * 3 // 4], gamma=0.1))
+    expected = torchs(
+        lambda o: lr_scheduler.MultiStepLR(o, [STEPS // 2, STEPS * 3 // 4], gamma=0.1)
+    )
     assert rates(SGD(0.2, schedule="milestones", decay=0.1)) == pytest.approx(expected, rel=1e-9)
 
 
@@ -101,13 +105,16 @@ def batches(make_images):
 
 
 def loop_losses(net, batches, inside, exposed, outside) -> list[float]:
-    """Return the losses of the same steps in a loop that is written out, with two attack batches and no shortcut.
+    """Return the losses of the same steps in a loop that is written out, with two attack batches
+    and no shortcut.
 
     Random starts are the only draws that it takes from the package.
     """
     optimizer, values = torch.optim.SGD(net.parameters(), lr=0.05), []
     for batch in batches:
-        sides = [(batch.images, lambda z, y=batch.labels: F.cross_entropy(z, y, reduction="sum"), inside)]
+        sides = [
+            (batch.images, lambda z, y=batch.labels: F.cross_entropy(z, y, reduction="sum"), inside)
+        ]
         if exposed:
             sides.append((batch.outliers, lambda z: -z.log_softmax(1).mean(1).sum(), outside))
         purpose = "attack both" if outside else "attack inliers"
@@ -119,11 +126,16 @@ def loop_losses(net, batches, inside, exposed, outside) -> list[float]:
             moved = clean
             if attacked:
                 net.eval()
-                moved, noise = (clean + RADIUS * noise[: len(clean)]).clamp(0, 1), noise[len(clean) :]
+                moved, noise = (
+                    (clean + RADIUS * noise[: len(clean)]).clamp(0, 1),
+                    noise[len(clean) :],
+                )
                 for _ in range(STARTED.steps):
                     moved.requires_grad_()
                     (gradient,) = torch.autograd.grad(loss(net(moved)), moved)
-                    moved = (moved.detach() + STARTED.step_size * gradient.sign()).clamp(clean - RADIUS, clean + RADIUS)
+                    moved = (moved.detach() + STARTED.step_size * gradient.sign()).clamp(
+                        clean - RADIUS, clean + RADIUS
+                    )
                     moved = moved.clamp(0, 1)
                 net.train()
             parts.append(moved)
@@ -153,16 +165,22 @@ def test_seeded_losses_are_those_of_a_loop_written_out(make_net, batches, name):
     """Whatever makes training faster must leave the losses of its steps where they are."""
     make, parts = WRITTEN_OUT[name]
     net = make_net(dtype=torch.float64).train()
-    batches = [one._replace(images=one.images.double(), outliers=one.outliers.double()) for one in batches]
+    batches = [
+        one._replace(images=one.images.double(), outliers=one.outliers.double()) for one in batches
+    ]
     for module in net.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     reference = copy.deepcopy(net)
-    assert descend(make(net), batches) == pytest.approx(loop_losses(reference, batches, *parts), rel=1e-6)
+    assert descend(make(net), batches) == pytest.approx(
+        loop_losses(reference, batches, *parts), rel=1e-6
+    )
 
 
 def test_an_attack_costs_a_pass_a_step_of_both_batches_in_channels_last(make_net, batches):
-    """No forward pass to see where the attack ended, and no copy between the attack's and the network's layout."""
+    """No forward pass to see where the attack ended, and no copy between the attack's and the
+    network's layout.
+    """
     net = make_net(dtype=torch.float32).train()
     seen = []
 
@@ -184,7 +202,9 @@ def test_first_steps_in_bfloat16_are_those_in_float32(make_net, batches, name):
 
 
 def test_an_attack_in_float16_finds_gradients_that_float16_cannot_hold(make_net, batches):
-    """A sure network's input gradients are below float16's smallest number unless the objective is scaled."""
+    """A sure network's input gradients are below float16's smallest number unless the objective is
+    scaled.
+    """
     net = make_net(dtype=torch.float32)
     batch = batches[0]
     with torch.no_grad():
@@ -199,7 +219,9 @@ def test_an_attack_in_float16_finds_gradients_that_float16_cannot_hold(make_net,
         (gradient,) = torch.autograd.grad(-method.inlier_goal(batch)(net.eval()(leaf)).sum(), leaf)
     assert (gradient == 0).float().mean() > 0.3  # what an unscaled objective would give
     assert method.findings["attack inliers"].zeros < 0.01
-    assert ((attacked - batch.images).abs() > 0).float().mean() > 0.8  # the others are at 0 or 1 and would leave
+    assert (
+        (attacked - batch.images).abs() > 0
+    ).float().mean() > 0.8  # the others are at 0 or 1 and would leave
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
@@ -215,15 +237,22 @@ def test_an_attack_that_is_looked_at_takes_the_same_step(make_net, batches, mode
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
-def test_a_compiled_method_takes_the_same_steps_and_attacks_a_frozen_network(make_net, batches, monkeypatch):
-    """`aot_eager` captures forward and backward graphs as the default backend does, without generating code."""
+def test_a_compiled_method_takes_the_same_steps_and_attacks_a_frozen_network(
+    make_net, batches, monkeypatch
+):
+    """`aot_eager` captures forward and backward graphs as the default backend does, without
+    generating code.
+    """
     plain = descend(ALOE(make_net(dtype=torch.float32).train(), ATTACK, ATTACK), batches)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     net = make_net(dtype=torch.float32).train()
     method = ALOE(net, ATTACK, ATTACK, compile=True)
     frozen = []
     run = method._run
-    method.__dict__["_run"] = lambda x: (frozen.append(not any(p.requires_grad for p in net.parameters())), run(x))[1]
+    method.__dict__["_run"] = lambda x: (
+        frozen.append(not any(p.requires_grad for p in net.parameters())),
+        run(x),
+    )[1]
     assert descend(method, batches) == pytest.approx(plain, rel=1e-4)
     assert frozen == [True, True, False] * 3
     assert all(parameter.requires_grad for parameter in net.parameters())

@@ -1,5 +1,6 @@
-"""A run continued from any of its checkpoints ends as the run never stopped: weights, optimiser, schedule, logged
-rows."""
+"""A run continued from any of its checkpoints ends as the run never stopped: weights, optimiser,
+schedule, logged rows.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +32,17 @@ def arrays(tmp_path_factory):
 
 
 def train(make_net, arrays, folder, resume=None, **options):
-    torch.manual_seed(1 if resume else 0)  # a resumed run must not lean on what the process drew before
+    torch.manual_seed(
+        1 if resume else 0
+    )  # a resumed run must not lean on what the process drew before
     folder.mkdir(exist_ok=True)
     attack = PGD(Linf(8 / 255), steps=2)
-    method = ALOE(make_net(seed=3 if resume else 0, dtype=torch.float32), attack, attack, optimization=SGD(0.05))
+    method = ALOE(
+        make_net(seed=3 if resume else 0, dtype=torch.float32),
+        attack,
+        attack,
+        optimization=SGD(0.05),
+    )
     data = OODData("train", "validation", outliers="outliers", root=arrays, num_classes=4, batch_size=8,
                    outlier_batch_size=6)  # fmt: skip
     trainer = Trainer(
@@ -53,9 +61,21 @@ def same(first, second, path=""):
     """Return the places at which two nested checkpoints differ."""
     if isinstance(first, dict) and isinstance(second, dict):
         keys = sorted({*first, *second}, key=str)
-        return [place for key in keys for place in same(first.get(key), second.get(key), f"{path}/{key}")]
-    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)) and len(first) == len(second):
-        return [place for i, pair in enumerate(zip(first, second, strict=True)) for place in same(*pair, f"{path}/{i}")]
+        return [
+            place
+            for key in keys
+            for place in same(first.get(key), second.get(key), f"{path}/{key}")
+        ]
+    if (
+        isinstance(first, (list, tuple))
+        and isinstance(second, (list, tuple))
+        and len(first) == len(second)
+    ):
+        return [
+            place
+            for i, pair in enumerate(zip(first, second, strict=True))
+            for place in same(*pair, f"{path}/{i}")
+        ]
     equal = torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
     return [] if equal else [f"{path}: {first!r:.80} != {second!r:.80}"]
 
@@ -73,7 +93,9 @@ def same(first, second, path=""):
 )
 def test_every_checkpoint_continues_the_run(make_net, arrays, tmp_path, options):
     content, rows = train(make_net, arrays, tmp_path / "whole", **options)
-    checkpoints = [tmp_path / "whole" / f"step-{step}.ckpt" for step in range(1, content["global_step"])]
+    checkpoints = [
+        tmp_path / "whole" / f"step-{step}.ckpt" for step in range(1, content["global_step"])
+    ]
     differing = {}
     for checkpoint in checkpoints:
         folder = tmp_path / checkpoint.stem
@@ -91,7 +113,10 @@ def test_every_checkpoint_continues_the_run(make_net, arrays, tmp_path, options)
 
 
 def test_a_user_s_copies_of_checkpoints_are_left_alone(make_net, arrays, tmp_path):
-    mine = [tmp_path / name for name in ("last-good.ckpt", "last-01.ckpt", "lasting.ckpt", "step-best.ckpt")]
+    mine = [
+        tmp_path / name
+        for name in ("last-good.ckpt", "last-01.ckpt", "lasting.ckpt", "step-best.ckpt")
+    ]
     stale = [tmp_path / name for name in ("last-7.ckpt", "step-999.ckpt", "best.ckpt")]
     for path in [*mine, *stale]:
         path.write_text("older")

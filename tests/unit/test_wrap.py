@@ -33,7 +33,12 @@ def test_torchvision_resnet18(theirs, images):
     torch.testing.assert_close(result.logits, theirs(standardized))
     torch.testing.assert_close(result.features @ theirs.fc.weight.T + theirs.fc.bias, result.logits)
     assert result.features.shape == (2, 512)
-    assert [part.shape[1:] for part in result.maps.values()] == [(64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2)]
+    assert [part.shape[1:] for part in result.maps.values()] == [
+        (64, 16, 16),
+        (128, 8, 8),
+        (256, 4, 4),
+        (512, 2, 2),
+    ]
     torch.testing.assert_close(list(result.maps.values())[-1].mean((2, 3)), result.features)
 
 
@@ -89,12 +94,16 @@ def test_mean_and_std_come_together(theirs, given):
 def test_wrapped_weights_are_those_of_the_module(theirs):
     net = wrap(theirs, MEAN, STD)
     assert isinstance(net, Wrapped)
-    assert {id(parameter) for parameter in net.parameters()} == {id(parameter) for parameter in theirs.parameters()}
+    assert {id(parameter) for parameter in net.parameters()} == {
+        id(parameter) for parameter in theirs.parameters()
+    }
     assert not any(key.startswith("head") for key in net.state_dict())  # the head is saved once
 
 
 class Staged(nn.Module):
-    """A wrapper around stages of which one holds two, a shared ReLU, and a linear layer that is not the head."""
+    """A wrapper around stages of which one holds two, a shared ReLU, and a linear layer that is not
+    the head.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +111,8 @@ class Staged(nn.Module):
         self.inner.stem = nn.Conv2d(3, 4, 3, padding=1)
         self.inner.relu = nn.ReLU()
         self.inner.stages = nn.Sequential(
-            nn.Sequential(nn.Conv2d(4, 5, 3, padding=1), nn.ReLU()), nn.Sequential(nn.Conv2d(5, 6, 3, 2, 1), nn.ReLU())
+            nn.Sequential(nn.Conv2d(4, 5, 3, padding=1), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(5, 6, 3, 2, 1), nn.ReLU()),
         )
         self.inner.pool = nn.AdaptiveAvgPool2d(1)
         self.inner.classify = nn.Linear(6, 3)
@@ -117,7 +127,10 @@ class Staged(nn.Module):
 def test_head_and_last_layer_of_each_resolution_are_found():
     net = Staged()
     assert find_parts(net, (8, 8)) == ("inner.classify", ("inner.stages.0", "inner.stages"))
-    assert find_parts(wrap(net, MEAN, STD), (8, 12)).layers == ("module.inner.stages.0", "module.inner.stages")
+    assert find_parts(wrap(net, MEAN, STD), (8, 12)).layers == (
+        "module.inner.stages.0",
+        "module.inner.stages",
+    )
     assert not any(part._forward_hooks for part in net.modules())
     assert net.training
 
@@ -130,14 +143,20 @@ def test_what_was_named_is_kept_and_what_was_not_is_found():
     net = wrap(Staged())
     assert (net.head_name, net.feature_layers) == ("inner.other", ())  # the last that is registered
     words = net.find_parts((8, 8))
-    assert (net.head_name, net.feature_layers) == ("inner.classify", ("module.inner.stages.0", "module.inner.stages"))
+    assert (net.head_name, net.feature_layers) == (
+        "inner.classify",
+        ("module.inner.stages.0", "module.inner.stages"),
+    )
     assert words == (
         "Staged, fed pixels: head inner.classify (6 to 3, found); feature layers inner.stages.0, inner.stages (found)"
     )
     named = wrap(Staged(), MEAN, STD, head="inner.other", layers=["inner.stem"])
     words = named.find_parts((8, 8))
     assert (named.head_name, named.feature_layers) == ("inner.other", ("module.inner.stem",))
-    assert "normalised images: head inner.other (6 to 3, given), whose output is not the logits" in words
+    assert (
+        "normalised images: head inner.other (6 to 3, given), whose output is not the logits"
+        in words
+    )
     assert words.endswith("feature layers inner.stem (given)")
 
 
@@ -148,7 +167,9 @@ class Scaled(Staged):
 
 def test_logits_that_no_layer_gives_are_said():
     assert find_parts(Scaled(), (8, 8)).head is None
-    assert "inner.other (6 to 3, found), whose output is not the logits" in wrap(Scaled()).find_parts((8, 8))
+    assert "inner.other (6 to 3, found), whose output is not the logits" in wrap(
+        Scaled()
+    ).find_parts((8, 8))
 
 
 def test_images_that_a_network_cannot_take_are_refused():

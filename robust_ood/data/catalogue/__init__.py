@@ -1,4 +1,6 @@
-"""The data sets that the papers use: where they come from, how they lie on disk, what to expect of them."""
+"""The data sets that the papers use: where they come from, how they lie on disk, what to expect of
+them.
+"""
 
 from robust_ood.data.catalogue.entry import Entry, Link, Part, find_entry, find_part
 from robust_ood.data.catalogue.groups import GROUPS, Groups

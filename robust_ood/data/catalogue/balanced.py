@@ -1,4 +1,6 @@
-"""Classes brought to the same number of images by warped copies: rotated, moved and seen from elsewhere."""
+"""Classes brought to the same number of images by warped copies: rotated, moved and seen from
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -23,23 +25,32 @@ ROTATION = math.radians(15)
 SHIFT = 0.1
 """Largest translation in each direction, as a share of the image's side."""
 TILT = 0.1
-"""Largest shift of each corner in each direction, as a share of the image's side: the projection."""
+"""Largest shift of each corner in each direction, as a share of the image's side: the
+projection.
+"""
 _SEED = 43
 
 
 def balanced(layout: Layout, count: int) -> Layout:
-    """Return the layout whose every class has `count` images: each image once, then warped copies of them in turn.
+    """Return the layout whose every class has `count` images: each image once, then warped copies
+    of them in turn.
 
-    Source: the ALOE paper's GTSRB, "rotation, translation, and projection transforms" until each class has 10,000. It
-    does not state the transforms' ranges; they are ours. A class with more images keeps its first `count`.
+    Source: the ALOE paper's GTSRB, "rotation, translation, and projection transforms" until each
+    class has 10,000. It does not state the transforms' ranges; they are ours. A class with more
+    images keeps its first `count`.
     """
 
     def read(folder: Path, fit: Fit | None, name: str) -> ImageSet:
         images = layout(folder, fit, name)
         assert images.labels is not None
-        sources = [np.resize(np.flatnonzero(images.labels == label), count) for label in np.unique(images.labels)]
+        sources = [
+            np.resize(np.flatnonzero(images.labels == label), count)
+            for label in np.unique(images.labels)
+        ]
         chosen = np.concatenate(sources)
-        firsts = [np.arange(count) < (images.labels == label).sum() for label in np.unique(images.labels)]
+        firsts = [
+            np.arange(count) < (images.labels == label).sum() for label in np.unique(images.labels)
+        ]
         storage = Warped(images.images, chosen, ~np.concatenate(firsts))
         return replace(images, images=storage, labels=images.labels[chosen], unreadable={})
 
@@ -47,7 +58,8 @@ def balanced(layout: Layout, count: int) -> Layout:
 
 
 class Warped:
-    """A storage of some images of another, each warped or left as it is; a warp is a pure function of its place here.
+    """A storage of some images of another, each warped or left as it is; a warp is a pure function
+    of its place here.
 
     Args:
         images: the images to choose from.
@@ -57,11 +69,17 @@ class Warped:
     """
 
     def __init__(
-        self, images: ImageStorage, chosen: NDArray[np.int64], warped: NDArray[np.bool_], seed: int = _SEED
+        self,
+        images: ImageStorage,
+        chosen: NDArray[np.int64],
+        warped: NDArray[np.bool_],
+        seed: int = _SEED,
     ) -> None:
         self.images, self.chosen, self.warped = images, chosen, warped
         self.dtype, self.shape = images.dtype, (len(chosen), *images.shape[1:])
-        draws = torch.rand((len(chosen), 11), generator=generator(seed, "warps"), dtype=torch.float32)
+        draws = torch.rand(
+            (len(chosen), 11), generator=generator(seed, "warps"), dtype=torch.float32
+        )
         self._draws = draws.mul_(2).sub_(1)  # rotation, 2 of translation, 8 of the corners
 
     def __len__(self) -> int:
@@ -72,16 +90,24 @@ class Warped:
         result = np.array(self.images[self.chosen[wanted]])
         which = np.flatnonzero(self.warped[wanted])
         if len(which):
-            result[which] = warp(torch.from_numpy(result[which]), self._draws[wanted[which]]).numpy()
+            result[which] = warp(
+                torch.from_numpy(result[which]), self._draws[wanted[which]]
+            ).numpy()
         return result
 
 
 def warp(images: Tensor, draws: Tensor) -> Tensor:
-    """Return `uint8 (n, H, W, 3)` images warped by `draws (n, 11)` in [-1, 1]; edges are continued outwards."""
+    """Return `uint8 (n, H, W, 3)` images warped by `draws (n, 11)` in [-1, 1]; edges are continued
+    outwards.
+    """
     count, height, width, _ = images.shape
-    maps = _homographies(draws.double()).float()  # (n, 3, 3), from places in the result to places in the image
+    maps = _homographies(
+        draws.double()
+    ).float()  # (n, 3, 3), from places in the result to places in the image
     down, right = torch.meshgrid(_centres(height), _centres(width), indexing="ij")
-    places = torch.stack([right, down, torch.ones_like(down)], -1).reshape(1, -1, 3)  # (1, H * W, 3)
+    places = torch.stack([right, down, torch.ones_like(down)], -1).reshape(
+        1, -1, 3
+    )  # (1, H * W, 3)
     moved = places @ maps.transpose(1, 2)  # (n, H * W, 3)
     grid = (moved[..., :2] / moved[..., 2:]).reshape(count, height, width, 2)
     pixels = images.permute(0, 3, 1, 2).float()
@@ -100,7 +126,11 @@ def _homographies(draws: Tensor) -> Tensor:
     angle = draws[:, 0] * ROTATION
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).view(-1, 2, 2)
     # Sides are 2 long, so a share of the side counts twice.
-    corners = square @ turn.transpose(1, 2) + 2 * SHIFT * draws[:, None, 1:3] + 2 * TILT * draws[:, 3:].view(-1, 4, 2)
+    corners = (
+        square @ turn.transpose(1, 2)
+        + 2 * SHIFT * draws[:, None, 1:3]
+        + 2 * TILT * draws[:, 3:].view(-1, 4, 2)
+    )
     rows = []
     for (x, y), target in zip(square, corners.unbind(1), strict=True):
         u, v = target[:, 0], target[:, 1]

@@ -14,7 +14,9 @@ from robust_ood.errors import UserError, unknown_name
 
 Role = Literal["in-distribution", "ood", "outliers"]
 Layout = Callable[[Path, Fit | None, str], ImageSet]
-"""Reads a set: the folder that holds it, how images of many sizes become one, and the set's name."""
+"""Reads a set: the folder that holds it, how images of many sizes become one, and the set's
+name.
+"""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Link:
     Args:
         file: its name on disk.
         urls: where it is, tried in order.
-        md5: its published checksum; None where none is known, and the download is then checked for its length alone.
+        md5: its published checksum; None where none is known, and the download is then checked for
+            its length alone.
         folder: where in the data set's folder it goes, and is unpacked.
         unpack: whether it is an archive.
     """
@@ -84,7 +87,8 @@ class Entry:
     note: str = ""
 
     def home(self, root: Path, part: str) -> Path:
-        """Return the folder that holds a part: the data set's own below the root, or else the root itself.
+        """Return the folder that holds a part: the data set's own below the root, or else the root
+        itself.
 
         Raises: `UserError` saying how to get the data set.
         """
@@ -93,20 +97,28 @@ class Entry:
             if (folder / marker).exists():
                 return folder
         how = f"`robust-ood data download {self.name} --root {root}`" if self.links else "by hand"
-        raise UserError(f"{self.name}/{part}: no {marker} in {root / self.name}; get it {how}: {self.manual}")
+        raise UserError(
+            f"{self.name}/{part}: no {marker} in {root / self.name}; get it {how}: {self.manual}"
+        )
 
     def load(self, root: Path, part: str, fit: Fit | None) -> ImageSet:
         """Return a part, read from its original layout.
 
-        Raises: `UserError` where it is missing, damaged, or has images of many sizes and no size is given.
+        Raises: `UserError` where it is missing, damaged, or has images of many sizes and no size is
+        given.
         """
         wanted, folder = self.parts[part], self.home(root, part)
         name = self.name if part == self.default else f"{self.name}-{part}"
         if wanted.sized and fit is None:
-            raise UserError(f"data.size: not given, and the images of {self.name} come in many sizes")
+            raise UserError(
+                f"data.size: not given, and the images of {self.name} come in many sizes"
+            )
         images = replace(wanted.layout(folder, fit, name), name=name)
         if wanted.count not in (None, len(images)):
-            warnings.warn(f"{name}: {len(images)} images in {folder}, not the {wanted.count} expected", stacklevel=2)
+            warnings.warn(
+                f"{name}: {len(images)} images in {folder}, not the {wanted.count} expected",
+                stacklevel=2,
+            )
         return images
 
 

@@ -20,4 +20,6 @@ GROUPS: dict[str, Groups] = {
     "gtsrb": Groups((), (*_ALOE, "cifar10")),
     "imagenet": Groups(("ssb-hard", "ninco"), ("inaturalist", "textures", "openimage-o")),
 }
-"""Near and far by in-distribution set: OpenOOD's benchmarks, and as far sets also those of the ALOE paper."""
+"""Near and far by in-distribution set: OpenOOD's benchmarks, and as far sets also those of the ALOE
+paper.
+"""

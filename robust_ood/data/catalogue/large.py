@@ -7,12 +7,18 @@ from robust_ood.data.catalogue.entry import Entry, Link, Part
 
 
 def google_drive(key: str) -> tuple[str, ...]:
-    """Return the link of a publicly shared file that skips the page about scanning large files for viruses."""
+    """Return the link of a publicly shared file that skips the page about scanning large files for
+    viruses.
+    """
     return (f"https://drive.usercontent.google.com/download?id={key}&export=download&confirm=t",)
 
 
-def _openood(name: str, title: str, licence: str, key: str, file: str, folder: str, count: int) -> Entry:
-    """One of the OOD tests for ImageNet that OpenOOD passes on; their archives have no published checksum."""
+def _openood(
+    name: str, title: str, licence: str, key: str, file: str, folder: str, count: int
+) -> Entry:
+    """One of the OOD tests for ImageNet that OpenOOD passes on; their archives have no published
+    checksum.
+    """
     return Entry(
         name=name,
         title=title,
@@ -40,10 +46,18 @@ TINY_IMAGENET = Entry(
         ),
     ),
     parts={
-        "train": Part("tiny-imagenet-200/train", layouts.class_folders("tiny-imagenet-200/train"), 100_000, 200, True),
+        "train": Part(
+            "tiny-imagenet-200/train",
+            layouts.class_folders("tiny-imagenet-200/train"),
+            100_000,
+            200,
+            True,
+        ),
         "val": Part(
             "tiny-imagenet-200/val",
-            layouts.annotated("tiny-imagenet-200/val/images", "tiny-imagenet-200/val/val_annotations.txt"),
+            layouts.annotated(
+                "tiny-imagenet-200/val/images", "tiny-imagenet-200/val/val_annotations.txt"
+            ),
             10_000,
             200,
             True,
@@ -78,11 +92,15 @@ CELEBA = Entry(
     parts={
         part: Part(
             "celeba/list_eval_partition.txt",
-            layouts.partitioned("celeba/img_align_celeba", "celeba/list_eval_partition.txt", number),
+            layouts.partitioned(
+                "celeba/img_align_celeba", "celeba/list_eval_partition.txt", number
+            ),
             count,
             sized=True,
         )
-        for number, (part, count) in enumerate({"train": 162_770, "val": 19_867, "test": 19_962}.items())
+        for number, (part, count) in enumerate(
+            {"train": 162_770, "val": 19_867, "test": 19_962}.items()
+        )
     },
     default="test",
     manual="put img_align_celeba/ (unpacked) and list_eval_partition.txt into celeba/ there",
@@ -120,7 +138,13 @@ NINCO = Entry(
         ),
     ),
     parts={
-        "test": Part("NINCO/NINCO_OOD_classes", layouts.class_folders("NINCO/NINCO_OOD_classes"), 5_879, 64, True),
+        "test": Part(
+            "NINCO/NINCO_OOD_classes",
+            layouts.class_folders("NINCO/NINCO_OOD_classes"),
+            5_879,
+            64,
+            True,
+        ),
     },
     default="test",
     manual="unpack NINCO_all.tar.gz there",

@@ -17,7 +17,9 @@ from robust_ood.errors import UserError
 
 
 def cifar(classes: int, train: bool) -> Layout:
-    """CIFAR's pickled batches, which torchvision reads only if their checksums are the published ones."""
+    """CIFAR's pickled batches, which torchvision reads only if their checksums are the published
+    ones.
+    """
 
     def read(folder: Path, fit: Fit | None, name: str) -> ImageSet:
         found = _torchvision(name, f"CIFAR{classes}", folder, train=train)
@@ -33,7 +35,11 @@ def svhn(split: str, per_class: int | None = None) -> Layout:
         found = _torchvision(name, "SVHN", folder, split=split)
         images = np.ascontiguousarray(found.data.transpose(0, 2, 3, 1))  # (N, H, W, 3)
         result = ImageSet(name, images, found.labels.astype(np.int64), tuple(map(str, range(10))))
-        return result if per_class is None else result.subset(first_of_each_class(found.labels, per_class))
+        return (
+            result
+            if per_class is None
+            else result.subset(first_of_each_class(found.labels, per_class))
+        )
 
     return read
 
@@ -55,7 +61,11 @@ def traffic_signs(split: str) -> Layout:
     def read(folder: Path, fit: Fit | None, name: str) -> ImageSet:
         found = _torchvision(name, "GTSRB", folder, split=split)
         paths, labels = zip(*found._samples, strict=True)
-        return ImageSet(name, ImageFiles([Path(path) for path in paths], _given(fit, name), name), np.array(labels))
+        return ImageSet(
+            name,
+            ImageFiles([Path(path) for path in paths], _given(fit, name), name),
+            np.array(labels),
+        )
 
     return read
 
@@ -82,7 +92,9 @@ def class_folders(sub: str) -> Layout:
 
 
 def annotated(images: str, table: str) -> Layout:
-    """A folder of images and a table whose rows are a file name and its class (Tiny-ImageNet's validation part)."""
+    """A folder of images and a table whose rows are a file name and its class (Tiny-ImageNet's
+    validation part).
+    """
 
     def read(folder: Path, fit: Fit | None, name: str) -> ImageSet:
         rows = _rows(folder / table, name)
@@ -95,13 +107,17 @@ def annotated(images: str, table: str) -> Layout:
 
 
 def partitioned(images: str, table: str, part: int) -> Layout:
-    """A folder of images and a table whose rows are a file name and the number of its part (CelebA)."""
+    """A folder of images and a table whose rows are a file name and the number of its part
+    (CelebA).
+    """
 
     def read(folder: Path, fit: Fit | None, name: str) -> ImageSet:
         rows = _rows(folder / table, name)
         for file, number in rows:
             if not number.isdecimal():
-                raise UserError(f"{name}: {folder / table} has part {number!r} for {file}; accepted: numbers")
+                raise UserError(
+                    f"{name}: {folder / table} has part {number!r} for {file}; accepted: numbers"
+                )
         paths = [folder / images / file for file, number in rows if int(number) == part]
         if not paths:
             raise UserError(f"{name}: {folder / table} lists no image of part {part}")
@@ -116,18 +132,26 @@ def array(file: str) -> Layout:
 
 
 def tiny_images(file: str, excluded: str) -> Layout:
-    """80 Million Tiny Images: 3,072 bytes an image, column by column and channel by channel, memory-mapped.
+    """80 Million Tiny Images: 3,072 bytes an image, column by column and channel by channel,
+    memory-mapped.
 
-    `excluded` lists the images that CIFAR was drawn from, one a line and counted from 1; 0 stands for none.
+    `excluded` lists the images that CIFAR was drawn from, one a line and counted from 1; 0 stands
+    for none.
     """
 
     def read(folder: Path, fit: Fit | None, name: str) -> ImageSet:
         size = (folder / file).stat().st_size
         if size == 0 or size % 3072:
-            raise UserError(f"{name}: {folder / file} has {size} bytes, which is no multiple of 3072; it is truncated")
+            raise UserError(
+                f"{name}: {folder / file} has {size} bytes, which is no multiple of 3072; it is truncated"
+            )
         if not (folder / excluded).is_file():
-            raise UserError(f"{name}: {folder / excluded} is missing; without it CIFAR's own images would be outliers")
-        raw = np.memmap(folder / file, np.uint8, "r", shape=(size // 3072, 3, 32, 32))  # (N, C, W, H)
+            raise UserError(
+                f"{name}: {folder / excluded} is missing; without it CIFAR's own images would be outliers"
+            )
+        raw = np.memmap(
+            folder / file, np.uint8, "r", shape=(size // 3072, 3, 32, 32)
+        )  # (N, C, W, H)
         listed = _numbers(folder / excluded, name)
         inside = listed[(listed >= 1) & (listed <= len(raw))] - 1
         return ImageSet(name, Excluded(raw.transpose(0, 3, 2, 1), inside))
@@ -137,7 +161,9 @@ def tiny_images(file: str, excluded: str) -> Layout:
 
 def first_of_each_class(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Return the indices of the first `count` images of each class, in ascending order."""
-    return np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in np.unique(labels)]))
+    return np.sort(
+        np.concatenate([np.flatnonzero(labels == label)[:count] for label in np.unique(labels)])
+    )
 
 
 def _rows(path: Path, name: str) -> list[tuple[str, str]]:
@@ -149,7 +175,9 @@ def _rows(path: Path, name: str) -> list[tuple[str, str]]:
     rows = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
     for number, words in rows:
         if len(words) < 2:
-            raise UserError(f"{name}: line {number} of {path} is {lines[number - 1]!r}; accepted: two words or more")
+            raise UserError(
+                f"{name}: line {number} of {path} is {lines[number - 1]!r}; accepted: two words or more"
+            )
     if not rows:
         raise UserError(f"{name}: {path} lists no images")
     return [(words[0], words[1]) for _, words in rows]
@@ -163,14 +191,22 @@ def _numbers(path: Path, name: str) -> NDArray[np.int64]:
 
 
 def _torchvision(name: str, kind: str, folder: Path, **settings: Any) -> Any:
-    """Return a torchvision data set; turn its complaints, and those of its readers, into one line."""
+    """Return a torchvision data set; turn its complaints, and those of its readers, into one
+    line.
+    """
     from torchvision import datasets  # most experiments need none of it
 
     try:
         return getattr(datasets, kind)(str(folder), **settings)
-    except Exception as error:  # each of torchvision's readers raises what its format's library raises
-        reason = " ".join(str(error).split()).removesuffix(" You can use download=True to download it")
-        raise UserError(f"{name}: damaged or missing files in {folder} ({reason or type(error).__name__})") from error
+    except (
+        Exception
+    ) as error:  # each of torchvision's readers raises what its format's library raises
+        reason = " ".join(str(error).split()).removesuffix(
+            " You can use download=True to download it"
+        )
+        raise UserError(
+            f"{name}: damaged or missing files in {folder} ({reason or type(error).__name__})"
+        ) from error
 
 
 def _given(fit: Fit | None, name: str) -> Fit:

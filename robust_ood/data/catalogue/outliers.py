@@ -33,7 +33,9 @@ TINY_IMAGES = Entry(
     homepage="https://groups.csail.mit.edu/vision/TinyImages/",
     links=(),
     parts={
-        "all": Part("tiny_images.bin", layouts.tiny_images("tiny_images.bin", "80mn_cifar_idxs.txt"), None),
+        "all": Part(
+            "tiny_images.bin", layouts.tiny_images("tiny_images.bin", "80mn_cifar_idxs.txt"), None
+        ),
     },
     default="all",
     manual=(

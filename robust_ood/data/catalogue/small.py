@@ -19,11 +19,14 @@ _IDX = (
 
 def _idx_links(bases: tuple[str, ...], folder: str, md5s: tuple[str, ...]) -> tuple[Link, ...]:
     return tuple(
-        Link(file, tuple(base + file for base in bases), md5, folder) for file, md5 in zip(_IDX, md5s, strict=True)
+        Link(file, tuple(base + file for base in bases), md5, folder)
+        for file, md5 in zip(_IDX, md5s, strict=True)
     )
 
 
-def _odin(name: str, title: str, key: str, file: str, md5: str | None, marker: str, count: int) -> Entry:
+def _odin(
+    name: str, title: str, key: str, file: str, md5: str | None, marker: str, count: int
+) -> Entry:
     """One of the sets that the ODIN authors cut to 32 x 32 and published."""
     return Entry(
         name=name,
@@ -107,11 +110,19 @@ GTSRB = Entry(
         ),
     ),
     parts={
-        "train": Part("gtsrb/GTSRB/Training", layouts.traffic_signs("train"), 26_640, 43, sized=True),
-        "train-balanced": Part(
-            "gtsrb/GTSRB/Training", balanced(layouts.traffic_signs("train"), 10_000), 430_000, 43, sized=True
+        "train": Part(
+            "gtsrb/GTSRB/Training", layouts.traffic_signs("train"), 26_640, 43, sized=True
         ),
-        "test": Part("gtsrb/GT-final_test.csv", layouts.traffic_signs("test"), 12_630, 43, sized=True),
+        "train-balanced": Part(
+            "gtsrb/GTSRB/Training",
+            balanced(layouts.traffic_signs("train"), 10_000),
+            430_000,
+            43,
+            sized=True,
+        ),
+        "test": Part(
+            "gtsrb/GT-final_test.csv", layouts.traffic_signs("test"), 12_630, 43, sized=True
+        ),
     },
     default="test",
     manual="unpack the training images, test images and test labels of the final benchmark into gtsrb/ there",
@@ -237,7 +248,13 @@ SMALL = (
     TEXTURES,
     PLACES365,
     _odin(
-        "lsun-crop", "LSUN (crop)", "fhtsw1m3qxlwj6h", "LSUN.tar.gz", "458a0a0ab8e5f1cb4516d7400568e460", "LSUN", 10_000
+        "lsun-crop",
+        "LSUN (crop)",
+        "fhtsw1m3qxlwj6h",
+        "LSUN.tar.gz",
+        "458a0a0ab8e5f1cb4516d7400568e460",
+        "LSUN",
+        10_000,
     ),
     _odin(
         "lsun-resize",

@@ -1,4 +1,6 @@
-"""Figures as pure functions of arrays: each gives a drawing, the words that replace it, and its data."""
+"""Figures as pure functions of arrays: each gives a drawing, the words that replace it, and its
+data.
+"""
 
 from robust_ood.reporting.figures.canvas import Figure
 

@@ -1,4 +1,6 @@
-"""How figures look: one drawing for light, dark and print, as SVG whose colours are the page's, and as PNG."""
+"""How figures look: one drawing for light, dark and print, as SVG whose colours are the page's, and
+as PNG.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as Drawing
 from numpy.typing import NDArray
 
-# Each is a colour of the PNG files and, by its value, stands for a variable of the page's style sheet.
+# Each is a colour of the PNG files and, by its value, stands for a variable of the page's style
+# sheet.
 INK, MUTED, RULE = "#1f2430", "#5f6776", "#e3e6ea"
 INLIERS, NEAR, FAR = "#0068a8", "#b8790b", "#c8501a"
 LINES = ("#0067a9", "#c84f19", "#0a8a63", "#a8559a", "#b8780a", "#3a9fd8", "#6b6f7a", "#7a5c1e")
@@ -34,7 +37,9 @@ _VARIABLES = {
 }
 DASHES: Sequence[Any] = ("-", (0, (4, 2)), (0, (1, 1.5)))
 MARKERS = "osD^vPX*"
-DIVERGING = LinearSegmentedColormap.from_list("change", ["#a6430f", "#e9a26b", "#f6f6f6", "#74b3dc", "#00528a"])
+DIVERGING = LinearSegmentedColormap.from_list(
+    "change", ["#a6430f", "#e9a26b", "#f6f6f6", "#74b3dc", "#00528a"]
+)
 
 _STYLE: Any = {
     "font.family": "sans-serif",
@@ -69,8 +74,8 @@ _STYLE: Any = {
 class Figure:
     """A figure of the report.
 
-    name: of its files. title, caption: words around it. alt: what it shows, for who cannot see it. svg: an element to
-    put into HTML. png: the same picture. columns, rows: its data.
+    name: of its files. title, caption: words around it. alt: what it shows, for who cannot see it.
+    svg: an element to put into HTML. png: the same picture. columns, rows: its data.
     """
 
     name: str
@@ -94,7 +99,9 @@ class Figure:
 def panels(
     rows: int, columns: int, *, width: float = 7.2, height: float = 2.3, **shared: Any
 ) -> tuple[Drawing, NDArray[Any]]:
-    """Return an empty drawing and its axes `(rows, columns)`; height is that of a row, in inches."""
+    """Return an empty drawing and its axes `(rows, columns)`; height is that of a row, in
+    inches.
+    """
     drawing = Drawing(figsize=(width, height * rows), layout="constrained")
     return drawing, np.asarray(drawing.subplots(rows, columns, squeeze=False, **shared))
 
@@ -130,13 +137,26 @@ def finish(
     """Save a drawing and return the figure."""
     svg, png = io.StringIO(), io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
-        drawing.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        drawing.savefig(
+            svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
     drawing.savefig(png, format="png", facecolor="white", metadata={"Software": None})
-    return Figure(name, title, caption, alt, _for_page(svg.getvalue(), name, alt), png.getvalue(), columns, rows)
+    return Figure(
+        name,
+        title,
+        caption,
+        alt,
+        _for_page(svg.getvalue(), name, alt),
+        png.getvalue(),
+        columns,
+        rows,
+    )
 
 
 def _for_page(svg: str, name: str, alt: str) -> str:
-    """Return the `<svg>` element with the page's colours and font, and with identifiers of its own."""
+    """Return the `<svg>` element with the page's colours and font, and with identifiers of its
+    own.
+    """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = (
@@ -145,7 +165,11 @@ def _for_page(svg: str, name: str, alt: str) -> str:
         + svg.partition(">")[2]
     )
     used = set(re.findall(r'(?:url\(|href=")#([^")]+)', svg))
-    svg = re.sub(r'\s*\bid="([^"]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
+    svg = re.sub(
+        r'\s*\bid="([^"]+)"',
+        lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "",
+        svg,
+    )
     svg = re.sub(r'(url\(|href=")#', rf"\1#{name}-", svg)
     svg = svg.replace("xlink:href", "href")
     svg = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", svg)
@@ -166,7 +190,9 @@ def slug(*words: str) -> str:
 
 
 def look(index: int) -> Mapping[str, Any]:
-    """Return colour, dash and marker of the line with that number; no two of the first 24 are alike."""
+    """Return colour, dash and marker of the line with that number; no two of the first 24 are
+    alike.
+    """
     return {
         "color": LINES[index % len(LINES)],
         "linestyle": DASHES[index // len(LINES) % len(DASHES)],

@@ -12,7 +12,15 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from robust_ood.metrics import deployed_threshold
-from robust_ood.reporting.figures.canvas import MUTED, SIDES, Figure, finish, gridlines, panels, style
+from robust_ood.reporting.figures.canvas import (
+    MUTED,
+    SIDES,
+    Figure,
+    finish,
+    gridlines,
+    panels,
+    style,
+)
 
 _BINS = 40
 _NAMES = {"id": "in-distribution", "in": "in-distribution", "near": "near OOD", "far": "far OOD"}
@@ -21,9 +29,13 @@ Values = Mapping[str, NDArray[np.float64]]
 
 
 def score_histograms(
-    scores: Mapping[str, tuple[Values, Values]], attacks: Mapping[str, str], detector: str, name: str
+    scores: Mapping[str, tuple[Values, Values]],
+    attacks: Mapping[str, str],
+    detector: str,
+    name: str,
 ) -> Figure:
-    """Return histograms of one detector's scores, clean and attacked, a row for each network (ALOE paper, Fig. 2).
+    """Return histograms of one detector's scores, clean and attacked, a row for each network (ALOE
+    paper, Fig. 2).
 
     Args:
         scores: by network, clean and attacked scores of each side.
@@ -38,16 +50,24 @@ def score_histograms(
         for line, (model, both) in enumerate(scores.items()):
             edges = bin_edges([values for sides in both for values in sides.values()])
             threshold = deployed_threshold(torch.from_numpy(both[0]["id"]))
-            for column, (sides, what) in enumerate(zip(both, ("clean", attacks[model]), strict=True)):
+            for column, (sides, what) in enumerate(
+                zip(both, ("clean", attacks[model]), strict=True)
+            ):
                 rows += _bars(axes[line, column], sides, edges, [model, detector, what])
-                axes[line, column].axvline(threshold, color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)))
-                title = f"{model}, clean" if column == 0 else f"{model}, both sides attacked by {what}"
+                axes[line, column].axvline(
+                    threshold, color=MUTED, linewidth=0.9, linestyle=(0, (3, 2))
+                )
+                title = (
+                    f"{model}, clean" if column == 0 else f"{model}, both sides attacked by {what}"
+                )
                 axes[line, column].set_title(title, loc="left")
             words.append(f"{model}: {_accepted(both, threshold)}")
             axes[line, 0].set_ylabel("% of images")
         for one in axes[-1]:
             one.set_xlabel(f"{detector} score, higher = more in-distribution")
-        _side_legend(drawing, list(dict.fromkeys(side for both in scores.values() for side in both[0])))
+        _side_legend(
+            drawing, list(dict.fromkeys(side for both in scores.values() for side in both[0]))
+        )
         return finish(
             drawing,
             name,
@@ -70,8 +90,11 @@ def _accepted(both: tuple[Values, Values], threshold: float) -> str:
     return ", ".join(parts) + "."
 
 
-def score_shifts(shifts: Mapping[str, tuple[NDArray[Any], Values]], detector: str, name: str) -> Figure:
-    """Return histograms of score shifts under one gradient step, a row for each network (PRO paper, Fig. 3 and 7).
+def score_shifts(
+    shifts: Mapping[str, tuple[NDArray[Any], Values]], detector: str, name: str
+) -> Figure:
+    """Return histograms of score shifts under one gradient step, a row for each network (PRO paper,
+    Fig. 3 and 7).
 
     Args:
         shifts: by network, step sizes `(S,)` and shifts `(S, N)` by side.
@@ -86,10 +109,14 @@ def score_shifts(shifts: Mapping[str, tuple[NDArray[Any], Values]], detector: st
         for line, (model, (_, sides)) in enumerate(shifts.items()):
             for column, size in enumerate(sizes):
                 own = {side: values[column] for side, values in sides.items()}
-                rows += _bars(axes[line, column], own, bin_edges(list(own.values())), [model, detector, size])
+                rows += _bars(
+                    axes[line, column], own, bin_edges(list(own.values())), [model, detector, size]
+                )
                 axes[line, column].axvline(0, color=MUTED, linewidth=0.9)
                 axes[line, column].set_title(f"{model}, step {size:g}", loc="left")
-                medians = ", ".join(f"{_NAMES[side]} {np.median(values):.3g}" for side, values in own.items())
+                medians = ", ".join(
+                    f"{_NAMES[side]} {np.median(values):.3g}" for side, values in own.items()
+                )
                 words.append(f"{model}, step {size:g}: median shift {medians}.")
             axes[line, 0].set_ylabel("% of images")
         for one in axes[-1]:
@@ -116,7 +143,9 @@ def bin_edges(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     return np.linspace(low, high, _BINS + 1)
 
 
-def _bars(axes: Axes, sides: Values, edges: NDArray[np.float64], facts: list[object]) -> list[list[object]]:
+def _bars(
+    axes: Axes, sides: Values, edges: NDArray[np.float64], facts: list[object]
+) -> list[list[object]]:
     """Draw each side's share of images by bin, the inliers filled, and return the data."""
     gridlines(axes)
     axes.locator_params(axis="x", nbins=5)
@@ -128,11 +157,17 @@ def _bars(axes: Axes, sides: Values, edges: NDArray[np.float64], facts: list[obj
         if filled:
             axes.stairs(100 * shares, edges, fill=True, color=SIDES[side], alpha=0.28, linewidth=0)
         axes.stairs(
-            100 * shares, edges, color=SIDES[side], linewidth=1.3, linestyle=(0, (3, 1.5)) if side == "near" else "-"
+            100 * shares,
+            edges,
+            color=SIDES[side],
+            linewidth=1.3,
+            linestyle=(0, (3, 1.5)) if side == "near" else "-",
         )
         rows += [
             [*facts, side, low, high, share]
-            for low, high, share in zip(edges[:-1].tolist(), edges[1:].tolist(), shares.tolist(), strict=True)
+            for low, high, share in zip(
+                edges[:-1].tolist(), edges[1:].tolist(), shares.tolist(), strict=True
+            )
         ]
     return rows
 

@@ -1,4 +1,6 @@
-"""Figures around single images: the score's landscape, and what an attack did to image and score."""
+"""Figures around single images: the score's landscape, and what an attack did to image and
+score.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +11,32 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from robust_ood.reporting.figures.canvas import DIVERGING, MUTED, RULE, Figure, finish, panels, style
+from robust_ood.reporting.figures.canvas import (
+    DIVERGING,
+    MUTED,
+    RULE,
+    Figure,
+    finish,
+    panels,
+    style,
+)
 
 _LINE = "#20242f"  # on the map, which is light in either theme
 
 
 def landscapes(
-    offsets: NDArray[Any], scores: NDArray[Any], groups: Sequence[str], sets: Sequence[str], subject: str, name: str
+    offsets: NDArray[Any],
+    scores: NDArray[Any],
+    groups: Sequence[str],
+    sets: Sequence[str],
+    subject: str,
+    name: str,
 ) -> Figure:
     """Return the change of a score over two random directions around images (PRO paper, Fig. 6).
 
     Args:
-        offsets: `(P,)` root mean square changes of the pixels along either direction, increasing, 0 in the middle.
+        offsets: `(P,)` root mean square changes of the pixels along either direction, increasing, 0
+            in the middle.
         scores: `(N, P, P)`, the first direction along the last axis.
         groups: by image, "in", "near" or "far".
         sets: by image, the name of its set.
@@ -48,7 +64,9 @@ def landscapes(
                             colors=_LINE, linewidths=0.5, linestyles="solid")  # fmt: skip
             one.plot(0, 0, marker="x", color=_LINE, markersize=5)
             one.set_title(
-                f"{_side(groups[index])}\n{sets[index]}\nscore {centres[index]:.4g}", loc="left", fontsize=7.5
+                f"{_side(groups[index])}\n{sets[index]}\nscore {centres[index]:.4g}",
+                loc="left",
+                fontsize=7.5,
             )
             one.set_xticks([extent[0], 0, extent[1]])
             one.set_yticks([extent[0], 0, extent[1]])
@@ -99,21 +117,29 @@ def image_strips(
         attack: its label.
         subject: network and detector.
         name: of the figure's files.
-        threshold: the score from which on images are accepted as in-distribution, where it is known.
+        threshold: the score from which on images are accepted as in-distribution, where it is
+            known.
     """
     added = attacked.astype(int) - clean
     largest = int(np.abs(added).max()) or 1
     with style():
         drawing, axes = panels(3, len(clean), height=1.25, width=max(3.6, 0.95 * len(clean)))
         for index in range(len(clean)):
-            for row, pixels in enumerate((clean[index], attacked[index], _visible(added[index], largest))):
+            for row, pixels in enumerate(
+                (clean[index], attacked[index], _visible(added[index], largest))
+            ):
                 _show(axes[row, index], pixels)
-            axes[0, index].set_title(f"{_side(groups[index])}\n{_verdict(before[index], threshold)}", fontsize=7.5)
+            axes[0, index].set_title(
+                f"{_side(groups[index])}\n{_verdict(before[index], threshold)}", fontsize=7.5
+            )
             axes[1, index].set_title(_verdict(after[index], threshold), fontsize=7.5)
-        for row, words in enumerate(("clean", "attacked", f"added \N{MULTIPLICATION SIGN} {_factor(largest)}")):
+        for row, words in enumerate(
+            ("clean", "attacked", f"added \N{MULTIPLICATION SIGN} {_factor(largest)}")
+        ):
             axes[row, 0].set_ylabel(words, color=MUTED)
         changed = [
-            f"{s} ({_side(g)}) {b:.4g} to {a:.4g}" for s, g, b, a in zip(sets, groups, before, after, strict=True)
+            f"{s} ({_side(g)}) {b:.4g} to {a:.4g}"
+            for s, g, b, a in zip(sets, groups, before, after, strict=True)
         ]
         rule = "" if threshold is None else (
             " + accepted, \N{MINUS SIGN} rejected at the threshold that accepts 95 % of clean inliers."
@@ -127,7 +153,15 @@ def image_strips(
             alt=f"Pairs of images before and after an attack. Scores: {'; '.join(changed)}.",
             columns=["subject", "attack", "image", "side", "set", "score_clean", "score_attacked"],
             rows=[
-                [subject, attack, index, groups[index], sets[index], float(before[index]), float(after[index])]
+                [
+                    subject,
+                    attack,
+                    index,
+                    groups[index],
+                    sets[index],
+                    float(before[index]),
+                    float(after[index]),
+                ]
                 for index in range(len(clean))
             ],
         )
@@ -143,7 +177,11 @@ def _visible(added: NDArray[Any], largest: int) -> NDArray[Any]:
 
 def _show(axes: Axes, pixels: NDArray[Any]) -> None:
     axes.imshow(
-        pixels[..., 0] if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=255, interpolation="none"
+        pixels[..., 0] if pixels.shape[-1] == 1 else pixels,
+        cmap="gray",
+        vmin=0,
+        vmax=255,
+        interpolation="none",
     )
     axes.set_xticks([])
     axes.set_yticks([])

@@ -7,14 +7,26 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from robust_ood.reporting.figures.canvas import MUTED, Figure, finish, gridlines, legend, look, panels, style
+from robust_ood.reporting.figures.canvas import (
+    MUTED,
+    Figure,
+    finish,
+    gridlines,
+    legend,
+    look,
+    panels,
+    style,
+)
 
 Points = Sequence[tuple[float, float]]
 """Radius or size, in pixel fractions, and AUROC; the first is the clean one, at 0."""
 
 
-def auroc_by_radius(lines: Mapping[tuple[str, str], Mapping[str, Points]], norm: str, name: str) -> Figure:
-    """Return AUROC against the radius of the strongest attack, a panel for each network and group, a line a detector.
+def auroc_by_radius(
+    lines: Mapping[tuple[str, str], Mapping[str, Points]], norm: str, name: str
+) -> Figure:
+    """Return AUROC against the radius of the strongest attack, a panel for each network and group,
+    a line a detector.
 
     Args:
         lines: by network and group ("near" or "far"), by detector, radius and AUROC.
@@ -43,11 +55,17 @@ def auroc_by_radius(lines: Mapping[tuple[str, str], Mapping[str, Points]], norm:
 
 
 def auroc_by_size(
-    lines: Mapping[tuple[str, str], Mapping[str, Points]], norm: str, name: str, attacked: str, images: int
+    lines: Mapping[tuple[str, str], Mapping[str, Points]],
+    norm: str,
+    name: str,
+    attacked: str,
+    images: int,
 ) -> Figure:
-    """Return AUROC against the size that perturbations have reached along one attack (Fort 2022, Fig. 7).
+    """Return AUROC against the size that perturbations have reached along one attack (Fort 2022,
+    Fig. 7).
 
-    Args: as `auroc_by_radius`; attacked: whose images are perturbed; images: how many there are a side.
+    Args: as `auroc_by_radius`; attacked: whose images are perturbed; images: how many there are a
+    side.
     """
     columns = ["model", "group", "detector", "norm", "size", "auroc"]
     rows = [
@@ -56,7 +74,11 @@ def auroc_by_size(
         for detector, points in found.items()
         for size, auroc in points
     ]
-    ends = [(points[-1][1], where, detector) for where, found in lines.items() for detector, points in found.items()]
+    ends = [
+        (points[-1][1], where, detector)
+        for where, found in lines.items()
+        for detector, points in found.items()
+    ]
     low, high = min(ends), max(ends)
     alt = (
         f"Lines of AUROC against the {norm} norm of the perturbation. At the right end {high[2]} on "
@@ -67,7 +89,16 @@ def auroc_by_size(
         f"AUROC as {attacked} move away from the clean image in equal gradient steps, at each {norm} size of the "
         f"perturbation (Fort 2022, Fig. 7), from {images} images a side: steep beginnings are vulnerable detectors."
     )
-    return _lines(lines, norm, name, f"AUROC against {norm} norm, {attacked} perturbed", caption, alt, columns, rows)
+    return _lines(
+        lines,
+        norm,
+        name,
+        f"AUROC against {norm} norm, {attacked} perturbed",
+        caption,
+        alt,
+        columns,
+        rows,
+    )
 
 
 def _lines(
@@ -93,11 +124,17 @@ def _lines(
             one.label_outer()
         axes[0, 0].set_ylim(-0.03, 1.03)
         legend(drawing, axes[0, 0])
-        return finish(drawing, name, title=title, caption=caption, alt=alt, columns=columns, rows=rows)
+        return finish(
+            drawing, name, title=title, caption=caption, alt=alt, columns=columns, rows=rows
+        )
 
 
 def _panel(
-    axes: Axes, where: tuple[str, str], lines: Mapping[str, Points], detectors: Sequence[str], norm: str
+    axes: Axes,
+    where: tuple[str, str],
+    lines: Mapping[str, Points],
+    detectors: Sequence[str],
+    norm: str,
 ) -> None:
     scale = 255 if norm == "Linf" else 1
     gridlines(axes)
@@ -114,7 +151,9 @@ def _panel(
             **look(index),
         )
         if few:
-            axes.set_xticks(sorted({round(x * scale, 6) for found in lines.values() for x, _ in found}))
+            axes.set_xticks(
+                sorted({round(x * scale, 6) for found in lines.values() for x, _ in found})
+            )
     axes.set_title(f"{where[0]}, {where[1]} OOD", loc="left")
     axes.set_xlabel(f"{norm}, 255ths" if norm == "Linf" else norm)
 
