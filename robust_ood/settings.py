@@ -1,4 +1,9 @@
-"""Settings that come out of a config, checked against the signature of what they configure."""
+"""How configs, command lines and Python write a part: `pgd`, or `{name: pgd, steps: 20}`.
+
+An attack, a detector, an optimiser: each is a name with settings. The name is a registered one, or
+the import path of a user's own class or function. `read_part` reads that form, and `configured`
+checks the settings against the signature of what they configure.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,12 @@ import math
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from robust_ood.errors import UserError, nearest
+from robust_ood.errors import UserError, nearest, unknown_name
 from robust_ood.regions import Fraction
 
 T = TypeVar("T")
@@ -32,6 +39,89 @@ class UnknownSettingError(UserError):
             f"{_at(field, name)}: no such setting; {hint}known: {', '.join(known) or 'none'}"
         )
         self.name, self.known = name, tuple(known)
+
+
+PartSpec = str | Mapping[str, Any]
+"""A part as a config writes it: a name, or a mapping with `name` (or `class_path`) and settings."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part as it was written.
+
+    Args:
+        name: a registered name, or the import path of a class or function, which has a dot.
+        settings: its settings, by name.
+        label: what tables call it; None where the config does not say.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    label: str | None = None
+
+    def maker(self, field: str, registry: Mapping[str, Callable[..., T]]) -> Callable[..., T]:
+        """Return what makes the part: a registered maker, or the class at an import path.
+
+        Raises: `UserError` naming the field for an unknown name, with the nearest known one, and
+            for a path that cannot be imported.
+        """
+        if self.name in registry:
+            return registry[self.name]
+        if "." not in self.name:
+            raise unknown_name(field, self.name, registry)
+        found: Callable[..., T] = import_path(field, self.name)
+        return found
+
+
+def read_part(field: str, given: PartSpec) -> Part:
+    """Return a part as a config writes it.
+
+    Args:
+        field: the config field, for messages.
+        given: `pgd`; `{name: pgd, steps: 20, label: mine}`; `{name: mine.MyAttack, steps: 20}`; or
+            the longer form of a class path, `{class_path: mine.MyAttack, init_args: {...}}`.
+
+    Raises:
+        UserError: neither a text nor a mapping, a mapping without a name, or `init_args` that are
+            no mapping.
+    """
+    if isinstance(given, str):
+        return Part(given, {})
+    if not isinstance(given, Mapping):
+        raise UserError(f"{field}: {given!r} is not a name, or a mapping with 'name' and settings")
+    settings = dict(given)
+    label = settings.pop("label", None)
+    if "class_path" in settings and "name" not in settings:
+        name = settings.pop("class_path")
+        inside = settings.pop("init_args", None) or {}
+        if not isinstance(inside, Mapping):
+            raise UserError(f"{field}.init_args: {inside!r} is not a mapping of settings")
+        settings |= inside
+    elif "name" in settings:
+        name = settings.pop("name")
+    else:
+        raise UserError(f"{field}: {dict(given)} has no 'name'")
+    if not isinstance(name, str):
+        raise UserError(f"{field}.name: {name!r} is not a text")
+    return Part(name, settings, None if label is None else str(label))
+
+
+def import_path(field: str, path: str) -> Any:
+    """Return the class or function at an import path such as `my_module.MyDetector`.
+
+    Raises: `UserError` naming the field where it cannot be imported or is not callable.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{field}: cannot import {path!r} ({error}); its module has to be in the working "
+            "folder, installed, or on PYTHONPATH"
+        ) from error
+    if not callable(found):
+        raise UserError(f"{field}: {path!r} is no class or function")
+    return found
 
 
 def configured(
