@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
+
+LONGEST_VALUE = 80
+"""Characters of a user's value that a message repeats."""
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave. Its message is one line that names the field, the value and
-    what is accepted.
+    """A mistake in what the user gave: one line that names the field, the value and what fits.
 
     The commands print that line and end with exit code 2; from Python it is an ordinary
     `ValueError`.
@@ -18,21 +21,20 @@ class UserError(ValueError):
 def unknown_name(field: str, name: str, known: Iterable[str]) -> UserError:
     """Return the error for a name that is not registered, with the nearest known name."""
     known = sorted(known)
-    return UserError(
-        f"{field}: unknown name {name!r}; {_hint(name, known)}known: {', '.join(known) or 'none'}"
-    )
+    listed = ", ".join(known) or "none"
+    return UserError(f"{field}: unknown name {name!r}; {suggestion(name, known)}known: {listed}")
 
 
 def unknown_setting(field: str, known: Iterable[str]) -> UserError:
-    """Return the error for a setting that does not exist, given by its dotted name, with the
-    nearest known one.
+    """Return the error for a setting that does not exist, with the nearest known one.
+
+    Args:
+        field: its dotted name.
+        known: the dotted names of the settings that exist.
     """
     known = sorted(known)
-    return UserError(
-        f"{field}: unknown setting; {_hint(field, known) or 'known: ' + ', '.join(known[:20]) + '; '}".rstrip(
-            "; "
-        )
-    )
+    advice = suggestion(field, known).rstrip() or f"known: {', '.join(known[:20])}"
+    return UserError(f"{field}: unknown setting; {advice}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -42,6 +44,26 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return by_lower_case[near[0]] if near else None
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return `did you mean 'pgd'? `, or nothing where no known name is alike."""
     near = nearest(name, known)
     return f"did you mean {near!r}? " if near else ""
+
+
+def one_line(text: str) -> str:
+    """Return a text without line breaks and repeated spaces."""
+    return " ".join(text.split())
+
+
+def shortened(text: str) -> str:
+    """Return a text for a message, on one line and not too long for it."""
+    text = one_line(text)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+
+
+def shown(value: Any) -> str:
+    """Return a user's value for a message, shortened."""
+    try:
+        return shortened(repr(value))
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return f"a {type(value).__name__} of very many digits"

@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robust_ood.errors import UserError, unknown_name
+from robust_ood.errors import UserError, shown, unknown_name
 
 
 class Fraction(float):
@@ -29,14 +29,18 @@ class Fraction(float):
 
     def __new__(cls, value: float | str, field: str = "radius") -> Fraction:
         """Read a number, or a string that holds one or a quotient of two."""
+        # Dividing floats rounds 8/255 as the standard library's `fractions` does, also reads
+        # 2.5/255 and "8 / 255", and does not write out the billion digits of 1e-999999999.
         try:
             numerator, slash, denominator = str(value).partition("/")
-            number = float(numerator) / float(denominator) if slash else float(numerator)
+            number = float(numerator)
+            if slash:
+                number /= float(denominator)
         except (ValueError, ZeroDivisionError):
             number = math.nan
         if not math.isfinite(number):
             raise UserError(
-                f"{field}: {value!r} is not a finite number or a fraction such as 8/255"
+                f"{field}: expected a finite number or a fraction such as 8/255, got {shown(value)}"
             )
         return super().__new__(cls, number)
 

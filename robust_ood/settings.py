@@ -8,8 +8,8 @@ checks the settings against the signature of what they configure.
 from __future__ import annotations
 
 import inspect
-import math
 import re
+import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from robust_ood.errors import UserError, nearest, unknown_name
+from robust_ood.errors import UserError, shown, suggestion, unknown_name
 from robust_ood.regions import Fraction
 
 T = TypeVar("T")
@@ -33,12 +33,12 @@ class UnknownSettingError(UserError):
     """
 
     def __init__(self, field: str, name: str, known: Sequence[str]) -> None:
-        near = nearest(name, known)
-        hint = f"did you mean {near!r}? " if near else ""
+        listed = ", ".join(known) or "none"
         super().__init__(
-            f"{_at(field, name)}: no such setting; {hint}known: {', '.join(known) or 'none'}"
+            f"{_dotted(field, name)}: no such setting; {suggestion(name, known)}known: {listed}"
         )
-        self.name, self.known = name, tuple(known)
+        self.name = name
+        self.known = tuple(known)
 
 
 PartSpec = str | Mapping[str, Any]
@@ -69,8 +69,8 @@ class Part:
             return registry[self.name]
         if "." not in self.name:
             raise unknown_name(field, self.name, registry)
-        found: Callable[..., T] = import_path(field, self.name)
-        return found
+        maker: Callable[..., T] = import_path(field, self.name)
+        return maker
 
 
 def read_part(field: str, given: PartSpec) -> Part:
@@ -82,27 +82,31 @@ def read_part(field: str, given: PartSpec) -> Part:
             the longer form of a class path, `{class_path: mine.MyAttack, init_args: {...}}`.
 
     Raises:
-        UserError: neither a text nor a mapping, a mapping without a name, or `init_args` that are
-            no mapping.
+        UserError: neither a string nor a mapping, a mapping without a name, or `init_args` that
+            are no mapping.
     """
     if isinstance(given, str):
         return Part(given, {})
     if not isinstance(given, Mapping):
-        raise UserError(f"{field}: {given!r} is not a name, or a mapping with 'name' and settings")
+        raise UserError(
+            f"{field}: expected a name, or a mapping with 'name' and settings, got {shown(given)}"
+        )
     settings = dict(given)
     label = settings.pop("label", None)
     if "class_path" in settings and "name" not in settings:
         name = settings.pop("class_path")
-        inside = settings.pop("init_args", None) or {}
-        if not isinstance(inside, Mapping):
-            raise UserError(f"{field}.init_args: {inside!r} is not a mapping of settings")
-        settings |= inside
+        init_args = settings.pop("init_args", None) or {}
+        if not isinstance(init_args, Mapping):
+            raise UserError(
+                f"{field}.init_args: expected a mapping of settings, got {shown(init_args)}"
+            )
+        settings |= init_args
     elif "name" in settings:
         name = settings.pop("name")
     else:
-        raise UserError(f"{field}: {dict(given)} has no 'name'")
+        raise UserError(f"{field}: {shown(dict(given))} has no 'name'")
     if not isinstance(name, str):
-        raise UserError(f"{field}.name: {name!r} is not a text")
+        raise UserError(f"{field}.name: expected a string, got {shown(name)}")
     return Part(name, settings, None if label is None else str(label))
 
 
@@ -113,15 +117,15 @@ def import_path(field: str, path: str) -> Any:
     """
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(import_module(module), name)
+        target = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{field}: cannot import {path!r} ({error}); its module has to be in the working "
+            f"{field}: cannot import {path!r} ({error}); its module must be in the working "
             "folder, installed, or on PYTHONPATH"
         ) from error
-    if not callable(found):
-        raise UserError(f"{field}: {path!r} is no class or function")
-    return found
+    if not callable(target):
+        raise UserError(f"{field}: {path!r} is not a class or function")
+    return target
 
 
 def configured(
@@ -142,35 +146,46 @@ def configured(
         UserError: a setting that does not exist (with the nearest that does), is missing, or has a
             value of another type; and the maker's own `UserError`, prefixed with the field.
     """
-    known = _parameters(make, len(arguments))
-    read = {}
-    for name, value in settings.items():
-        if name in known:
-            read[name] = _read(_at(field, name), value, known[name].hint)
-        elif _passes_on(make) and name not in inspect.signature(make).parameters:
-            read[name] = value
-        else:
-            raise UnknownSettingError(field, name, list(known))
-    for name, parameter in known.items():
-        if parameter.required and name not in settings:
-            raise UserError(f"{_at(field, name)}: not given, and it has no default")
+    values = _read_settings(field, make, len(arguments), settings)
     try:
-        return make(*arguments, **read)
+        return make(*arguments, **values)
     except UnknownSettingError as error:  # of a part: its settings are this maker's too
-        raise UnknownSettingError(
-            field, error.name, list(dict.fromkeys([*error.known, *known]))
-        ) from error
+        known = [*error.known, *_parameters(make, len(arguments))]
+        raise UnknownSettingError(field, error.name, list(dict.fromkeys(known))) from error
     except UserError as error:
-        raise UserError(_at(field, str(error))) from error
+        raise UserError(_dotted(field, str(error))) from error
     except TypeError as error:
         # A maker that passes settings on: what they reach has the last word.
-        found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if found is None:
+        unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unexpected is None:
             raise
-        raise UnknownSettingError(field, found[1], list(known)) from error
+        known = list(_parameters(make, len(arguments)))
+        raise UnknownSettingError(field, unexpected[1], known) from error
 
 
-def _at(field: str, name: str) -> str:
+def _read_settings(
+    field: str, make: Callable[..., Any], given: int, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the settings by name, each read for the type of its parameter."""
+    parameters = _parameters(make, given)
+    open_ended = _passes_on(make)
+    # Those given in order have names, too, which are not the user's to set.
+    named = inspect.signature(make).parameters
+    values = {}
+    for name, value in settings.items():
+        if name in parameters:
+            values[name] = _read(_dotted(field, name), value, parameters[name].hint)
+        elif open_ended and name not in named:
+            values[name] = value
+        else:
+            raise UnknownSettingError(field, name, list(parameters))
+    for name, parameter in parameters.items():
+        if parameter.required and name not in settings:
+            raise UserError(f"{_dotted(field, name)}: not given, and it has no default")
+    return values
+
+
+def _dotted(field: str, name: str) -> str:
     return f"{field}.{name}" if field else name
 
 
@@ -182,95 +197,143 @@ class _Parameter(NamedTuple):
 def _parameters(make: Callable[..., Any], given: int) -> dict[str, _Parameter]:
     """Return the parameters by name that a config may set.
 
-    Not those given in order; and in place of one that a `partial` fixed to a class or function, a
-    part, the part's own.
+    Not the first `given` ones; and in place of one that a `partial` fixed to a class or function,
+    a part, the part's own.
     """
-    hints = get_type_hints(_hinted(make))
-    known: dict[str, _Parameter] = {}
-    for parameter in list(inspect.signature(make).parameters.values())[given:]:
-        if _is_part(parameter):
-            known |= _parameters(parameter.default, given)
-        elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            required = parameter.default is parameter.empty
-            known[parameter.name] = _Parameter(hints.get(parameter.name, Any), required)
+    hints = _type_hints(make)
     # What a `partial` has set for a part behind `**others` is not in its signature.
     fixed = make.keywords if isinstance(make, partial) else {}
-    return {
-        name: parameter._replace(required=parameter.required and name not in fixed)
-        for name, parameter in known.items()
-    }
+    parameters: dict[str, _Parameter] = {}
+    for parameter in list(inspect.signature(make).parameters.values())[given:]:
+        if _is_part(parameter):
+            parameters |= _parameters(parameter.default, given)
+        elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            required = parameter.default is parameter.empty
+            parameters[parameter.name] = _Parameter(hints.get(parameter.name, Any), required)
+    for name in parameters.keys() & fixed.keys():
+        parameters[name] = parameters[name]._replace(required=False)
+    return parameters
+
+
+def _type_hints(make: Callable[..., Any]) -> dict[str, Any]:
+    while isinstance(make, partial):
+        make = make.func
+    try:
+        return get_type_hints(make.__init__ if isinstance(make, type) else make)  # type: ignore[misc]
+    except NameError:
+        # Of a library that imports some names for type checkers alone, as torch's schedulers do.
+        return {}
 
 
 def _is_part(parameter: inspect.Parameter) -> bool:
     return parameter.default is not parameter.empty and callable(parameter.default)
 
 
-def _hinted(make: Callable[..., Any]) -> Any:
-    """Return what carries the type hints of a maker's parameters."""
-    while isinstance(make, partial):
-        make = make.func
-    return make.__init__ if isinstance(make, type) else make  # type: ignore[misc]
-
-
 def _passes_on(make: Callable[..., Any]) -> bool:
     """Return whether a maker hands settings that it does not know to something unseen."""
     parameters = inspect.signature(make).parameters.values()
-    return any(p.kind is p.VAR_KEYWORD for p in parameters) and not any(map(_is_part, parameters))
+    if any(_is_part(parameter) for parameter in parameters):
+        return False
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
+# Reading a value for a type hint. jsonargparse does this for the command line, but not here: it has
+# no function that reads one value (each needs a parser, and each mistake is English to take apart),
+# and it reads more than a config means: the string "10" as 10, and infinite numbers, which the
+# results' JSON cannot hold.
 
 
 def _read(field: str, value: Any, hint: Any) -> Any:
-    """Return a config's value for a parameter of that type; a number may be written as a
-    fraction.
-    """
-    if _is(value, hint):
+    """Return a config's value for a type hint; a number may be written as a fraction."""
+    if _fits(value, hint):
         return value
-    if isinstance(value, str) and _is(0.5, hint):
+    if isinstance(value, str) and _fits(0.5, hint):
         return float(Fraction(value, field))
-    raise UserError(f"{field}: {value!r} is not {_in_words(hint)}")
+    raise UserError(f"{field}: expected {expected(hint)}, got {shown(value)}")
 
 
-def _is(value: Any, hint: Any) -> bool:
-    """Return whether a value read from a config has a type."""
-    origin, inside = get_origin(hint), get_args(hint)
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a value read from a config has a type, without any conversion."""
     if hint is Any:
         return True
-    if origin in (Union, types.UnionType):
-        return any(_is(value, part) for part in inside)
-    if origin is Literal:
-        return value in inside
-    if origin in (list, tuple, Sequence):
-        return isinstance(value, list | tuple) and all(
-            _is(item, part) for item in value for part in inside[:1]
-        )
     if hint is float:
-        # Neither infinite nor NaN: JSON, which holds the results, has no such numbers.
-        return (
-            isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
-        )
+        return _is_finite(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, origin or hint)
+    origin = get_origin(hint)
+    if origin is None:
+        return isinstance(value, hint)
+    return _fits_parameterised(value, origin, get_args(hint))
 
 
-_WORDS = {
+def _fits_parameterised(value: Any, origin: Any, arguments: tuple[Any, ...]) -> bool:
+    """Return whether a value has the type `origin[arguments]`."""
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, alternative) for alternative in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin in (list, tuple, Sequence):
+        item_hint = arguments[0] if arguments else Any
+        return isinstance(value, list | tuple) and all(_fits(item, item_hint) for item in value)
+    return isinstance(value, origin)
+
+
+def _is_finite(value: Any) -> bool:
+    """Return whether a value is a number, neither infinite nor NaN: JSON has no such numbers."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max
+
+
+_WORDS: dict[Any, str] = {
     bool: "true or false",
+    dict: "a mapping",
     float: "a finite number",
     Fraction: "a fraction such as 8/255",
     int: "a whole number",
-    str: "a text",
+    str: "a string",
     type(None): "null",
+}
+_LISTS: dict[Any, str] = {
+    float: "a list of numbers",
+    int: "a list of whole numbers",
+    str: "a list of strings",
 }
 
 
+def expected(hint: Any) -> str:
+    """Return a type hint in a user's words: `a whole number or null`."""
+    kinds = alternatives(hint)
+    if float in kinds and str in kinds:
+        # A string that stands for a number is a fraction.
+        kinds[kinds.index(str)] = Fraction
+    choices: list[str] = []
+    words: list[str] = []
+    for kind in kinds:
+        if get_origin(kind) is Literal:
+            choices += [str(choice) for choice in get_args(kind)]
+        else:
+            words.append(_in_words(kind))
+    if choices:
+        words.insert(0, f"one of {', '.join(dict.fromkeys(choices))}")
+    return " or ".join(dict.fromkeys(words))
+
+
+def alternatives(hint: Any) -> list[Any]:
+    """Return the types that a union is of, those of unions in it too; any other type by itself."""
+    if get_origin(hint) not in (Union, types.UnionType):
+        return [hint]
+    kinds: list[Any] = []
+    for kind in get_args(hint):
+        kinds += alternatives(kind)
+    return kinds
+
+
 def _in_words(hint: Any) -> str:
-    """Say a type in a user's words."""
-    origin, inside = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        if {float, str} <= set(inside):
-            inside = (float, Fraction)  # a text that stands for a number is one
-        return " or ".join(dict.fromkeys(_in_words(part) for part in inside))
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, inside))
-    if origin in (list, tuple, Sequence):
-        return f"a list of which each is {_in_words(inside[0])}" if inside else "a list"
-    return _WORDS.get(hint, f"a {getattr(hint, '__name__', hint)}")
+    """Say a type other than a union or choices in a user's words."""
+    kind = get_origin(hint) or hint
+    if kind in (list, tuple, Sequence):
+        return _LISTS.get(next(iter(get_args(hint)), None), "a list")
+    if isinstance(kind, type) and issubclass(kind, Mapping):
+        return "a mapping"
+    return _WORDS.get(kind, f"a {getattr(kind, '__name__', kind)}")

@@ -103,7 +103,7 @@ def _guarded(command: str, arguments: Arguments) -> int:
 
 
 def _complain(error: object) -> int:
-    from robust_ood.cli.messages import one_line
+    from robust_ood.errors import one_line
 
     print(f"error: {one_line(str(error))}", file=sys.stderr)
     return 2

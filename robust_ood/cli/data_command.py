@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from robust_ood.cli.messages import explain, option_names
+from robust_ood.cli.messages import parse
+from robust_ood.cli.parsing import CommandParser
 from robust_ood.data import CATALOGUE, EMBEDDED, GROUPS, ImageSet, SetSpec, load_set
 from robust_ood.data.catalogue import Entry, find_entry
 from robust_ood.data.catalogue.entry import Link
@@ -28,16 +28,14 @@ from robust_ood.errors import UserError
 from robust_ood.writing import in_place_of
 
 
-def parser() -> ArgumentParser:
+def parser() -> CommandParser:
     """Return the parser of the data command."""
-    main = ArgumentParser(
-        prog="robust-ood data",
-        description="Data sets: what there is, and is it right?",
-        exit_on_error=False,
+    main = CommandParser(
+        prog="robust-ood data", description="Data sets: what there is, and is it right?"
     )
     commands = main.add_subcommands()
     for name, (_, summary) in COMMANDS.items():
-        command = ArgumentParser(description=summary, exit_on_error=False)
+        command = CommandParser(description=summary)
         if name in ("download", "verify", "preview"):
             command.add_argument("name", type=str, help="data set, or data set/part")
         if name == "overlap":
@@ -80,11 +78,7 @@ def parser() -> ArgumentParser:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one of the data commands and return the exit code."""
-    commands = parser()
-    try:
-        config = commands.parse_args(list(arguments))
-    except ArgumentError as error:
-        raise explain(error, option_names(commands), COMMANDS) from error
+    config = parse(parser(), arguments)
     COMMANDS[config.subcommand][0](config[config.subcommand], Console(soft_wrap=True))
     return 0
 

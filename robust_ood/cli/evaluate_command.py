@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 from torch import nn
 
 from robust_ood import attacks, detectors
 from robust_ood.cli.checks import check_classes
 from robust_ood.cli.configs import with_includes
-from robust_ood.cli.messages import explain, option_names, user_errors
+from robust_ood.cli.messages import parse, user_errors
 from robust_ood.cli.models import Models, choose_models, each_radius, several_checkpoints
 from robust_ood.cli.networks import add_network_arguments, find_parts, load, name_of
 from robust_ood.cli.output import check_writable
+from robust_ood.cli.parsing import CommandParser
 from robust_ood.cli.presentation import choose_figures, command_line, present
 from robust_ood.cli.quiet import quiet
 from robust_ood.cli.types import register_types
@@ -38,9 +39,7 @@ Specs = list[str | dict[str, Any]]
 def parser() -> ArgumentParser:
     """Return the parser of the evaluate command."""
     register_types()
-    # A shortened --config would be read without what its file includes.
-    strict: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
-    parser = ArgumentParser(prog="evaluate.py", description="Evaluate saved networks.", **strict)
+    parser = CommandParser(prog="evaluate.py", description="Evaluate saved networks.")
     add = parser.add_argument
     add("-c", "--config", action=ActionConfigFile, help="YAML file; several compose")
     add("--include", type=list[str], default=[], help="config files that this one builds on")
@@ -120,10 +119,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     quiet()
     commands = parser()
-    try:
-        config = commands.parse_args(several_checkpoints(with_includes(arguments)))
-    except ArgumentError as error:
-        raise explain(error, option_names(commands)) from error
+    config = parse(commands, several_checkpoints(with_includes(arguments)))
     models = choose_models(config.checkpoint, config.models, config.name)
     for field, number in (
         ("limit", config.limit),

@@ -8,21 +8,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
-
-from robust_ood.cli.messages import explain, option_names, user_errors
+from robust_ood.cli.messages import parse, user_errors
 from robust_ood.cli.networks import add_network_arguments
 from robust_ood.cli.output import check_writable
+from robust_ood.cli.parsing import CommandParser
 from robust_ood.errors import UserError
 from robust_ood.models import export, load_network, read_checkpoint
 from robust_ood.models.export import Format, find_description, read_description
 
 
-def parser() -> ArgumentParser:
+def parser() -> CommandParser:
     """Return the parser of the export command."""
-    parser = ArgumentParser(
-        prog="robust-ood export", description="Export a network.", exit_on_error=False
-    )
+    parser = CommandParser(prog="robust-ood export", description="Export a network.")
     add_network_arguments(parser)
     parser.add_argument(
         "--output", type=Path, required=True, help="folder of the weights and network.json"
@@ -34,10 +31,7 @@ def parser() -> ArgumentParser:
 def run(arguments: Sequence[str]) -> int:
     """Export a network and return the exit code."""
     commands = parser()
-    try:
-        config = commands.parse_args(list(arguments))
-    except ArgumentError as error:
-        raise explain(error, option_names(commands)) from error
+    config = parse(commands, arguments)
     if config.checkpoint is None:
         raise UserError("checkpoint: not given, and this command needs it")
     check_writable(config.output)

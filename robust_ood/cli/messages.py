@@ -1,82 +1,69 @@
 """One line out of whatever went wrong: the innermost cause, under the name that the user wrote.
 
-jsonargparse says where a setting stands and what was wanted in a nested text, level by level; the
-same levels are the exception's chain of causes, which is what is read here.
+jsonargparse raises one exception from another, level by level: the command's parser, the setting,
+the class that the setting names, that class's parser, its setting, ... This module follows that
+chain. What a setting expects comes from its type hint, which the parser has; only what no
+exception holds as data is read from jsonargparse's English, by the expressions in `WORDING`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from argparse import ArgumentError
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from jsonargparse import ArgumentParser
-from torch import nn
+from jsonargparse import ActionSubCommands, ArgumentParser, Namespace
 
-from robust_ood.errors import UserError, unknown_name, unknown_setting
+from robust_ood.cli.parsing import ParserError
+from robust_ood.errors import UserError, one_line, shortened, unknown_name, unknown_setting
+from robust_ood.settings import alternatives, expected, import_path
 
-LONGEST_VALUE = 80
-_WORDS = {
-    "bool": "true or false",
-    "dict": "settings by name",
-    "float": "a number",
-    "Fraction": "a fraction such as 8/255",
-    "int": "a whole number",
-    "list": "a list",
-    "NoneType": "null",
-    "Path": "a path",
-    "str": "a text",
+WORDING = {
+    "setting": r'^Parser key "([^"]+)"',
+    "class path": r"^Problem with given class_path '([^']+)'",
+    "value": r"^.*\b(?:Got|Given) value: (.*?)(?:\nSubclass types expect one of:.*)?$",
+    "nested value": r"^NestedArg\(key='.*?', val='?(.*?)'?\)$",
+    "class without a path": r"^Expected a dot import path string: (\S+)$",
+    "unknown setting": r"^(?:Group '([^']+)'|Subcommand '\w+'|Option)(?: .+ option)? '([^']+)'",
+    "unknown option": r"^unrecognized arguments: (\S+)",
+    "missing settings": r"^the following arguments are required: (.*)$",
 }
-_NEIGHBOURS = {
-    "net": "robust_ood.models",
-    "module": "robust_ood.models",
-    "model": "robust_ood.training",
-    "region": "robust_ood",
-}
-"""Where the known names of a class are, by the setting that it is for."""
-_ELSEWHERE = {
+"""What only jsonargparse's texts say. tests/unit/test_messages.py has it raise each of them."""
+
+_COMMAND_OF = {
     **dict.fromkeys(
         ("model", "trainer", "checkpoints", "guards", "averaging", "robust_validation"), "train.py"
     ),
     **dict.fromkeys(("detectors", "attacks", "checkpoint", "models", "intervals"), "evaluate.py"),
 }
-"""Whose setting it is that another command does not know."""
+"""The command that a setting belongs to, where another command does not know it."""
 
 
-def one_line(message: str) -> str:
-    """Return a message without line breaks and runs of blanks."""
-    return " ".join(message.split()) or "unknown error"
+def parse(parser: ArgumentParser, arguments: Sequence[str] | None) -> Namespace:
+    """Return the settings of a command line.
+
+    Raises: `UserError` for whatever the parser refuses.
+    """
+    try:
+        return parser.parse_args(arguments)
+    except ArgumentError as error:
+        raise explain(error) from error
 
 
-def explain(error: BaseException, known: list[str], commands: Iterable[str] = ()) -> UserError:
+def explain(error: BaseException) -> UserError:
     """Return the user's mistake that made a parser or a constructor fail.
 
     Args:
         error: what was raised, with its chain of causes.
-        known: the dotted names of the parser's settings, to suggest the nearest.
-        commands: the parser's sub-commands, which the parser writes before what it misses.
     """
-    where = _Place()
+    mistake = _Mistake()
     for cause in causes(error):
-        if isinstance(cause, UserError):
-            return cause
-        where.enter(str(cause))
-    return where.mistake(known, set(commands))
-
-
-def option_names(parser: ArgumentParser) -> list[str]:
-    """Return the dotted names of a parser's settings."""
-    options = [option for action in parser._actions for option in action.option_strings]
-    return sorted(
-        {
-            option[2:].rstrip("+")
-            for option in options
-            if option.startswith("--") and not re.search("help|print_", option)
-        }
-    )
+        mistake.follow(cause)
+    return mistake.describe()
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -89,8 +76,9 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 @contextmanager
 def user_errors(settings: Mapping[str, Any]) -> Iterator[None]:
-    """Turn what constructors raise, wrapped by the parser, into the user's mistake that it is;
-    leave bugs as they are.
+    """Turn what constructors raise, wrapped by the parser, into the user's mistake that it is.
+
+    Other exceptions are bugs, and pass.
 
     Args:
         settings: all settings by dotted name.
@@ -98,187 +86,225 @@ def user_errors(settings: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:
-        own = next((cause for cause in causes(error) if isinstance(cause, UserError)), None)
-        if own is None:
-            raise
-        raise in_place(own, settings) from error
+        for cause in causes(error):
+            if isinstance(cause, UserError):
+                raise with_full_name(cause, settings) from error
+        raise
 
 
-def in_place(error: UserError, settings: Mapping[str, Any]) -> UserError:
-    """Return a constructor's error with its field's full dotted name, where the settings have just
-    one such value.
+def with_full_name(error: UserError, settings: Mapping[str, Any]) -> UserError:
+    """Return a constructor's error with the full dotted name of its field.
+
+    That is the shortest name of a setting that ends so and has the value that the message repeats;
+    without such a setting, the error stays as it is.
 
     Args:
         error: "steps: 0 is not ...", from a constructor that does not know where it is configured.
         settings: all settings by dotted name.
     """
-    name, colon, rest = str(error).partition(":")
-    last = name.split(" ")[-1]
-    found = [
-        _as_written(key)
-        for key, value in settings.items()
-        if key.split(".")[-1] == last
-        and key != last
-        and (str(value) in rest or repr(value) in rest)
-    ]
-    return UserError(f"{min(found, key=len)}:{rest}") if colon and found else error
-
-
-def _as_written(key: str) -> str:
-    """Return a setting's name as the command line has it."""
-    return ".".join(part for part in key.split(".") if part != "init_args")
+    where, colon, rest = str(error).partition(":")
+    name = where.split(" ")[-1]
+    names = []
+    for key, value in settings.items():
+        if key.endswith(f".{name}") and (str(value) in rest or repr(value) in rest):
+            names.append(key.replace(".init_args", ""))
+    if not colon or not names:
+        return error
+    return UserError(f"{min(names, key=len)}:{rest}")
 
 
 @dataclass
-class _Place:
-    """Where in the settings the chain of causes has led, and what was wanted there."""
+class _Mistake:
+    """Where in the settings a chain of causes leads, and how it ends."""
 
     keys: list[str] = field(default_factory=list)
-    value: str = ""
-    wanted: str = ""
-    kind: str = ""
-    last: str = ""
+    parser: ArgumentParser | None = None
+    class_path: str = ""
+    value: str | None = None
+    hint: Any = Any
+    cause: BaseException = field(default_factory=Exception)
 
-    def enter(self, message: str) -> None:
-        """Go one cause further in."""
-        if message == self.last:
+    @property
+    def path(self) -> str:
+        """The dotted name of the setting."""
+        return ".".join(self.keys)
+
+    def follow(self, cause: BaseException) -> None:
+        """Take one cause further in."""
+        self.cause = cause
+        if isinstance(cause, ParserError):  # its text repeats that of its cause
+            self.parser = _chosen_parser(cause.parser)
             return
-        self.last = message
-        if found := re.match(r'Parser key "([^"]+)":', message):
-            self.keys.append(found[1])
-            self.value = self.wanted = ""
-        elif found := re.match(r"Problem with given class_path '([^']+)'", message):
-            self.kind = found[1]
-        elif "Does not validate against any of the Union subtypes" in message:
-            subtypes = re.search(r"Subtypes: \[(.*)\]$", message, re.MULTILINE)
-            self.wanted = _wanted(subtypes[1]) if subtypes else ""
-            if own := re.search(r"Not of type \w+: [^:]+: (.+)", message):
-                self.wanted = "=" + own[1]  # a type of ours has said it itself
-            self._take_value(re.search(r"Given value: (.*)", message, re.DOTALL))
-        elif found := re.match(r"Expected a (.+?)\. Got value: (.*)", message, re.DOTALL):
-            self.wanted = self.wanted or _wanted(found[1])
-            self._take_value(re.match(r"Expected a .+?\. Got value: (.*)", message, re.DOTALL))
+        text = str(cause)
+        key = read("setting", text)
+        if key is not None:
+            self.keys.append(key)
+            self.hint = _type_hint(self.parser, key)
+            self.value = None
+            return
+        self.class_path = read("class path", text) or self.class_path
+        if self.value is None:
+            self.value = read("value", text)
 
-    def mistake(self, known: list[str], commands: set[str]) -> UserError:
+    def describe(self) -> UserError:
         """Return the error for where the chain ended."""
-        message, path = self.last, ".".join(self.keys)
-        if found := re.match(r"unrecognized arguments: (\S+)", message):
-            return self._unknown(
-                found[1].lstrip("-").partition("=")[0], known, stray=not found[1].startswith("-")
-            )
-        if found := re.match(r"Group '([^']+)' does not accept option '([^']+)'", message):
-            return self._unknown(f"{found[1]}.{found[2]}", known)
-        if found := re.match(
-            r"(?:Subcommand '\w+' does not accept option|Option) '([^']+)'", message
+        for description in (
+            self._own_message,
+            self._unknown_command,
+            self._unknown_setting,
+            self._option_without_value,
+            self._missing_settings,
+            self._unknown_class,
+            self._wrong_type,
         ):
-            return self._unknown(found[1], known)
-        if found := re.search(
-            r"has no attribute '(\w+)'|dot import path string: (\S+)|No module named '(\S+)'",
-            message,
-        ):
-            return self._unknown_class(next(filter(None, found.groups())), message)
-        if found := re.match(r"argument -*([^\s/:]+)\S*: expected", message):
-            return UserError(f"{found[1]}: a value is wanted after it")
-        if found := re.match(r"the following arguments are required: (.*)", message):
-            names = ", ".join(_without_command(name, commands) for name in found[1].split(", "))
-            how = "; give it in a config (-c FILE) or as an option" if "config" in known else ""
-            return UserError(f"{names}: not given, and this command needs it{how}")
-        if "subcommand" in message:
-            given, *known_commands = re.findall(r"'([^']*)'", message) or [
-                "",
-                *re.findall(r"[{,](\w+)", message),
-            ]
-            if not given:
-                return UserError(f"command: not given; {', '.join(known_commands)} are known")
-            return unknown_name("command", given, known_commands)
-        if self.wanted.startswith("="):
-            return UserError(f"{path}: {self.wanted[1:]}")
-        if self.wanted:
-            return UserError(f"{path}: {self.value!r} is not {self.wanted}")
-        return UserError(f"{path}: {one_line(message)}" if path else one_line(message))
+            error = description()
+            if error is not None:
+                return error
+        message = one_line(str(self.cause)) or type(self.cause).__name__
+        return UserError(f"{self.path}: {message}" if self.path else message)
 
-    def _take_value(self, found: re.Match[str] | None) -> None:
-        if found:
-            text = one_line(
-                re.sub(r"^NestedArg\(key='.*', val=(.*)\)$", r"\1", found[1], flags=re.DOTALL)
-            )
-            self.value = text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "..."
+    def _own_message(self) -> UserError | None:
+        if not isinstance(self.cause, UserError):
+            return None
+        if not self.path:
+            return self.cause
+        # A type of ours, which does not know for which setting it was called.
+        return UserError(f"{self.path}:{str(self.cause).partition(':')[2]}")
 
-    def _unknown(self, name: str, known: list[str], *, stray: bool = False) -> UserError:
-        if stray:
-            return UserError(
-                f"argument: {name!r} belongs to no option; options are written --NAME VALUE"
-            )
-        if self.kind:
-            prefix = ".".join([*self.keys, *name.split(".")[:-1]])
-            inside = settings_of(self.kind, name.split(".")[:-1])
-            return unknown_setting(
-                f"{prefix}.{name.split('.')[-1]}", [f"{prefix}.{other}" for other in inside]
-            )
-        first = name.split(".")[0]
-        if first in _ELSEWHERE and not any(other.split(".")[0] == first for other in known):
-            return UserError(
-                f"{first}: a setting of {_ELSEWHERE[first]}; is this config, or option, meant for that?"
-            )
-        return unknown_setting(name, known)
+    def _unknown_command(self) -> UserError | None:
+        commands = _commands(self.parser)
+        if not commands or not isinstance(self.cause, ArgumentError | KeyError):
+            return None
+        chosen = re.search(r"'([^']*)'", str(self.cause))
+        if isinstance(self.cause, KeyError) or chosen is None:
+            return UserError(f"command: not given; known: {', '.join(commands)}")
+        return unknown_name("command", chosen[1], commands)
 
-    def _unknown_class(self, name: str, message: str) -> UserError:
-        path = ".".join(self.keys)
-        if "." in self.kind and not self.kind.startswith("robust_ood."):
-            return UserError(
-                f"{path}: cannot import {self.kind!r} ({one_line(message)}); "
-                "its module has to be in the working folder, installed, or on PYTHONPATH"
-            )
-        module = import_module(_NEIGHBOURS.get(path.split(".")[-1], "robust_ood"))
-        classes = [other for other in module.__all__ if isinstance(getattr(module, other), type)]
-        if module.__name__ != "robust_ood":
-            classes = [other for other in classes if issubclass(getattr(module, other), nn.Module)]
-        return unknown_name(path, name, classes)
+    def _unknown_setting(self) -> UserError | None:
+        name = read("unknown setting", str(self.cause))
+        option = read("unknown option", str(self.cause))
+        if isinstance(self.cause, ParserError) and option is not None:
+            if not option.startswith("-"):
+                return UserError(
+                    f"argument: {option!r} does not follow an option; write options as --NAME VALUE"
+                )
+            name = option.lstrip("-").partition("=")[0]
+        elif not isinstance(self.cause, KeyError) or name is None:
+            return None
+        settings = _settings(self.parser)
+        first = name.partition(".")[0]
+        if first in _COMMAND_OF and not self.keys and not _has_group(settings, first):
+            command = _COMMAND_OF[first]
+            return UserError(f"{first}: a setting of {command}; is this config or option for that?")
+        prefix = f"{self.path}." if self.keys else ""
+        return unknown_setting(prefix + name, [prefix + setting for setting in settings])
+
+    def _option_without_value(self) -> UserError | None:
+        if not isinstance(self.cause, ArgumentError) or self.cause.argument_name is None:
+            return None
+        name = self.cause.argument_name.partition("/")[0].lstrip("-")
+        return UserError(f"{name}: expects a value")
+
+    def _missing_settings(self) -> UserError | None:
+        missing = read("missing settings", str(self.cause))
+        if missing is None:
+            return None
+        command = getattr(self.parser, "subcommand", "")
+        names = missing.replace(f"{command}.", "") if command else missing
+        advice = ""
+        if "config" in _settings(self.parser):
+            advice = "; give it in a config (-c FILE) or as an option"
+        return UserError(f"{names}: not given, and this command needs it{advice}")
+
+    def _unknown_class(self) -> UserError | None:
+        class_path = read("class without a path", str(self.cause))
+        if class_path is None:
+            if not isinstance(self.cause, ImportError | AttributeError):
+                return None
+            class_path = self.class_path
+        if "." in class_path and not class_path.startswith("robust_ood."):
+            try:
+                import_path(self.path, class_path)
+            except UserError as error:
+                return error
+            return None
+        package, classes = _classes_for(self.hint)
+        return unknown_name(self.path, class_path.removeprefix(f"{package}."), classes)
+
+    def _wrong_type(self) -> UserError | None:
+        if self.value is None or self.hint is Any:
+            return None
+        value = read("nested value", self.value) or self.value
+        return UserError(f"{self.path}: expected {expected(self.hint)}, got {shortened(value)!r}")
 
 
-def _without_command(name: str, commands: set[str]) -> str:
-    first, _, rest = name.partition(".")
-    return rest if first in commands and rest else name
+def read(wording: str, text: str) -> str | None:
+    """Return what a text of jsonargparse says, or None where it says no such thing.
 
-
-def settings_of(class_path: str, inside: list[str]) -> list[str]:
-    """Return the names of a class's settings, or of those of one of its settings, reached by
-    name.
+    Args:
+        wording: a key of `WORDING`.
+        text: the text. Where several groups match, they are joined by dots.
     """
-    from inspect import signature
-    from typing import get_args, get_type_hints
-
-    module, _, name = class_path.rpartition(".")
-    kind = getattr(import_module(module), name)
-    for step in inside:
-        hint = get_type_hints(kind.__init__).get(step)
-        kind = next(
-            (
-                part
-                for part in (*get_args(hint), hint)
-                if isinstance(part, type) and part is not type(None)
-            ),
-            None,
-        )
-        if kind is None:
-            return []
-    return list(signature(kind).parameters)
+    match = re.match(WORDING[wording], text, re.DOTALL)
+    if match is None:
+        return None
+    return ".".join(group for group in match.groups() if group is not None)
 
 
-def _wanted(types: str) -> str:
-    """Say jsonargparse's list of accepted types in a user's words."""
-    choices = [
-        choice.strip().strip("'\"")
-        for found in re.findall(r"Literal\[([^\]]*)\]", types)
-        for choice in found.split(",")
-    ]
-    names = re.findall(
-        r"<class '(?:[\w.]*\.)?(\w+)'>|(?:typing\.)?(list)\[",
-        re.sub(r"Literal\[[^\]]*\]", "", types),
-    )
-    words = [
-        _WORDS.get(name, f"a {name}") for name in (plain or generic for plain, generic in names)
-    ]
-    if choices:
-        words.insert(0, "one of " + ", ".join(dict.fromkeys(choices)))
-    return " or ".join(dict.fromkeys(words)) or types
+def _commands(parser: ArgumentParser | None) -> Mapping[str, ArgumentParser]:
+    """Return the parsers of a parser's sub-commands, by name."""
+    for action in () if parser is None else parser._actions:
+        if isinstance(action, ActionSubCommands):
+            commands: Mapping[str, ArgumentParser] = action.choices
+            return commands
+    return {}
+
+
+def _chosen_parser(parser: ArgumentParser) -> ArgumentParser:
+    """Return the parser of the sub-command that was called, or the parser where there is none."""
+    commands = _commands(parser)
+    for argument in getattr(parser, "args", None) or ():
+        if argument in commands:
+            return commands[argument]
+    return parser
+
+
+def _settings(parser: ArgumentParser | None) -> list[str]:
+    """Return the dotted names of a parser's settings."""
+    names = set()
+    for action in () if parser is None else parser._actions:
+        for option in action.option_strings:
+            if option.startswith("--") and not re.search("help|print_", option):
+                names.add(option[2:].rstrip("+"))
+    return sorted(names)
+
+
+def _has_group(settings: list[str], group: str) -> bool:
+    return any(setting.partition(".")[0] == group for setting in settings)
+
+
+def _type_hint(parser: ArgumentParser | None, key: str) -> Any:
+    """Return the type hint of a parser's setting."""
+    for action in () if parser is None else parser._actions:
+        if action.dest == key:
+            return getattr(action, "_typehint", Any)
+    return Any
+
+
+def _classes_for(hint: Any) -> tuple[str, list[str]]:
+    """Return the package of ours that has the classes for a setting, and their names."""
+    base = alternatives(hint)[0]
+    if not isinstance(base, type):
+        base = object
+    package = "robust_ood.models"
+    if base.__module__.startswith("robust_ood."):
+        package = ".".join(base.__module__.split(".")[:2])
+    if not hasattr(import_module(package), "__all__"):  # a module such as robust_ood.regions
+        package = "robust_ood"
+    public = import_module(package)
+    classes = []
+    for name in public.__all__:
+        member = getattr(public, name)
+        if isinstance(member, type) and issubclass(member, base):
+            classes.append(name)
+    return package, classes

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentError, ArgumentParser
-
-from robust_ood.cli.messages import explain, option_names
+from robust_ood.cli.messages import parse
 from robust_ood.cli.output import check_writable
+from robust_ood.cli.parsing import CommandParser
 from robust_ood.errors import UserError
 from robust_ood.reporting import write_report
 
 
-def parser() -> ArgumentParser:
+def parser() -> CommandParser:
     """Return the parser of the report command."""
-    parser = ArgumentParser(
+    parser = CommandParser(
         prog="robust-ood report",
-        description="Write one HTML page, figures and their data, over one or several folders of results.",
-        exit_on_error=False,
+        description="Write one HTML page, figures and their data, over folders of results.",
     )
     parser.add_argument(
         "results",
@@ -43,11 +41,7 @@ def parser() -> ArgumentParser:
 
 def run(arguments: Sequence[str]) -> int:
     """Write a report and return the exit code."""
-    commands = parser()
-    try:
-        config = commands.parse_args(list(arguments))
-    except ArgumentError as error:
-        raise explain(error, option_names(commands)) from error
+    config = parse(parser(), arguments)
     for folder in config.results:
         if not folder.is_dir():
             raise UserError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -31,13 +31,14 @@ from robust_ood.callbacks import (
 from robust_ood.callbacks.checkpoints import checkpoints_in, recent
 from robust_ood.cli.checks import check_classes, check_resumable, check_trainer
 from robust_ood.cli.configs import with_includes
-from robust_ood.cli.messages import explain, one_line, option_names, user_errors
+from robust_ood.cli.messages import parse, user_errors
 from robust_ood.cli.output import check_writable
+from robust_ood.cli.parsing import RaisesParserError
 from robust_ood.cli.quiet import quiet
 from robust_ood.cli.resume import first_process, newest_checkpoint, refuse_changes
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
-from robust_ood.errors import UserError
+from robust_ood.errors import UserError, one_line
 from robust_ood.models import load_weights, read_checkpoint
 from robust_ood.training import Method
 from robust_ood.writing import replace_file
@@ -45,7 +46,7 @@ from robust_ood.writing import replace_file
 COMMANDS = ("fit", "validate", "test")
 
 
-class Parser(LightningArgumentParser):
+class Parser(RaisesParserError, LightningArgumentParser):
     """Takes the name of a file for what it is: `--data.train x.npz` names data, and is no config to
     be read.
     """
@@ -122,10 +123,7 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the given arguments, and say what is wrong with them in one line."""
-        try:
-            self.config = parser.parse_args(args)
-        except ArgumentError as error:
-            raise explain(error, option_names(self._subcommand_parsers["fit"]), COMMANDS) from error
+        self.config = parse(parser, args)
 
     def _parse_ckpt_path(self) -> None:
         """Skip Lightning's reading of hyper-parameters: ours are the config's, and a bad file gets

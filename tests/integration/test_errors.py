@@ -49,12 +49,12 @@ OPTIONS = [
     ("--model.inlier_attack.region L3", "model.inlier_attack.region", "'L2'"),
     ("stray", "argument", "'stray'"),
     # wrong types
-    ("--data.batch_size many", "data.batch_size", "'many' is not a whole number"),
+    ("--data.batch_size many", "data.batch_size", "expected a whole number, got 'many'"),
     ("--data.batch_size 1.5", "data.batch_size", "whole number"),
     ("--data.near 3", "data.near", "a list"),
     ("--data.augmentation flip", "data.augmentation", "crop_and_flip, none"),
-    ("--model.attack_mode eva", "model.attack_mode", "'eva' is not one of eval, train"),
-    ("--model.outlier_weight heavy", "model.outlier_weight", "a number"),
+    ("--model.attack_mode eva", "model.attack_mode", "expected one of eval, train, got 'eva'"),
+    ("--model.outlier_weight heavy", "model.outlier_weight", "a finite number"),
     ("--trainer.precision 17", "trainer.precision", "'17'", "bf16-mixed"),
     ("--seed_everything x", "seed_everything", "'x'"),
     ("--seed_everything true", "seed_everything", "True is not a seed"),
@@ -144,7 +144,7 @@ OPTIONS = [
     ("--robust_validation.attacks [{name:pgdd}]", "attacks", "pgd"),
     ("--init_from nothing.ckpt", "checkpoint", "nothing.ckpt"),
     ("--ckpt_path last", "checkpoint", "no such file"),
-    ("--include", "include", "value"),
+    ("--include", "include", "expects a value"),
 ]
 
 
@@ -270,7 +270,7 @@ def test_training_shows_no_warning_of_deprecation(experiment, tmp_path):
 GRID_OPTIONS = [
     ("--lmit 3", "lmit", "'limit'"),
     ("--limit 0", "limit", ">= 1"),
-    ("--limit few", "limit", "'few' is not a whole number"),
+    ("--limit few", "limit", "expected a whole number or null, got 'few'"),
     ("--device gpu", "device", "'gpu'", "auto, cpu, cuda"),
     ("--detectors msp", "detectors", "a list"),
     ("--detectors []", "detectors", "none given"),

@@ -605,7 +605,7 @@ def test_bad_exports(capsys, grid, trained_run, place, change, said):
         ([], "checkpoint: not given"),
         (
             ["--checkpoint", "plain.pt", "--format", "onnx"],
-            "format: 'onnx' is not one of pt, safetensors",
+            "format: expected one of pt, safetensors, got 'onnx'",
         ),
         (
             ["--checkpoint", "plain.pt", "--formt", "pt"],

@@ -11,7 +11,7 @@ import pytest
 from robust_ood import attacks, detectors
 from robust_ood.errors import UserError
 from robust_ood.regions import Fraction
-from robust_ood.settings import configured
+from robust_ood.settings import configured, expected
 
 
 class Score:
@@ -76,31 +76,50 @@ def test_settings_of_a_part_are_settings_of_the_whole():
             r"place.name.step: no such setting; did you mean 'steps'\? known: steps, step_size, units",
         ),
         (Search, {"net": 1}, "place.name.net: no such setting"),
-        (Search, {"steps": "ten"}, "place.name.steps: 'ten' is not a whole number"),
-        (Search, {"steps": 1.5}, "place.name.steps: 1.5 is not a whole number"),
-        (Search, {"steps": True}, "place.name.steps: True is not a whole number"),
-        (Search, {"steps": None}, "place.name.steps: None is not a whole number"),
-        (Search, {"steps": 1, "step_size": "8/0"}, "place.name.step_size: '8/0'"),
+        (Search, {"steps": "ten"}, "place.name.steps: expected a whole number, got 'ten'"),
+        (Search, {"steps": 1.5}, "place.name.steps: expected a whole number, got 1.5"),
+        (Search, {"steps": True}, "place.name.steps: expected a whole number, got True"),
+        (Search, {"steps": None}, "place.name.steps: expected a whole number, got None"),
+        (Search, {"steps": 1, "step_size": "8/0"}, "place.name.step_size: expected .* got '8/0'"),
         (
             Search,
             {"steps": 1, "step_size": [1]},
-            "is not a finite number or a fraction such as 8/255 or null",
+            "expected a finite number or a fraction such as 8/255 or null",
         ),
         (
             Search,
             {"steps": 1, "units": "inches"},
-            "place.name.units: 'inches' is not one of pixels, normalised",
+            "place.name.units: expected one of pixels, normalised, got 'inches'",
         ),
-        (Search, {"steps": 1, "clip": "yes"}, "place.name.clip: 'yes' is not true or false"),
+        (Search, {"steps": 1, "clip": "yes"}, "place.name.clip: expected true or false, got 'yes'"),
         (
             Search,
             {"steps": 1, "layers": "all"},
-            "place.name.layers: 'all' is not a list of which each is a text",
+            "place.name.layers: expected a list of strings, got 'all'",
         ),
         (Search, {"steps": 1, "layers": [1]}, "place.name.layers"),
-        (Score, {"temperature": "hot"}, "place.name.temperature: 'hot'"),
-        (Score, {"temperature": math.inf}, "place.name.temperature: inf is not a finite number"),
-        (Score, {"temperature": math.nan}, "place.name.temperature: nan is not a finite number"),
+        (Score, {"temperature": "hot"}, "place.name.temperature: expected .* got 'hot'"),
+        (
+            Score,
+            {"temperature": math.inf},
+            "place.name.temperature: expected a finite number, got inf",
+        ),
+        (
+            Score,
+            {"temperature": math.nan},
+            "place.name.temperature: expected a finite number, got nan",
+        ),
+        (
+            Score,
+            {"temperature": 10**400},
+            r"place.name.temperature: expected a finite number, got 10+\.\.\.",
+        ),
+        (
+            Score,
+            {"temperature": 10**5000},
+            "place.name.temperature: expected a finite number, got a int",
+        ),
+        (Score, {"temperature": "9" * 5000}, r"place.name.temperature: expected .* got '9+\.\.\.$"),
         (Score, {"temperature": 0}, "place.name.temperature: 0 is not > 0"),
         (partial(over, score=Score), {"temperature": -1}, "place.name.temperature: -1 is not > 0"),
         (partial(over, score=Score), {"score": 3}, "place.name.score: no such setting"),
@@ -215,3 +234,27 @@ def check_all_settings(build: Any, field: str) -> None:
             with pytest.raises(UserError, match=rf"^{field}\.{setting}\b") as caught:
                 build(**{setting: value})
             assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (int | None, "a whole number or null"),
+        (float | str, "a finite number or a fraction such as 8/255"),
+        (float | Fraction | None, "a finite number or a fraction such as 8/255 or null"),
+        (Literal["a", "b"] | Literal["b", 3] | None, "one of a, b, 3 or null"),
+        (list[int] | tuple[str, ...], "a list of whole numbers or a list of strings"),
+        (list, "a list"),
+        (dict[str, int], "a mapping"),
+        (Score, "a Score"),
+    ],
+)
+def test_types_in_words(hint, words):
+    assert expected(hint) == words
+
+
+def test_values_are_not_converted():
+    """As jsonargparse does, which therefore does not read settings here."""
+    for value in ("10", "true", True, 1.0):
+        with pytest.raises(UserError):
+            make(Search, steps=value)
