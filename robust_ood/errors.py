@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
-
-LONGEST_VALUE = 80
-"""Characters of a user's value that a message repeats."""
 
 
 class UserError(ValueError):
@@ -22,7 +18,7 @@ def unknown_name(field: str, name: str, known: Iterable[str]) -> UserError:
     """Return the error for a name that is not registered, with the nearest known name."""
     known = sorted(known)
     listed = ", ".join(known) or "none"
-    return UserError(f"{field}: unknown name {name!r}; {suggestion(name, known)}known: {listed}")
+    return UserError(f"{field}: unknown name {name!r}; {_suggestion(name, known)}known: {listed}")
 
 
 def unknown_setting(field: str, known: Iterable[str]) -> UserError:
@@ -33,7 +29,7 @@ def unknown_setting(field: str, known: Iterable[str]) -> UserError:
         known: the dotted names of the settings that exist.
     """
     known = sorted(known)
-    advice = suggestion(field, known).rstrip() or f"known: {', '.join(known[:20])}"
+    advice = _suggestion(field, known).rstrip() or f"known: {', '.join(known[:20])}"
     return UserError(f"{field}: unknown setting; {advice}")
 
 
@@ -44,26 +40,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return by_lower_case[near[0]] if near else None
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
+def _suggestion(name: str, known: Iterable[str]) -> str:
     """Return `did you mean 'pgd'? `, or nothing where no known name is alike."""
     near = nearest(name, known)
     return f"did you mean {near!r}? " if near else ""
-
-
-def one_line(text: str) -> str:
-    """Return a text without line breaks and repeated spaces."""
-    return " ".join(text.split())
-
-
-def shortened(text: str) -> str:
-    """Return a text for a message, on one line and not too long for it."""
-    text = one_line(text)
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
-
-
-def shown(value: Any) -> str:
-    """Return a user's value for a message, shortened."""
-    try:
-        return shortened(repr(value))
-    except ValueError:  # Python writes no whole number of more than 4,300 digits
-        return f"a {type(value).__name__} of very many digits"

@@ -1,8 +1,6 @@
-"""Per-image losses of logits. Each takes `(N, K)` logits and returns `(N,)` values in float32 or
-wider.
+"""Per-image losses: `(N, K)` logits to `(N,)` values in float32 or wider.
 
-Nothing is reduced here: an attack needs to choose image by image, and training takes the mean
-itself.
+Nothing is reduced here: an attack chooses image by image, and training takes the mean itself.
 """
 
 from __future__ import annotations
@@ -15,10 +13,9 @@ from robust_ood.errors import UserError
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """Return the tensor in at least float32: half-precision softmaxes saturate long before float32
-    ones.
-    """
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    """Return the tensor in at least float32: half-precision softmaxes saturate much earlier."""
+    is_half = tensor.dtype in (torch.float16, torch.bfloat16)
+    return tensor.float() if is_half else tensor
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -43,41 +40,42 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def log_odds(logits: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Return `log p / (1 - p)` of the given class, `(N,)`; of the predicted one where none is
-    given.
+    """Return `log p / (1 - p)` of each image's class, `(N,)`, by default the predicted class.
 
-    Increasing in p, and free of its saturation: p in float32 is exactly 1 beyond a margin of about
-    17, where its gradient is lost, while the log-odds keep growing with the margin.
+    Increasing in p, without its saturation: p in float32 is exactly 1 beyond a margin of about 17,
+    where its gradient is lost, while the log-odds keep growing with the margin.
     """
     logits = wide(logits)
-    labels = logits.argmax(1) if labels is None else labels
-    own = logits.gather(1, labels[:, None])  # (N, 1)
-    others = logits.scatter(1, labels[:, None], -torch.inf)
-    return own[:, 0] - others.logsumexp(1)
+    if labels is None:
+        labels = logits.argmax(1)
+    labelled, rest = _split(logits, labels)
+    return labelled - rest.logsumexp(1)
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the logit of the labelled class minus the largest other one, `(N,)`; negative means
-    misclassified.
-    """
-    logits = wide(logits)
-    own = logits.gather(1, labels[:, None])  # (N, 1)
-    others = logits.scatter(1, labels[:, None], -torch.inf)
-    return own[:, 0] - others.amax(1)
+    """Return the labelled logit minus the largest other, `(N,)`; negative where misclassified."""
+    labelled, rest = _split(wide(logits), labels)
+    return labelled - rest.amax(1)
+
+
+def _split(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits of the labels, `(N,)`, and the rest, `(N, K)` with -inf at the labels."""
+    columns = labels[:, None]  # (N, 1)
+    return logits.gather(1, columns)[:, 0], logits.scatter(1, columns, -torch.inf)
 
 
 def difference_of_logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return minus the DLR loss: the margin divided by the gap between the largest and the third
-    largest logit, `(N,)`.
+    """Return minus the DLR loss, `(N,)`: the margin over the gap of the first and third logits.
 
-    Source: Croce and Hein 2020, Eq. 6, with the sign of a margin (an attack on the classifier
-    minimises it).
+    Source: Croce and Hein 2020, Eq. 6, with the sign of a margin: an attack on the classifier
+        minimises it.
     Raises: `UserError` below 3 classes, where the third logit does not exist.
     """
     logits = wide(logits)
     if logits.shape[1] < 3:
         raise UserError(
-            f"loss: DLR needs at least 3 classes, the network has {logits.shape[1]}; use 'margin' instead"
+            f"loss: DLR needs at least 3 classes, the network has {logits.shape[1]}; "
+            "use 'margin' instead"
         )
     top = logits.topk(3, dim=1).values  # (N, 3)
     return margin(logits, labels) / (top[:, 0] - top[:, 2]).clamp_min(1e-12)

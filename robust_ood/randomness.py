@@ -16,8 +16,7 @@ Key = int | str
 
 
 def derive_seed(seed: int, *keys: Key) -> int:
-    """Return a 63-bit seed that is a pure function of `seed` and `keys`; different keys give
-    unrelated seeds.
+    """Return a 63-bit seed, a pure function of `seed` and `keys`; other keys: an unrelated seed.
 
     Keys are hashed with their type and separated, so `("a", 1)`, `("a1",)` and `("a", "1")` differ.
     The hash is BLAKE2, which is the same on every machine and Python version (Python's own `hash`
@@ -39,11 +38,10 @@ def generator(seed: int, *keys: Key, device: torch.device | str = "cpu") -> torc
 
 
 def seed_torch(seed: int, *keys: Key, device: torch.device) -> None:
-    """Seed torch's own generators of the CPU and of the device: dropout, which takes no other,
-    draws from them.
+    """Seed torch's global generators of the CPU and of the device, which dropout draws from.
 
-    What `torch.manual_seed` does, but for its noting a stack trace for each kind of device that the
-    machine has not: that takes a millisecond.
+    As `torch.manual_seed`, which also records a stack trace for each kind of device that the
+    machine does not have: that takes a millisecond.
     """
     value = derive_seed(seed, *keys)
     torch.default_generator.manual_seed(value)
@@ -52,7 +50,5 @@ def seed_torch(seed: int, *keys: Key, device: torch.device) -> None:
 
 
 def generators(seed: int, *keys: Key, indices: Iterable[int]) -> list[torch.Generator]:
-    """Return one CPU generator for each sample index: an image's draws then do not depend on its
-    batch or device.
-    """
+    """Return one CPU generator per sample index: draws then depend on no batch or device."""
     return [generator(seed, *keys, int(index)) for index in indices]

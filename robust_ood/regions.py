@@ -1,8 +1,8 @@
-"""Where an attack may go: the set of allowed images around each clean image.
+"""Regions: the set of images around each clean image that an attack may return.
 
-A region answers three questions about its geometry - how to come back into it (`project`), how to
-draw a point of it (`sample`) and which unit step climbs a linear function fastest (`steepest`) -
-and measures perturbations (`norm`). Every region is intersected with the range of valid pixels,
+A region answers three questions about its geometry - how to return to it (`project`), how to draw
+a point of it (`sample`) and which unit step increases a linear function fastest (`steepest`) - and
+measures perturbations (`norm`). Every region is intersected with the range of valid pixels,
 `[0, 1]`, unless `clip=False`.
 """
 
@@ -17,12 +17,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robust_ood.errors import UserError, shown, unknown_name
+from robust_ood.errors import UserError, unknown_name
+from robust_ood.texts import shown
 
 
 class Fraction(float):
-    """A finite number that may be written as a fraction, as in `Fraction("8/255")`: what configs
-    give as a radius.
+    """A finite number that may be written as a fraction, such as the radius `Fraction("8/255")`.
 
     Raises: `UserError` for anything else, naming `field`.
     """
@@ -54,9 +54,7 @@ Generators = torch.Generator | Sequence[torch.Generator]
 
 
 def _draw(shape: tuple[int, ...], generators: Generators, like: Tensor, *, normal: bool) -> Tensor:
-    """Draw `(N, *shape)` noise for the N images `like`: from one generator for all, or from one for
-    each image.
-    """
+    """Draw `(N, *shape)` noise for N images `like`, from one generator or one for each image."""
     draw = torch.randn if normal else torch.rand
     if isinstance(generators, torch.Generator):
         noise = draw((len(like), *shape), generator=generators, device=generators.device)
@@ -69,8 +67,9 @@ def _draw(shape: tuple[int, ...], generators: Generators, like: Tensor, *, norma
 
 @dataclass(frozen=True)
 class Region(ABC):
-    """A set around each image of a batch. Images and perturbations are `(N, C, H, W)` in pixel
-    fractions.
+    """A set around each image of a batch.
+
+    Images and perturbations are `(N, C, H, W)` in pixel fractions.
     """
 
     radius: float | Fraction = math.inf
@@ -85,14 +84,13 @@ class Region(ABC):
             )
 
     def scaled(self, factor: float) -> Region:
-        """Return the region of `factor` times the radius, or of the largest one that it may
-        have.
-        """
+        """Return the region of `factor` times the radius, or of the largest radius it may have."""
         return replace(self, radius=factor * self.radius)
 
     def project(self, images: Tensor, center: Tensor) -> Tensor:
-        """Return the nearest allowed images around `center` (for L2 with `clip`, a point of both
-        sets, in one pass).
+        """Return the nearest allowed images around `center`.
+
+        For L2 with `clip`, this is a point of both sets, in one pass.
 
         Clipping after the ball keeps the ball: `center` is a valid image, so no coordinate moves
         away from it.
@@ -110,9 +108,7 @@ class Region(ABC):
 
     @abstractmethod
     def steepest(self, gradient: Tensor) -> Tensor:
-        """Return the step of unit size along which a linear function with this gradient grows
-        fastest.
-        """
+        """Return the unit step along which a linear function of this gradient grows fastest."""
 
     @abstractmethod
     def norm(self, perturbation: Tensor) -> Tensor:
@@ -121,9 +117,7 @@ class Region(ABC):
 
 @dataclass(frozen=True)
 class Linf(Region):
-    """All images whose pixels differ by at most `radius`; written `Linf(8/255)` or
-    `Linf("8/255")`.
-    """
+    """All images whose pixels differ by at most `radius`: `Linf(8/255)` or `Linf("8/255")`."""
 
     radius: float | Fraction
     clip: bool = True
@@ -137,12 +131,11 @@ class Linf(Region):
             )
 
     def scaled(self, factor: float) -> Linf:
-        """Return the region of `factor` times the radius; where pixels are clipped, no more than
-        their whole range.
-        """
-        return replace(
-            self, radius=min(factor * self.radius, 1.0) if self.clip else factor * self.radius
-        )
+        """Return the region of `factor` times the radius, at most 1 where pixels are clipped."""
+        radius = factor * self.radius
+        if self.clip:
+            radius = min(radius, 1.0)
+        return replace(self, radius=radius)
 
     def _onto_ball(self, images: Tensor, center: Tensor) -> Tensor:
         return torch.clamp(images, min=center - self.radius, max=center + self.radius)
@@ -163,9 +156,7 @@ class Linf(Region):
 
 @dataclass(frozen=True)
 class L2(Region):
-    """All images at a Euclidean distance of at most `radius`, over all channels and pixels
-    together.
-    """
+    """All images at a Euclidean distance, over all channels and pixels, of at most `radius`."""
 
     radius: float | Fraction
     clip: bool = True
@@ -204,10 +195,9 @@ class L2(Region):
 
 @dataclass(frozen=True)
 class Unbounded(Region):
-    """No limit on the perturbation; `clip=False` also allows pixels outside `[0, 1]`, as ODIN and
-    PRO use it.
+    """No limit on the perturbation; `clip=False` also allows pixels outside `[0, 1]`.
 
-    Steps are sign steps and sizes are largest pixel differences, as for `Linf`.
+    ODIN and PRO use it. Steps are sign steps and sizes are largest pixel differences, as of `Linf`.
     """
 
     radius: float = math.inf
@@ -226,7 +216,8 @@ class Unbounded(Region):
     def sample(self, center: Tensor, generators: Generators) -> Tensor:
         """Refuse: an unbounded set has no uniform distribution."""
         raise UserError(
-            "random_start: an Unbounded region cannot be sampled; use Linf or L2, or random_start=False"
+            "random_start: an Unbounded region cannot be sampled; use Linf or L2, or "
+            "random_start=False"
         )
 
     steepest = Linf.steepest

@@ -17,8 +17,9 @@ from functools import partial
 from importlib import import_module
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from robust_ood.errors import UserError, shown, suggestion, unknown_name
+from robust_ood.errors import UserError, nearest, unknown_name
 from robust_ood.regions import Fraction
+from robust_ood.texts import shown
 
 T = TypeVar("T")
 
@@ -33,10 +34,10 @@ class UnknownSettingError(UserError):
     """
 
     def __init__(self, field: str, name: str, known: Sequence[str]) -> None:
+        near = nearest(name, known)
+        hint = f"did you mean {near!r}? " if near else ""
         listed = ", ".join(known) or "none"
-        super().__init__(
-            f"{_dotted(field, name)}: no such setting; {suggestion(name, known)}known: {listed}"
-        )
+        super().__init__(f"{_dotted(field, name)}: no such setting; {hint}known: {listed}")
         self.name = name
         self.known = tuple(known)
 

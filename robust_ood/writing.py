@@ -1,4 +1,4 @@
-"""Files that readers see whole or not at all, whenever the writer is stopped."""
+"""Files that are written whole or not at all, whenever the writer is stopped."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 
 @contextmanager
 def in_place_of(path: Path) -> Iterator[Path]:
-    """Give the path of a file beside `path` to write, which takes its place at the end; an
-    exception leaves none.
+    """Give the path of a temporary file, which replaces `path` at the end of the block.
+
+    After an exception, `path` is as before and the temporary file is removed.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -23,5 +24,7 @@ def in_place_of(path: Path) -> Iterator[Path]:
 
 def replace_file(path: Path, content: str | bytes) -> None:
     """Write text or bytes so that readers see the old or the new content and nothing between."""
+    if isinstance(content, str):
+        content = content.encode()
     with in_place_of(path) as partial:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.write_bytes(content)

@@ -1,7 +1,6 @@
-"""The commands: `train` (fit, validate, test), `evaluate`, `report`, `data`, `export`; `main` for
-`robust-ood COMMAND`.
+"""The commands `train`, `evaluate`, `report`, `data` and `export`, and `main` to choose one.
 
-A user's mistake, wherever it is noticed, ends here as one line and exit code 2.
+A user's mistake, wherever it is raised, ends here as one line and exit code 2.
 """
 
 from __future__ import annotations
@@ -16,18 +15,20 @@ Arguments = Sequence[str] | None
 
 def main(arguments: Arguments = None) -> int:
     """Run `robust-ood COMMAND ...` and return the exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = _given(arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: robust-ood COMMAND ...\n\ncommands:")
         for name, (_, summary) in COMMANDS.items():
             print(f"  {name:10} {summary}")
-        print("\nrobust-ood COMMAND --help says more.")
+        print("\nrobust-ood COMMAND --help describes a command.")
         return 0 if arguments else 2
-    if arguments[0] not in COMMANDS:
+    name, *options = arguments
+    if name not in COMMANDS:
         from robust_ood.errors import unknown_name
 
-        return _complain(unknown_name("command", arguments[0], COMMANDS))
-    return COMMANDS[arguments[0]][0](arguments[1:])
+        return _complain(unknown_name("command", name, COMMANDS))
+    command, _ = COMMANDS[name]
+    return command(options)
 
 
 def train(arguments: Arguments = None) -> int:
@@ -41,22 +42,25 @@ def evaluate(arguments: Arguments = None) -> int:
 
 
 def data(arguments: Arguments = None) -> int:
-    """List, download, verify, preview and compare data sets: see `robust-ood data --help`. Returns
-    the exit code.
+    """List, download, verify and compare data sets: see `robust-ood data --help`.
+
+    Returns the exit code.
     """
     return _guarded("data", arguments)
 
 
 def export(arguments: Arguments = None) -> int:
-    """Write a checkpoint's network on its own: see `robust-ood export --help`. Returns the exit
-    code.
+    """Write a checkpoint's network on its own: see `robust-ood export --help`.
+
+    Returns the exit code.
     """
     return _guarded("export", arguments)
 
 
 def report(arguments: Arguments = None) -> int:
-    """Write an HTML report over folders of results: see `robust-ood report --help`. Returns the
-    exit code.
+    """Write an HTML report over folders of results: see `robust-ood report --help`.
+
+    Returns the exit code.
     """
     return _guarded("report", arguments)
 
@@ -70,14 +74,17 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
 }
 
 
-def _guarded(command: str, arguments: Arguments) -> int:
-    """Import a command's module only now, run it, and turn the user's mistakes into one line and
-    exit code 2.
-    """
-    from robust_ood.cli.help import HELP, print_all_settings
+def _given(arguments: Arguments) -> list[str]:
+    return list(sys.argv[1:] if arguments is None else arguments)
 
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if command in HELP and (not arguments or {"-h", "--help"} & set(arguments)):
+
+def _guarded(command: str, arguments: Arguments) -> int:
+    """Run a command, import its module only now, and turn a user's mistake into exit code 2."""
+    from robust_ood.cli.help import HELP
+
+    arguments = _given(arguments)
+    asks_for_help = not arguments or "-h" in arguments or "--help" in arguments
+    if command in HELP and asks_for_help:
         print(HELP[command], end="")
         return 0 if arguments else 2
 
@@ -86,11 +93,8 @@ def _guarded(command: str, arguments: Arguments) -> int:
     # Class paths may name the user's own files here; last, so that those hide no library.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    run = import_module(f"robust_ood.cli.{command}_command").run
     try:
-        return int(
-            print_all_settings(run, arguments) if "--help-all" in arguments else run(arguments)
-        )
+        return _run(command, arguments)
     except SystemExit as stop:  # the parser's, once it has printed the settings
         return int(stop.code or 0)
     except UserError as error:
@@ -102,8 +106,18 @@ def _guarded(command: str, arguments: Arguments) -> int:
         return 130
 
 
-def _complain(error: object) -> int:
-    from robust_ood.errors import one_line
+def _run(command: str, arguments: list[str]) -> int:
+    run = import_module(f"robust_ood.cli.{command}_command").run
+    if "--help-all" in arguments:
+        from robust_ood.cli.help import print_all_settings
 
-    print(f"error: {one_line(str(error))}", file=sys.stderr)
+        return print_all_settings(run, arguments)
+    return int(run(arguments))
+
+
+def _complain(error: object) -> int:
+    from robust_ood.texts import one_line
+
+    message = one_line(str(error)) or "unknown error"
+    print(f"error: {message}", file=sys.stderr)
     return 2

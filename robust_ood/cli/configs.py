@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from robust_ood.errors import UserError
+from robust_ood.texts import one_line
 
 
 def with_includes(arguments: Sequence[str]) -> list[str]:
@@ -23,23 +24,22 @@ def with_includes(arguments: Sequence[str]) -> list[str]:
         UserError: a missing or unreadable file, or files that include each other.
     """
     expanded: list[str] = []
-    rest = iter(_joined(arguments))
-    for argument in rest:
-        found = re.fullmatch(r"(-c|--config)(?:=(.*))?|(-c)([^=].*)", argument)
-        if found is None:
+    remaining = iter(_joined(arguments))
+    for argument in remaining:
+        option = re.fullmatch(r"(?:-c|--config)(?:=(.*))?|-c([^=].*)", argument)
+        if option is None:
             expanded.append(argument)
             continue
-        name = found[2] or found[4] or next(rest, None)
+        name = option[1] or option[2] or next(remaining, None)
         if name is None:
-            raise UserError(f"{argument}: a YAML file is wanted after it")
-        for path in _chain(find_config(Path(name)), ()):
+            raise UserError(f"{argument}: expects a YAML file")
+        for path in _with_included(find_config(Path(name)), ()):
             expanded += ["-c", str(path)]
     return expanded
 
 
 def find_config(path: Path) -> Path:
-    """Return the config file that a name means: the file itself or, for `configs/...` elsewhere,
-    the package's own.
+    """Return the config file of a name: that file or, for a missing `configs/...`, the package's.
 
     The package's configs are the folder configs/ of a checkout, or its copy inside an installed
     package.
@@ -47,9 +47,10 @@ def find_config(path: Path) -> Path:
     if path.exists() or path.parts[:1] != ("configs",):
         return path
     package = Path(__file__).parents[1]
-    return next(
-        (folder / path for folder in (package, package.parent) if (folder / path).is_file()), path
-    )
+    for folder in (package, package.parent):
+        if (folder / path).is_file():
+            return folder / path
+    return path
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -59,15 +60,18 @@ def read_config(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"config: cannot read {path} ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config: {path} is not YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"config: {path} is not YAML ({one_line(str(error))})") from error
     if not isinstance(content, dict):
-        raise UserError(f"config: {path} holds no mapping of settings")
+        raise UserError(
+            f"config: {path}: expected a mapping of settings, got a {type(content).__name__}"
+        )
     return content
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with negative values joined to their option: `--radius -1/255` reads as
-    two options else.
+    """Return the arguments with negative values joined to their option by `=`.
+
+    Otherwise the parser would read `--radius -1/255` as two options.
     """
     joined: list[str] = []
     for argument in arguments:
@@ -79,14 +83,20 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     return joined
 
 
-def _chain(path: Path, seen: tuple[Path, ...]) -> list[Path]:
-    """Return the included files, each before the one that includes it, and the file itself."""
-    if path.resolve() in seen:
-        raise UserError(
-            f"include: {path} includes itself, by way of {', '.join(p.name for p in seen)}"
-        )
-    included = read_config(path).get("include") or []
-    if not isinstance(included, list) or not all(isinstance(name, str) for name in included):
-        raise UserError(f"include: {path} wants a list of file names, not {included!r}")
-    seen = (*seen, path.resolve())
-    return [p for name in included for p in _chain(path.parent / name, seen)] + [path]
+def _with_included(path: Path, including: tuple[Path, ...]) -> list[Path]:
+    """Return a config file, after the files that it includes.
+
+    Args:
+        path: the file.
+        including: the files that lead to it, each included by the one before.
+    """
+    if path.resolve() in including:
+        through = ", ".join(file.name for file in including)
+        raise UserError(f"include: {path} includes itself, through {through}")
+    names = read_config(path).get("include") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"include: {path}: expected a list of file names, got {names!r}")
+    files = []
+    for name in names:
+        files += _with_included(path.parent / name, (*including, path.resolve()))
+    return [*files, path]

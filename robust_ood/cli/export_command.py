@@ -1,6 +1,4 @@
-"""`robust-ood export`: a checkpoint's network as plain weights and a JSON file, without what
-training needs.
-"""
+"""`robust-ood export`: a checkpoint's network as plain weights and a JSON manifest."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import CommandParser
 from robust_ood.errors import UserError
 from robust_ood.models import export, load_network, read_checkpoint
-from robust_ood.models.export import Format, find_description, read_description
+from robust_ood.models.export import Format, find_manifest, read_manifest
 
 
 def parser() -> CommandParser:
@@ -45,13 +43,11 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def history(checkpoint: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return what a file says of the training that made it, as plain values, and the names of the
-    classes.
-    """
-    about = find_description(checkpoint)
-    if about is not None:
-        known = read_description(about)
-        return dict(known.get("training") or {}), tuple(known.get("class_names") or ())
+    """Return what a file says about its training, as plain values, and the names of the classes."""
+    path = find_manifest(checkpoint)
+    if path is not None:
+        manifest = read_manifest(path)
+        return dict(manifest.get("training") or {}), tuple(manifest.get("class_names") or ())
     content = read_checkpoint(checkpoint)
     if "method" not in content:
         return {}, ()

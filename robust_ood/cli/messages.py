@@ -19,8 +19,9 @@ from typing import Any
 from jsonargparse import ActionSubCommands, ArgumentParser, Namespace
 
 from robust_ood.cli.parsing import ParserError
-from robust_ood.errors import UserError, one_line, shortened, unknown_name, unknown_setting
+from robust_ood.errors import UserError, unknown_name, unknown_setting
 from robust_ood.settings import alternatives, expected, import_path
+from robust_ood.texts import one_line, shortened
 
 WORDING = {
     "setting": r'^Parser key "([^"]+)"',

@@ -70,7 +70,7 @@ def find_parts(net: nn.Module, image_shape: tuple[int, int]) -> tuple[nn.Module,
         if getattr(net, "feature_layers", ()):
             return net, None
         net = wrap(net).eval()
-    return net, net.find_parts(image_shape)
+    return net, net.find_layers(image_shape)
 
 
 def name_of(checkpoint: Path | None, net: nn.Module | None) -> str:

@@ -21,7 +21,7 @@ class ParserError(ArgumentError):
         self.parser = parser
 
 
-class RaisesParserError:
+class TracedParser:
     """A parser that raises `ParserError`, as do those that it makes for nested classes."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -29,7 +29,7 @@ class RaisesParserError:
         raise ParserError(message, self) from ex  # type: ignore[arg-type]
 
 
-class CommandParser(RaisesParserError, ArgumentParser):
+class CommandParser(TracedParser, ArgumentParser):
     """The parser of a command. It takes no shortened options: a shortened --config would be read
     without the files that its file includes.
     """

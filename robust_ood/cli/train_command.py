@@ -33,20 +33,21 @@ from robust_ood.cli.checks import check_classes, check_resumable, check_trainer
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.messages import parse, user_errors
 from robust_ood.cli.output import check_writable
-from robust_ood.cli.parsing import RaisesParserError
+from robust_ood.cli.parsing import TracedParser
 from robust_ood.cli.quiet import quiet
 from robust_ood.cli.resume import first_process, newest_checkpoint, refuse_changes
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
-from robust_ood.errors import UserError, one_line
+from robust_ood.errors import UserError
 from robust_ood.models import load_weights, read_checkpoint
+from robust_ood.texts import one_line
 from robust_ood.training import Method
 from robust_ood.writing import replace_file
 
 COMMANDS = ("fit", "validate", "test")
 
 
-class Parser(RaisesParserError, LightningArgumentParser):
+class Parser(TracedParser, LightningArgumentParser):
     """Takes the name of a file for what it is: `--data.train x.npz` names data, and is no config to
     be read.
     """

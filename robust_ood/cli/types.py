@@ -8,9 +8,7 @@ from robust_ood.regions import Fraction
 
 
 def register_types() -> None:
-    """Let configs write a radius or a step size as `8/255`; what they hold from then on is the
-    plain number.
-    """
+    """Let configs write a number, such as a radius, as `8/255`; it is read as a plain float."""
     register_type(
         Fraction,
         serializer=float,

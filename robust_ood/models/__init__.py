@@ -1,5 +1,6 @@
 """Networks: pixels in [0, 1] in, logits out."""
 
+from robust_ood.deprecation import moved
 from robust_ood.models.checkpoints import load_weights, network_state, read_checkpoint
 from robust_ood.models.densenet import DenseNet
 from robust_ood.models.description import describe, rebuild
@@ -8,7 +9,7 @@ from robust_ood.models.key_maps import KEY_MAPS
 from robust_ood.models.libraries import Timm, Torchvision
 from robust_ood.models.loading import load_network
 from robust_ood.models.normalize import Normalize
-from robust_ood.models.outputs import Outputs, count_classes, find_head, find_parts, outputs
+from robust_ood.models.outputs import Outputs, count_classes, find_head, find_layers, outputs
 from robust_ood.models.resnet import ResNet18, ThinResNet
 from robust_ood.models.robustbench import RobustBench
 from robust_ood.models.wide_resnet import WideResNet
@@ -30,7 +31,7 @@ __all__ = [
     "describe",
     "export",
     "find_head",
-    "find_parts",
+    "find_layers",
     "load_network",
     "load_weights",
     "network_state",
@@ -39,3 +40,5 @@ __all__ = [
     "rebuild",
     "wrap",
 ]
+
+__getattr__ = moved(__name__, {"find_parts": "robust_ood.models.find_layers"})

@@ -15,39 +15,43 @@ from torch import Tensor, nn
 from robust_ood.errors import UserError
 from robust_ood.models.key_maps import KEY_MAPS, find_key_map, rename
 from robust_ood.models.wrap import Wrapped
+from robust_ood.texts import first_sentence
 
-_NESTS = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights", "params")
-"""Under which names training code puts a state dict, besides the optimiser's and other things."""
+_CONTAINERS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "weights",
+    "params",
+)
+"""Names under which training code stores a state dict, besides the optimiser's and other things."""
 
 _PREFIXES: tuple[str, ...] = ("net.", "module.", "_orig_mod.", "model.")
-"""What our training, DataParallel, `torch.compile` and other people's Lightning modules put before
-every key.
-"""
+"""Prefixes of keys by our training, DataParallel, `torch.compile` and other Lightning modules."""
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Return the content of a checkpoint file: tensors and plain values only; pickled code is
-    refused, not run.
+    """Return the content of a checkpoint file: tensors and plain values; pickled code is refused.
 
     Raises: `UserError` naming the file and what is wrong: missing, truncated, foreign, or holding
-    code.
+        code, which is not run.
     """
     path = Path(path)
     if path.is_dir():
         raise UserError(
-            f"checkpoint: {path} is a folder; accepted: a file, or the folder of an export (network.json)"
+            f"checkpoint: {path} is a folder; accepted: a file, or the folder of an export "
+            "(network.json)"
         )
     if not path.is_file():
         raise UserError(f"checkpoint: no such file: {path}")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _read(path)
     except ImportError as error:
         raise UserError(
-            f"checkpoint: reading {path} needs the package safetensors; pip install 'robust-ood[safetensors]'"
+            f"checkpoint: reading {path} needs the package safetensors; "
+            "pip install 'robust-ood[safetensors]'"
         ) from error
     except pickle.UnpicklingError as error:
         raise UserError(
@@ -55,7 +59,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
             "(of a whole pickled network, save the state_dict() instead)"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split()).split(". ")[0][:160] or type(error).__name__
+        reason = first_sentence(error, 160)
         raise UserError(f"checkpoint: {path} is damaged or no checkpoint ({reason})") from error
     except Exception as error:
         # safetensors and torch raise classes of their own for damaged files
@@ -65,76 +69,87 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     return content
 
 
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return dict(load_file(path))
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def network_state(
     content: Mapping[str, Any], source: Path | str = "checkpoint"
 ) -> dict[str, Tensor]:
-    """Return the network's tensors, of any shape, by name, out of what a checkpoint file holds.
+    """Return the network's tensors, of any shape, by name, from the content of a checkpoint file.
 
     Understands our training checkpoints (`state_dict` with keys `net.*`), state dicts, those nested
     under `state_dict`, `model`, `net` and other usual names, and the prefixes `module.` of
     DataParallel, `_orig_mod.` of `torch.compile` and `model.` of other people's Lightning modules.
     """
-    return list(_readings(_tensors(content, source)))[-1]
+    *_, shortest = _without_prefixes(_tensors(content, source))
+    return shortest
 
 
 def _tensors(content: Mapping[str, Any], source: Path | str) -> dict[str, Tensor]:
-    tensors = _nested(content)
+    tensors = _nested_tensors(content)
     if not tensors:
         raise UserError(f"checkpoint: {source} holds no weights")
     return tensors
 
 
-def _nested(content: Mapping[str, Any], depth: int = 2) -> dict[str, Tensor]:
-    """Return the tensors of the first nest that has any, or else those at this level."""
-    for nest in _NESTS if depth else ():
-        inside = content.get(nest)
-        if isinstance(inside, Mapping) and (tensors := _nested(inside, depth - 1)):
-            return tensors
+def _nested_tensors(content: Mapping[str, Any], depth: int = 2) -> dict[str, Tensor]:
+    """Return the tensors of the first container that has any, or else those at this level."""
+    if depth > 0:
+        for name in _CONTAINERS:
+            container = content.get(name)
+            if isinstance(container, Mapping):
+                tensors = _nested_tensors(container, depth - 1)
+                if tensors:
+                    return tensors
     return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
-def _readings(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Yield the tensors as they are, then without the prefixes that trainers and wrappers add, one
-    after the other.
-    """
-    yield tensors
+def _without_prefixes(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Yield the tensors as they are, then with one prefix after the other removed."""
     prefixes = _PREFIXES
     while True:
-        for prefix in prefixes:
-            inside = {
-                key.removeprefix(prefix): value
-                for key, value in tensors.items()
-                if key.startswith(prefix)
-            }
-            # What is beside `net.` in our checkpoints belongs to the training method.
-            if inside and (prefix == "net." or len(inside) == len(tensors)):
-                tensors, prefixes = inside, _PREFIXES[1:]
-                yield tensors
-                break
-        else:
+        yield tensors
+        shorter = _without_prefix(tensors, prefixes)
+        if shorter is None:
             return
+        tensors = shorter
+        prefixes = _PREFIXES[1:]  # our training adds its own prefix once, outermost
 
 
-def _differing(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+def _without_prefix(
+    tensors: dict[str, Tensor], prefixes: tuple[str, ...]
+) -> dict[str, Tensor] | None:
+    """Return the tensors without the first prefix that they have; None where they have none."""
+    for prefix in prefixes:
+        prefixed = [key for key in tensors if key.startswith(prefix)]
+        # What is beside `net.` in our checkpoints belongs to the training method.
+        if prefixed and (prefix == "net." or len(prefixed) == len(tensors)):
+            return {key.removeprefix(prefix): tensors[key] for key in prefixed}
+    return None
+
+
+def _differing(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
     """Return the keys that only one side has, and those whose shape or kind of number differs."""
-    # The normalisation is a setting of ours, not learned, and old files lack BatchNorm's counter.
-    missing = [
-        key
-        for key in own
-        if key not in state
-        and not key.startswith("normalize.")
-        and not key.endswith("num_batches_tracked")
-    ]
-    unlike = [
-        key
-        for key, value in own.items()
-        if key in state
-        and (
-            value.shape != state[key].shape
-            or value.is_floating_point() != state[key].is_floating_point()
-        )
-    ]
-    return missing + [key for key in state if key not in own] + unlike
+    missing = []
+    different = []
+    for key, value in expected.items():
+        if key not in state:
+            # The normalisation is a setting, not learned, and old files lack BatchNorm's counter.
+            if not key.startswith("normalize.") and not key.endswith("num_batches_tracked"):
+                missing.append(key)
+        elif _kind_of(value) != _kind_of(state[key]):
+            different.append(key)
+    unexpected = [key for key in state if key not in expected]
+    return missing + unexpected + different
+
+
+def _kind_of(tensor: Tensor) -> tuple[torch.Size, bool]:
+    return tensor.shape, tensor.is_floating_point()
 
 
 def load_weights(
@@ -145,8 +160,8 @@ def load_weights(
 ) -> nn.Module:
     """Load weights into a network, all of them or none, and return the network.
 
-    The prefixes that `network_state` knows are taken off only where the network's own keys do
-    without them, so that a network which itself has a part called `net` or `module` gets back what
+    The prefixes that `network_state` knows are removed only where the network's own keys do not
+    have them, so that a network which itself has a module called `net` or `module` can load what
     it saved. A `Wrapped` network takes the weights of what it wraps, too.
 
     Args:
@@ -165,51 +180,57 @@ def load_weights(
     if source is None:
         source = "the mapping" if isinstance(weights, Mapping) else str(weights)
     content = weights if isinstance(weights, Mapping) else read_checkpoint(weights)
-    own = net.state_dict()
-    readings = list(_renamings(net, list(_readings(_tensors(content, source))), key_map))
+    expected = net.state_dict()
+    readings = list(_without_prefixes(_tensors(content, source)))
+    candidates = list(_renamed(net, readings, key_map))
     if isinstance(net, Wrapped):
-        readings += [
-            {f"module.{key}": value for key, value in reading.items()} for reading in readings
-        ]
-    state = min(readings, key=lambda reading: len(_differing(own, reading)))
-    differing = _differing(own, state)
+        candidates += [_with_prefix("module.", candidate) for candidate in candidates]
+    state = min(candidates, key=lambda candidate: len(_differing(expected, candidate)))
+    differing = _differing(expected, state)
     if differing:
         kind = type(net.module if isinstance(net, Wrapped) else net).__name__
-        shown = ", ".join(differing[:3]) + (", ..." if len(differing) > 3 else "")
+        first = ", ".join(differing[:3])
+        more = ", ..." if len(differing) > 3 else ""
         raise UserError(
             f"checkpoint: {source} holds another network than {kind}: "
-            f"{len(differing)} names or shapes differ from its {len(own)} weights ({shown})"
+            f"{len(differing)} names or shapes differ from its {len(expected)} weights "
+            f"({first}{more})"
         )
-    net.load_state_dict(_converted(own, state, source))
+    net.load_state_dict(_converted(expected, state, source))
     return net
 
 
-def _renamings(
+def _with_prefix(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def _renamed(
     net: nn.Module, readings: list[dict[str, Tensor]], key_map: str | Mapping[str, str] | None
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the readings under the names that the network may know them by."""
     if key_map is not None:
         patterns = find_key_map(key_map) if isinstance(key_map, str) else key_map
-        yield from (rename(reading, patterns) for reading in readings)
+        for reading in readings:
+            yield rename(reading, patterns)
         return
     yield from readings
-    for known in KEY_MAPS.values():
-        if known.network == type(net).__name__:
-            for reading in readings:
-                with suppress(
-                    UserError
-                ):  # a map that makes one key of two is not for these weights
-                    yield rename(reading, known.patterns)
+    for published in KEY_MAPS.values():
+        if published.network != type(net).__name__:
+            continue
+        for reading in readings:
+            with suppress(UserError):  # a map that gives two keys one name is not for these weights
+                yield rename(reading, published.patterns)
 
 
 def _converted(
-    own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: Path | str
+    expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: Path | str
 ) -> dict[str, Tensor]:
-    """Return every weight in the network's own type, before the first one is loaded: a failure must
-    change nothing.
+    """Return the weights in the network's own types, each before any is loaded.
+
+    A failure must leave the network as it was.
     """
     converted = {}
-    for key, value in own.items():
+    for key, value in expected.items():
         try:
             converted[key] = torch.empty_like(value).copy_(state.get(key, value))
         except (RuntimeError, NotImplementedError) as error:

@@ -23,7 +23,8 @@ class _Layer(nn.Module):
         self.conv1 = nn.Conv2d(inputs, middle, 1, bias=False) if bottleneck else nn.Identity()
         self.bn2 = nn.BatchNorm2d(middle) if bottleneck else nn.Identity()
         self.conv2 = nn.Conv2d(middle, growth, 3, 1, 1, bias=False)
-        self.bottleneck, self.dropout = bottleneck, dropout
+        self.bottleneck = bottleneck
+        self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(x), inplace=True)
@@ -84,12 +85,10 @@ class DenseNet(nn.Module):
         super().__init__()
         step = 6 if bottleneck else 3
         if depth < step + 4 or (depth - 4) % step:
-            raise UserError(
-                f"depth: {depth} is not {step}n + 4 for a number n >= 1 of layers a block"
-            )
+            raise UserError(f"depth: {depth} is not {step}n + 4 for n >= 1 layers in each block")
         check_settings(num_classes, dropout, growth=growth)
         if not 0 < reduction <= 1:
-            raise UserError(f"reduction: {reduction} is not in (0, 1]")
+            raise UserError(f"reduction: expected a number in (0, 1], got {reduction}")
         self.settings = {
             "depth": depth,
             "growth": growth,
@@ -100,23 +99,25 @@ class DenseNet(nn.Module):
             "mean": list(mean),
             "std": list(std),
         }
-        layers, channels = (depth - 4) // step, 2 * growth
+        layers = (depth - 4) // step
+        channels = 2 * growth
         self.normalize = Normalize(mean, std)
         self.conv1 = nn.Conv2d(3, channels, 3, 1, 1, bias=False)
         for number in (1, 2, 3):
-            block = [
-                _Layer(channels + i * growth, growth, bottleneck, dropout) for i in range(layers)
-            ]
-            self.add_module(f"block{number}", nn.Sequential(*block))
-            channels += layers * growth
+            block = nn.Sequential()
+            for _ in range(layers):
+                block.append(_Layer(channels, growth, bottleneck, dropout))
+                channels += growth
+            self.add_module(f"block{number}", block)
             if number < 3:
-                kept = int(channels * reduction)
-                if kept < 1:
+                reduced = int(channels * reduction)
+                if reduced < 1:
                     raise UserError(
-                        f"reduction: {reduction} leaves none of the {channels} channels of block {number}"
+                        f"reduction: {reduction} leaves none of the {channels} channels of block "
+                        f"{number}"
                     )
-                self.add_module(f"transition{number}", _Transition(channels, kept, dropout))
-                channels = kept
+                self.add_module(f"transition{number}", _Transition(channels, reduced, dropout))
+                channels = reduced
         self.bn = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
         self.head = nn.Linear(channels, num_classes)

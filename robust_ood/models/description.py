@@ -1,6 +1,4 @@
-"""What a checkpoint says about its network, so that the network can be built again without a
-config.
-"""
+"""What a checkpoint says about its network, to build the network again without a config."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ BUILDABLE: dict[str, type[nn.Module]] = {
 
 
 def describe(net: nn.Module) -> dict[str, Any] | None:
-    """Return a network's class name and constructor settings as plain values; None for networks of
-    others.
-    """
+    """Return a network's class name and settings as plain values; None for a class not of ours."""
     if type(net) not in BUILDABLE.values():
         return None
     settings: Any = net.settings
@@ -35,19 +31,22 @@ def describe(net: nn.Module) -> dict[str, Any] | None:
 def rebuild(description: Mapping[str, Any]) -> nn.Module:
     """Return a network like the described one, with new weights.
 
-    Raises: `UserError` for a description that names no network of ours or settings that it does not
-    have.
+    Raises: `UserError` for a description that names no network of ours, or settings that the
+        network does not have.
     """
-    if not isinstance(description, Mapping) or not isinstance(
-        description.get("settings", {}), Mapping
-    ):
-        raise UserError("checkpoint: its description of the network is malformed")
-    name, settings = description.get("name"), description.get("settings", {})
+    malformed = UserError("checkpoint: its description of the network is malformed")
+    if not isinstance(description, Mapping):
+        raise malformed
+    name = description.get("name")
+    settings = description.get("settings", {})
+    if not isinstance(settings, Mapping):
+        raise malformed
     if not isinstance(name, str) or name not in BUILDABLE:
         raise UserError(f"checkpoint: describes a network {name!r}; known: {', '.join(BUILDABLE)}")
     kind = BUILDABLE[name]
-    # What downloads is no part of a description.
-    unknown = set(settings) - (set(inspect.signature(kind).parameters) - {"weights", "pretrained"})
+    # A description must not cause a download.
+    known = set(inspect.signature(kind).parameters) - {"weights", "pretrained"}
+    unknown = set(settings) - known
     if unknown:
         raise UserError(
             f"checkpoint: {name} has no settings {', '.join(sorted(map(str, unknown)))}"

@@ -1,4 +1,4 @@
-"""A network on its own: plain weights, and a small JSON file that says what they are weights of."""
+"""A network on its own: plain weights, and a manifest that says what network they belong to."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from robust_ood.models.checkpoints import load_weights, read_checkpoint
 from robust_ood.models.description import describe, rebuild
 from robust_ood.writing import in_place_of, replace_file
 
-DESCRIPTION = "network.json"
+MANIFEST = "network.json"
 SCHEMA = 1
 Format = Literal["pt", "safetensors"]
 _FIELDS = ("num_classes", "mean", "std")
+"""Settings of every network of ours, which the manifest holds at its top level."""
 
 
 def export(
@@ -29,15 +30,15 @@ def export(
     training: Mapping[str, Any] | None = None,
     class_names: tuple[str, ...] = (),
 ) -> Path:
-    """Write a network of ours as `weights.pt` or `weights.safetensors` with `network.json`, and
-    return the folder.
+    """Write a network of ours as plain weights with `network.json`, and return the folder.
 
-    The weights are a plain state dict, on the CPU, contiguous, without any prefix; normalisation is
-    among its buffers. Each file is written whole or not at all, the JSON file last.
+    The weights, `weights.pt` or `weights.safetensors`, are a state dict on the CPU, contiguous,
+    without any prefix; normalisation is among its buffers. Each file is written whole or not at
+    all, the JSON file last.
 
     Args:
         net: one of the networks that a checkpoint can describe.
-        folder: made if it is not there.
+        folder: created where it does not exist.
         format: of the weights; "safetensors" needs that package.
         training: plain values on what trained it, such as `{"method": "ALOE"}`.
         class_names: one name for each class, or none.
@@ -49,11 +50,11 @@ def export(
     description = describe(net)
     if description is None:
         raise UserError(
-            f"net: {type(net).__name__} is not one of this project's networks, which alone an export can describe; "
-            "save its state_dict() and name its class with --net"
+            f"net: {type(net).__name__} is not one of this project's networks, which alone an "
+            "export can describe; save its state_dict() and name its class with --net"
         )
     settings = dict(description["settings"])
-    about = {
+    manifest = {
         "schema": SCHEMA,
         "architecture": description["name"],
         **{field: settings.pop(field) for field in _FIELDS},
@@ -63,14 +64,14 @@ def export(
         "weights": f"weights.{format}",
     }
     state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    # Written by us as a whole: on a full disk, each library raises something else.
+    # Serialised in memory first: on a full disk, each library raises an error of its own.
     content = _serialised(format, state)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with in_place_of(folder / DESCRIPTION) as partial:
-            partial.write_text(json.dumps(about, indent=2) + "\n")
-            replace_file(folder / str(about["weights"]), content)
+        with in_place_of(folder / MANIFEST) as partial:
+            partial.write_text(json.dumps(manifest, indent=2) + "\n")
+            replace_file(folder / str(manifest["weights"]), content)
     except OSError as error:
         raise UserError(
             f"output: cannot write into {folder} ({error.strerror or error})"
@@ -78,59 +79,60 @@ def export(
     return folder
 
 
-def find_description(path: Path) -> Path | None:
-    """Return the JSON file that describes what a path names: itself, one in it, or the one beside
-    it that names it.
+def find_manifest(path: Path) -> Path | None:
+    """Return the `network.json` of an export: the path itself, one in it, or one beside it.
+
+    A file beside `path` counts only where it names `path` as its weights.
     """
-    if path.name == DESCRIPTION and path.is_file():
+    if path.name == MANIFEST and path.is_file():
         return path
     if path.is_dir():
-        return path / DESCRIPTION if (path / DESCRIPTION).is_file() else None
-    beside = path.with_name(DESCRIPTION)
+        inside = path / MANIFEST
+        return inside if inside.is_file() else None
+    beside = path.with_name(MANIFEST)
     try:
-        about = json.loads(beside.read_text())
-    except (OSError, ValueError):  # none, or a file of somebody else's that has the name
+        manifest = json.loads(beside.read_text())
+    except (OSError, ValueError):  # none, or somebody else's file of that name
         return None
-    return beside if isinstance(about, dict) and about.get("weights") == path.name else None
+    names_path = isinstance(manifest, dict) and manifest.get("weights") == path.name
+    return beside if names_path else None
 
 
-def read_description(path: Path) -> dict[str, Any]:
-    """Return the content of an export's JSON file.
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return the content of an export's `network.json`.
 
-    Raises: `UserError` naming the file, where it is no such description or of a later schema.
+    Raises: `UserError` naming the file, where it is no manifest or one of a later schema.
     """
     try:
-        about = json.loads(path.read_text())
+        manifest = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"checkpoint: {path} is not readable JSON ({error})") from error
-    if not isinstance(about, dict) or not isinstance(about.get("weights"), str):
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("weights"), str):
         raise UserError(f"checkpoint: {path} describes no exported network")
-    if about.get("schema") != SCHEMA:
+    if manifest.get("schema") != SCHEMA:
         raise UserError(
-            f"checkpoint: {path} has schema {about.get('schema')!r}; this version reads {SCHEMA}"
+            f"checkpoint: {path} has schema {manifest.get('schema')!r}; this version reads {SCHEMA}"
         )
-    # The file names its neighbour; a path would have it name any file.
-    if Path(about["weights"]).name != about["weights"]:
-        raise UserError(
-            f"checkpoint: {path} names weights {about['weights']!r}; a file beside it is wanted"
-        )
-    return about
+    # A path would let the manifest name any file of the machine.
+    weights = manifest["weights"]
+    if Path(weights).name != weights:
+        raise UserError(f"checkpoint: {path}: expected weights beside it, got the path {weights!r}")
+    return manifest
 
 
 def load_export(path: Path) -> nn.Module:
-    """Return the network that an export's JSON file describes, with its weights, in eval mode, on
-    the CPU.
+    """Return the network of an export's `network.json` with its weights, in eval mode, on the CPU.
 
-    Raises: `UserError` where the description or the weights are missing, damaged or do not belong
-    together.
+    Raises: `UserError` where the manifest or the weights are missing, damaged or do not belong
+        together.
     """
-    about = read_description(path)
-    settings = about.get("settings", {})
+    manifest = read_manifest(path)
+    settings = manifest.get("settings", {})
     if not isinstance(settings, Mapping):
-        raise UserError(f"checkpoint: {path}: its settings are no mapping")
-    known = {field: about[field] for field in _FIELDS if field in about}
-    net = rebuild({"name": about.get("architecture"), "settings": {**settings, **known}})
-    weights = path.with_name(about["weights"])
+        raise UserError(f"checkpoint: {path}: expected a mapping of settings, got {settings!r}")
+    fields = {field: manifest[field] for field in _FIELDS if field in manifest}
+    net = rebuild({"name": manifest.get("architecture"), "settings": {**settings, **fields}})
+    weights = path.with_name(manifest["weights"])
     return load_weights(net, read_checkpoint(weights), source=weights).eval()
 
 
@@ -140,11 +142,12 @@ def _serialised(format: str, state: dict[str, Tensor]) -> bytes:  # noqa: A002
         torch.save(state, file)
         return file.getvalue()
     if format != "safetensors":
-        raise UserError(f"format: {format!r}; accepted: pt, safetensors")
+        raise UserError(f"format: expected pt or safetensors, got {format!r}")
     try:
         from safetensors.torch import save
     except ImportError as error:
         raise UserError(
-            "format: safetensors needs the package safetensors; pip install 'robust-ood[safetensors]'"
+            "format: safetensors needs the package safetensors; "
+            "pip install 'robust-ood[safetensors]'"
         ) from error
     return bytes(save(state))

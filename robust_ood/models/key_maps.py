@@ -12,7 +12,7 @@ from robust_ood.errors import UserError, unknown_name
 
 
 class KeyMap(NamedTuple):
-    """How the weights of one published network become those of one of ours.
+    """How to rename the weights of a published network for one of ours.
 
     network: our class. origin: whose weights they are. patterns: as `rename` takes them.
     """
@@ -35,7 +35,8 @@ KEY_MAPS: dict[str, KeyMap] = {
     ),
     "outlier-exposure-wrn": KeyMap(
         "WideResNet",
-        "hendrycks/outlier-exposure, CIFAR/models/wrn.py, and others that come from xternalz/WideResNet-pytorch",
+        "hendrycks/outlier-exposure, CIFAR/models/wrn.py, and others derived from "
+        "xternalz/WideResNet-pytorch",
         {
             r"block([123])\.layer\.(\d+)\.convShortcut\.": r"group\1.\2.shortcut.",
             r"block([123])\.layer\.(\d+)\.": r"group\1.\2.",
@@ -45,7 +46,8 @@ KEY_MAPS: dict[str, KeyMap] = {
     ),
     "aloe-densenet": KeyMap(
         "DenseNet",
-        "jfc43/robust-ood-detection, CIFAR/models/densenet.py, and others that come from andreasveit/densenet-pytorch",
+        "jfc43/robust-ood-detection, CIFAR/models/densenet.py, and others derived from "
+        "andreasveit/densenet-pytorch",
         {
             r"block([123])\.layer\.(\d+)\.": r"block\1.\2.",
             r"trans([12])\.(bn|conv)1\.": r"transition\1.\2.",
@@ -69,31 +71,32 @@ def rename(state: Mapping[str, Tensor], patterns: Mapping[str, str]) -> dict[str
 
     Args:
         state: weights by key.
-        patterns: regular expressions that must match from the start of a key on, each with what
-            takes the place of the match (`\\1` is its first group). The first that matches a key
-            counts; keys that none matches stay.
+        patterns: regular expressions that match the start of a key, each with the replacement of
+            the match (`\\1` is its first group). The first one that matches a key is used; a key
+            that none matches keeps its name.
 
     Raises:
-        UserError: a pattern that is no regular expression, or two keys that become one.
+        UserError: an invalid regular expression, or two keys that get the same name.
     """
     try:
-        compiled = [(re.compile(pattern), new) for pattern, new in patterns.items()]
+        compiled = {re.compile(pattern): new for pattern, new in patterns.items()}
         names = {key: _renamed(key, compiled) for key in state}
     except (re.error, IndexError) as error:
         raise UserError(
-            f"key_map: {dict(patterns)} is not regular expressions and replacements ({error})"
+            f"key_map: expected regular expressions and replacements, got {dict(patterns)} "
+            f"({error})"
         ) from error
-    if len(set(names.values())) < len(names):
-        seen: dict[str, str] = {}
-        first, second = next(
-            (seen[new], old) for old, new in names.items() if seen.setdefault(new, old) != old
-        )
-        raise UserError(f"key_map: {first} and {second} would both become {names[second]}")
+    old_names: dict[str, str] = {}
+    for key, name in names.items():
+        if name in old_names:
+            raise UserError(f"key_map: {old_names[name]} and {key} would both become {name}")
+        old_names[name] = key
     return {names[key]: value for key, value in state.items()}
 
 
-def _renamed(key: str, patterns: list[tuple[re.Pattern[str], str]]) -> str:
-    for pattern, new in patterns:
-        if found := pattern.match(key):
-            return found.expand(new) + key[found.end() :]
+def _renamed(key: str, patterns: Mapping[re.Pattern[str], str]) -> str:
+    for pattern, replacement in patterns.items():
+        match = pattern.match(key)
+        if match is not None:
+            return match.expand(replacement) + key[match.end() :]
     return key

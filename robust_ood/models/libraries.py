@@ -10,17 +10,18 @@ from torch import nn
 
 from robust_ood.errors import UserError
 from robust_ood.models.wrap import Wrapped
+from robust_ood.texts import first_sentence
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_BY_HAND = "; or get weights by hand and give them as --checkpoint, without net.{}"
+_BY_HAND = "; or download weights by hand and give them as --checkpoint, without net.{}"
 
 
 class Torchvision(Wrapped):
     """A classifier of `torchvision.models`, by name.
 
     Args:
-        name: as `torchvision.models.list_models` has it, such as "resnet50".
+        name: one of `torchvision.models.list_models()`, such as "resnet50".
         num_classes: K; by default that of the weights, or else the library's own, 1000.
         weights: weights that torchvision downloads, such as "DEFAULT" or "IMAGENET1K_V2"; None for
             random ones, to train or to load a checkpoint into.
@@ -48,7 +49,7 @@ class Torchvision(Wrapped):
         if name not in known:
             raise unknown_model("torchvision", name, known)
         classes = {} if num_classes is None else {"num_classes": num_classes}
-        module = built(
+        module = build_module(
             f"torchvision's {name}",
             lambda: models.get_model(name, weights=weights, **classes),
             _BY_HAND.format("weights") if weights else "",
@@ -62,7 +63,7 @@ class Timm(Wrapped):
     """A classifier of timm, by name; needs the package timm.
 
     Args:
-        name: as `timm.list_models` has it, such as "resnet18" or "vit_base_patch16_224".
+        name: one of `timm.list_models()`, such as "resnet18" or "vit_base_patch16_224".
         num_classes: K; by default that of the weights, or else the library's own, 1000.
         pretrained: download the weights; otherwise they are random, to train or to load a
             checkpoint into.
@@ -93,41 +94,41 @@ class Timm(Wrapped):
         if ":" in name or not timm.is_model(name):
             raise unknown_model("timm", name, timm.list_models())
         classes: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-        module = built(
+        module = build_module(
             f"timm's {name}",
             lambda: timm.create_model(name, pretrained=pretrained, **classes),
             _BY_HAND.format("pretrained") if pretrained else "",
         )
-        wanted: Any = module.pretrained_cfg
-        mean, std = (
-            mean or wanted.get("mean", IMAGENET_MEAN),
-            std or wanted.get("std", IMAGENET_STD),
-        )
+        defaults: Any = module.pretrained_cfg
+        if not mean:
+            mean = defaults.get("mean", IMAGENET_MEAN)
+        if not std:
+            std = defaults.get("std", IMAGENET_STD)
         super().__init__(module, mean, std, head, layers)
         self.pretrained = pretrained
         self.settings = _settings(self, name, num_classes, mean, std, head, layers)
 
 
 def unknown_model(library: str, name: str, known: list[str]) -> UserError:
-    """Return the error for a name that a library of hundreds does not have, with the few
-    nearest.
-    """
+    """Return the error for a name that a library of hundreds does not have, with a few near it."""
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
     hint = f"the nearest are {', '.join(near)}" if near else f"it has {len(known)} others"
     return UserError(f"name: unknown name {name!r} in {library}; {hint}")
 
 
-def built(what: str, build: Callable[[], nn.Module], advice: str = "") -> nn.Module:
-    """Return what a library builds; whatever it raises is about the name, its weights or the
-    download.
+def build_module(model: str, build: Callable[[], nn.Module], advice: str = "") -> nn.Module:
+    """Return what a library builds.
+
+    Args:
+        model: the model, for messages.
+        build: calls the library. Whatever it raises is about the name, weights or download.
+        advice: what else a user can do, for messages.
     """
     try:
         return build()
     except Exception as error:
-        reason = " ".join(str(error).split()).split(". ")[0][:200]
-        raise UserError(
-            f"net: cannot build {what} ({type(error).__name__}: {reason}){advice}"
-        ) from error
+        reason = f"{type(error).__name__}: {first_sentence(error)}"
+        raise UserError(f"net: cannot build {model} ({reason}){advice}") from error
 
 
 def _settings(
@@ -139,7 +140,7 @@ def _settings(
     head: str | None,
     layers: Sequence[str],
 ) -> dict[str, Any]:
-    """Return the constructor's settings as plain values, without where first weights came from."""
+    """Return the constructor's settings as plain values, without those of a download."""
     return {
         "name": name,
         "num_classes": num_classes or net.head.out_features,

@@ -10,7 +10,7 @@ from torch import nn
 from robust_ood.errors import UserError
 from robust_ood.models.checkpoints import load_weights, read_checkpoint
 from robust_ood.models.description import rebuild
-from robust_ood.models.export import find_description, load_export, read_description
+from robust_ood.models.export import find_manifest, load_export, read_manifest
 
 
 def load_network(
@@ -30,16 +30,17 @@ def load_network(
             another network.
     """
     path = Path(path)
-    about = find_description(path)
-    if about is not None:
+    manifest = find_manifest(path)
+    if manifest is not None:
         if net is None:
-            return load_export(about)
-        path = about.with_name(read_description(about)["weights"])
+            return load_export(manifest)
+        path = manifest.with_name(read_manifest(manifest)["weights"])
     content = read_checkpoint(path)
     if net is None:
         if "network" not in content:
             raise UserError(
-                f"net: {path} does not say which network it holds; name it with --net, or in the config"
+                f"net: {path} does not say which network it holds; name it with --net, or in the "
+                "config"
             )
         net = rebuild(content["network"])
     return load_weights(net, content, key_map, source=path).eval()

@@ -33,23 +33,23 @@ class Normalize(nn.Module):
         super().__init__()
         if not mean or len(mean) != len(std):
             raise UserError(
-                f"mean and std: {len(mean)} and {len(std)} values; give one of each a channel"
+                f"mean and std: {len(mean)} and {len(std)} values; expected one per channel"
             )
         if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
             raise UserError(
-                f"mean and std: {tuple(mean)} and {tuple(std)}; accepted: finite values, std > 0"
+                f"mean and std: expected finite values, std > 0, got {tuple(mean)} and {tuple(std)}"
             )
-        dtype = torch.get_default_dtype()  # whole numbers, too, would be kept as such
+        dtype = torch.get_default_dtype()  # whole numbers would give integer tensors
         self.register_buffer("mean", torch.tensor(mean, dtype=dtype).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=dtype).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return normalised images."""
-        # One-channel images would broadcast to three channels, and bytes to 0..255, without a word.
+        # Images of one channel would broadcast to three, and bytes stay 0..255, without an error.
         channels = self.mean.shape[1]
         if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
-            given = f"{tuple(images.shape)} of {images.dtype}"
             raise UserError(
-                f"images: {given}; accepted: float images (N, {channels}, H, W) in [0, 1]"
+                f"images: expected float images (N, {channels}, H, W) in [0, 1], got "
+                f"{tuple(images.shape)} of {images.dtype}"
             )
         return (images - self.mean) / self.std

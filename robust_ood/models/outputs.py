@@ -1,4 +1,4 @@
-"""One forward pass of any classifier, and everything a detector may want of it."""
+"""One forward pass of any classifier, and everything that a detector may need from it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch.utils.hooks import RemovableHandle
 
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.modes import evaluating
+from robust_ood.texts import first_sentence
 
 
 class Outputs(NamedTuple):
-    """What one forward pass gave.
+    """The results of one forward pass.
 
     logits: `(N, K)`. features: the head's input `(N, D)`. head: the linear layer between them.
     maps: feature maps by layer name, `(N, C, H, W)`.
@@ -31,17 +32,17 @@ def find_head(net: nn.Module) -> nn.Linear:
     head = getattr(net, "head", None)
     if isinstance(head, nn.Linear):
         return head
-    found = [part for part in net.modules() if isinstance(part, nn.Linear)]
-    if not found:
+    linear_layers = [module for module in net.modules() if isinstance(module, nn.Linear)]
+    if not linear_layers:
         raise UserError(
-            f"head: {type(net).__name__} has no linear layer; name its head with robust_ood.models.wrap"
+            f"head: {type(net).__name__} has no linear layer; name its head with "
+            "robust_ood.models.wrap"
         )
-    return found[-1]
+    return linear_layers[-1]
 
 
 def outputs(net: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> Outputs:
-    """Return logits, penultimate features, head and chosen feature maps of one forward pass, all
-    differentiable.
+    """Return logits, features, head and chosen feature maps of one differentiable forward pass.
 
     A module that is called several times in the pass gives the map of its last call. What
     `torch.compile` returned runs uncompiled here, because compiled code calls no hooks.
@@ -49,7 +50,7 @@ def outputs(net: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> Outpu
     Args:
         net: any classifier, `(N, C, H, W)` to `(N, K)`.
         images: `(N, C, H, W)`.
-        layers: dotted names of submodules whose outputs are wanted.
+        layers: dotted names of the submodules whose outputs to return.
 
     Raises:
         UserError: an unknown layer, no linear layer, or a head that the forward pass does not end
@@ -57,12 +58,12 @@ def outputs(net: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> Outpu
     """
     net = getattr(net, "_orig_mod", net)
     head = find_head(net)
-    parts = {name: submodule(net, name) for name in layers}
-    seen: dict[str, Tensor] = {}
+    modules = {name: submodule(net, name) for name in layers}
+    features: list[Tensor] = []  # of each call of the head
     maps: dict[str, Tensor] = {}
 
     def keep_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen["features"] = inputs[0]
+        features[:] = [inputs[0]]
 
     def keep_output(name: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
@@ -75,37 +76,41 @@ def outputs(net: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> Outpu
     hooks: list[RemovableHandle] = []
     try:
         hooks.append(head.register_forward_pre_hook(keep_input))
-        hooks.extend(part.register_forward_hook(keep_output(name)) for name, part in parts.items())
+        for name, module in modules.items():
+            hooks.append(module.register_forward_hook(keep_output(name)))
         logits = net(images)
     finally:
         for hook in hooks:
             hook.remove()
-    _check_head(net, head, seen.get("features"), logits)
-    return Outputs(logits, seen["features"], head, maps)
-
-
-def _check_head(net: nn.Module, head: nn.Linear, features: Tensor | None, logits: Any) -> None:
-    """Raise `UserError` unless the head was called with `(N, D)` features and is as wide as the
-    logits `(N, K)`.
-    """
-    kind, advice = (
-        type(net).__name__,
-        "name the right one with robust_ood.models.wrap(module, head=...)",
-    )
     if not isinstance(logits, Tensor) or logits.ndim != 2:
-        found = (
-            f"shape {tuple(logits.shape)}"
-            if isinstance(logits, Tensor)
-            else f"a {type(logits).__name__}"
-        )
-        raise UserError(f"net: {kind} gives {found}; accepted: logits (N, K)")
-    if features is None:
         raise UserError(
-            f"head: {kind} never called {head} (unused, or compiled in place by `.compile()`); {advice}"
+            f"net: {type(net).__name__} gives {_kind_of(logits)}; expected logits (N, K)"
         )
-    if features.ndim != 2 or head.out_features != logits.shape[1]:
-        given = f"features of shape {tuple(features.shape)} but gives {logits.shape[1]} logits"
-        raise UserError(f"head: {kind} calls {head} on {given}; {advice}")
+    _check_head(net, head, features, logits)
+    return Outputs(logits, features[0], head, maps)
+
+
+def _check_head(net: nn.Module, head: nn.Linear, features: list[Tensor], logits: Tensor) -> None:
+    """Refuse a head that was not called, not with features `(N, D)`, or not for the logits."""
+    name = type(net).__name__
+    advice = "name the right one with robust_ood.models.wrap(module, head=...)"
+    if not features:
+        raise UserError(
+            f"head: {name} never called {head} (unused, or compiled in place by `.compile()`); "
+            f"{advice}"
+        )
+    if features[0].ndim != 2 or head.out_features != logits.shape[1]:
+        raise UserError(
+            f"head: {name} calls {head} on features of shape {tuple(features[0].shape)} but gives "
+            f"{logits.shape[1]} logits; {advice}"
+        )
+
+
+def _kind_of(output: Any) -> str:
+    """Return what a network gave instead of logits, for a message."""
+    if isinstance(output, Tensor):
+        return f"shape {tuple(output.shape)}"
+    return f"a {type(output).__name__}"
 
 
 def submodule(net: nn.Module, name: str, field: str = "layers") -> nn.Module:
@@ -113,11 +118,12 @@ def submodule(net: nn.Module, name: str, field: str = "layers") -> nn.Module:
     try:
         return net.get_submodule(name)
     except AttributeError as error:
-        raise unknown_name(field, name, [n for n, _ in net.named_modules() if n]) from error
+        names = [known for known, _ in net.named_modules() if known]
+        raise unknown_name(field, name, names) from error
 
 
-class Parts(NamedTuple):
-    """What a look at one forward pass finds.
+class Layers(NamedTuple):
+    """Names of a classifier's layers that detectors read.
 
     head: name of the linear layer whose output is the logits; None where there is no such layer.
     layers: names of the last modules at each resolution, in order.
@@ -127,9 +133,8 @@ class Parts(NamedTuple):
     layers: tuple[str, ...]
 
 
-def find_parts(net: nn.Module, image_shape: tuple[int, int]) -> Parts:
-    """Return a classifier's head and conventional feature layers, found by running it on blank
-    images in eval mode.
+def find_layers(net: nn.Module, image_shape: tuple[int, int]) -> Layers:
+    """Return a classifier's head and feature layers, as a run on blank images in eval mode shows.
 
     A feature layer is the module, among the outermost two levels, that is the last to give maps
     `(N, C, H, W)` of some resolution above one pixel. Modules that are called more than once do not
@@ -143,54 +148,61 @@ def find_parts(net: nn.Module, image_shape: tuple[int, int]) -> Parts:
     Raises:
         UserError: the network cannot take such images or does not give `(N, K)`.
     """
-    calls: list[tuple[str, Any]] = []
+    calls: list[tuple[str, Any]] = []  # names and outputs, a module after those inside it
+    hooks: list[RemovableHandle] = []
 
-    def note(name: str) -> Any:
-        return lambda _, __, output: calls.append((name, output))
+    def record(name: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            calls.append((name, output))
 
-    hooks = [part.register_forward_hook(note(name)) for name, part in net.named_modules() if name]
+        return hook
+
+    for name, module in net.named_modules():
+        if name:
+            hooks.append(module.register_forward_hook(record(name)))
     try:
         logits = blank_logits(net, image_shape)
     finally:
         for hook in hooks:
             hook.remove()
-    heads = [
-        name
-        for name, output in calls
-        if isinstance(net.get_submodule(name), nn.Linear)
-        and output.shape == logits.shape
-        and output.equal(logits)
-    ]
     names = [name for name, _ in calls]
-    level = _first_level(net)
+    deepest = _first_level(net) + 1
+    head = None
     by_resolution: dict[tuple[int, int], str] = {}
-    for name, output in calls:  # a module is done after those inside it
-        if name.count(".") <= level + 1 and names.count(name) == 1 and _is_map(output, image_shape):
+    for name, output in calls:
+        if _gives_logits(net.get_submodule(name), output, logits):
+            head = name
+        called_once = names.count(name) == 1
+        if name.count(".") <= deepest and called_once and _is_map(output, image_shape):
             by_resolution[output.shape[2:]] = name
-    return Parts(
-        heads[-1] if heads else None, tuple(sorted(by_resolution.values(), key=names.index))
-    )
+    return Layers(head, tuple(sorted(by_resolution.values(), key=names.index)))
+
+
+def _gives_logits(module: nn.Module, output: Any, logits: Tensor) -> bool:
+    if not isinstance(module, nn.Linear):
+        return False
+    return output.shape == logits.shape and bool(output.equal(logits))
 
 
 def _first_level(net: nn.Module) -> int:
-    """Return how deep the first module is that is more than a wrapper around one other with all the
-    parameters.
-    """
+    """Return the depth of the first module that does more than wrap one other module."""
     children = [child for child in net.children() if next(child.parameters(), None) is not None]
-    direct = next(net.parameters(recurse=False), None) is not None
-    return 1 + _first_level(children[0]) if len(children) == 1 and not direct else 0
+    has_parameters = next(net.parameters(recurse=False), None) is not None
+    if len(children) != 1 or has_parameters:
+        return 0
+    return 1 + _first_level(children[0])
 
 
 def _is_map(output: Any, image_shape: tuple[int, int]) -> bool:
     if not isinstance(output, Tensor) or output.dim() != 4 or output.shape[1] <= 3:
         return False
-    (height, width), (rows, columns) = output.shape[2:], image_shape
+    height, width = output.shape[2:]
+    rows, columns = image_shape
     return max(height, width) > 1 and abs(height * columns - width * rows) <= max(rows, columns)
 
 
 def count_classes(net: nn.Module, image_shape: tuple[int, int]) -> int:
-    """Return how many logits a network gives for images of this height and width, by trying blank
-    ones.
+    """Return how many logits a network gives for blank images of this height and width.
 
     Raises: `UserError` where the network cannot take such images or does not give `(N, K)`.
     """
@@ -203,21 +215,21 @@ def blank_logits(net: nn.Module, image_shape: tuple[int, int]) -> Tensor:
     Raises: `UserError` where the network cannot take such images or does not give `(N, K)`.
     """
     parameter = next(net.parameters(), torch.empty(0))
-    blank = torch.zeros((2, 3, *image_shape), device=parameter.device, dtype=parameter.dtype)
+    shape = (2, 3, *image_shape)
+    blank = torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
     try:
         with evaluating(net), torch.no_grad():
             logits = net(blank)
     except UserError:
         raise
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
-        size = f"3 x {image_shape[0]} x {image_shape[1]}"
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        size = " x ".join(str(length) for length in shape[1:])
         raise UserError(
-            f"net: {type(net).__name__} cannot take {size} images ({reason})"
+            f"net: {type(net).__name__} cannot take {size} images ({first_sentence(error)})"
         ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(
-            f"net: {type(net).__name__} gives {found} for 2 images; logits (2, K) are wanted"
+            f"net: {type(net).__name__} gives {_kind_of(logits)} for 2 images; "
+            "expected logits (2, K)"
         )
     return logits

@@ -1,6 +1,4 @@
-"""Residual networks for 32 x 32 images (He et al. 2016): the thin family, and ResNet-18 with a 3 x
-3 stem.
-"""
+"""Residual networks for 32 x 32 images (He et al. 2016): the thin family, and a ResNet-18."""
 
 from __future__ import annotations
 
@@ -15,9 +13,7 @@ from robust_ood.models.wide_resnet import check_settings, initialize
 
 
 class _SubsampleAndPad(nn.Module):
-    """Option A of the paper: every second pixel, and zeros for the new channels, half on each
-    side.
-    """
+    """Option A of the paper: every second pixel, and zeros for the new channels, half a side."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -48,9 +44,7 @@ class _Block(nn.Module):
 
 
 class _ResNet(nn.Module):
-    """A stem and stages of basic blocks, the first block of each later stage at half the
-    resolution.
-    """
+    """A stem and stages of basic blocks; each later stage halves the resolution."""
 
     def __init__(
         self,
@@ -70,13 +64,14 @@ class _ResNet(nn.Module):
         inputs = widths[0]
         self.feature_layers = tuple(f"layer{number + 1}" for number in range(len(widths)))
         for name, width in zip(self.feature_layers, widths, strict=True):
-            first = (
-                _Block(inputs, width, 1, nn.Identity())
-                if inputs == width
-                else _Block(inputs, width, 2, make_shortcut(inputs, width))
-            )
-            rest = (_Block(width, width, 1, nn.Identity()) for _ in range(blocks - 1))
-            self.add_module(name, nn.Sequential(first, *rest))
+            stage = nn.Sequential()
+            if inputs == width:
+                stage.append(_Block(inputs, width, 1, nn.Identity()))
+            else:
+                stage.append(_Block(inputs, width, 2, make_shortcut(inputs, width)))
+            for _ in range(blocks - 1):
+                stage.append(_Block(width, width, 1, nn.Identity()))
+            self.add_module(name, stage)
             inputs = width
         self.head = nn.Linear(inputs, num_classes)
         initialize(self)
@@ -91,8 +86,7 @@ class _ResNet(nn.Module):
 
 
 class ThinResNet(_ResNet):
-    """The CIFAR ResNet-20, -32, -44, -56, ...: 16, 32, 64 channels, parameter-free shortcuts
-    (option A).
+    """The CIFAR ResNet-20, -32, -44, ...: 16, 32, 64 channels, parameter-free shortcuts.
 
     Args:
         depth: 6n + 2 for n blocks in each of the three stages.
@@ -108,7 +102,7 @@ class ThinResNet(_ResNet):
         std: Sequence[float] = CIFAR_STD,
     ) -> None:
         if depth < 8 or (depth - 2) % 6:
-            raise UserError(f"depth: {depth} is not 6n + 2 for a number n >= 1 of blocks a stage")
+            raise UserError(f"depth: {depth} is not 6n + 2 for n >= 1 blocks in each stage")
         super().__init__((16, 32, 64), (depth - 2) // 6, _SubsampleAndPad, num_classes, mean, std)
         self.settings = {
             "depth": depth,

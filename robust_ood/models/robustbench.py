@@ -13,27 +13,25 @@ from typing import Any, Literal
 from torch import nn
 
 from robust_ood.errors import UserError
-from robust_ood.models.libraries import built, unknown_model
+from robust_ood.models.libraries import build_module, unknown_model
 from robust_ood.models.wrap import Wrapped
 
-_TENSORS_ALONE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 class RobustBench(Wrapped):
-    """A network of RobustBench's model zoo, by name, with its weights; needs the package
-    robustbench.
+    """A network of RobustBench's model zoo with its weights, by name; needs that package.
 
-    The library normalises inside its networks and downloads what `folder` does not have yet. It is
-    made to read
-    tensors alone: weights that hold anything else are refused.
+    The library normalises inside its networks and downloads what `folder` does not have yet. Its
+    weights are read as tensors only: files that hold anything else are refused.
 
     Args:
-        name: as the leaderboard has it, such as "Carmon2019Unlabeled".
+        name: as on the leaderboard, such as "Carmon2019Unlabeled".
         dataset: what it was trained on.
-        threat_model: the leaderboard that it is on.
-        folder: where the weights are, or go: FOLDER/DATASET/THREAT_MODEL/NAME.pt, and for an
-            ensemble NAME.pt_m0.pt, NAME.pt_m1.pt, ... A few networks are timm's or torchvision's,
-            which have folders of their own.
+        threat_model: its leaderboard.
+        folder: folder of the weights: FOLDER/DATASET/THREAT_MODEL/NAME.pt, and for an ensemble
+            NAME.pt_m0.pt, NAME.pt_m1.pt, ... A few networks are timm's or torchvision's, which
+            have folders of their own.
         head, layers: as in `Wrapped`.
 
     Raises:
@@ -49,22 +47,21 @@ class RobustBench(Wrapped):
         head: str | None = None,
         layers: Sequence[str] = (),
     ) -> None:
-        known, load_model = _library(dataset, threat_model)
-        if not known:
+        models, load_model = _leaderboard(dataset, threat_model)
+        if not models:
             raise UserError(
                 f"threat_model: RobustBench has no models for {dataset}, {threat_model}"
             )
-        if name not in known:
-            raise unknown_model(
-                f"RobustBench's models for {dataset}, {threat_model}", name, list(known)
-            )
-        missing = [
-            file
-            for file in _files(Path(folder) / dataset / threat_model, name, known)
-            if not file.is_file()
-        ]
-        with _tensors_alone():
-            module = built(
+        if name not in models:
+            library = f"RobustBench's models for {dataset}, {threat_model}"
+            raise unknown_model(library, name, list(models))
+        files = _files(Path(folder) / dataset / threat_model, name, models)
+        missing = [str(file) for file in files if not file.is_file()]
+        advice = ""
+        if missing:
+            advice = f"; or download the weights by hand and put them at {', '.join(missing)}"
+        with _tensors_only():
+            module = build_module(
                 f"RobustBench's {name} for {dataset}, {threat_model}",
                 lambda: load_model(
                     model_name=name,
@@ -72,18 +69,16 @@ class RobustBench(Wrapped):
                     dataset=dataset,
                     threat_model=threat_model,
                 ),
-                f"; or get the weights by hand and put them at {', '.join(map(str, missing))}"
-                if missing
-                else "",
+                advice,
             )
         super().__init__(module, None, None, head, layers)
         self.pretrained = True
 
 
-def _library(dataset: str, threat_model: str) -> tuple[Mapping[str, Any], Callable[..., nn.Module]]:
-    """Return what the library knows of each model of a leaderboard, nothing if it has no such one,
-    and its loader.
-    """
+def _leaderboard(
+    dataset: str, threat_model: str
+) -> tuple[Mapping[str, Any], Callable[..., nn.Module]]:
+    """Return the library's models of a leaderboard by name, and its loader."""
     try:
         with _released_dependency():
             from robustbench.model_zoo import model_dicts
@@ -91,33 +86,31 @@ def _library(dataset: str, threat_model: str) -> tuple[Mapping[str, Any], Callab
             from robustbench.utils import load_model
     except ImportError as error:
         raise UserError(
-            f"net: RobustBench needs the package robustbench ({error}); pip install 'robust-ood[robustbench]'"
+            f"net: RobustBench needs the package robustbench ({error}); "
+            "pip install 'robust-ood[robustbench]'"
         ) from error
     return model_dicts[BenchmarkDataset(dataset)].get(ThreatModel(threat_model), {}), load_model
 
 
-def _files(folder: Path, name: str, known: Mapping[str, Any]) -> list[Path]:
-    """Return where the library keeps a model's weights; nowhere of its own where they are another
-    library's.
-    """
-    ids = known[name].get("gdrive_id")
+def _files(folder: Path, name: str, models: Mapping[str, Any]) -> list[Path]:
+    """Return the files of a model's weights; none where they are in another library's folder."""
+    ids = models[name].get("gdrive_id")
     if isinstance(ids, list):
         return [folder / f"{name}.pt_m{number}.pt" for number in range(len(ids))]
     return [folder / f"{name}.pt"] if ids else []
 
 
 @contextmanager
-def _tensors_alone() -> Iterator[None]:
-    """Have `torch.load` refuse pickled code, whoever calls it; the library itself does not ask for
-    that.
-    """
-    before = os.environ.get(_TENSORS_ALONE)
-    os.environ[_TENSORS_ALONE] = "1"
+def _tensors_only() -> Iterator[None]:
+    """Have `torch.load` refuse pickled code, which the library itself does not ask for."""
+    before = os.environ.get(_WEIGHTS_ONLY)
+    os.environ[_WEIGHTS_ONLY] = "1"
     try:
         yield
     finally:
-        os.environ.pop(_TENSORS_ALONE)
-        os.environ.update({} if before is None else {_TENSORS_ALONE: before})
+        os.environ.pop(_WEIGHTS_ONLY)
+        if before is not None:
+            os.environ[_WEIGHTS_ONLY] = before
 
 
 @contextmanager
@@ -127,15 +120,15 @@ def _released_dependency() -> Iterator[None]:
     robustbench 1.1.1 depends on `pyautoattack` and imports it as `autoattack`, the name of its
     unreleased form.
     """
-    lent = {}
+    aliases = {}
     if find_spec("pyautoattack") and not find_spec("autoattack"):
         import pyautoattack
         from pyautoattack import state
 
-        lent = {"autoattack": pyautoattack, "autoattack.state": state}
-    sys.modules.update(lent)
+        aliases = {"autoattack": pyautoattack, "autoattack.state": state}
+    sys.modules.update(aliases)
     try:
         yield
     finally:
-        for name in lent:
+        for name in aliases:
             del sys.modules[name]

@@ -19,20 +19,20 @@ class _Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.dropout = dropout
-        self.shortcut = (
-            nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
-        )
+        self.shortcut = None
+        if inputs != outputs:
+            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x), inplace=True)
-        # A block that changes the width takes its shortcut after the activation, as in the authors'
-        # code.
-        kept = x if self.shortcut is None else self.shortcut(active)
+        # As in the authors' code, a block that changes the width takes its shortcut after the
+        # activation.
+        shortcut = x if self.shortcut is None else self.shortcut(active)
         out = F.relu(self.bn2(self.conv1(active)), inplace=True)
         if self.dropout:
             out = F.dropout(out, self.dropout, self.training)
-        added: Tensor = kept + self.conv2(out)
-        return added
+        result: Tensor = shortcut + self.conv2(out)
+        return result
 
 
 class WideResNet(nn.Module):
@@ -60,7 +60,7 @@ class WideResNet(nn.Module):
         super().__init__()
         check_settings(num_classes, dropout, width=width)
         if depth < 10 or (depth - 4) % 6:
-            raise UserError(f"depth: {depth} is not 6n + 4 for a number n >= 1 of blocks a group")
+            raise UserError(f"depth: {depth} is not 6n + 4 for n >= 1 blocks in each group")
         self.settings = {
             "depth": depth,
             "width": width,
@@ -69,14 +69,18 @@ class WideResNet(nn.Module):
             "mean": list(mean),
             "std": list(std),
         }
-        blocks, widths = (depth - 4) // 6, (16, 16 * width, 32 * width, 64 * width)
+        blocks = (depth - 4) // 6
+        widths = (16, 16 * width, 32 * width, 64 * width)
         self.normalize = Normalize(mean, std)
         self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
         for number in (1, 2, 3):
-            inputs, outputs = widths[number - 1], widths[number]
-            first = _Block(inputs, outputs, 1 if number == 1 else 2, dropout)
-            rest = (_Block(outputs, outputs, 1, dropout) for _ in range(blocks - 1))
-            self.add_module(f"group{number}", nn.Sequential(first, *rest))
+            inputs = widths[number - 1]
+            outputs = widths[number]
+            stride = 1 if number == 1 else 2
+            group = nn.Sequential(_Block(inputs, outputs, stride, dropout))
+            for _ in range(blocks - 1):
+                group.append(_Block(outputs, outputs, 1, dropout))
+            self.add_module(f"group{number}", group)
         self.bn = nn.BatchNorm2d(widths[3])
         self.head = nn.Linear(widths[3], num_classes)
         initialize(self)
@@ -92,22 +96,18 @@ class WideResNet(nn.Module):
 
 
 def check_settings(num_classes: int, dropout: float = 0.0, **sizes: int) -> None:
-    """Raise `UserError` for a network without classes or channels, or a dropout that is no
-    probability below 1.
-    """
+    """Raise `UserError` for sizes below 1, or a dropout that is no probability below 1."""
     for field, value in {"num_classes": num_classes, **sizes}.items():
         if value < 1:
-            raise UserError(f"{field}: {value} is not at least 1")
+            raise UserError(f"{field}: expected a number >= 1, got {value}")
     if not 0 <= dropout < 1:
-        raise UserError(f"dropout: {dropout} is not in [0, 1)")
+        raise UserError(f"dropout: expected a number in [0, 1), got {dropout}")
 
 
 def initialize(net: nn.Module) -> None:
-    """Draw convolutions from He et al.'s normal distribution and set the biases of linear layers to
-    zero.
-    """
-    for part in net.modules():
-        if isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(part, nn.Linear):
-            nn.init.zeros_(part.bias)
+    """Draw convolutions from He et al.'s normal distribution, and set linear biases to zero."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)

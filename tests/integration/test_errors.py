@@ -176,7 +176,7 @@ def test_a_bad_option_of_fit(capsys, experiment, tmp_path, options, field, said)
         ("model: {class_path: robust_ood.training.ALOO}", "model", "'ALOE'"),
         ("model: {class_path: robust_odd.training.ALOE}", "model", "robust_odd"),
         ("a: [", "config", "is not YAML"),
-        ("- a", "config", "no mapping"),
+        ("- a", "config", "expected a mapping"),
         ("include: [missing.yaml]", "config", "missing.yaml"),
         ("include: 3", "include", "a list of file names"),
         ("include: [bad.yaml]", "include", "includes itself"),

@@ -366,7 +366,9 @@ def test_robustbench_by_name_and_its_download_refused(capsys, grid, place, zoo):
     assert line.startswith(
         "error: net: cannot build RobustBench's Some2026 for cifar10, L2 (ConnectionError: Max"
     )
-    assert line.endswith("; or get the weights by hand and put them at zoo/cifar10/L2/Some2026.pt")
+    assert line.endswith(
+        "; or download the weights by hand and put them at zoo/cifar10/L2/Some2026.pt"
+    )
     line = refused(capsys, grid, *zoo, "Deck2026")
     assert "Deck2026.pt_m0.pt, zoo/cifar10/L2/Deck2026.pt_m1.pt" in line
     assert "by hand" not in refused(capsys, grid, *zoo, "Timm2026")
@@ -416,7 +418,7 @@ def test_torchvisions_download_refused(capsys, monkeypatch, grid, place):
         "DEFAULT",
     )
     assert line.startswith(
-        "error: net: cannot build torchvision's squeezenet1_1 (OSError: connection refused); or get"
+        "error: net: cannot build torchvision's squeezenet1_1 (OSError: connection refused); or "
     )
     assert line.endswith("give them as --checkpoint, without net.weights")
 
@@ -452,7 +454,7 @@ def test_timms_download_refused_says_it_once(grid, place):
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: net: cannot build timm's resnet18 (")
     assert line.endswith(
-        "; or get weights by hand and give them as --checkpoint, without net.pretrained"
+        "; or download weights by hand and give them as --checkpoint, without net.pretrained"
     )
 
 
@@ -575,7 +577,7 @@ def test_exported_weights_are_plain(trained_run, place):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"weights": "../plain.pt"}, "a file beside it is wanted"),
+        ({"weights": "../plain.pt"}, "expected weights beside it"),
         ({"weights": "gone.pt"}, "no such file: exported/gone.pt"),
         ({"architecture": "os.system"}, "describes a network 'os.system'; known: DenseNet"),
         ({"num_classes": 7}, "another network than WideResNet"),

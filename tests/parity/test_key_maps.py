@@ -219,8 +219,8 @@ def test_patterns_are_anchored_and_the_first_that_matches_counts():
 @pytest.mark.parametrize(
     ("patterns", "said"),
     [
-        ({"(": ""}, "not regular"),
-        ({"a": r"\3"}, "not regular"),
+        ({"(": ""}, "expected regular expressions"),
+        ({"a": r"\3"}, "expected regular expressions"),
         ({"[ab]": "c"}, "a.x and b.x would both become c.x"),
     ],
 )

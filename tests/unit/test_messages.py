@@ -11,8 +11,9 @@ from torch import nn
 from robust_ood.cli.messages import WORDING, causes, parse, read, with_full_name
 from robust_ood.cli.parsing import CommandParser, ParserError
 from robust_ood.cli.types import register_types
-from robust_ood.errors import LONGEST_VALUE, UserError
+from robust_ood.errors import UserError
 from robust_ood.regions import Fraction, Region
+from robust_ood.texts import LONGEST_VALUE
 
 
 class Budget:

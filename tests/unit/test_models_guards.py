@@ -95,7 +95,7 @@ def test_compiled_network_gives_the_same(images):
     "given", [torch.rand(2, 1, 8, 8), torch.rand(3, 8, 8), torch.zeros(2, 3, 8, 8).byte()]
 )
 def test_images_that_are_none_are_refused(given):
-    with pytest.raises(UserError, match=r"images: .*accepted: float images \(N, 3, H, W\)"):
+    with pytest.raises(UserError, match=r"images: expected float images \(N, 3, H, W\)"):
         WideResNet(10, 1)(given)
 
 
@@ -117,16 +117,16 @@ def test_normalisation_by_whole_numbers_takes_the_weights_of_one_by_fractions():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: WideResNet(10, width=0), "width: 0"),
-        (lambda: WideResNet(10, num_classes=0), "num_classes: 0"),
-        (lambda: WideResNet(10, dropout=1.5), "dropout: 1.5"),
-        (lambda: DenseNet(10, growth=0), "growth: 0"),
+        (lambda: WideResNet(10, width=0), "width: expected a number >= 1, got 0"),
+        (lambda: WideResNet(10, num_classes=0), "num_classes: expected a number >= 1, got 0"),
+        (lambda: WideResNet(10, dropout=1.5), r"dropout: expected a number in \[0, 1\), got 1.5"),
+        (lambda: DenseNet(10, growth=0), "growth: expected a number >= 1, got 0"),
         (
             lambda: DenseNet(10, growth=1, reduction=0.1),
             "reduction: 0.1 leaves none of the 3 channels",
         ),
-        (lambda: ResNet18(num_classes=-1), "num_classes: -1"),
-        (lambda: wrap(3), "module: a int"),
+        (lambda: ResNet18(num_classes=-1), "num_classes: expected a number >= 1, got -1"),
+        (lambda: wrap(3), "module: expected a torch.nn.Module, got a int"),
         (lambda: wrap(Pooled(), head="fcc"), "head: unknown name 'fcc'"),
     ],
 )

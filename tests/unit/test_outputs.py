@@ -195,7 +195,7 @@ def test_classes_are_counted_by_trying():
     ("net", "said"),
     [
         (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), "cannot take 3 x 8 x 8 images"),
-        (nn.Conv2d(3, 4, 1), r"gives \(2, 4, 8, 8\) for 2 images; logits \(2, K\) are wanted"),
+        (nn.Conv2d(3, 4, 1), r"gives shape \(2, 4, 8, 8\) for 2 images; expected logits \(2, K\)"),
     ],
 )
 def test_network_that_gives_no_logits_for_such_images(net, said):

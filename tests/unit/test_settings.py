@@ -117,7 +117,7 @@ def test_settings_of_a_part_are_settings_of_the_whole():
         (
             Score,
             {"temperature": 10**5000},
-            "place.name.temperature: expected a finite number, got a int",
+            "place.name.temperature: expected a finite number, got an int",
         ),
         (Score, {"temperature": "9" * 5000}, r"place.name.temperature: expected .* got '9+\.\.\.$"),
         (Score, {"temperature": 0}, "place.name.temperature: 0 is not > 0"),

@@ -7,8 +7,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from robust_ood import models
 from robust_ood.errors import UserError
-from robust_ood.models import Wrapped, find_parts, outputs, wrap
+from robust_ood.models import Wrapped, find_layers, outputs, wrap
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -126,8 +127,8 @@ class Staged(nn.Module):
 
 def test_head_and_last_layer_of_each_resolution_are_found():
     net = Staged()
-    assert find_parts(net, (8, 8)) == ("inner.classify", ("inner.stages.0", "inner.stages"))
-    assert find_parts(wrap(net, MEAN, STD), (8, 12)).layers == (
+    assert find_layers(net, (8, 8)) == ("inner.classify", ("inner.stages.0", "inner.stages"))
+    assert find_layers(wrap(net, MEAN, STD), (8, 12)).layers == (
         "module.inner.stages.0",
         "module.inner.stages",
     )
@@ -136,22 +137,23 @@ def test_head_and_last_layer_of_each_resolution_are_found():
 
 
 def test_torchvisions_conventional_layers_are_found(theirs):
-    assert find_parts(theirs, (64, 64)) == ("fc", ("relu", *STAGES))
+    assert find_layers(theirs, (64, 64)) == ("fc", ("relu", *STAGES))
 
 
 def test_what_was_named_is_kept_and_what_was_not_is_found():
     net = wrap(Staged())
     assert (net.head_name, net.feature_layers) == ("inner.other", ())  # the last that is registered
-    words = net.find_parts((8, 8))
+    words = net.find_layers((8, 8))
     assert (net.head_name, net.feature_layers) == (
         "inner.classify",
         ("module.inner.stages.0", "module.inner.stages"),
     )
     assert words == (
-        "Staged, fed pixels: head inner.classify (6 to 3, found); feature layers inner.stages.0, inner.stages (found)"
+        "Staged, fed pixels: head inner.classify (6 to 3, found); "
+        "feature layers inner.stages.0, inner.stages (found)"
     )
     named = wrap(Staged(), MEAN, STD, head="inner.other", layers=["inner.stem"])
-    words = named.find_parts((8, 8))
+    words = named.find_layers((8, 8))
     assert (named.head_name, named.feature_layers) == ("inner.other", ("module.inner.stem",))
     assert (
         "normalised images: head inner.other (6 to 3, given), whose output is not the logits"
@@ -166,12 +168,21 @@ class Scaled(Staged):
 
 
 def test_logits_that_no_layer_gives_are_said():
-    assert find_parts(Scaled(), (8, 8)).head is None
+    assert find_layers(Scaled(), (8, 8)).head is None
     assert "inner.other (6 to 3, found), whose output is not the logits" in wrap(
         Scaled()
-    ).find_parts((8, 8))
+    ).find_layers((8, 8))
 
 
 def test_images_that_a_network_cannot_take_are_refused():
     with pytest.raises(UserError, match="net: Sequential cannot take 3 x 8 x 8 images"):
-        find_parts(nn.Sequential(nn.Flatten(), nn.Linear(5, 2)), (8, 8))
+        find_layers(nn.Sequential(nn.Flatten(), nn.Linear(5, 2)), (8, 8))
+
+
+def test_the_former_names_still_work_and_warn():
+    with pytest.warns(
+        DeprecationWarning, match=r"find_parts .* use robust_ood\.models\.find_layers"
+    ):
+        assert models.find_parts is find_layers
+    with pytest.warns(DeprecationWarning, match=r"use Wrapped\.find_layers"):
+        assert "head inner.classify" in wrap(Staged()).find_parts((8, 8))
