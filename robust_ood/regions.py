@@ -40,7 +40,7 @@ class Fraction(float):
             number = math.nan
         if not math.isfinite(number):
             raise UserError(
-                f"{field}: expected a finite number or a fraction such as 8/255, got {shown(value)}"
+                f"{field}: {shown(value)} is not a finite number or a fraction such as 8/255"
             )
         return super().__new__(cls, number)
 

@@ -35,13 +35,18 @@ WORDING = {
 }
 """What only jsonargparse's texts say. tests/unit/test_messages.py has it raise each of them."""
 
-_COMMAND_OF = {
-    **dict.fromkeys(
-        ("model", "trainer", "checkpoints", "guards", "averaging", "robust_validation"), "train.py"
+_SETTINGS_OF = {
+    "train.py": (
+        "model",
+        "trainer",
+        "checkpoints",
+        "guards",
+        "averaging",
+        "robust_validation",
     ),
-    **dict.fromkeys(("detectors", "attacks", "checkpoint", "models", "intervals"), "evaluate.py"),
+    "evaluate.py": ("detectors", "attacks", "checkpoint", "models", "intervals"),
 }
-"""The command that a setting belongs to, where another command does not know it."""
+"""Settings of one command that another does not know: a config meant for the former."""
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str] | None) -> Namespace:
@@ -193,10 +198,10 @@ class _Mistake:
         elif not isinstance(self.cause, KeyError) or name is None:
             return None
         settings = _settings(self.parser)
-        first = name.partition(".")[0]
-        if first in _COMMAND_OF and not self.keys and not _has_group(settings, first):
-            command = _COMMAND_OF[first]
-            return UserError(f"{first}: a setting of {command}; is this config or option for that?")
+        if not self.keys:
+            error = _of_another_command(name.partition(".")[0], settings)
+            if error is not None:
+                return error
         prefix = f"{self.path}." if self.keys else ""
         return unknown_setting(prefix + name, [prefix + setting for setting in settings])
 
@@ -280,8 +285,14 @@ def _settings(parser: ArgumentParser | None) -> list[str]:
     return sorted(names)
 
 
-def _has_group(settings: list[str], group: str) -> bool:
-    return any(setting.partition(".")[0] == group for setting in settings)
+def _of_another_command(group: str, settings: list[str]) -> UserError | None:
+    """Return the error for a setting, or group of them, that belongs to another command."""
+    if group in {setting.partition(".")[0] for setting in settings}:
+        return None
+    for command, groups in _SETTINGS_OF.items():
+        if group in groups:
+            return UserError(f"{group}: a setting of {command}; is this config or option for that?")
+    return None
 
 
 def _type_hint(parser: ArgumentParser | None, key: str) -> Any:

@@ -232,7 +232,7 @@ def test_fractions_round_as_the_standard_library_does(numerator, denominator):
 @pytest.mark.parametrize("written", ["9" * 5000, f"{'9' * 5000}/{'9' * 5000}", "1e999999999"])
 def test_numbers_of_very_many_digits_are_refused_at_once(written):
     started = time.perf_counter()
-    with pytest.raises(UserError, match="^radius: expected a finite number") as caught:
+    with pytest.raises(UserError, match=r"^radius: .* is not a finite number") as caught:
         Fraction(written)
     assert time.perf_counter() - started < 0.1
     assert len(str(caught.value)) < 200
@@ -267,7 +267,7 @@ def test_tiny_numbers_are_read_at_once(written):
 @pytest.mark.parametrize("kind", [Linf, L2])
 def test_a_radius_that_is_no_number(kind, written):
     with pytest.raises(
-        UserError, match=r"^radius: expected a finite number or a fraction such as 8/255, got "
+        UserError, match=r"^radius: .* is not a finite number or a fraction such as 8/255"
     ) as caught:
         kind(written)
     assert repr(written) in str(caught.value)

@@ -111,13 +111,22 @@ def chain(parser: ArgumentParser, arguments: list[str]) -> list[BaseException]:
         (["--stepz", "1"], "stepz: unknown setting; did you mean 'steps'?"),
         (["--layers", "[1]"], "layers: expected a whole number or a mapping or null, got '[1]'"),
         ([BUDGET, "--budget.steps", "x"], "budget.steps: expected a whole number, got 'x'"),
-        ([BUDGET, "--budget.rule", "sine"], "budget.rule: expected one of sign, gradient, got 'sine'"),
+        (
+            [BUDGET, "--budget.rule", "sine"],
+            "budget.rule: expected one of sign, gradient, got 'sine'",
+        ),
         (
             [BUDGET, "--budget.size", "8/0"],
             "budget.size: expected a finite number or a fraction such as 8/255 or null, got '8/0'",
         ),
-        ([BUDGET, "--budget.names", "a"], "budget.names: expected a list of strings or null, got 'a'"),
-        ([BUDGET, "--budget.stepz", "1"], "budget.stepz: unknown setting; did you mean 'budget.steps'?"),
+        (
+            [BUDGET, "--budget.names", "a"],
+            "budget.names: expected a list of strings or null, got 'a'",
+        ),
+        (
+            [BUDGET, "--budget.stepz", "1"],
+            "budget.stepz: unknown setting; did you mean 'budget.steps'?",
+        ),
         (
             [BUDGET, "--budget.region", "L3"],
             "budget.region: unknown name 'L3'; did you mean 'L2'? known: L2, Linf, Unbounded",
@@ -128,7 +137,7 @@ def chain(parser: ArgumentParser, arguments: list[str]) -> list[BaseException]:
         ),
         (["--group.steps", "x"], "group.steps: expected a whole number, got 'x'"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_names_the_setting_and_what_it_expects(arguments, message):
     with pytest.raises(UserError) as caught:
         parse(parser(), arguments)

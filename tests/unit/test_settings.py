@@ -80,7 +80,7 @@ def test_settings_of_a_part_are_settings_of_the_whole():
         (Search, {"steps": 1.5}, "place.name.steps: expected a whole number, got 1.5"),
         (Search, {"steps": True}, "place.name.steps: expected a whole number, got True"),
         (Search, {"steps": None}, "place.name.steps: expected a whole number, got None"),
-        (Search, {"steps": 1, "step_size": "8/0"}, "place.name.step_size: expected .* got '8/0'"),
+        (Search, {"steps": 1, "step_size": "8/0"}, "place.name.step_size: '8/0' is not"),
         (
             Search,
             {"steps": 1, "step_size": [1]},
@@ -98,7 +98,7 @@ def test_settings_of_a_part_are_settings_of_the_whole():
             "place.name.layers: expected a list of strings, got 'all'",
         ),
         (Search, {"steps": 1, "layers": [1]}, "place.name.layers"),
-        (Score, {"temperature": "hot"}, "place.name.temperature: expected .* got 'hot'"),
+        (Score, {"temperature": "hot"}, "place.name.temperature: 'hot' is not"),
         (
             Score,
             {"temperature": math.inf},
@@ -119,7 +119,7 @@ def test_settings_of_a_part_are_settings_of_the_whole():
             {"temperature": 10**5000},
             "place.name.temperature: expected a finite number, got an int",
         ),
-        (Score, {"temperature": "9" * 5000}, r"place.name.temperature: expected .* got '9+\.\.\.$"),
+        (Score, {"temperature": "9" * 5000}, r"place.name.temperature: '9+\.\.\. is not"),
         (Score, {"temperature": 0}, "place.name.temperature: 0 is not > 0"),
         (partial(over, score=Score), {"temperature": -1}, "place.name.temperature: -1 is not > 0"),
         (partial(over, score=Score), {"score": 3}, "place.name.score: no such setting"),
