@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from robust_ood.detectors.contract import Detector
-from robust_ood.detectors.fingerprints import digests
-from robust_ood.detectors.fitting import as_floats, device_of, unpack
+from robust_ood.detectors.fitting.image_keys import image_digests
+from robust_ood.detectors.fitting.passes import as_floats, device_of, unpack
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.metrics import auroc, fpr95
 from robust_ood.modes import evaluating
@@ -133,12 +133,17 @@ def _require_disjoint(
     validation: Mapping[str, Iterable[Any]], test_sets: Iterable[Iterable[Any]]
 ) -> None:
     tests = {
-        digest for loader in test_sets for batch in loader for digest in digests(unpack(batch)[0])
+        digest
+        for loader in test_sets
+        for batch in loader
+        for digest in image_digests(unpack(batch)[0])
     }
     if not tests:
         return
     for field, loader in validation.items():
-        shared = sum(digest in tests for batch in loader for digest in digests(unpack(batch)[0]))
+        shared = sum(
+            digest in tests for batch in loader for digest in image_digests(unpack(batch)[0])
+        )
         if shared:
             raise UserError(
                 f"{field}: {shared} of its images are in a test set; choose settings on other images"
