@@ -248,6 +248,6 @@ def test_unknown_names_and_settings(spec, message, make_net):
 
 
 def test_a_label_stands_once(make_net):
-    with pytest.raises(UserError, match="'msp' stands twice"):
+    with pytest.raises(UserError, match="'msp' is duplicated"):
         build_all(["msp", {"name": "msp", "temperature": 2.0}], make_net())
     assert build("msp", make_net(), temperature=3.0).temperature == 3
