@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood import losses
-from robust_ood.detectors import MSP, Detector
+from robust_ood.detectors import MSP, Detector, surface_of
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.models import outputs
 from robust_ood.perturb import JudgedObjective, Objective
@@ -31,7 +31,8 @@ ScoreObjectives = Callable[[Detector, Direction, Tensor], list[Objective]]
 
 def own_score(detector: Detector, direction: Direction, images: Tensor) -> list[Objective]:
     """Return the detector's surrogates, signed: the adaptive, white-box objectives."""
-    return [partial(_signed, direction, surrogate) for surrogate in detector.surrogates]
+    surrogates = surface_of(detector).surrogates
+    return [partial(_signed, direction, surrogate) for surrogate in surrogates]
 
 
 def unmoved_score(detector: Detector, direction: Direction, images: Tensor) -> list[Objective]:
@@ -41,7 +42,9 @@ def unmoved_score(detector: Detector, direction: Direction, images: Tensor) -> l
     Source: how the ALOE paper's Alg. 2 attacks Mahalanobis; its code differentiates the score and
     ignores the input noise.
     """
-    return own_score(detector.unmoved, direction, images)
+    surface = surface_of(detector)
+    surrogates = surface.surrogates if surface.unmoved is None else surface.unmoved
+    return [partial(_signed, direction, surrogate) for surrogate in surrogates]
 
 
 def softmax(detector: Detector, direction: Direction, images: Tensor) -> list[Objective]:

@@ -22,7 +22,7 @@ from robust_ood.attacks.objectives import (
     wrong_label_judged,
 )
 from robust_ood.attacks.precision import PRECISIONS, Precision, computed_in, resolve, rounds
-from robust_ood.detectors import Detector
+from robust_ood.detectors import Detector, surface_of
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.perturb import JudgedObjective, Minimum, Objective, both_values, minimize
 from robust_ood.randomness import generators
@@ -171,7 +171,7 @@ class PGD:
             nn.ModuleList(detector.networks) if self.objective in READ_CLASSIFIERS else detector
         )
         precision = resolve(self.precision, images, differentiated)
-        own = self.objective == "score" and detector.exact_surrogate
+        own = self.objective == "score" and surface_of(detector).exact
         judge: Objective | None = (
             None if own or self.keep != "best" else lambda x: direction * detector(x)
         )

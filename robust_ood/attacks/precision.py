@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robust_ood.detectors import Detector
+from robust_ood.detectors import Detector, surface_of
 from robust_ood.perturb import JudgedObjective, Objective
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -51,7 +51,8 @@ def resolve(setting: Precision, images: Tensor, target: nn.Module) -> str:
         return str(images.dtype).removeprefix("torch.")
     if setting != "auto":
         return setting
-    fragile = any(isinstance(part, Detector) and part.needs_float32 for part in target.modules())
+    detectors = [part for part in target.modules() if isinstance(part, Detector)]
+    fragile = any(surface_of(detector).needs_float32 for detector in detectors)
     return "bfloat16" if has_bfloat16(images.device) and not fragile else "float32"
 
 

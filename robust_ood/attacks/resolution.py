@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robust_ood.attacks.apply import Attack, Candidate, Settings
 from robust_ood.attacks.objectives import Direction
 from robust_ood.attacks.suite import Suite
-from robust_ood.detectors import Detector
+from robust_ood.detectors import AttackSurface, Detector, Surrogate, surface_of
 from robust_ood.errors import UserError
 
 
@@ -122,19 +122,10 @@ class _EnlargedDetector(Detector):
     def surrogate(self, images: Tensor) -> Tensor:
         return self.detector.surrogate(self.view(images))
 
-    @property
-    def exact_surrogate(self) -> bool:
-        return self.detector.exact_surrogate
+    def attack_surface(self) -> AttackSurface:
+        return surface_of(self.detector).map(lambda surrogate: partial(self._enlarged, surrogate))
 
-    @property
-    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        return tuple(partial(self._enlarged, surrogate) for surrogate in self.detector.surrogates)
-
-    @property
-    def unmoved(self) -> Detector:
-        return _EnlargedDetector(self.detector.unmoved, self.view)
-
-    def _enlarged(self, surrogate: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    def _enlarged(self, surrogate: Surrogate, images: Tensor) -> Tensor:
         return surrogate(self.view(images))
 
     @property

@@ -65,9 +65,15 @@ def report(arguments: Arguments = None) -> int:
     return _guarded("report", arguments)
 
 
+def search(arguments: Arguments = None) -> int:
+    """Choose detectors' settings: see `robust-ood search --help`. Returns the exit code."""
+    return _guarded("search", arguments)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train, validate or test a network (fit, validate, test)"),
     "evaluate": (evaluate, "score a saved network's detectors, clean and under attack"),
+    "search": (search, "choose detectors' settings on validation sets, as a config for evaluate"),
     "report": (report, "write an HTML page with tables and figures over folders of results"),
     "data": (data, "list, download, verify, preview and compare data sets"),
     "export": (export, "write a checkpoint's network as plain weights and a JSON description"),

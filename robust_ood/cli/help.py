@@ -84,6 +84,33 @@ example:
       --output results/aloe
 """
 
+SEARCH = """\
+usage: robust-ood search -c FILE --checkpoint FILE [--SETTING VALUE ...]
+
+Try the settings of detectors over ranges (the papers', or yours) on validation sets that share no image
+with the test sets. Prints the best, and writes detectors.yaml, a config for evaluate.py, and search.json
+with every trial.
+
+what a search needs:
+  -c, --config FILE      data: train (to fit), validation, validation_ood, and the test sets to keep apart
+  --checkpoint FILE      checkpoint of a training run, an export, or any file of weights (then also --net)
+  --output DIR           folder of detectors.yaml and search.json (default: search)
+
+what is often changed:
+  --detectors '[odin, {name: react, score: maxlogit, ranges: {percentile: [80, 90, 95]}}]'
+                         settings beside `ranges` stay fixed; without ranges, the papers' are tried
+  --metric fpr95         what is best: auroc (default) or fpr95
+  --attack '{name: pgd, radius: 8/255, steps: 10}'   choose by what survives it, with both sides attacked
+  --limit N              use only N images of each validation set
+  --device NAME          auto, cpu, cuda or cuda:N
+  --help-all             list every setting
+
+example:
+  robust-ood search -c configs/data/digits.yaml --checkpoint runs/digits_aloe/last.ckpt --output search
+  python evaluate.py -c configs/evaluate/digits.yaml -c search/detectors.yaml \\
+      --checkpoint runs/digits_aloe/last.ckpt --output results/chosen
+"""
+
 EXPORT = """\
 usage: robust-ood export --checkpoint FILE --output DIR [--format {pt,safetensors}]
 
@@ -101,7 +128,7 @@ example:
   robust-ood export --checkpoint runs/aloe/last.ckpt --output exports/aloe --format safetensors
 """
 
-HELP = {"train": TRAIN, "evaluate": EVALUATE, "export": EXPORT}
+HELP = {"train": TRAIN, "evaluate": EVALUATE, "search": SEARCH, "export": EXPORT}
 
 
 def print_all_settings(run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:

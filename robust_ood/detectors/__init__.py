@@ -1,9 +1,10 @@
 """Detectors: images to scores, higher = more in-distribution."""
 
 from robust_ood.detectors.activations import ASH, DICE, SCALE, ReAct
+from robust_ood.detectors.attack_surface import AttackSurface, Surrogate, surface_of
 from robust_ood.detectors.compose import DeepEnsemble, Mean, Resized, Standardize
 from robust_ood.detectors.contract import Detector, OutputsDetector, Wrapper
-from robust_ood.detectors.fitting import fit
+from robust_ood.detectors.fitting.passes import fit
 from robust_ood.detectors.gradients import GradNorm
 from robust_ood.detectors.gram import Gram
 from robust_ood.detectors.logits import Energy, MaxLogit, OutlierExposureScore
@@ -26,6 +27,7 @@ __all__ = [
     "PRO",
     "REGISTRY",
     "SCALE",
+    "AttackSurface",
     "DeepEnsemble",
     "Detector",
     "Energy",
@@ -46,10 +48,12 @@ __all__ = [
     "Resized",
     "SafeSpot",
     "Standardize",
+    "Surrogate",
     "ViM",
     "Wrapper",
     "build",
     "build_all",
     "fit",
     "search",
+    "surface_of",
 ]

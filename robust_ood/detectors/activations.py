@@ -5,7 +5,6 @@ have been changed.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -13,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.detectors.attack_surface import AttackSurface, surface_of
 from robust_ood.detectors.contract import Detector, OutputsDetector, full_precision
-from robust_ood.detectors.fitting import Pass, Rounds
+from robust_ood.detectors.fitting.passes import Pass, Rounds
+from robust_ood.detectors.fitting.quantiles import Quantile
+from robust_ood.detectors.fitting.statistics import Average
 from robust_ood.detectors.logits import Energy
-from robust_ood.detectors.quantiles import Quantile
-from robust_ood.detectors.statistics import Average
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs, find_head, outputs
 
@@ -57,17 +57,13 @@ class Shaped(OutputsDetector):
         """Return the wrapped surrogate of the changed forward pass."""
         return self.detector.surrogate_score(self.shape_smoothly(out))
 
-    @property
-    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """The wrapped surrogate of changed forward passes, then the wrapped detector's others, of
-        unchanged ones.
-        """
-        return (self.surrogate, *self.detector.surrogates[1:])
-
-    @property
-    def exact_surrogate(self) -> bool:
-        """Whether the wrapped surrogate is exact and the change differentiable as it is."""
-        return self.detector.exact_surrogate and type(self).shape_smoothly is Shaped.shape_smoothly
+    def attack_surface(self) -> AttackSurface:
+        """Return the surrogate of changed passes, then the wrapped one's others, of unchanged."""
+        wrapped = surface_of(self.detector)
+        differentiable = type(self).shape_smoothly is Shaped.shape_smoothly
+        return AttackSurface(
+            (self.surrogate, *wrapped.surrogates[1:]), exact=wrapped.exact and differentiable
+        )
 
     def learn(self) -> Rounds:
         """Fit the change, then the wrapped detector on changed forward passes."""
@@ -150,10 +146,6 @@ class ASH(Shaped):
         variant: "P", "B" or "S".
     """
 
-    needs_float32 = (
-        True  # which features are kept, and with them the score, jumps where rounding swaps two
-    )
-
     def __init__(
         self, scored: nn.Module, percentile: float = 90.0, variant: Literal["P", "B", "S"] = "S"
     ) -> None:
@@ -199,15 +191,16 @@ class ASH(Shaped):
             shaped = _scaled(pruned, features, pruned) if self.variant == "S" else pruned
             return self.detector.surrogate_score(_with_features(out, shaped))
 
-    @property
-    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """The score with hard choices, with soft ones, then the log-odds of the predicted class."""
-        return (self.surrogate, self.softly, self.confidence)
+    def attack_surface(self) -> AttackSurface:
+        """Return the score with hard choices, with soft ones, then the predicted class's log-odds.
 
-    @property
-    def exact_surrogate(self) -> bool:
-        """Whether the wrapped surrogate is exact, and what is kept is read as it is."""
-        return self.detector.exact_surrogate and self.variant != "B"
+        Which features are kept, and with them the score, jumps where rounding swaps two.
+        """
+        return AttackSurface(
+            (self.surrogate, self.softly, self.confidence),
+            exact=surface_of(self.detector).exact and self.variant != "B",
+            needs_float32=True,
+        )
 
 
 class SCALE(Shaped):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.detectors.attack_surface import AttackSurface, surface_of
 from robust_ood.detectors.contract import Detector, Wrapper
-from robust_ood.detectors.fitting import Pass, Rounds, Seen, together
-from robust_ood.detectors.statistics import ClassMoments
+from robust_ood.detectors.fitting.passes import Pass, Rounds, SeenBatch, together
+from robust_ood.detectors.fitting.statistics import ClassMoments
 from robust_ood.errors import UserError
 from robust_ood.models import find_head
 
@@ -51,7 +52,7 @@ class Standardize(Wrapper):
             )
         self.keep(mean=mean, std=std)
 
-    def _read(self, seen: Seen) -> tuple[Tensor, Tensor]:
+    def _read(self, seen: SeenBatch) -> tuple[Tensor, Tensor]:
         both = torch.stack(
             [self.detector(seen.images), self.detector.surrogate(seen.images)], dim=1
         )  # (N, 2)
@@ -65,22 +66,17 @@ class Standardize(Wrapper):
         """Return the standardised surrogate `(N,)`."""
         return self._scaled(self.detector.surrogate(images), 1)
 
-    @property
-    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """The standardised surrogate, then the wrapped detector's others."""
-        return (self.surrogate, *self.detector.surrogates[1:])
+    def attack_surface(self) -> AttackSurface:
+        """Return the standardised surrogate, then the wrapped detector's others.
 
-    @property
-    def unmoved(self) -> Detector:
-        """The wrapped detector without its movement, on the same scale: means and deviations stay
-        what they are.
+        Without the movement of the wrapped detector, mean and deviation stay what they are.
         """
-        still = self.detector.unmoved
-        if still is self.detector:
-            return self
-        scaled = Standardize(still)
-        scaled.keep(mean=self.learned("mean"), std=self.learned("std"))
-        return scaled
+        wrapped = surface_of(self.detector)
+        unmoved = None
+        if wrapped.unmoved is not None:
+            first, *others = wrapped.unmoved
+            unmoved = (lambda images: self._scaled(first(images), 1), *others)
+        return AttackSurface((self.surrogate, *wrapped.surrogates[1:]), wrapped.exact, unmoved)
 
     def _scaled(self, values: Tensor, place: int) -> Tensor:
         mean, std = (self.learned(name)[place].to(values) for name in ("mean", "std"))
@@ -114,22 +110,18 @@ class Mean(Detector):
         """Return the mean surrogate `(N,)`."""
         return torch.stack([member.surrogate(images) for member in self.inside]).mean(0)
 
-    @property
-    def exact_surrogate(self) -> bool:
-        """Whether the surrogate orders images as the score does: a mean of surrogates does for one
-        member only.
+    def attack_surface(self) -> AttackSurface:
+        """Return the mean of the surrogates, then the mean of the scores.
+
+        A mean of surrogates orders images as the score does for one member only.
         """
-        return len(self.detectors) == 1 and self.inside[0].exact_surrogate
-
-    @property
-    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """The mean of the surrogates, then the mean of the scores."""
-        return (self.surrogate, self)
-
-    @property
-    def unmoved(self) -> Detector:
-        """The mean of its members without their movements."""
-        return Mean(member.unmoved for member in self.inside)
+        surfaces = [surface_of(member) for member in self.inside]
+        exact = len(surfaces) == 1 and surfaces[0].exact
+        unmoved = None
+        if any(surface.unmoved is not None for surface in surfaces):
+            firsts = [(surface.unmoved or surface.surrogates)[0] for surface in surfaces]
+            unmoved = (lambda images: torch.stack([first(images) for first in firsts]).mean(0),)
+        return AttackSurface((self.surrogate, self), exact, unmoved)
 
 
 class Resized(nn.Module):
@@ -176,8 +168,6 @@ class DeepEnsemble(Detector):
             instance `[32, 224]`.
     """
 
-    exact_surrogate = True
-
     def __init__(
         self,
         networks: Iterable[nn.Module],
@@ -214,12 +204,14 @@ class DeepEnsemble(Detector):
             else self._log_odds(images)
         )
 
-    @property
-    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """The score's stand-in, then for entropy the log-odds, which have a slope where the
-        networks are undecided.
+    def attack_surface(self) -> AttackSurface:
+        """Return the score's stand-in, then for entropy the log-odds.
+
+        The log-odds have a slope where the networks are undecided.
         """
-        return (self.surrogate, self._log_odds) if self.kind == "entropy" else (self.surrogate,)
+        if self.kind == "entropy":
+            return AttackSurface((self.surrogate, self._log_odds), exact=True)
+        return AttackSurface((self.surrogate,), exact=True)
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood import losses
-from robust_ood.detectors.fitting import Pass, Rounds, Seen, Source, fit
-from robust_ood.detectors.statistics import Statistic
+from robust_ood.detectors.attack_surface import AttackSurface, OldName, surface_of
+from robust_ood.detectors.fitting.passes import Pass, Rounds, SeenBatch, Split, fit
+from robust_ood.detectors.fitting.statistics import Statistic
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs, find_head, outputs
 
@@ -20,18 +21,17 @@ if TYPE_CHECKING:
 
 
 class Detector(nn.Module, ABC):
-    """Images to scores: float32, finite, one per image, images independent of each other, higher =
-    in-distribution.
+    """Images to scores: float32, finite, one per image, higher = in-distribution.
 
-    A detector that needs in-distribution statistics names its buffers with `declare`, overrides
-    `learn` and reads them with `learned`. A detector whose score is not, or not usefully,
-    differentiable overrides `surrogate`.
-
-    needs_float32: whether attacks that differentiate it in bfloat16 are weaker than in float32;
-    they then keep to that.
+    Images do not influence one another. A detector that needs in-distribution statistics names its
+    buffers with `declare`, overrides `learn` and reads them with `learned`. A detector whose score
+    is not, or not usefully, differentiable overrides `surrogate`; one that knows more about how it
+    is attacked overrides `attack_surface`.
     """
 
-    needs_float32: bool = False
+    surrogates = OldName("surrogates", lambda surface: surface.surrogates)
+    exact_surrogate = OldName("exact_surrogate", lambda surface: surface.exact)
+    needs_float32 = OldName("needs_float32", lambda surface: surface.needs_float32)
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,39 +39,17 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
-        """Return scores `(N,)`, higher = more in-distribution, of images `(N, C, H, W)` in [0,
-        1].
-        """
+        """Return scores `(N,)`, higher = more in-distribution, of images `(N, C, H, W)`."""
 
     def surrogate(self, images: Tensor) -> Tensor:
-        """Return a differentiable stand-in for the score, `(N,)`, for attackers; the score itself
-        by default.
-        """
+        """Return a differentiable stand-in for the score, `(N,)`; the score itself by default."""
         scores: Tensor = self(images)
         return scores
 
-    @property
-    def exact_surrogate(self) -> bool:
-        """Whether the surrogate orders images exactly as the score does, so that no attack needs to
-        compare both.
-        """
-        return type(self).surrogate is Detector.surrogate
-
-    @property
-    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """All stand-ins that an attack should follow: `surrogate`, then others that may lead
-        further on some images.
-        """
-        return (self.surrogate,)
-
-    @property
-    def unmoved(self) -> Detector:
-        """The detector without its own movement of the images (ODIN, PRO, input noise); itself
-        where it has none.
-
-        Published attacks differentiate this one.
-        """
-        return self
+    def attack_surface(self) -> AttackSurface:
+        """Return what an attacker may use; by default the surrogate alone."""
+        exact = type(self).surrogate is Detector.surrogate
+        return AttackSurface((self.surrogate,), exact=exact)
 
     def fit(
         self,
@@ -80,60 +58,68 @@ class Detector(nn.Module, ABC):
         validation: Iterable[Any] | None = None,
         outliers: Iterable[Any] | None = None,
     ) -> Self:
-        """Learn from batches of images what the score needs, and return the detector; see
-        `detectors.fit`.
-        """
+        """Learn from batches of images what the score needs; see `detectors.fit`."""
         fit([self], loader, validation=validation, outliers=outliers)
         return self
 
     def learn(self) -> Rounds:
-        """Yield the passes over images that fitting needs, and keep what they give; none by
-        default.
+        """Yield the passes over images that fitting needs, and keep what they give.
+
+        No passes by default.
         """
         yield from ()
 
     @property
-    def learns_from(self) -> Mapping[Source, str]:
-        """What `learn` reads besides in-distribution images, and in words what it does without
-        them.
-        """
-        return {source: text for part in self.inside for source, text in part.learns_from.items()}
+    def learns_from(self) -> Mapping[Split, str]:
+        """What `learn` reads besides training images, and in words what it does without."""
+        learned: dict[Split, str] = {}
+        for detector in self.inside:
+            learned.update(detector.learns_from)
+        return learned
 
     @property
     def fitted(self) -> bool:
-        """Whether everything that this detector and those inside it must learn has been learned or
-        loaded.
-        """
-        own = all(self.get_buffer(name).numel() for name in self.declared)
-        return own and all(part.fitted for part in self.inside)
+        """Whether this detector and those inside it have learned, or loaded, all they need."""
+        learned = all(self.get_buffer(name).numel() for name in self.declared)
+        return learned and all(detector.fitted for detector in self.inside)
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """The classifiers that the score reads, each once: what the published softmax attacks
-        differentiate.
+        """The classifiers that the score reads, each once.
+
+        The published softmax attacks differentiate them.
         """
-        return tuple({id(net): net for part in self.inside for net in part.networks}.values())
+        by_identity: dict[int, nn.Module] = {}
+        for detector in self.inside:
+            for net in detector.networks:
+                by_identity[id(net)] = net
+        return tuple(by_identity.values())
 
     @property
     def inside(self) -> list[Detector]:
         """The detectors that this one is made of: its children, and those in a list among them."""
-        lists = [child for child in self.children() if isinstance(child, nn.ModuleList)]
-        found = [*self.children(), *(part for one in lists for part in one)]
-        return [part for part in found if isinstance(part, Detector)]
+        candidates = list(self.children())
+        for child in self.children():
+            if isinstance(child, nn.ModuleList):
+                candidates.extend(child)
+        return [candidate for candidate in candidates if isinstance(candidate, Detector)]
 
     def declare(self, *names: str) -> None:
-        """Make empty buffers for what `learn` will keep; `state_dict` saves them, loading gives
-        them their shape.
+        """Make empty buffers for what `learn` will keep.
+
+        `state_dict` saves them, and loading gives them their shape.
         """
         self.declared += names
         for name in names:
             self.register_buffer(name, torch.empty(0))
 
     def keep(self, **learned: Tensor) -> None:
-        """Store tensors of any shape on the network's device, in float64 for a float64 network and
-        else in float32.
+        """Store tensors of any shape on the network's device.
+
+        They are float64 for a float64 network, else float32.
         """
-        like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
+        floating = (weight for weight in self.parameters() if weight.is_floating_point())
+        like = next(floating, torch.empty(0))
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         for name, value in learned.items():
             # Contiguous, as it will be after loading: products of other memory layouts differ in
@@ -142,13 +128,15 @@ class Detector(nn.Module, ABC):
             setattr(self, name, plain.to(like.device, dtype if value.is_floating_point() else None))
 
     def learned(self, name: str) -> Tensor:
-        """Return what was learned under that name, of any shape, or raise `UserError` where nothing
-        has been fitted.
+        """Return what was learned under that name, of any shape.
+
+        Raises: `UserError` where nothing has been fitted.
         """
         value = self.get_buffer(name)
         if not value.numel():
             raise UserError(
-                f"{type(self).__name__}: not fitted; call fit(loader) with in-distribution images, or load its state"
+                f"{type(self).__name__}: not fitted; call fit(loader) with in-distribution images, "
+                "or load its state"
             )
         return value
 
@@ -160,66 +148,69 @@ class Detector(nn.Module, ABC):
         Raises: `UserError` for the state of another detector or network; the first differing keys
         are named.
         """
-        own, learned = self.state_dict(), self._declared_keys()
-        differing = [key for key in own if key not in state_dict] + [
-            key for key in state_dict if key not in own
-        ]
-        differing += [
-            key
-            for key in own.keys() & (state_dict.keys() - learned)
-            if not _alike(own[key], state_dict[key])
-        ]
+        differing = self._differing_keys(state_dict)
         if differing and strict:
-            shown = ", ".join(sorted(differing)[:3]) + (", ..." if len(differing) > 3 else "")
-            over = ", ".join(type(net).__name__ for net in self.networks)
+            shown = ", ".join(sorted(differing)[:3])
+            if len(differing) > 3:
+                shown += ", ..."
+            networks = ", ".join(type(net).__name__ for net in self.networks)
             raise UserError(
-                f"{type(self).__name__}: the state is of another detector or network than this one over {over}: "
-                f"{len(differing)} entries differ or are missing ({shown})"
+                f"{type(self).__name__}: the state is of another detector or network than this "
+                f"one over {networks}: {len(differing)} entries differ or are missing ({shown})"
             )
         return super().load_state_dict(state_dict, strict, assign)
 
+    def _differing_keys(self, state_dict: Mapping[str, Any]) -> list[str]:
+        """Return the keys that only one side has, and those whose values do not fit."""
+        current = self.state_dict()
+        # The shapes of learned buffers are the state's to determine.
+        learned = self._declared_keys()
+        differing = [key for key in current if key not in state_dict]
+        for key, value in state_dict.items():
+            if key not in current or (key not in learned and not _alike(current[key], value)):
+                differing.append(key)
+        return differing
+
     def _declared_keys(self) -> set[str]:
-        """Return the keys of all learned buffers, whose shapes a state determines."""
-        return {
-            f"{prefix}.{name}".lstrip(".")
-            for prefix, part in self.named_modules()
-            if isinstance(part, Detector)
-            for name in part.declared
-        }
+        keys: set[str] = set()
+        for prefix, module in self.named_modules():
+            if isinstance(module, Detector):
+                keys.update(f"{prefix}.{name}".lstrip(".") for name in module.declared)
+        return keys
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
         for name in self.declared:
             saved = state_dict.get(prefix + name)
             if isinstance(saved, Tensor):
-                own = self.get_buffer(name)
-                setattr(self, name, torch.empty(saved.shape, device=own.device, dtype=saved.dtype))
+                device = self.get_buffer(name).device
+                setattr(self, name, torch.empty(saved.shape, device=device, dtype=saved.dtype))
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 
 def full_precision(images: Tensor) -> torch.autocast:
-    """Return a context without autocast: the network may run in half precision, distances and
-    softmaxes may not.
+    """Return a context without autocast.
+
+    The network may run in half precision; distances and softmaxes may not.
     """
     return torch.autocast(images.device.type, enabled=False)
 
 
 def widened(out: Outputs) -> Outputs:
-    """Return a forward pass in float32 or wider: many operations, and many scores, do not bear half
-    precision.
+    """Return a forward pass in float32 or wider.
+
+    Many operations, and many scores, do not work in half precision.
     """
-    maps = {name: losses.wide(one) for name, one in out.maps.items()}
+    maps = {name: losses.wide(feature_map) for name, feature_map in out.maps.items()}
     return out._replace(
         logits=losses.wide(out.logits), features=losses.wide(out.features), maps=maps
     )
 
 
-def _alike(own: Any, other: Any) -> bool:
-    """Whether a loaded entry can take the place of an own one: a tensor of its shape, or the same
-    setting.
-    """
-    if isinstance(own, Tensor) and isinstance(other, Tensor):
-        return own.shape == other.shape
-    return bool(own == other)
+def _alike(current: Any, loaded: Any) -> bool:
+    """Whether a loaded entry fits: a tensor of the same shape, or the same setting."""
+    if isinstance(current, Tensor) and isinstance(loaded, Tensor):
+        return current.shape == loaded.shape
+    return bool(current == loaded)
 
 
 class OutputsDetector(Detector):
@@ -243,15 +234,11 @@ class OutputsDetector(Detector):
         """Return scores `(N,)`, float32, higher = more in-distribution, of a forward pass."""
 
     def surrogate_score(self, out: Outputs) -> Tensor:
-        """Return the differentiable stand-in, `(N,)`, of a forward pass; the score itself by
-        default.
-        """
+        """Return the differentiable stand-in, `(N,)`, of a forward pass; by default the score."""
         return self.score(out)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return scores `(N,)`, higher = more in-distribution, of images `(N, C, H, W)` in [0,
-        1].
-        """
+        """Return scores `(N,)`, higher = more in-distribution, of images `(N, C, H, W)`."""
         out = outputs(self.net, images, self.layers)
         with full_precision(images):
             return self.score(widened(out))
@@ -262,10 +249,10 @@ class OutputsDetector(Detector):
         with full_precision(images):
             return self.surrogate_score(widened(out))
 
-    @property
-    def exact_surrogate(self) -> bool:
-        """Whether the surrogate orders images exactly as the score does."""
-        return type(self).surrogate_score is OutputsDetector.surrogate_score
+    def attack_surface(self) -> AttackSurface:
+        """Return what an attacker may use; by default the surrogate alone."""
+        exact = type(self).surrogate_score is OutputsDetector.surrogate_score
+        return AttackSurface((self.surrogate,), exact=exact)
 
     def confidence(self, images: Tensor) -> Tensor:
         """Return the log-odds of the predicted class, `(N,)`.
@@ -288,8 +275,8 @@ class OutputsDetector(Detector):
         """Raise `UserError` where a state was learned from other layers."""
         if state != self.get_extra_state():
             raise UserError(
-                f"{type(self).__name__}: the state was learned from the layers {state.get('layers')}, "
-                f"this detector reads {list(self.layers)}"
+                f"{type(self).__name__}: the state was learned from the layers "
+                f"{state.get('layers')}, this detector reads {list(self.layers)}"
             )
 
     @property
@@ -300,13 +287,11 @@ class OutputsDetector(Detector):
     def reading(
         self,
         statistic: Statistic,
-        read: Callable[[Seen], tuple[Tensor, ...]],
-        source: Source = "inliers",
+        read: Callable[[SeenBatch], tuple[Tensor, ...]],
+        split: Split = "inliers",
     ) -> Pass:
-        """Return a pass of the classifier whose outputs `read` turns into what the statistic
-        adds.
-        """
-        return Pass(statistic, read, self.net, self.layers, source=source)
+        """Return a pass whose outputs `read` turns into what the statistic adds."""
+        return Pass(statistic, read, self.net, self.layers, split=split)
 
 
 class Wrapper(Detector):
@@ -320,12 +305,12 @@ class Wrapper(Detector):
         super().__init__()
         self.detector = detector
 
-    @property
-    def exact_surrogate(self) -> bool:
-        """Whether the wrapped detector's surrogate is exact: a wrapper asks it at the very point it
-        scores.
+    def attack_surface(self) -> AttackSurface:
+        """Return what an attacker may use: the surrogate, exact where the wrapped one is.
+
+        A wrapper asks the wrapped detector at the very point that it scores.
         """
-        return self.detector.exact_surrogate
+        return AttackSurface((self.surrogate,), exact=surface_of(self.detector).exact)
 
     def learn(self) -> Rounds:
         """Fit the wrapped detector."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import OutputsDetector
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs
@@ -57,10 +56,9 @@ class GradNorm(OutputsDetector):
         product = self._features(out) * self._peakedness(out)
         return product.clamp_min(1e-30).log() + _SHARE * odds
 
-    @property
-    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """The surrogate, the score itself, then the log-odds of the predicted class."""
-        return (self.surrogate, self, self.confidence)
+    def attack_surface(self) -> AttackSurface:
+        """Return the surrogate, the score itself, then the log-odds of the predicted class."""
+        return AttackSurface((self.surrogate, self, self.confidence))
 
     def _features(self, out: Outputs) -> Tensor:
         return losses.wide(out.features).abs().sum(1)

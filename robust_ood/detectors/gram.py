@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import OutputsDetector
-from robust_ood.detectors.fingerprints import fingerprints
-from robust_ood.detectors.fitting import Rounds, Seen
+from robust_ood.detectors.fitting.image_keys import image_keys
+from robust_ood.detectors.fitting.passes import Rounds, SeenBatch
+from robust_ood.detectors.fitting.statistics import Average, ClassExtremes, require_all
 from robust_ood.detectors.layers import PENULTIMATE, Layers, named
-from robust_ood.detectors.statistics import Average, ClassExtremes, require_all
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs
 
@@ -48,8 +49,6 @@ class Gram(OutputsDetector):
         classes: which class an image is fitted to.
         held_out: the share of images that estimates the mean deviations, in (0, 1).
     """
-
-    needs_float32 = True  # beyond an end near zero, a difference as small as bfloat16's rounding counts for thousands
 
     def __init__(
         self,
@@ -111,13 +110,15 @@ class Gram(OutputsDetector):
             self._deviations(out, _SLOPE) / self.learned("expected").to(out.logits.device)
         ).sum(1)
 
-    @property
-    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """The sloped score, then the log-odds of the predicted class, which chooses the range."""
-        return (self.surrogate, self.confidence)
+    def attack_surface(self) -> AttackSurface:
+        """Return the sloped score, then the log-odds of the class that chooses the range.
 
-    def _statistics(self, seen: Seen, held_out: bool) -> tuple[Tensor, Tensor]:
-        chosen = (fingerprints(seen.images) % 1_000_000 < self.held_out * 1_000_000) == held_out
+        Beyond an end near zero, a difference as small as bfloat16's rounding counts for thousands.
+        """
+        return AttackSurface((self.surrogate, self.confidence), needs_float32=True)
+
+    def _statistics(self, seen: SeenBatch, held_out: bool) -> tuple[Tensor, Tensor]:
+        chosen = (image_keys(seen.images) % 1_000_000 < self.held_out * 1_000_000) == held_out
         labels = (
             seen.out.logits.argmax(1)
             if self.classes == "predicted"
@@ -125,8 +126,8 @@ class Gram(OutputsDetector):
         )
         return torch.cat(self._grams(seen.out), dim=1)[chosen], labels[chosen]
 
-    def _held_out_deviations(self, seen: Seen) -> tuple[Tensor]:
-        chosen = fingerprints(seen.images) % 1_000_000 < self.held_out * 1_000_000
+    def _held_out_deviations(self, seen: SeenBatch) -> tuple[Tensor]:
+        chosen = image_keys(seen.images) % 1_000_000 < self.held_out * 1_000_000
         return (self._deviations(seen.out, 0.0)[chosen],)
 
     def _deviations(self, out: Outputs, slope: float) -> Tensor:

@@ -39,8 +39,7 @@ class Energy(OutputsDetector):
 
 
 class OutlierExposureScore(OutputsDetector):
-    """The cross-entropy from the uniform distribution to the softmax, `logsumexp(z) - mean(z)`, >=
-    log K.
+    """The cross-entropy from uniform to the softmax, `logsumexp(z) - mean(z)`, >= log K.
 
     Source: Hendrycks et al. 2019 (outlier exposure): the score of their code for networks trained
     with their loss. Theirs counts OOD as positive and is `mean(z) - logsumexp(z)`, largest where

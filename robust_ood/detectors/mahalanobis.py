@@ -4,25 +4,30 @@ input noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import (
-    Detector,
     OutputsDetector,
     Wrapper,
     full_precision,
     widened,
 )
-from robust_ood.detectors.fitting import Rounds, Source
-from robust_ood.detectors.gaussians import Shrinkage, nearest_center, squared_lengths, whitening
+from robust_ood.detectors.fitting.gaussians import (
+    Shrinkage,
+    nearest_center,
+    squared_lengths,
+    whitening,
+)
+from robust_ood.detectors.fitting.passes import Rounds, Split
+from robust_ood.detectors.fitting.regression import Columns, LayerRegression
+from robust_ood.detectors.fitting.statistics import ClassMoments
 from robust_ood.detectors.layers import PENULTIMATE, Layers, named, vectors
-from robust_ood.detectors.regression import Columns, LayerRegression
-from robust_ood.detectors.statistics import ClassMoments
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs, outputs
 from robust_ood.modes import ordinary
@@ -68,7 +73,7 @@ class Mahalanobis(OutputsDetector):
         self.declare("weights", "bias")
 
     @property
-    def learns_from(self) -> Mapping[Source, str]:
+    def learns_from(self) -> Mapping[Split, str]:
         """Auxiliary outliers, for the weights of several layers."""
         return {"outliers": "its layers all count alike"} if len(self.read) > 1 else {}
 
@@ -87,7 +92,7 @@ class Mahalanobis(OutputsDetector):
         def reader(layer: str) -> Any:
             return lambda seen: (vectors(seen.out, layer), seen.classes(self.num_classes))
 
-        regression = LayerRegression(self, columns)
+        regression = LayerRegression(self, len(self.read), columns)
         choosing = regression.choose() if len(self.read) > 1 else []
         yield [
             *(
@@ -227,20 +232,10 @@ class LayerNoise(Wrapper):
         """Fit the wrapped detector; its layers' weights from the scores at moved images."""
         yield from self.detector.learn_with(self._layer_scores)
 
-    @property
-    def exact_surrogate(self) -> bool:
-        """Whether the surrogate orders images as the score does: it has the score's value."""
-        return True
-
-    @property
-    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """Its own stand-in, then the score without noise."""
-        return (self.surrogate, self.detector.surrogate)
-
-    @property
-    def unmoved(self) -> Detector:
-        """The wrapped detector."""
-        return self.detector
+    def attack_surface(self) -> AttackSurface:
+        """Return its own stand-in, which has the score's value, then the score without noise."""
+        wrapped = self.detector.surrogate
+        return AttackSurface((self.surrogate, wrapped), exact=True, unmoved=(wrapped,))
 
     def _layer_scores(self, images: Tensor) -> list[Tensor]:
         return [self._layer_score(images, place) for place in range(len(self.detector.read))]

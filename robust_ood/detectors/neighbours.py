@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import OutputsDetector
-from robust_ood.detectors.fingerprints import fingerprints
-from robust_ood.detectors.fitting import Rounds
-from robust_ood.detectors.statistics import Sample
+from robust_ood.detectors.fitting.image_keys import image_keys
+from robust_ood.detectors.fitting.passes import Rounds
+from robust_ood.detectors.fitting.statistics import Sample
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs
 
@@ -35,12 +36,6 @@ class KNN(OutputsDetector):
         normalize: bring features to unit length first, as the paper does.
     """
 
-    needs_float32 = (
-        True  # which row is the k-th nearest, and with it the gradient, turns on small differences
-    )
-
-    exact_surrogate = True
-
     def __init__(
         self,
         net: nn.Module,
@@ -59,7 +54,7 @@ class KNN(OutputsDetector):
         """Keep the features of the images, or of a sample of them, by one pass."""
         sample = Sample(self.bank_size)
         yield [
-            self.reading(sample, lambda seen: (self._prepare(seen.out), fingerprints(seen.images)))
+            self.reading(sample, lambda seen: (self._prepare(seen.out), image_keys(seen.images)))
         ]
         if len(sample.rows) < self.neighbours:
             raise UserError(
@@ -77,6 +72,13 @@ class KNN(OutputsDetector):
         """Return minus the squared distance to the k-th neighbour."""
         features, neighbour = self._neighbour(out)
         return -(features - neighbour).square().sum(1)
+
+    def attack_surface(self) -> AttackSurface:
+        """Return the squared distance, in float32.
+
+        Which row is the k-th nearest, and with it the gradient, turns on small differences.
+        """
+        return AttackSurface((self.surrogate,), exact=True, needs_float32=True)
 
     def _prepare(self, out: Outputs) -> Tensor:
         features = losses.wide(out.features)

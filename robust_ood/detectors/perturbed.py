@@ -8,13 +8,13 @@ very point where the detector reads it.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from robust_ood.detectors.attack_surface import AttackSurface, surface_of
 from robust_ood.detectors.contract import Detector, Wrapper
 from robust_ood.detectors.softmax import MSP
 from robust_ood.errors import UserError
@@ -37,20 +37,18 @@ class Moved(Wrapper):
         """
         return self.detector.surrogate(self._straight_through(images))
 
-    @property
-    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """Its own stand-in, then the wrapped detector's at the unmoved image.
+    def attack_surface(self) -> AttackSurface:
+        """Return its own stand-in, then those of the wrapped detector at the unmoved image.
 
         Where the movement crosses a class boundary, the own gradient raises now one class and now
-        the other, and an attack that follows it alone can end weaker than one transferred from the
+        another. An attack that follows it alone can end weaker than one transferred from the
         wrapped detector.
         """
-        return (self.surrogate, *self.detector.surrogates)
-
-    @property
-    def unmoved(self) -> Detector:
-        """The wrapped detector, without movements of its own."""
-        return self.detector.unmoved
+        wrapped = surface_of(self.detector)
+        unmoved = wrapped.unmoved
+        if unmoved is None:
+            unmoved = wrapped.surrogates
+        return AttackSurface((self.surrogate, *wrapped.surrogates), wrapped.exact, unmoved)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the wrapped detector's scores `(N,)` at the moved images."""

@@ -1,23 +1,26 @@
-"""Short names of detectors, for configs and the command line, with their papers and the ranges that
-those search.
+"""Names of detectors, for configs and the command line, with papers and the ranges searched there.
+
+A detector of a network is made from the network and its settings. A wrapper is made from a score of
+the network, which `score` names as a config does; settings that the wrapper itself does not have
+are those of its score: `{name: pro-gen, steps: 5, gamma: 0.1}`.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from torch import nn
 
-from robust_ood.detectors.activations import ASH, DICE, SCALE, ReAct
+from robust_ood.deprecation import warn_renamed
+from robust_ood.detectors.activations import ASH, DICE, SCALE, ReAct, Shaped
 from robust_ood.detectors.compose import DeepEnsemble, Mean, Standardize
-from robust_ood.detectors.contract import Detector
+from robust_ood.detectors.contract import Detector, Wrapper
 from robust_ood.detectors.gradients import GradNorm
 from robust_ood.detectors.gram import Gram
-from robust_ood.detectors.layers import Layers
 from robust_ood.detectors.logits import Energy, MaxLogit, OutlierExposureScore
 from robust_ood.detectors.mahalanobis import (
     MAGNITUDES,
@@ -32,195 +35,217 @@ from robust_ood.detectors.softmax import GEN, MSP, Entropy, KLMatching
 from robust_ood.detectors.subspace import Residual, ViM
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.models import load_network
-from robust_ood.settings import configured
+from robust_ood.settings import (
+    PartSpec,
+    UnknownSettingError,
+    configured,
+    import_path,
+    read_part,
+)
 
-Spec = str | Mapping[str, Any]
-Grid = Mapping[str, Sequence[Any]]
+Ranges = Mapping[str, Sequence[Any]]
+"""Values to try, by setting."""
 
 
-class Entry(NamedTuple):
-    """A registered detector: how to make it from a network, the paper it is from, and the ranges
-    searched there.
+@dataclass(frozen=True)
+class Registered:
+    """A registered detector.
+
+    Args:
+        make: the class or function; its first argument is the network or, of a wrapper, the score.
+        paper: where it is from.
+        ranges: the ranges of its settings that the paper, or OpenOOD, searches.
+        score: of a wrapper, the score that it takes where the config names none.
+        defaults: settings under this name that differ from the class's own.
     """
 
     make: Callable[..., Detector]
     paper: str
-    grid: Grid = MappingProxyType({})
+    ranges: Ranges = field(default_factory=dict)
+    score: PartSpec | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def grid(self) -> Ranges:
+        """The old name of `ranges`."""
+        warn_renamed("REGISTRY[...].grid", "REGISTRY[...].ranges")
+        return self.ranges
+
+    def build(self, place: str, net: nn.Module, settings: Mapping[str, Any]) -> Detector:
+        """Return the detector of a network.
+
+        Args:
+            place: the config field, for messages.
+            net: classifier.
+            settings: what the config says of it.
+        """
+        given = {**self.defaults, **settings}
+        if self.score is None:
+            return configured(place, self.make, net, settings=given)
+        score = given.pop("score", self.score)
+        known = list(inspect.signature(self.make).parameters)[1:]
+        own = {name: value for name, value in given.items() if name in known}
+        of_score = {name: value for name, value in given.items() if name not in known}
+        try:
+            wrapped = _nested("score", score, net, of_score)
+        except UnknownSettingError as error:
+            raise UnknownSettingError(place, error.name, [*error.known, *known]) from error
+        except UserError as error:
+            raise UserError(f"{place}.{error}" if place else str(error)) from error
+        return configured(place, self.make, wrapped, settings=own)
 
 
-def pro(
-    net: nn.Module,
-    score: Spec = "msp",
-    steps: int = 3,
-    step_size: float = 1e-3,
-    clip: bool = False,
-    units: Literal["pixels", "normalised"] = "pixels",
-    **settings: Any,
-) -> PRO:
-    """Return PRO over a score of a network; `settings` go to the score."""
-    return PRO(
-        _built("score", score, net, settings),
-        steps=steps,
-        step_size=step_size,
-        clip=clip,
-        units=units,
-    )
-
-
-def over(
-    net: nn.Module, wrapper: Callable[..., Detector], score: Spec = "energy", **settings: Any
-) -> Detector:
-    """Return a wrapper of a score of a network, which `score` names as a config does."""
-    return wrapper(_built("score", score, net), **settings)
-
-
-def all_layers(
-    net: nn.Module, layers: Layers = "all", magnitude: float = 0.0014, **settings: Any
-) -> LayerNoise:
-    """Return ALOE's Mahalanobis detector: all the network's layers, each read after a step of its
-    own.
-    """
-    return LayerNoise(configured("", Mahalanobis, net, layers, settings=settings), magnitude)
-
-
-def mean(net: nn.Module, scores: Sequence[Spec] = ("msp", "mahalanobis")) -> Mean:
+def mean(net: nn.Module, scores: Sequence[PartSpec] = ("msp", "mahalanobis")) -> Mean:
     """Return the mean of standardised scores of a network, each named as a config does."""
-    return Mean([Standardize(_built("scores", score, net)) for score in scores])
+    return Mean([Standardize(_nested("scores", score, net)) for score in scores])
 
 
-def ensemble(net: nn.Module, checkpoints: Sequence[Path | str], **settings: Any) -> DeepEnsemble:
-    """Return the ensemble of a network and those of other checkpoints."""
-    networks = [net, *(load_network(Path(path)) for path in checkpoints)]
-    return configured("", DeepEnsemble, networks, settings=settings)
+def ensemble(
+    net: nn.Module,
+    checkpoints: Sequence[Path | str],
+    score: Literal["entropy", "msp"] = "entropy",
+    sizes: Sequence[int | None] | None = None,
+) -> DeepEnsemble:
+    """Return the ensemble of a network and those of other checkpoints; see `DeepEnsemble`."""
+    networks = [net]
+    for checkpoint in checkpoints:
+        networks.append(load_network(Path(checkpoint)))
+    return DeepEnsemble(networks, score, sizes)
 
 
-_SHAPING = (65, 70, 75, 80, 85, 90, 95)
-_PRO: Grid = {"step_size": (1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 5e-3), "steps": (1, 2, 3, 5)}
-_PRO_GEN: Grid = {
+_PERCENTILES = {"percentile": (65, 70, 75, 80, 85, 90, 95)}
+_PRO: Ranges = {"step_size": (1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 5e-3), "steps": (1, 2, 3, 5)}
+_PRO_GEN: Ranges = {
     "gamma": (0.01, 0.1, 0.3, 0.5),
     "top": (10, 50, 100),
     "step_size": (3e-4, 5e-4, 8e-4, 10e-4),
     "steps": (1, 2, 3, 5),
 }
+_GEN: Ranges = {
+    "gamma": (0.01, 0.1, 0.5, 1, 2, 5, 10),
+    "top": (10, 50, 100, 200, 500, 1000),
+}
+_ODIN: Ranges = {"temperature": (1, 10, 100, 1000), "magnitude": (0.0004, 0.0014, 0.0028)}
 
-REGISTRY: dict[str, Entry] = {
-    "msp": Entry(MSP, "Hendrycks and Gimpel 2017"),
-    "msp-t": Entry(partial(MSP, temperature="fit"), "Guo et al. 2017"),
-    "entropy": Entry(Entropy, "Hendrycks and Gimpel 2017; PRO Sec. 5.1"),
-    "gen": Entry(
-        GEN,
-        "Liu et al. 2023",
-        {"gamma": (0.01, 0.1, 0.5, 1, 2, 5, 10), "top": (10, 50, 100, 200, 500, 1000)},
+REGISTRY: dict[str, Registered] = {
+    # of the softmax and the logits
+    "msp": Registered(MSP, "Hendrycks and Gimpel 2017"),
+    "msp-t": Registered(MSP, "Guo et al. 2017", defaults={"temperature": "fit"}),
+    "entropy": Registered(Entropy, "Hendrycks and Gimpel 2017; PRO Sec. 5.1"),
+    "gen": Registered(GEN, "Liu et al. 2023", _GEN),
+    "maxlogit": Registered(MaxLogit, "Hendrycks et al. 2022"),
+    "energy": Registered(Energy, "Liu et al. 2020"),
+    "oe-score": Registered(OutlierExposureScore, "Hendrycks et al. 2019"),
+    "kl-matching": Registered(KLMatching, "Hendrycks et al. 2022"),
+    # of features
+    "mahalanobis": Registered(Mahalanobis, "Lee et al. 2018; ALOE Eq. 8; Fort Eq. 3-4"),
+    "mahalanobis-layers": Registered(
+        LayerNoise,
+        "Lee et al. 2018; ALOE Eq. 8-10",
+        {"magnitude": MAGNITUDES},
+        score={"name": "mahalanobis", "layers": "all"},
+        defaults={"magnitude": 0.0014},
     ),
-    "maxlogit": Entry(MaxLogit, "Hendrycks et al. 2022"),
-    "energy": Entry(Energy, "Liu et al. 2020"),
-    "oe-score": Entry(OutlierExposureScore, "Hendrycks et al. 2019"),
-    "kl-matching": Entry(KLMatching, "Hendrycks et al. 2022"),
-    "mahalanobis": Entry(Mahalanobis, "Lee et al. 2018; ALOE Eq. 8; Fort Eq. 3-4"),
-    "mahalanobis-layers": Entry(
-        all_layers, "Lee et al. 2018; ALOE Eq. 8-10", {"magnitude": MAGNITUDES}
-    ),
-    "relative-mahalanobis": Entry(RelativeMahalanobis, "Ren et al. 2021; Fort Eq. 5"),
-    "knn": Entry(KNN, "Sun et al. 2022", {"neighbours": (50, 100, 200, 500, 1000)}),
-    "vim": Entry(ViM, "Wang et al. 2022", {"dimensions": (16, 32, 64, 128, 256, 512)}),
-    "residual": Entry(Residual, "Wang et al. 2022"),
-    "gram": Entry(Gram, "Sastry and Oore 2020"),
-    "react": Entry(
-        partial(over, wrapper=ReAct), "Sun et al. 2021", {"percentile": (85, 90, 95, 99)}
-    ),
-    "ash-p": Entry(
-        partial(over, wrapper=partial(ASH, variant="P")),
-        "Djurisic et al. 2023",
-        {"percentile": _SHAPING},
-    ),
-    "ash-b": Entry(
-        partial(over, wrapper=partial(ASH, variant="B")),
-        "Djurisic et al. 2023",
-        {"percentile": _SHAPING},
-    ),
-    "ash-s": Entry(
-        partial(over, wrapper=partial(ASH, variant="S")),
-        "Djurisic et al. 2023",
-        {"percentile": _SHAPING},
-    ),
-    "scale": Entry(partial(over, wrapper=SCALE), "Xu et al. 2024", {"percentile": _SHAPING}),
-    "dice": Entry(
-        partial(over, wrapper=DICE), "Sun and Li 2022", {"percentile": (10, 30, 50, 70, 90)}
-    ),
-    "gradnorm": Entry(GradNorm, "Huang et al. 2021"),
-    "odin": Entry(
-        ODIN,
-        "Liang et al. 2018; ALOE Eq. 6-7",
-        {"temperature": (1, 10, 100, 1000), "magnitude": (0.0004, 0.0014, 0.0028)},
-    ),
-    "input-noise": Entry(
-        partial(over, wrapper=partial(InputNoise, magnitude=0.0014), score="mahalanobis"),
+    "relative-mahalanobis": Registered(RelativeMahalanobis, "Ren et al. 2021; Fort Eq. 5"),
+    "knn": Registered(KNN, "Sun et al. 2022", {"neighbours": (50, 100, 200, 500, 1000)}),
+    "vim": Registered(ViM, "Wang et al. 2022", {"dimensions": (16, 32, 64, 128, 256, 512)}),
+    "residual": Registered(Residual, "Wang et al. 2022"),
+    "gram": Registered(Gram, "Sastry and Oore 2020"),
+    # of changed features or weights
+    "react": Registered(ReAct, "Sun et al. 2021", {"percentile": (85, 90, 95, 99)}, "energy"),
+    "ash-p": Registered(ASH, "Djurisic et al. 2023", _PERCENTILES, "energy", {"variant": "P"}),
+    "ash-b": Registered(ASH, "Djurisic et al. 2023", _PERCENTILES, "energy", {"variant": "B"}),
+    "ash-s": Registered(ASH, "Djurisic et al. 2023", _PERCENTILES, "energy", {"variant": "S"}),
+    "scale": Registered(SCALE, "Xu et al. 2024", _PERCENTILES, "energy"),
+    "dice": Registered(DICE, "Sun and Li 2022", {"percentile": (10, 30, 50, 70, 90)}, "energy"),
+    # of gradients
+    "gradnorm": Registered(GradNorm, "Huang et al. 2021"),
+    # of moved images
+    "odin": Registered(ODIN, "Liang et al. 2018; ALOE Eq. 6-7", _ODIN),
+    "input-noise": Registered(
+        InputNoise,
         "Lee et al. 2018",
         {"magnitude": MAGNITUDES},
+        score="mahalanobis",
+        defaults={"magnitude": 0.0014},
     ),
-    "pro": Entry(pro, "PRO Alg. 1", _PRO),
-    "pro-msp": Entry(partial(pro, score="msp"), "PRO Alg. 1", _PRO),
-    "pro-msp-t": Entry(
-        partial(pro, score={"name": "msp", "temperature": 10.0}),
+    "pro": Registered(PRO, "PRO Alg. 1", _PRO, "msp"),
+    "pro-msp": Registered(PRO, "PRO Alg. 1", _PRO, "msp"),
+    "pro-msp-t": Registered(
+        PRO,
         "PRO Alg. 1",
         {"temperature": (0.01, 0.1, 10, 100, 1000), **_PRO},
+        score={"name": "msp", "temperature": 10.0},
     ),
-    "pro-ent": Entry(partial(pro, score="entropy"), "PRO Alg. 1", {**_PRO, "steps": (1, 3, 5, 7)}),
-    "pro-gen": Entry(partial(pro, score="gen"), "PRO Alg. 1", _PRO_GEN),
-    "safe-spot": Entry(
+    "pro-ent": Registered(PRO, "PRO Alg. 1", {**_PRO, "steps": (1, 3, 5, 7)}, "entropy"),
+    "pro-gen": Registered(PRO, "PRO Alg. 1", _PRO_GEN, "gen"),
+    "safe-spot": Registered(
         SafeSpot, "safe spots paper, Sec. 3.6", {"share": (0.1, 0.3, 0.5, 0.7, 0.9)}
     ),
-    "mean": Entry(mean, "Fort Eq. 8"),
-    "deep-ensemble": Entry(ensemble, "Lakshminarayanan et al. 2017; OOD-attack paper App. F"),
+    # of several scores or networks
+    "mean": Registered(mean, "Fort Eq. 8"),
+    "deep-ensemble": Registered(ensemble, "Lakshminarayanan et al. 2017; OOD-attack paper App. F"),
 }
 """Detectors by the names that configs use."""
 
 
 def build(name: str, net: nn.Module, /, **settings: Any) -> Detector:
-    """Return the detector registered under `name` for a network.
+    """Return a detector of a network.
+
+    Args:
+        name: a registered name, or the import path of a user's own class (`my_module.MyScore`),
+            which takes the network first. A subclass of `Wrapper` takes a `score` instead.
+        net: classifier.
+        settings: the detector's own settings, or those of the score that it wraps.
 
     Raises:
-        UserError: unknown name (with the nearest known one), or a setting that the detector does
-            not have.
+        UserError: unknown name (with the nearest known one), a path that cannot be imported, or a
+            setting that the detector does not have.
     """
     return _make(f"detectors.{name}", name, net, settings)
 
 
-def _make(field: str, name: str, net: nn.Module, settings: Mapping[str, Any]) -> Detector:
-    if name not in REGISTRY:
-        raise unknown_name("detectors" if field else "score", name, REGISTRY)
-    return configured(field, REGISTRY[name].make, net, settings=settings)
-
-
-def _built(
-    field: str, spec: Spec, net: nn.Module, settings: Mapping[str, Any] | None = None
-) -> Detector:
-    """Return the part of a detector that a config names, by a name or a mapping with `name` and
-    settings.
-    """
-    given: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
-    if "name" not in given:
-        raise UserError(f"{field}: {given} has no 'name'")
-    given |= settings or {}
-    return _make("", str(given.pop("name")), net, given)
-
-
-def build_all(specs: list[str | dict[str, Any]], net: nn.Module) -> dict[str, Detector]:
+def build_all(specs: Sequence[PartSpec], net: nn.Module) -> dict[str, Detector]:
     """Return detectors by label from a config's list.
 
     Args:
         specs: names, or mappings with `name`, optionally `label` (default: the name), and settings:
-            `[msp, {name: pro-msp, steps: 5, label: pro-5}, {name: react, score: maxlogit,
-            percentile: 95}]`.
+            `[msp, {name: pro-msp, steps: 5, label: pro-5}, {name: mine.MyScore, top: 3}]`.
         net: classifier.
     """
-    built: dict[str, Detector] = {}
+    detectors: dict[str, Detector] = {}
     for spec in specs:
-        settings: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
-        if "name" not in settings:
-            raise UserError(f"detectors: {settings} has no 'name'")
-        label = str(settings.pop("label", settings["name"]))
-        if label in built:
-            raise UserError(f"detectors: {label!r} stands twice; give one of them another 'label'")
-        built[label] = build(str(settings.pop("name")), net, **settings)
-    return built
+        part = read_part("detectors", spec)
+        label = part.label or part.name
+        if label in detectors:
+            raise UserError(f"detectors: {label!r} is duplicated; give one of them another 'label'")
+        detectors[label] = build(part.name, net, **part.settings)
+    return detectors
+
+
+def _nested(
+    place: str, spec: PartSpec, net: nn.Module, settings: Mapping[str, Any] | None = None
+) -> Detector:
+    """Return the score that another detector is made of, with further settings of its own."""
+    part = read_part(place, spec)
+    return _make("", part.name, net, {**part.settings, **(settings or {})})
+
+
+def _make(place: str, name: str, net: nn.Module, settings: Mapping[str, Any]) -> Detector:
+    """Build a detector by its registered name or import path.
+
+    place: the config field, for messages; empty inside another detector, which names it.
+    """
+    if name in REGISTRY:
+        return REGISTRY[name].build(place, net, settings)
+    if "." not in name:
+        raise unknown_name("detectors" if place else "score", name, REGISTRY)
+    make = import_path(place or "score", name)
+    wraps = isinstance(make, type) and issubclass(make, (Wrapper, Shaped))
+    registered = Registered(make, "", score="energy" if wraps else None)
+    detector = registered.build(place, net, settings)
+    if not isinstance(detector, Detector):
+        raise UserError(
+            f"{place or 'score'}: {name!r} makes a {type(detector).__name__}, not a Detector"
+        )
+    return detector

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood import losses, safe_spots
+from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import Detector
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.modes import differentiating, evaluating, ordinary
@@ -38,8 +39,6 @@ class SafeSpot(Detector):
         steps: of the search; the method's own number by default.
         seed: of the random starts.
     """
-
-    exact_surrogate = False
 
     def __init__(
         self,
@@ -84,12 +83,12 @@ class SafeSpot(Detector):
         """Return the mixed log-odds `(N,)`."""
         return self._mix(images, losses.log_odds)
 
-    @property
-    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """The mixed log-odds, then those of the image alone, which choose the class that is
-        searched and attacked.
+    def attack_surface(self) -> AttackSurface:
+        """Return the mixed log-odds, then those of the image alone.
+
+        The latter choose the class that is searched and attacked.
         """
-        return (self.surrogate, lambda images: losses.log_odds(self.net(images)))
+        return AttackSurface((self.surrogate, lambda images: losses.log_odds(self.net(images))))
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:

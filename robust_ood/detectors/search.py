@@ -10,16 +10,22 @@ import torch
 from torch import Tensor
 
 from robust_ood.detectors.contract import Detector
-from robust_ood.detectors.fingerprints import digests
-from robust_ood.detectors.fitting import as_floats, device_of, unpack
+from robust_ood.detectors.fitting.image_keys import image_digests
+from robust_ood.detectors.fitting.passes import as_floats, device_of, unpack
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.metrics import auroc, fpr95
 from robust_ood.modes import evaluating
 
-_METRICS: dict[str, tuple[Callable[[Tensor, Tensor], float], int]] = {
-    "auroc": (auroc, 1),
-    "fpr95": (fpr95, -1),
-}
+
+class _Metric(NamedTuple):
+    measure: Callable[[Tensor, Tensor], float]
+    sign: int  # +1 where higher is better
+
+
+_METRICS = {"auroc": _Metric(auroc, 1), "fpr95": _Metric(fpr95, -1)}
+
+Scorer = Callable[[Detector, Tensor, Literal[1, -1]], Tensor]
+"""A detector, images `(N, C, H, W)` in [0, 1] and their side (+1 inliers, -1 OOD) to scores."""
 
 
 class Trial(NamedTuple):
@@ -29,10 +35,8 @@ class Trial(NamedTuple):
     value: float
 
 
-class Found(NamedTuple):
-    """The outcome of a search: the best detector and its settings, and all trials in the grid's
-    order.
-    """
+class SearchResult(NamedTuple):
+    """The outcome: the best detector and its settings, and all trials in the grid's order."""
 
     detector: Detector
     settings: dict[str, Any]
@@ -40,18 +44,28 @@ class Found(NamedTuple):
     metric: str
     trials: list[Trial]
 
+    def ordered(self) -> list[Trial]:
+        """Return the trials, best first."""
+        higher_first = _METRICS[self.metric].sign == 1
+        return sorted(self.trials, key=lambda trial: trial.value, reverse=higher_first)
+
     def report(self) -> str:
         """Return the whole grid as a Markdown table, best point first."""
-        ordered = sorted(
-            self.trials, key=lambda trial: trial.value, reverse=_METRICS[self.metric][1] == 1
-        )
         names = list(self.settings)
-        lines = [f"| {' | '.join(names)} | {self.metric} |", "|---" * (len(names) + 1) + "|"]
-        lines += [
-            f"| {' | '.join(str(trial.settings[name]) for name in names)} | {trial.value:.4f} |"
-            for trial in ordered
+        lines = [
+            f"| {' | '.join(names)} | {self.metric} |",
+            "|---" * (len(names) + 1) + "|",
         ]
+        for trial in self.ordered():
+            settings = " | ".join(str(trial.settings[name]) for name in names)
+            lines.append(f"| {settings} | {trial.value:.4f} |")
         return "\n".join(lines)
+
+
+def clean_score(detector: Detector, images: Tensor, side: Literal[1, -1]) -> Tensor:
+    """Return the detector's scores `(N,)` of the images as they are."""
+    scores: Tensor = detector(images)
+    return scores
 
 
 def search(
@@ -62,84 +76,94 @@ def search(
     *,
     metric: Literal["auroc", "fpr95"] = "auroc",
     test_sets: Iterable[Iterable[Any]] = (),
-) -> Found:
-    """Try every point of a grid on validation images and return the best one, and the whole grid.
+    scorer: Scorer = clean_score,
+    on_trial: Callable[[Trial], None] = lambda trial: None,
+) -> SearchResult:
+    """Try every point of a grid on validation images; return the best one, and the whole grid.
 
     Source: OpenOOD's search (AUROC on a small OOD validation set); ALOE's for the Mahalanobis
     magnitude ("fpr95").
 
     Args:
         factory: settings of one point, as keyword arguments, to a detector that is ready to score.
-        grid: values to try by setting; all combinations are tried. `REGISTRY[name].grid` has the
+        grid: values to try by setting; all combinations are tried. `REGISTRY[name].ranges` has the
             papers' ranges.
         id_validation: batches of in-distribution images, as in `fit`; none that the test uses.
         ood_validation: batches of OOD images, likewise; of other data sets than the test's.
         metric: "auroc", higher is better, or "fpr95", lower is better.
         test_sets: batches of each test set. An image of theirs among the validation images is an
             error.
+        scorer: how images are scored, for instance after an attack; as they are by default.
+        on_trial: called after each point.
 
     Returns:
-        A `Found`. Among equal points, the first of the grid wins.
+        A `SearchResult`. Among equal points, the first of the grid wins.
 
     Raises:
         UserError: an empty grid or setting, an unknown metric, no validation images, a validation
-            image that is also a
-            test image, or a grid of several points that all give the same value: then the settings
-            do nothing, and choosing among them would hide it.
+            image that is also a test image, or a grid of several points that all give the same
+            value: then the settings do nothing, and choosing among them would hide it.
     """
     if metric not in _METRICS:
         raise unknown_name("metric", metric, _METRICS)
     if not grid or not all(len(values) for values in grid.values()):
         raise UserError(f"grid: {dict(grid)!r} holds no point to try")
-    _require_disjoint({"id_validation": id_validation, "ood_validation": ood_validation}, test_sets)
+    validation = {"id_validation": id_validation, "ood_validation": ood_validation}
+    require_disjoint(validation, test_sets)
     measure, sign = _METRICS[metric]
     best: tuple[Detector, Trial] | None = None
     trials = []
     for values in product(*grid.values()):
         settings = dict(zip(grid, values, strict=True))
         detector = factory(**settings)
-        inside, outside = (
-            scores(detector, id_validation, "id_validation"),
-            scores(detector, ood_validation, "ood_validation"),
-        )
-        trials.append(Trial(settings, measure(inside, outside)))
-        if best is None or sign * trials[-1].value > sign * best[1].value:
-            best = detector, trials[-1]
+        id_scores = _scores(detector, id_validation, 1, "id_validation", scorer)
+        ood_scores = _scores(detector, ood_validation, -1, "ood_validation", scorer)
+        trial = Trial(settings, measure(id_scores, ood_scores))
+        trials.append(trial)
+        on_trial(trial)
+        if best is None or sign * trial.value > sign * best[1].value:
+            best = detector, trial
     if len(trials) > 1 and len({trial.value for trial in trials}) == 1:
         raise UserError(
-            f"grid: all {len(trials)} points give {metric} {trials[0].value:.6f}; {', '.join(grid)} do nothing here"
+            f"grid: all {len(trials)} points give {metric} {trials[0].value:.6f}; "
+            f"{', '.join(grid)} do nothing here"
         )
     assert best is not None  # the grid has a point
-    return Found(best[0], best[1].settings, best[1].value, metric, trials)
+    detector, trial = best
+    return SearchResult(detector, trial.settings, trial.value, metric, trials)
 
 
-def scores(detector: Detector, loader: Iterable[Any], field: str = "loader") -> Tensor:
-    """Return the scores `(N,)` of all images of a loader, on the CPU.
-
-    Raises: `UserError` for a loader without images, naming `field`.
-    """
-    parts = []
+def _scores(
+    detector: Detector, loader: Iterable[Any], side: Literal[1, -1], field: str, scorer: Scorer
+) -> Tensor:
+    """Return the scores `(N,)` of all images of a loader, on the CPU."""
+    scores = []
     with evaluating(detector), torch.no_grad():
         for batch in loader:
-            parts.append(detector(as_floats(unpack(batch)[0].to(device_of(detector)))).cpu())
-    if not parts:
+            images = as_floats(unpack(batch)[0].to(device_of(detector)))
+            scores.append(scorer(detector, images, side).cpu())
+    if not scores:
         raise UserError(
-            f"{field}: gives no images (one that can be iterated once for every point is wanted)"
+            f"{field}: gives no images; give a loader that can be iterated once for every point"
         )
-    return torch.cat(parts)
+    return torch.cat(scores)
 
 
-def _require_disjoint(
+def require_disjoint(
     validation: Mapping[str, Iterable[Any]], test_sets: Iterable[Iterable[Any]]
 ) -> None:
-    tests = {
-        digest for loader in test_sets for batch in loader for digest in digests(unpack(batch)[0])
-    }
+    """Raise `UserError`, naming the field, where a validation image is also a test image."""
+    tests: set[bytes] = set()
+    for loader in test_sets:
+        for batch in loader:
+            tests.update(image_digests(unpack(batch)[0]))
     if not tests:
         return
     for field, loader in validation.items():
-        shared = sum(digest in tests for batch in loader for digest in digests(unpack(batch)[0]))
+        shared = 0
+        for batch in loader:
+            shared += sum(digest in tests for digest in image_digests(unpack(batch)[0]))
         if shared:
             raise UserError(
-                f"{field}: {shared} of its images are in a test set; choose settings on other images"
+                f"{field}: {shared} of its images are in a test set; choose settings on others"
             )

@@ -4,7 +4,7 @@ typical ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood import losses
-from robust_ood.detectors.calibration import CalibrationSlopes, best_temperature
+from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import OutputsDetector
-from robust_ood.detectors.fitting import Rounds, Source
-from robust_ood.detectors.statistics import ClassMeans, double
+from robust_ood.detectors.fitting.calibration import CalibrationSlopes, best_temperature
+from robust_ood.detectors.fitting.passes import Rounds, Split
+from robust_ood.detectors.fitting.statistics import ClassMeans, double
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs
 
@@ -36,8 +37,6 @@ class MSP(OutputsDetector):
             as `validation`.
     """
 
-    exact_surrogate = True
-
     def __init__(self, net: nn.Module, temperature: float | Literal["fit"] = 1.0) -> None:
         super().__init__(net)
         self.fits_temperature = temperature == "fit"
@@ -49,7 +48,7 @@ class MSP(OutputsDetector):
             self.register_buffer("temperature", torch.tensor(float(temperature)))
 
     @property
-    def learns_from(self) -> Mapping[Source, str]:
+    def learns_from(self) -> Mapping[Split, str]:
         """Labelled images that the network was not trained on, for the temperature."""
         return (
             {"validation": "its temperature is fitted on training images"}
@@ -79,13 +78,14 @@ class MSP(OutputsDetector):
         """Return the log-odds of the most probable class, unbounded."""
         return losses.log_odds(self._scaled(out))
 
-    @property
-    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """The log-odds at the detector's temperature, then at 1, which can lead to other
-        classes.
+    def attack_surface(self) -> AttackSurface:
+        """Return the log-odds at the detector's temperature, then at 1.
+
+        The latter can lead to other classes.
         """
-        plain = float(self.learned("temperature")) == 1
-        return (self.surrogate,) if plain else (self.surrogate, self.confidence)
+        if float(self.learned("temperature")) == 1:
+            return AttackSurface((self.surrogate,), exact=True)
+        return AttackSurface((self.surrogate, self.confidence), exact=True)
 
     def _scaled(self, out: Outputs) -> Tensor:
         return losses.wide(out.logits) / self.learned("temperature")
@@ -102,12 +102,12 @@ class Entropy(OutputsDetector):
         """Return the negative entropy of each row of logits."""
         return -losses.entropy(out.logits)
 
-    @property
-    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """The score, then the log-odds of the predicted class: the entropy's gradient turns between
-        classes.
+    def attack_surface(self) -> AttackSurface:
+        """Return the score, then the log-odds of the predicted class.
+
+        The entropy's gradient turns between classes.
         """
-        return (self.surrogate, self.confidence)
+        return AttackSurface((self.surrogate, self.confidence), exact=True)
 
 
 class GEN(OutputsDetector):
@@ -181,12 +181,12 @@ class KLMatching(OutputsDetector):
         divergences = (p * log_p).sum(1, keepdim=True) - p @ log_typical.T  # (N, classes seen)
         return -divergences.amin(1)
 
-    @property
-    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """The score, then the log-odds of the predicted class: the nearest typical softmax can
-        change at each step.
+    def attack_surface(self) -> AttackSurface:
+        """Return the score, then the log-odds of the predicted class.
+
+        The nearest typical softmax can change at each step.
         """
-        return (self.surrogate, self.confidence)
+        return AttackSurface((self.surrogate, self.confidence), exact=True)
 
 
 def _softmax64(logits: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from robust_ood import losses
 from robust_ood.detectors.contract import OutputsDetector
-from robust_ood.detectors.fitting import Rounds
-from robust_ood.detectors.statistics import Average, ClassMoments, double
+from robust_ood.detectors.fitting.passes import Rounds
+from robust_ood.detectors.fitting.statistics import Average, ClassMoments, double
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs, find_head
 

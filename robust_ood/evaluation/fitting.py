@@ -11,7 +11,7 @@ from torch import nn
 from robust_ood import detectors as detector_module
 from robust_ood.data import ImageSet, OODData
 from robust_ood.detectors import Detector
-from robust_ood.detectors.fitting import Source
+from robust_ood.detectors.fitting.passes import Split
 from robust_ood.evaluation.batches import chunks
 from robust_ood.evaluation.fingerprints import code_version, fingerprint
 from robust_ood.evaluation.jobs import Job, Runner
@@ -91,11 +91,11 @@ def missing_sources(data: OODData, detectors: Mapping[str, Detector]) -> dict[st
     }
 
 
-def _sources(data: OODData, detectors: Iterable[Detector]) -> dict[Source, ImageSet]:
+def _sources(data: OODData, detectors: Iterable[Detector]) -> dict[Split, ImageSet]:
     """Return the images that detectors learn from: training images, and others where a detector
     wants them.
     """
-    sources: dict[Source, ImageSet] = {"inliers": data.inliers("train")}
+    sources: dict[Split, ImageSet] = {"inliers": data.inliers("train")}
     wanted = {source for detector in detectors for source in detector.learns_from}
     if "validation" in wanted and data.names["validation"] is not None:
         sources["validation"] = data.inliers("validation")
@@ -107,7 +107,7 @@ def _content(images: ImageSet) -> str:
     return fingerprint([[part.content for part in chunks(images, None)], images.labels])
 
 
-def _read(detector: Detector, pixels: Mapping[Source, str]) -> list[str]:
+def _read(detector: Detector, pixels: Mapping[Split, str]) -> list[str]:
     """Return the fingerprints of the images that a detector learns from."""
     return [
         pixels[source] for source in ("inliers", *sorted(detector.learns_from)) if source in pixels

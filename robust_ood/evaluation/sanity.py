@@ -17,7 +17,7 @@ from torch import Tensor
 from robust_ood.attacks import PGD, ScoreAttack, Square, Suite, attack_score
 from robust_ood.attacks.objectives import Direction
 from robust_ood.attacks.precision import resolve
-from robust_ood.detectors import MSP, Detector
+from robust_ood.detectors import MSP, AttackSurface, Detector, surface_of
 from robust_ood.errors import UserError
 from robust_ood.metrics import auroc
 from robust_ood.modes import differentiating, evaluating, ordinary
@@ -97,13 +97,8 @@ class _BothSides(Detector):
         scores: Tensor = self.signs * self.detector(images)
         return scores
 
-    @property
-    def exact_surrogate(self) -> bool:
-        return self.detector.exact_surrogate
-
-    @property
-    def surrogates(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        return tuple(partial(self._signed, one) for one in self.detector.surrogates)
+    def attack_surface(self) -> AttackSurface:
+        return surface_of(self.detector).map(lambda surrogate: partial(self._signed, surrogate))
 
     def _signed(self, surrogate: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         return self.signs * surrogate(images)
@@ -241,7 +236,7 @@ def _of_attacks(probe: _Probe, region: Region, attacks: list[ScoreAttack]) -> It
         if rounded > longer + _SLACK:
             yield (
                 f"the attack in bfloat16 is weaker than in float32 (AUROC {longer:.2f} -> {rounded:.2f}); "
-                "set its precision to float32, or needs_float32 in the detector's class"
+                "set its precision to float32, or needs_float32 in the detector's attack_surface"
             )
     found = min(found, longer)
     yield from _blind_beats(probe, region, found)

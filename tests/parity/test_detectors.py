@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood import detectors, metrics
-from robust_ood.detectors.fingerprints import fingerprints
-from robust_ood.detectors.regression import COUNT
+from robust_ood.detectors.fitting.image_keys import image_keys
+from robust_ood.detectors.fitting.regression import COUNT
 from robust_ood.models import outputs
 from robust_ood.randomness import generator
 
@@ -183,7 +183,7 @@ def naive_gram(maps, power):
 
 
 def gram(train, test, classes=None):
-    held_out = fingerprints(train.images) % 1_000_000 < 100_000
+    held_out = image_keys(train.images) % 1_000_000 < 100_000
     predicted = train.logits.argmax(1)
     fitted, validated = (predicted if classes is None else classes)[~held_out], predicted[held_out]
     total = 0
@@ -357,7 +357,7 @@ def noisy_mahalanobis(train, test):
 
 def weighing(images):
     """The training images that weigh the layers."""
-    return images[fingerprints(images).argsort()[:COUNT]]
+    return images[image_keys(images).argsort()[:COUNT]]
 
 
 def auxiliary(images):

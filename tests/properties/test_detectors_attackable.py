@@ -26,6 +26,7 @@ from robust_ood.attacks import (
     standard,
 )
 from robust_ood.data.digits import digits, photograph_patches
+from robust_ood.detectors import surface_of
 from robust_ood.evaluation import sanity
 from robust_ood.metrics import auroc
 from robust_ood.models import Normalize
@@ -279,13 +280,13 @@ def test_scores_and_gradients_are_finite_also_where_the_network_saturates(
     assert scores.shape == (11,)
     assert scores.isfinite().all()
     net.head.weight.data.mul_(30)  # margins of hundreds
-    for surrogate in detector.surrogates:
+    for surrogate in surface_of(detector).surrogates:
         values = surrogate(images)
         (gradient,) = torch.autograd.grad(values.sum(), images)
         assert values.isfinite().all()
         assert gradient.isfinite().all()
     alive = (
-        torch.autograd.grad(detector.surrogates[-1](images).sum(), images)[0]
+        torch.autograd.grad(surface_of(detector).surrogates[-1](images).sum(), images)[0]
         .flatten(1)
         .abs()
         .amax(1)

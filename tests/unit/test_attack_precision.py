@@ -4,6 +4,8 @@ float32.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -21,7 +23,7 @@ from robust_ood.attacks import (
     precision,
 )
 from robust_ood.attacks.precision import resolve
-from robust_ood.detectors import MSP, PRO, Detector, Energy, Mean
+from robust_ood.detectors import MSP, PRO, AttackSurface, Detector, Energy, Mean
 from robust_ood.errors import UserError
 from robust_ood.evaluation import sanity
 
@@ -36,7 +38,8 @@ def current(images):
 class Watched(Energy):
     """Remembers in which precision it was scored, and in which it was differentiated."""
 
-    exact_surrogate = False
+    def attack_surface(self):
+        return AttackSurface((self.surrogate,))
 
     def __init__(self, net):
         super().__init__(net)
@@ -52,7 +55,8 @@ class Watched(Energy):
 
 
 class Fragile(Energy):
-    needs_float32 = True
+    def attack_surface(self):
+        return replace(super().attack_surface(), needs_float32=True)
 
 
 @pytest.fixture
@@ -258,7 +262,8 @@ def test_the_sanity_checks_notice_gradients_that_bfloat16_rounds_away():
     assert any(
         words in line for line in sanity.check(detector, inliers, outliers, PGD(Linf(0.008)))
     )
-    detector.needs_float32 = True
+    surface = replace(detector.attack_surface(), needs_float32=True)
+    detector.attack_surface = lambda: surface
     assert not any(
         words in line for line in sanity.check(detector, inliers, outliers, PGD(Linf(0.008)))
     )

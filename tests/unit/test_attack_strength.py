@@ -19,6 +19,7 @@ from robust_ood.attacks import (
 from robust_ood.detectors import (
     ODIN,
     PRO,
+    AttackSurface,
     DeepEnsemble,
     Detector,
     Energy,
@@ -29,6 +30,7 @@ from robust_ood.detectors import (
     OutputsDetector,
     ReAct,
     Standardize,
+    surface_of,
 )
 from robust_ood.errors import UserError
 from robust_ood.evaluation import sanity
@@ -45,14 +47,11 @@ class Linear(Detector):
 class Misled(Linear):
     """The first stand-in leads nowhere, the second one is the score."""
 
-    exact_surrogate = False
-
     def surrogate(self, images):
         return 0 * images.flatten(1).sum(1)
 
-    @property
-    def surrogates(self):
-        return (self.surrogate, self)
+    def attack_surface(self):
+        return AttackSurface((self.surrogate, self))
 
 
 class Noisy(Linear):
@@ -120,7 +119,7 @@ def test_the_attack_as_published_knows_nothing_of_the_movement(trained, name, lo
 def test_a_transferred_attack_does_not_choose_by_the_true_score(trained, source, keep):
     net, inliers, _, _ = trained
     for detector in (Entropy(net), ODIN(net), PRO(Entropy(net))):  # these have several stand-ins
-        assert len(detector.surrogates) > 1
+        assert len(surface_of(detector).surrogates) > 1
         attack = PGD(
             REGION, objective=source, keep=keep, steps=2, restarts=2 if keep == "objective" else 1
         )
@@ -168,9 +167,8 @@ class Misleading(OutputsDetector):
     def surrogate_score(self, out):
         return -out.logits[:, 0]
 
-    @property
-    def surrogates(self):
-        return (self.surrogate, self)
+    def attack_surface(self):
+        return AttackSurface((self.surrogate, self))
 
 
 def test_shaped_scores_are_attacked_through_every_stand_in_of_what_they_wrap(trained):

@@ -16,7 +16,17 @@ from torch import nn
 from robust_ood import L2, Linf, Unbounded, losses, minimize
 from robust_ood.attacks import PGD, build, build_all, fgsm, lower_score, misclassify, raise_score
 from robust_ood.attacks.objectives import softmax
-from robust_ood.detectors import GEN, MSP, ODIN, PRO, Detector, Energy, Entropy, MaxLogit
+from robust_ood.detectors import (
+    GEN,
+    MSP,
+    ODIN,
+    PRO,
+    Detector,
+    Energy,
+    Entropy,
+    MaxLogit,
+    surface_of,
+)
 from robust_ood.errors import UserError
 from robust_ood.rules import Optimizer, Steepest
 
@@ -122,7 +132,7 @@ def test_the_true_score_decides_where_the_stand_in_is_wrong(net, images):
     detector = Stairs(net)
     misled = images[:, 0, 0, 0] > 0.5
     assert 0 < misled.sum() < len(images)
-    assert not detector.exact_surrogate
+    assert not surface_of(detector).exact
     attack = PGD(Linf(0.05), steps=6, random_start=False)
     clean, lowered, raised = both(detector, images, attack)
     assert (lowered <= clean).all()

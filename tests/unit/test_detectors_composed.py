@@ -160,7 +160,7 @@ def test_every_point_of_a_registered_grid_can_be_built(problem, name):
     net.feature_layers = ("1",)
     entry = detectors.REGISTRY[name]
     assert entry.paper
-    for setting, values in entry.grid.items():
+    for setting, values in entry.ranges.items():
         for value in values:
             detectors.build(name, net, **{setting: value})
 

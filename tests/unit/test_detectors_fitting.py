@@ -18,13 +18,13 @@ from torch import nn
 
 from robust_ood import detectors
 from robust_ood.data.loaders import Batch
-from robust_ood.detectors.calibration import CalibrationSlopes, best_temperature
-from robust_ood.detectors.fingerprints import digests, fingerprints
-from robust_ood.detectors.fitting import Pass
-from robust_ood.detectors.gaussians import whitening
+from robust_ood.detectors.fitting.calibration import CalibrationSlopes, best_temperature
+from robust_ood.detectors.fitting.gaussians import whitening
+from robust_ood.detectors.fitting.image_keys import image_digests, image_keys
+from robust_ood.detectors.fitting.passes import Pass
+from robust_ood.detectors.fitting.quantiles import Quantile
+from robust_ood.detectors.fitting.statistics import ClassExtremes, ClassMoments, Sample
 from robust_ood.detectors.neighbours import smallest
-from robust_ood.detectors.quantiles import Quantile
-from robust_ood.detectors.statistics import ClassExtremes, ClassMoments, Sample
 from robust_ood.errors import UserError
 from robust_ood.models import ThinResNet
 
@@ -140,15 +140,15 @@ def test_a_sample_does_not_depend_on_order(order, size):
     assert torch.equal(sample.rows, vectors[keys.argsort()[:size]])
 
 
-def test_fingerprints_are_of_the_image_alone_and_spread(make_images):
+def test_image_keys_are_of_the_image_alone_and_spread(make_images):
     images = make_images(500, dtype=torch.float32)
-    numbers = fingerprints(images)
-    assert torch.equal(fingerprints(images[17:18]), numbers[17:18])
+    numbers = image_keys(images)
+    assert torch.equal(image_keys(images[17:18]), numbers[17:18])
     assert len(numbers.unique()) == 500
     assert (numbers >= 0).all()
     shares = torch.bincount(numbers % 10, minlength=10)  # 50 each, with a standard deviation of 7
     assert 20 < shares.min() <= shares.max() < 80
-    assert digests((images * 255).round().to(torch.uint8)) == digests(images)
+    assert image_digests((images * 255).round().to(torch.uint8)) == image_digests(images)
 
 
 @settings(max_examples=40)
@@ -351,7 +351,7 @@ def test_of_many_images_a_thousand_weigh_the_layers(problem, monkeypatch):
     net, loader, _ = problem
     seen = []
     layered = detectors.Mahalanobis(net, ("conv", "penultimate"))
-    monkeypatch.setattr(detectors.regression, "COUNT", 50)
+    monkeypatch.setattr(detectors.fitting.regression, "COUNT", 50)
     scores = layered._layer_scores
     monkeypatch.setattr(
         layered, "_layer_scores", lambda images: seen.append(len(images)) or scores(images)
@@ -493,7 +493,7 @@ def test_an_unfitted_detector_says_so(problem, name):
         (lambda x, y: [(x, y.clamp_max(2))], "loader: gives no image of class 3"),
         (lambda x, y: [(x, y + 1)], "loader: gives an image of class 4"),
         (lambda x, y: [(x, -torch.ones_like(y))], "loader: gives an image of class -1"),
-        (lambda x, y: [{"images": x}], "loader: gives a dict"),
+        (lambda x, y: [{"images": x}], "loader: expected batches .* got a dict"),
     ],
 )
 def test_unusable_loaders_are_named(problem, loader, message):
@@ -517,7 +517,7 @@ def test_a_class_that_the_network_never_predicts_has_no_range(problem):
 
 
 def test_a_loader_that_ends_for_good_is_refused_where_two_passes_are_needed(problem):
-    with pytest.raises(UserError, match="gives no images when it is iterated again; a list"):
+    with pytest.raises(UserError, match="gives no images when it is iterated again; give a list"):
         detectors.ViM(problem[0]).fit(batch for batch in problem[1])
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from robust_ood import L2, Linf
 from robust_ood.attacks import PGD, Square, aloe_softmax, attack_score, standard
 from robust_ood.data.digits import digits, photograph_patches
-from robust_ood.detectors import MSP, ODIN, PRO, Detector, OutputsDetector
+from robust_ood.detectors import MSP, ODIN, PRO, AttackSurface, Detector, OutputsDetector
 from robust_ood.evaluation import sanity
 from robust_ood.metrics import auroc
 from robust_ood.models import WideResNet
@@ -99,7 +99,8 @@ class WrongSign(OutputsDetector):
 class WrongSurrogate(MSP):
     """A surrogate that leads the wrong way."""
 
-    exact_surrogate = False
+    def attack_surface(self):
+        return AttackSurface((self.surrogate,))
 
     def surrogate_score(self, out):
         return -super().surrogate_score(out)
@@ -159,7 +160,8 @@ def test_masked_gradients_are_found_out(digits_net):
     class Masked(OutputsDetector):
         """Finite, deterministic and correct, but its gradient is that of something else."""
 
-        exact_surrogate = False
+        def attack_surface(self):
+            return AttackSurface((self.surrogate,))
 
         def score(self, out):
             return out.logits.softmax(1).amax(1)
@@ -178,7 +180,8 @@ def test_a_flat_loss_is_named(digits_net):
     class Flat(OutputsDetector):
         """A score that gradients reach but do not change."""
 
-        exact_surrogate = False
+        def attack_surface(self):
+            return AttackSurface((self.surrogate,))
 
         def score(self, out):
             return out.logits.softmax(1).amax(1)

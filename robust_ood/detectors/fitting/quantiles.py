@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from robust_ood.detectors.fitting import Pass, Rounds
-from robust_ood.detectors.processes import total
-from robust_ood.detectors.statistics import Statistic
+from robust_ood.detectors.fitting.passes import Pass, Rounds
+from robust_ood.detectors.fitting.processes import total
+from robust_ood.detectors.fitting.statistics import Statistic
 
 _BITS = 16
 _BINS = 1 << _BITS

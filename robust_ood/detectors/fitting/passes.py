@@ -1,37 +1,33 @@
 """Fitting: passes over images, in bounded memory, shared by all detectors that are fitted together.
 
 A detector's `learn` is a generator. Each time it yields passes, the driver here streams each loader
-once through all that read it, and resumes the generator when their statistics are complete, over
-all processes.
+once through all that read it. It resumes the generator when their statistics are complete, over all
+processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from robust_ood.detectors.processes import total
-from robust_ood.detectors.statistics import Statistic
+from robust_ood.detectors.fitting.processes import total
+from robust_ood.detectors.fitting.statistics import Statistic
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs, outputs
 from robust_ood.modes import differentiating, evaluating
 
-if TYPE_CHECKING:
-    from robust_ood.detectors.contract import Detector
+Split = Literal["inliers", "validation", "outliers"]
+"""Which images a pass reads: training images, held-out inliers, or auxiliary outliers."""
 
 
-Source = Literal["inliers", "validation", "outliers"]
-"""Which images a pass reads: in-distribution ones, such that the network was not trained on, or
-auxiliary outliers.
-"""
+class SeenBatch(NamedTuple):
+    """One batch, as a pass reads it.
 
-
-class Seen(NamedTuple):
-    """One batch, as a pass reads it: float images, their classes where the loader gives them, and
-    one forward pass.
+    images: floats `(N, C, H, W)`. labels: classes `(N,)` where the loader gives them. outputs: one
+    forward pass of the pass's network, where it has one.
     """
 
     images: Tensor
@@ -45,17 +41,20 @@ class Seen(NamedTuple):
         return self.outputs
 
     def classes(self, count: int) -> Tensor:
-        """Return the labels `(N,)`, or raise `UserError` where one is missing or not in
-        0..count-1.
+        """Return the labels `(N,)`.
+
+        Raises: `UserError` where one is missing or not in 0..count-1.
         """
         if self.labels is None:
             raise UserError(
-                "loader: gives images without labels; this detector needs their classes to be fitted"
+                "loader: gives images without labels; this detector needs their classes to be "
+                "fitted"
             )
-        wrong = self.labels[(self.labels < 0) | (self.labels >= count)]
-        if len(wrong):
+        outside = self.labels[(self.labels < 0) | (self.labels >= count)]
+        if len(outside):
             raise UserError(
-                f"loader: gives an image of class {int(wrong[0])}; the network has classes 0..{count - 1}"
+                f"loader: gives an image of class {int(outside[0])}; the network has classes "
+                f"0..{count - 1}"
             )
         return self.labels
 
@@ -65,36 +64,46 @@ class Pass(NamedTuple):
 
     statistic: what is accumulated. read: what it is given of each batch. module: a network, run
     once a batch with the chosen `layers` for all its readers, or (`forward=False`) a detector that
-    `read` calls itself. source: whose images.
+    `read` calls itself. split: whose images.
     """
 
     statistic: Statistic
-    read: Callable[[Seen], tuple[Tensor, ...]]
+    read: Callable[[SeenBatch], tuple[Tensor, ...]]
     module: nn.Module
     layers: tuple[str, ...] = ()
     forward: bool = True
-    source: Source = "inliers"
+    split: Split = "inliers"
 
 
 Rounds = Iterator[list[Pass]]
+"""What `learn` yields: the passes of one round at a time."""
+
+
+class Learner(Protocol):
+    """What can be fitted: a module with a generator of passes."""
+
+    def learn(self) -> Rounds:
+        """Yield passes, and keep what they give."""
 
 
 def together(runs: Iterable[Rounds]) -> Rounds:
     """Run generators of passes in step, so that their n-th passes are one."""
     runs = list(runs)
-    while passes := [item for run in runs for item in next(run, [])]:
+    while True:
+        passes = [item for run in runs for item in next(run, [])]
+        if not passes:
+            return
         yield passes
 
 
 def fit(
-    detectors: Iterable[Detector],
+    detectors: Iterable[Learner],
     loader: Iterable[Any],
     *,
     validation: Iterable[Any] | None = None,
     outliers: Iterable[Any] | None = None,
 ) -> None:
-    """Fit several detectors in as few passes over the data, and forward passes of their networks,
-    as possible.
+    """Fit several detectors in as few passes over the data and forward passes as possible.
 
     Args:
         detectors: detectors; those that need no statistics are left alone.
@@ -114,72 +123,87 @@ def fit(
     Networks are in eval mode meanwhile and their flags are restored. Fitted state is in buffers
     that autograd accepts.
     """
-    chosen = list(detectors)
-    loaders: dict[Source, Iterable[Any] | None] = {
+    learners = list(detectors)
+    modules = [learner for learner in learners if isinstance(learner, nn.Module)]
+    loaders: dict[Split, Iterable[Any] | None] = {
         "inliers": loader,
         "validation": validation,
         "outliers": outliers,
     }
-    with differentiating(), torch.no_grad(), evaluating(*chosen):
-        for number, passes in enumerate(together([detector.learn() for detector in chosen])):
-            for source, images in loaders.items():
-                reading = [item for item in passes if _source(item, validation) == source]
+    with differentiating(), torch.no_grad(), evaluating(*modules):
+        rounds = together([learner.learn() for learner in learners])
+        for number, passes in enumerate(rounds):
+            for split, images in loaders.items():
+                reading = [item for item in passes if _split_read(item, validation) == split]
                 if reading and images is not None:
-                    _stream(images, reading, number, "loader" if source == "inliers" else source)
+                    field = "loader" if split == "inliers" else split
+                    _stream(images, reading, number, field)
 
 
-def _source(item: Pass, validation: Iterable[Any] | None) -> Source:
-    return "inliers" if item.source == "validation" and validation is None else item.source
+def _split_read(item: Pass, validation: Iterable[Any] | None) -> Split:
+    """Return the split that a pass reads: inliers stand in where there is no validation."""
+    if item.split == "validation" and validation is None:
+        return "inliers"
+    return item.split
 
 
 def _stream(loader: Iterable[Any], passes: Sequence[Pass], number: int, field: str) -> None:
-    groups: dict[int, list[Pass]] = {}
+    by_module: dict[int, list[Pass]] = {}
     for item in passes:
-        groups.setdefault(id(item.module), []).append(item)
+        by_module.setdefault(id(item.module), []).append(item)
     count = 0
     for batch in loader:
         images, labels = unpack(batch)
         count += len(images)
-        for members in groups.values():
+        for members in by_module.values():
             seen = _see(members, images, labels)
             for item in members:
                 item.statistic.add(*item.read(seen))
-    hint = "gives no images" if number == 0 else "gives no images when it is iterated again"
+    problem = "gives no images" if number == 0 else "gives no images when it is iterated again"
     require_images(
-        count, field, f"{hint}; a list, a DataLoader or another iterable that starts anew is wanted"
+        count,
+        field,
+        f"{problem}; give a list, a DataLoader or another iterable that starts again each time",
     )
     for item in passes:
         item.statistic.reduce()
 
 
 def require_images(count: int, field: str, problem: str) -> None:
-    """Raise `UserError` in all processes where one has seen nothing: it would keep the others
-    waiting for ever.
+    """Raise `UserError` in all processes where one has seen nothing.
+
+    Alone, that process would keep the others waiting for ever.
     """
     if int(total(torch.tensor(count), "min")) == 0:
         raise UserError(f"{field}: {problem}")
 
 
-def _see(members: Sequence[Pass], images: Tensor, labels: Tensor | None) -> Seen:
+def _see(members: Sequence[Pass], images: Tensor, labels: Tensor | None) -> SeenBatch:
     module = members[0].module
     device = device_of(module)
     images = as_floats(images.to(device))
-    layers = tuple(sorted({layer for item in members for layer in item.layers}))
-    out = outputs(module, images, layers) if any(item.forward for item in members) else None
-    return Seen(images, None if labels is None else labels.to(device), out)
+    if labels is not None:
+        labels = labels.to(device)
+    if not any(item.forward for item in members):
+        return SeenBatch(images, labels, None)
+    layers = {layer for item in members for layer in item.layers}
+    return SeenBatch(images, labels, outputs(module, images, tuple(sorted(layers))))
 
 
 def unpack(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """Return a batch's images and, where it has them, labels: a `Batch`, `(images, labels, ...)` or
-    bare images.
+    """Return a batch's images and, where it has them, labels.
+
+    Args:
+        batch: a `Batch`, `(images, labels, ...)` or bare images.
     """
     if isinstance(batch, Tensor):
         return batch, None
     if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
-        labels = batch[1] if len(batch) > 1 and isinstance(batch[1], Tensor) else None
-        return batch[0], labels
+        has_labels = len(batch) > 1 and isinstance(batch[1], Tensor)
+        return batch[0], batch[1] if has_labels else None
     raise UserError(
-        f"loader: gives a {type(batch).__name__}; images, or a tuple of images and labels, are wanted"
+        f"loader: expected batches of images, or tuples of images and labels, got a "
+        f"{type(batch).__name__}"
     )
 
 

@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from robust_ood.detectors.processes import total
-from robust_ood.detectors.statistics import Statistic, double
+from robust_ood.detectors.fitting.processes import total
+from robust_ood.detectors.fitting.statistics import Statistic, double
 from robust_ood.errors import UserError
 
 COLDEST, HOTTEST = 1e-3, 1e3

@@ -1,0 +1,220 @@
+"""What fitting accumulates: float64 sums, extremes, order statistics and samples, each in memory
+that does not grow.
+
+A statistic sees batches, then `reduce` adds up what the processes of a distributed run have seen.
+All tensors are made at the first batch, on its device (on the CPU where the device has no float64).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from robust_ood.detectors.fitting.processes import gathered, total
+from robust_ood.errors import UserError
+
+
+def double(tensor: Tensor) -> Tensor:
+    """Return the tensor, of any shape, detached, as float64."""
+    tensor = tensor.detach()
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
+class Statistic(ABC):
+    """A running summary of batches."""
+
+    @abstractmethod
+    def add(self, *values: Tensor) -> None:
+        """See one batch: tensors `(N, ...)` of as many rows."""
+
+    @abstractmethod
+    def reduce(self) -> None:
+        """Add up what all processes have seen."""
+
+
+class Average(Statistic):
+    """The mean of each column of `(N, D)` values."""
+
+    def __init__(self) -> None:
+        self.count, self.sums = 0, torch.zeros(0)
+
+    def add(self, *values: Tensor) -> None:
+        """See values `(N, D)`."""
+        sums = double(values[0]).sum(0)
+        self.count += len(values[0])
+        self.sums = self.sums + sums if self.sums.numel() else sums
+
+    def reduce(self) -> None:
+        """Add up counts and sums."""
+        self.sums = total(self.sums)
+        self.count = int(total(torch.tensor(self.count)))
+
+    @property
+    def mean(self) -> Tensor:
+        """The means `(D,)`, float64."""
+        return self.sums / self.count
+
+
+class ClassMeans(Statistic):
+    """Counts `(K,)` and means `(K, D)` of vectors by class."""
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self.counts, self.sums = torch.zeros(0), torch.zeros(0)
+
+    def add(self, *values: Tensor) -> None:
+        """See vectors `(N, D)` and classes `(N,)`."""
+        vectors, classes = double(values[0]), values[1]
+        if not self.counts.numel():
+            self.counts = vectors.new_zeros(self.classes)
+            self.sums = vectors.new_zeros(self.classes, vectors.shape[1])
+        member = torch.nn.functional.one_hot(classes.to(vectors.device), self.classes).to(
+            vectors
+        )  # (N, K)
+        self.counts += member.sum(0)
+        self.sums += member.T @ vectors  # deterministic on every device, unlike index_add_
+
+    def reduce(self) -> None:
+        """Add up counts and sums."""
+        self.counts, self.sums = total(self.counts), total(self.sums)
+
+    @property
+    def means(self) -> Tensor:
+        """The class means `(K, D)`, float64; raises `UserError` for a class without images."""
+        require_all(self.counts)
+        return self.sums / self.counts[:, None]
+
+
+class ClassMoments(ClassMeans):
+    """Class means, and covariances around them (`within`) and around the common mean
+    (`overall`).
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        self.products = torch.zeros(0)
+
+    def add(self, *values: Tensor) -> None:
+        """See vectors `(N, D)` and classes `(N,)`."""
+        super().add(*values)
+        vectors = double(values[0])
+        product = vectors.T @ vectors  # (D, D)
+        self.products = product if not self.products.numel() else self.products.add_(product)
+
+    def reduce(self) -> None:
+        """Add up counts, sums and products."""
+        super().reduce()
+        self.products = total(self.products)
+
+    @property
+    def count(self) -> Tensor:
+        """How many vectors."""
+        return self.counts.sum()
+
+    @property
+    def mean(self) -> Tensor:
+        """The common mean `(D,)`."""
+        return self.sums.sum(0) / self.count
+
+    @property
+    def within(self) -> Tensor:
+        """The tied covariance `(D, D)` around the class means, divided by the number of vectors."""
+        return (self.products - self.sums.T @ self.means) / self.count
+
+    def around(self, origin: Tensor) -> Tensor:
+        """Return the second moment `(D, D)` around a point `(D,)`."""
+        shift = origin.to(self.products)
+        cross = torch.outer(self.mean, shift)
+        return self.products / self.count - cross - cross.T + torch.outer(shift, shift)
+
+    @property
+    def overall(self) -> Tensor:
+        """The covariance `(D, D)` around the common mean."""
+        return self.around(self.mean)
+
+
+class ClassExtremes(Statistic):
+    """The smallest and largest value of each column by class, `(K, D)` each."""
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self.counts, self.low, self.high = torch.zeros(0), torch.zeros(0), torch.zeros(0)
+
+    def add(self, *values: Tensor) -> None:
+        """See vectors `(N, D)` and classes `(N,)`."""
+        vectors, classes = values[0].detach(), values[1].to(values[0].device)
+        if not self.counts.numel():
+            shape = (self.classes, vectors.shape[1])
+            self.counts = vectors.new_zeros(self.classes)
+            self.low, self.high = (
+                vectors.new_full(shape, torch.inf),
+                vectors.new_full(shape, -torch.inf),
+            )
+        self.counts += torch.bincount(classes, minlength=self.classes)
+        index = classes[:, None].expand_as(vectors)
+        self.low.scatter_reduce_(0, index, vectors, "amin")
+        self.high.scatter_reduce_(0, index, vectors, "amax")
+
+    def reduce(self) -> None:
+        """Take the extremes over all processes."""
+        self.counts = total(self.counts)
+        self.low, self.high = total(self.low, "min"), total(self.high, "max")
+
+
+class Sample(Statistic):
+    """A uniform sample of rows, without replacement: the `size` rows whose keys are smallest.
+
+    With keys that depend on the images alone, the sample depends neither on their order nor on how
+    processes share them.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.rows, self.keys = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+
+    def add(self, *values: Tensor) -> None:
+        """See rows `(N, D)` and integer keys `(N,)`."""
+        rows, keys = values[0].detach(), values[1]
+        if not self.keys.numel():
+            self.rows, self.keys, self.filled = (
+                rows.new_empty(self.size, rows.shape[1]),
+                keys.new_empty(self.size),
+                0,
+            )
+        fresh = min(len(rows), self.size - self.filled)
+        self.rows[self.filled : self.filled + fresh] = rows[:fresh]
+        self.keys[self.filled : self.filled + fresh] = keys[:fresh]
+        self.filled += fresh
+        if fresh < len(rows):
+            self._replace(rows[fresh:], keys[fresh:])
+
+    def _replace(self, rows: Tensor, keys: Tensor) -> None:
+        """Let rows with small keys take the places of those with the largest."""
+        both = torch.cat([self.keys, keys])
+        kept = both.topk(self.size, largest=False).indices
+        entering = kept[kept >= self.size] - self.size
+        leaving = torch.ones_like(self.keys, dtype=torch.bool)
+        leaving[kept[kept < self.size]] = False
+        self.rows[leaving], self.keys[leaving] = rows[entering], keys[entering]
+
+    def reduce(self) -> None:
+        """Draw the sample from what all processes kept, in the order of the keys."""
+        rows, keys = gathered(self.rows[: self.filled]), gathered(self.keys[: self.filled])
+        order = keys.argsort(stable=True)[: self.size]
+        self.rows, self.keys = rows[order], keys[order]
+        self.filled = len(order)
+
+
+def require_all(
+    counts: Tensor,
+    problem: str = "loader: gives no image of class {}; every class of the network needs some",
+) -> None:
+    """Raise `UserError` of a problem, with the classes put in, where one of the counts `(K,)` is
+    zero.
+    """
+    empty = (counts == 0).nonzero().flatten().tolist()
+    if empty:
+        shown = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
+        raise UserError(problem.format(shown))
