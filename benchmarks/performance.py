@@ -15,9 +15,9 @@ from page import ROOT
 
 INTRODUCTION = """# Performance
 
-What the framework costs beyond the arithmetic. All measurements are side by side: the candidates take turns in one run, and
-each ratio compares neighbouring measurements. `make bench` writes all of these pages again. Each page names its command, machine,
-versions and date.
+What the framework costs beyond the arithmetic. All measurements are side by side: the candidates
+take turns in one run, and each ratio compares neighbouring measurements. `make bench` writes all of
+these pages again. Each page names its command, machine, versions and date.
 
 Nothing here was measured on a GPU. `benchmarks/training_step.py` takes `--device cuda`.
 """
