@@ -18,7 +18,7 @@ THREADS = 1  # of the run whose numbers are kept: OMP_NUM_THREADS=1
 
 WIDTH = 800
 HEIGHT = 372
-LEFT = 250  # x of the lowest AUROC
+LEFT = 284  # x of the lowest AUROC
 RIGHT = 726  # x of AUROC 1
 LOWEST = 0.3
 ROW = 34
@@ -29,7 +29,7 @@ INK = "#24292f"
 GREY = "#6e7781"
 PALE = "#d8dee4"
 COLOURS = {"OE": "#c62828", "ALOE": "#00796b"}
-SUBTITLES = {"OE": "ordinary training", "ALOE": "robust training"}
+SUBTITLES = {"OE": "trained on clean images", "ALOE": "trained under attack"}
 DETECTORS = {"msp": "MSP", "odin": "ODIN", "pro-msp": "PRO"}
 
 
@@ -130,7 +130,7 @@ def picture(numbers: dict[str, Any]) -> str:
             shapes += comparison(y, name, clean, attacked, colour)
             y += ROW
         y += GAP
-    title = "The same attack on an ordinary and on a robust network"
+    title = "One attack, two networks, three detectors"
     provenance = numbers["provenance"]
     source = "{command}, {date}, {machine}, torch {torch}".format(**provenance)
     return (
