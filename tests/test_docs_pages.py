@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from robust_ood import cli
+from robust_ood import attacks, cli, detectors
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -165,6 +165,11 @@ def test_readme_shows_the_numbers_of_its_run():
         assert shown == expected
     assert run["provenance"]["date"] in readme
     assert f"torch {run['provenance']['torch']}" in readme
+
+
+def test_readme_counts_what_is_registered():
+    counts = f"{len(detectors.REGISTRY)} detectors and {len(attacks.REGISTRY)} attacks"
+    assert counts in (ROOT / "README.md").read_text()
 
 
 def test_shell_scripts_parse():
