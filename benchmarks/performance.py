@@ -15,11 +15,11 @@ from page import ROOT
 
 INTRODUCTION = """# Performance
 
-What the framework costs beside the arithmetic, measured side by side: whatever is compared takes turns in one run, and
-a ratio is that of neighbours. `make bench` makes all of these pages again; each names the command that made it, the
-machine, the versions and the day.
+What the framework costs beyond the arithmetic. All measurements are side by side: the candidates
+take turns in one run, and each ratio compares neighbouring measurements. `make bench` writes all of
+these pages again. Each page names its command, machine, versions and date.
 
-None of this was measured on a GPU, because none was at hand. `benchmarks/training_step.py` takes `--device cuda`.
+Nothing here was measured on a GPU. `benchmarks/training_step.py` takes `--device cuda`.
 """
 
 

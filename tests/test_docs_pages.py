@@ -4,6 +4,7 @@ are there.
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shlex
@@ -13,8 +14,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
-from robust_ood import cli
+from robust_ood import attacks, cli, detectors
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -133,6 +136,42 @@ def test_code_runs(path, workspace, monkeypatch):
             assert cli.main(arguments) == 0, line
 
 
+def test_code_of_the_readme_runs(workspace, monkeypatch):
+    """Its examples, with images and a network in the place of the reader's."""
+    monkeypatch.chdir(workspace)
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    your_net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    names: dict[str, object] = {"inliers": images, "outliers": 1 - images, "your_net": your_net}
+    examples = blocks(ROOT / "README.md", "python")
+    assert len(examples) == 2
+    for example in examples:
+        exec(compile(example.replace("steps=20", "steps=2"), "README.md", "exec"), names)
+
+
+def test_readme_shows_the_numbers_of_its_run():
+    """Its table and its picture are from the same file, `docs/figures/quickstart.json`."""
+    run = json.loads((DOCS / "figures" / "quickstart.json").read_text())
+    rows = {(row["model"], row["detector"], row["attacked"]): row for row in run["rows"]}
+    readme = (ROOT / "README.md").read_text()
+    lines = re.findall(r"^\|.*\| (?:MSP|ODIN|PRO) \|.*$", readme, re.MULTILINE)
+    networks = [(model, name) for model in ("OE", "ALOE") for name in ("msp", "odin", "pro-msp")]
+    assert len(lines) == len(networks)
+    for line, (model, detector) in zip(lines, networks, strict=True):
+        shown = re.findall(r"(\d\.\d+) / (\d\.\d+)", line)
+        expected = []
+        for attacked in ("none", "in", "out", "both"):
+            row = rows[model, detector, attacked]
+            expected.append((f"{row['auroc']:.3f}", f"{row['fpr95']:.2f}"))
+        assert shown == expected
+    assert run["provenance"]["date"] in readme
+    assert f"torch {run['provenance']['torch']}" in readme
+
+
+def test_readme_counts_what_is_registered():
+    counts = f"{len(detectors.REGISTRY)} detectors and {len(attacks.REGISTRY)} attacks"
+    assert counts in (ROOT / "README.md").read_text()
+
+
 def test_shell_scripts_parse():
     for path in PAGES:
         for block in blocks(path, "bash"):
@@ -153,7 +192,7 @@ def test_links_of_the_front_pages_lead_somewhere():
     links = [
         (path.name, link)
         for path in ROOT.glob("*.md")
-        for link in re.findall(r"\]\(([^)#:]+)", path.read_text())
+        for link in re.findall(r"\]\((?!https?://)([^)#:]+)", path.read_text())
     ]
     assert len(links) > 10
     assert [(page, link) for page, link in links if not (ROOT / link).exists()] == []
@@ -195,7 +234,7 @@ def test_options_are_the_commands_own(capsys):
 
 
 def test_pictures_are_what_the_script_draws(tmp_path, monkeypatch):
-    for script in ("architecture.py", "metrics.py"):
+    for script in ("architecture.py", "front.py", "metrics.py"):
         monkeypatch.setattr(sys, "argv", [script, str(tmp_path)])
         runpy.run_path(str(DOCS / "figures" / script), run_name="__main__")
     drawn = {picture.name: picture.read_text() for picture in tmp_path.glob("*.svg")}

@@ -1,5 +1,4 @@
-"""Draw the pictures of docs/guides/metrics.md: two normal densities, a threshold, and the shares on
-its sides.
+"""Draw the pictures of docs/guides/metrics.md: two densities, a threshold, and a shaded share.
 
 python docs/figures/metrics.py [FOLDER]
 """
@@ -10,20 +9,30 @@ import sys
 from pathlib import Path
 from statistics import NormalDist
 
-ID, OOD, ATTACKED = NormalDist(1.5, 1), NormalDist(-1, 1.5), NormalDist(0, 1)
-LOW, HIGH, WIDTH, HEIGHT, BASE = -6.0, 6.0, 640, 240, 195
-GREEN, RED = "#00796b", "#c62828"
+ID = NormalDist(1.5, 1)
+OOD = NormalDist(-1, 1.5)
+ATTACKED = NormalDist(0, 1)
+
+LOW = -6.0  # the lowest score
+HIGH = 6.0
+WIDTH = 640
+HEIGHT = 240
+BASE = 195  # y of the axis
+
+GREEN = "#00796b"
+RED = "#c62828"
 
 
 def across(score: float) -> float:
-    """Return where a score stands in the picture."""
+    """Return the x of a score."""
     return round((score - LOW) / (HIGH - LOW) * WIDTH, 1)
 
 
 def curve(normal: NormalDist, colour: str, dashed: bool = False) -> str:
     """Return a density as a line."""
     style = ' stroke-dasharray="6 4"' if dashed else ""
-    return f'<polyline points="{points(normal, LOW, HIGH)}" fill="none" stroke="{colour}" stroke-width="2"{style}/>'
+    corners = points(normal, LOW, HIGH)
+    return f'<polyline points="{corners}" fill="none" stroke="{colour}" stroke-width="2"{style}/>'
 
 
 def shade(normal: NormalDist, low: float, high: float, colour: str) -> str:
@@ -34,18 +43,20 @@ def shade(normal: NormalDist, low: float, high: float, colour: str) -> str:
 
 def points(normal: NormalDist, low: float, high: float) -> str:
     """Return points of a density between two scores."""
-    scores = [low + (high - low) * step / 100 for step in range(101)]
-    return " ".join(
-        f"{across(score)},{round(BASE - 400 * normal.pdf(score), 1)}" for score in scores
-    )
+    corners = []
+    for step in range(101):
+        score = low + (high - low) * step / 100
+        height = round(BASE - 400 * normal.pdf(score), 1)
+        corners.append(f"{across(score)},{height}")
+    return " ".join(corners)
 
 
 def text(x: float, y: float, words: str, colour: str = "#222", anchor: str = "middle") -> str:
-    """Return words at a place."""
+    """Return words at a point."""
     return f'<text x="{x}" y="{y}" fill="{colour}" text-anchor="{anchor}">{words}</text>'
 
 
-def picture(title: str, threshold: float, rule: str, parts: list[str]) -> str:
+def picture(title: str, threshold: float, rule: str, shapes: list[str]) -> str:
     """Return a whole drawing with its axis and threshold."""
     x = across(threshold)
     body = [
@@ -53,7 +64,7 @@ def picture(title: str, threshold: float, rule: str, parts: list[str]) -> str:
         'font-family="sans-serif" font-size="13">',
         f"<title>{title}</title>",
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
-        *parts,
+        *shapes,
         f'<line x1="0" y1="{BASE}" x2="{WIDTH}" y2="{BASE}" stroke="#222"/>',
         f'<line x1="{x}" y1="24" x2="{x}" y2="{BASE}" stroke="#222" stroke-dasharray="3 3"/>',
         text(x, 16, rule),
@@ -69,33 +80,47 @@ def fpr95() -> str:
     """Draw FPR95 with ID positive."""
     threshold = ID.inv_cdf(0.05)
     share = 1 - OOD.cdf(threshold)
-    return picture("FPR95, ID positive", threshold, "accepts 95 % of ID", [
-        shade(OOD, threshold, HIGH, RED), curve(OOD, RED), curve(ID, GREEN),
-        text(across(-2.4), 90, "OOD", RED), text(across(3.0), 60, "ID", GREEN),
+    shapes = [
+        shade(OOD, threshold, HIGH, RED),
+        curve(OOD, RED),
+        curve(ID, GREEN),
+        text(across(-2.4), 90, "OOD", RED),
+        text(across(3.0), 60, "ID", GREEN),
         text(across(4.5), 130, f"fpr95 = {share:.2f}", RED),
-    ])  # fmt: skip
+    ]
+    return picture("FPR95, ID positive", threshold, "accepts 95 % of ID", shapes)
 
 
 def fpr95_ood_positive() -> str:
     """Draw FPR95 with OOD positive."""
     threshold = OOD.inv_cdf(0.95)
     share = ID.cdf(threshold)
-    return picture("FPR95, OOD positive", threshold, "rejects 95 % of OOD", [
-        shade(ID, LOW, threshold, GREEN), curve(OOD, RED), curve(ID, GREEN),
-        text(across(-2.4), 90, "OOD", RED), text(across(3.0), 60, "ID", GREEN),
+    shapes = [
+        shade(ID, LOW, threshold, GREEN),
+        curve(OOD, RED),
+        curve(ID, GREEN),
+        text(across(-2.4), 90, "OOD", RED),
+        text(across(3.0), 60, "ID", GREEN),
         text(across(4.5), 130, f"fpr95_ood_positive = {share:.2f}", GREEN),
-    ])  # fmt: skip
+    ]
+    return picture("FPR95, OOD positive", threshold, "rejects 95 % of OOD", shapes)
 
 
 def deployed() -> str:
     """Draw what an inlier attack does at a threshold fixed beforehand."""
     threshold = ID.inv_cdf(0.05)
     share = 1 - ATTACKED.cdf(threshold)
-    return picture("Rates at the deployed threshold", threshold, "accepts 95 % of clean ID", [
-        shade(ATTACKED, threshold, HIGH, GREEN), curve(OOD, RED), curve(ID, GREEN), curve(ATTACKED, GREEN, dashed=True),
-        text(across(-3.2), 120, "OOD", RED), text(across(3.2), 60, "clean ID", GREEN),
-        text(across(-1.2), 46, "attacked ID", GREEN), text(across(4.6), 130, f"tpr_deployed = {share:.2f}", GREEN),
-    ])  # fmt: skip
+    shapes = [
+        shade(ATTACKED, threshold, HIGH, GREEN),
+        curve(OOD, RED),
+        curve(ID, GREEN),
+        curve(ATTACKED, GREEN, dashed=True),
+        text(across(-3.2), 120, "OOD", RED),
+        text(across(3.2), 60, "clean ID", GREEN),
+        text(across(-1.2), 46, "attacked ID", GREEN),
+        text(across(4.6), 130, f"tpr_deployed = {share:.2f}", GREEN),
+    ]
+    return picture("Rates at the deployed threshold", threshold, "accepts 95 % of clean ID", shapes)
 
 
 if __name__ == "__main__":
