@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robust_ood.attacks.apply import Candidate, Settings
 from robust_ood.attacks.objectives import Direction, wrong_label
+from robust_ood.deprecation import warn_renamed
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
 from robust_ood.perturb import Objective
@@ -59,15 +61,15 @@ class Square:
         self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor
     ) -> Iterator[Candidate]:
         """Yield one candidate that makes `direction * score` small."""
-        yield Candidate(self.search(lambda x: direction * detector(x), images, indices), "square")
+        yield Candidate(self.run(lambda x: direction * detector(x), images, indices), "square")
 
     def on_label(
         self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor
     ) -> Iterator[Candidate]:
         """Yield one candidate that makes the margin of the labels small."""
-        yield Candidate(self.search(wrong_label(net, labels, "margin"), images, indices), "square")
+        yield Candidate(self.run(wrong_label(net, labels, "margin"), images, indices), "square")
 
-    def search(self, objective: Objective, images: Tensor, indices: Tensor) -> Tensor:
+    def run(self, objective: Objective, images: Tensor, indices: Tensor) -> Tensor:
         """Return the images with the smallest values that the queries found."""
         channels, height, width = images.shape[1:]
         draws = generators(self.seed, "square", indices=indices.tolist())
@@ -93,6 +95,11 @@ class Square:
                 best = torch.where(better.view(-1, 1, 1, 1), candidate, best)
                 lowest = torch.where(better, values, lowest)
         return best
+
+    def search(self, *arguments: Any, **settings: Any) -> Tensor:
+        """Return the same as `run`, its name from the next release on."""
+        warn_renamed("Square.search", "Square.run")
+        return self.run(*arguments, **settings)
 
     def _size(self, query: int, height: int, width: int) -> int:
         """Return the side of the square at a query."""

@@ -114,6 +114,8 @@ def in_place(error: UserError, settings: Mapping[str, Any]) -> UserError:
     """
     name, colon, rest = str(error).partition(":")
     last = name.split(" ")[-1]
+    if colon and "." in last:
+        return UserError(f"{_whole_name(last, settings)}:{rest}")
     found = [
         _as_written(key)
         for key, value in settings.items()
@@ -122,6 +124,16 @@ def in_place(error: UserError, settings: Mapping[str, Any]) -> UserError:
         and (str(value) in rest or repr(value) in rest)
     ]
     return UserError(f"{min(found, key=len)}:{rest}") if colon and found else error
+
+
+def _whole_name(name: str, settings: Mapping[str, Any]) -> str:
+    """Return a name such as `inlier_attack.steps` with the prefix that its first part has."""
+    first = name.partition(".")[0]
+    for key in settings:
+        prefix, found, _ = f"{_as_written(key)}.".partition(f".{first}.")
+        if found:
+            return f"{prefix}.{name}"
+    return name
 
 
 def _as_written(key: str) -> str:
@@ -211,6 +223,11 @@ class _Place:
             )
         if self.kind:
             prefix = ".".join([*self.keys, *name.split(".")[:-1]])
+            if self.kind == "robust_ood.attacks.in_loop.BudgetConfig":
+                from robust_ood.attacks.in_loop import evaluation_only, is_evaluation_setting
+
+                if is_evaluation_setting(name):
+                    return UserError(evaluation_only(f"{prefix}.{name}"))
             inside = settings_of(self.kind, name.split(".")[:-1])
             return unknown_setting(
                 f"{prefix}.{name.split('.')[-1]}", [f"{prefix}.{other}" for other in inside]
