@@ -50,7 +50,7 @@ class BudgetConfig:
 
     def part(self) -> Part:
         """Return the same as a part."""
-        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        settings = {name: getattr(self, name) for name in BUDGET_SETTINGS}
         name = settings.pop("name")
         return Part(name, settings)
 
@@ -63,13 +63,17 @@ else:
     )  # the type hint that jsonargparse reads: what a config may write
 """What training methods accept as an attack: a `Budget`, a `PGD`, or either as a config has it."""
 
+IN_LOOP_NAMES = ("pgd", "fgsm", "apgd")
+"""The registered attacks that are a budget and nothing else."""
+
+BUDGET_SETTINGS = tuple(field.name for field in fields(BudgetConfig))
+_OF_BUDGET = {field.name for field in fields(Budget)}
 _PGD_DEFAULTS = {
     name: parameter.default
     for name, parameter in inspect.signature(PGD).parameters.items()
-    if parameter.default is not parameter.empty
+    if name not in _OF_BUDGET
 }
-_BUDGET_SETTINGS = {field.name for field in fields(Budget)}
-EVALUATION_SETTINGS = tuple(name for name in _PGD_DEFAULTS if name not in _BUDGET_SETTINGS)
+EVALUATION_SETTINGS = tuple(_PGD_DEFAULTS)
 """The settings of `PGD` that are for evaluations alone."""
 
 
@@ -89,34 +93,30 @@ def budget_of(field: str, attack: InLoopAttack | Mapping[str, Any] | None) -> Bu
     if attack is None:
         return None
     chosen: Any = attack
-    name = ""
     if isinstance(attack, str | Mapping | BudgetConfig):
         part = attack.part() if isinstance(attack, BudgetConfig) else read_part(field, attack)
+        if part.name in REGISTRY and part.name not in IN_LOOP_NAMES:
+            raise _no_budget(f"{field}.name", part.name)
         chosen = make_attack(f"{field}.name", field, part)
-        name = part.name
     if not isinstance(chosen, Budget):
-        raise UserError(
-            f"{field}: {name or repr(attack)} is for evaluations; while training, an attack is "
-            "pgd, fgsm or apgd"
-        )
-    if isinstance(chosen, PGD):
-        chosen = _without_evaluation_settings(field, name, chosen)
-    budget: Budget = chosen
+        raise _no_budget(field, type(chosen).__name__)
+    budget = _plain_budget(field, chosen)
     budget.warn_if_short(field)
     return budget
 
 
-def _without_evaluation_settings(field: str, name: str, attack: PGD) -> Budget:
-    for setting in EVALUATION_SETTINGS:
-        value = getattr(attack, setting)
-        if value == _PGD_DEFAULTS[setting]:
-            continue
-        if name in REGISTRY:
-            raise UserError(
-                f"{field}.name: {name!r} sets {setting} to {value!r}, which only evaluations use; "
-                "while training, an attack is pgd, fgsm or apgd"
-            )
-        raise UserError(evaluation_only(f"{field}.{setting}"))
+def _no_budget(field: str, name: str) -> UserError:
+    known = ", ".join(IN_LOOP_NAMES)
+    return UserError(f"{field}: {name} belongs to evaluations; expected one of {known}")
+
+
+def _plain_budget(field: str, attack: Budget) -> Budget:
+    """Return a budget without what evaluations alone use, where that is as it is by default."""
+    if not isinstance(attack, PGD):
+        return attack
+    for setting, default in _PGD_DEFAULTS.items():
+        if getattr(attack, setting) != default:
+            raise UserError(evaluation_only(f"{field}.{setting}"))
     return Budget(attack.region, attack.steps, attack.step_size, attack.random_start, attack.rule)
 
 
@@ -127,7 +127,7 @@ def is_evaluation_setting(name: str) -> bool:
 
 def evaluation_only(field: str) -> str:
     """Return the message for an evaluation's setting in an in-loop attack."""
-    known = ", ".join(field.name for field in fields(BudgetConfig))
+    known = ", ".join(BUDGET_SETTINGS)
     return (
         f"{field}: belongs to evaluations; while training, an attack is one run to its last "
         f"iterate, with the settings {known}"
@@ -181,29 +181,35 @@ def _is_attack(name: str, value: Any) -> bool:
 
 
 def _completed_attack(name: str, attack: Any, *, derived: bool) -> Any:
-    short = short_form(name, attack, warn=False) if isinstance(attack, Mapping) else attack
+    short = attack
+    if isinstance(attack, Mapping):
+        short = {"name": "pgd", **short_form(name, attack, warn=False)}
     try:
         part = read_part(name, short)
         budget = make_attack(name, name, part)
+        accepted = inspect.signature(part.maker(name, REGISTRY)).parameters
     except UserError:
         return attack  # of a class that is not at hand: compared as it is written
     if not isinstance(budget, Budget):
         return attack
-    settings = {field.name: part.settings.get(field.name) for field in fields(BudgetConfig)}
+    settings = {setting: part.settings.get(setting) for setting in BUDGET_SETTINGS}
     settings["name"] = part.name
-    accepted = inspect.signature(part.maker(name, REGISTRY)).parameters
-    resolved: dict[str, Any] = {"steps": budget.steps, "random_start": budget.random_start}
-    if derived:
-        resolved["step_size"] = budget.step_size
-    for setting, value in resolved.items():
-        if settings[setting] is None and setting in accepted:
-            settings[setting] = value
     if settings["region"] is None:
         settings["norm"] = budget.region.name
         settings["radius"] = budget.region.radius
     if derived:
-        settings["steps"] = budget.steps
-        settings["step_size"] = budget.step_size
+        # What it does, not how it is written: `steps: aloe` of 1/255 is `steps: 2`.
+        del settings["name"]
+        return {
+            **settings,
+            "steps": budget.steps,
+            "step_size": budget.step_size,
+            "random_start": budget.random_start,
+            "rule": repr(budget.rule),
+        }
+    for setting in ("steps", "random_start"):
+        if settings[setting] is None and setting in accepted:
+            settings[setting] = getattr(budget, setting)
     return settings
 
 

@@ -223,12 +223,10 @@ class _Place:
             )
         if self.kind:
             prefix = ".".join([*self.keys, *name.split(".")[:-1]])
-            if self.kind == "robust_ood.attacks.in_loop.BudgetConfig":
-                from robust_ood.attacks.in_loop import evaluation_only, is_evaluation_setting
-
-                if is_evaluation_setting(name):
-                    return UserError(evaluation_only(f"{prefix}.{name}"))
             inside = settings_of(self.kind, name.split(".")[:-1])
+            for_evaluations = _evaluation_only(f"{prefix}.{name.split('.')[-1]}", inside)
+            if for_evaluations is not None:
+                return for_evaluations
             return unknown_setting(
                 f"{prefix}.{name.split('.')[-1]}", [f"{prefix}.{other}" for other in inside]
             )
@@ -251,6 +249,16 @@ class _Place:
         if module.__name__ != "robust_ood":
             classes = [other for other in classes if issubclass(getattr(module, other), nn.Module)]
         return unknown_name(path, name, classes)
+
+
+def _evaluation_only(field: str, known: list[str]) -> UserError | None:
+    """Return the error for an evaluation's setting in an attack of training; None for others."""
+    # Not with the other imports: it loads torch, and a command that succeeds does without.
+    from robust_ood.attacks.in_loop import BUDGET_SETTINGS, evaluation_only, is_evaluation_setting
+
+    if tuple(known) == BUDGET_SETTINGS and is_evaluation_setting(field.rpartition(".")[2]):
+        return UserError(evaluation_only(field))
+    return None
 
 
 def _without_command(name: str, commands: set[str]) -> str:

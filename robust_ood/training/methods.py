@@ -115,10 +115,12 @@ class ALOE(Method):
         super().__init__(
             net,
             inlier_attack,
-            inlier_attack if outlier_attack is None else outlier_attack,
+            outlier_attack,
             outlier_weight,
             attack_mode,
             optimization,
             compile,
             seed,
         )
+        if outlier_attack is None:
+            self.outlier_attack = self.inlier_attack
