@@ -11,6 +11,7 @@ import inspect
 import math
 import re
 import types
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -87,6 +88,8 @@ def read_part(field: str, given: PartSpec) -> Part:
     """
     if isinstance(given, str):
         return Part(given, {})
+    if isinstance(given, Namespace):  # what jsonargparse makes of a class path inside a mapping
+        given = given.as_dict()
     if not isinstance(given, Mapping):
         raise UserError(f"{field}: {given!r} is not a name, or a mapping with 'name' and settings")
     settings = dict(given)
@@ -185,7 +188,7 @@ def _parameters(make: Callable[..., Any], given: int) -> dict[str, _Parameter]:
     Not those given in order; and in place of one that a `partial` fixed to a class or function, a
     part, the part's own.
     """
-    hints = get_type_hints(_hinted(make))
+    hints = _type_hints(make)
     known: dict[str, _Parameter] = {}
     for parameter in list(inspect.signature(make).parameters.values())[given:]:
         if _is_part(parameter):
@@ -205,11 +208,19 @@ def _is_part(parameter: inspect.Parameter) -> bool:
     return parameter.default is not parameter.empty and callable(parameter.default)
 
 
-def _hinted(make: Callable[..., Any]) -> Any:
-    """Return what carries the type hints of a maker's parameters."""
+def _type_hints(make: Callable[..., Any]) -> dict[str, Any]:
+    """Return the type hints of a maker's parameters."""
     while isinstance(make, partial):
         make = make.func
-    return make.__init__ if isinstance(make, type) else make  # type: ignore[misc]
+    if not isinstance(make, type):
+        return get_type_hints(make)
+    owner = next(base for base in make.__mro__ if "__init__" in vars(base))
+    dataclass_parameters = vars(owner).get("__dataclass_params__")
+    if dataclass_parameters is not None and dataclass_parameters.init:
+        # A dataclass's own `__init__` names the types of inherited fields in its own module, where
+        # they may not be known.
+        return get_type_hints(owner)
+    return get_type_hints(owner.__init__)  # type: ignore[misc]
 
 
 def _passes_on(make: Callable[..., Any]) -> bool:

@@ -39,9 +39,10 @@ class Budget:
         UserError: no steps, a negative step size, or none for a region without a radius.
     """
 
+    # What is read. jsonargparse takes these for the arguments' types, too, hence the fraction.
     region: Region
     steps: int
-    step_size: float
+    step_size: float | Fraction
     random_start: bool
     rule: Rule | None
 
