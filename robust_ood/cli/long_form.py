@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def _ours(class_path: Any) -> bool:
 def _method(arguments: Sequence[str]) -> str | None:
     """Return the class path of the method that options or configs name last."""
     method: str | None = None
-    for option, value in zip(arguments, arguments[1:], strict=False):
+    for option, value in pairwise(arguments):
         if option == "-c":
             model = read_config(Path(value)).get("model")
             if isinstance(model, Mapping):

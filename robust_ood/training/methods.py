@@ -75,7 +75,8 @@ class ADV(Method):
 class AOE(Method):
     """Adversarial training with clean outliers.
 
-    `min mean max CE(F(x + delta), y) + lambda mean CE(F(x_out), uniform)`. Source: ALOE paper, "Possible Variants". See `Method` for the arguments.
+    `min mean max CE(F(x + delta), y) + lambda mean CE(F(x_out), uniform)`. Source: ALOE paper,
+    "Possible Variants". See `Method` for the arguments.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ class SafeSpotAware(Method):
         attack_mode, optimization, compile, seed: as in `Method`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the settings that users have
         self,
         net: nn.Module,
         spot_search: InLoopAttack,
@@ -79,20 +79,19 @@ class SafeSpotAware(Method):
         if not self.needs_outliers:
             (logits,) = self.logits(self.from_safe_spots(batch.images, batch.labels, batch))
             return self.inlier_loss(logits, batch)
-        size, targets = len(batch.images), batch.labels
-        images = (
-            torch.cat([batch.images, batch.outliers]) if self.safe_spot_weight else batch.images
-        )
+        size = len(batch.images)
+        images = batch.images
+        targets = batch.labels
         if self.safe_spot_weight:
+            images = torch.cat([images, batch.outliers])
             targets = torch.cat([targets, self.predictions(batch.outliers)])
         attacked = self.from_safe_spots(images, targets, batch)  # inliers, then outliers
         inliers, outliers, unsafe = self.logits(attacked[:size], batch.outliers, attacked[size:])
         loss = self.inlier_loss(inliers, batch) + self.outlier_weight * self.outlier_loss(outliers)
         if not self.safe_spot_weight:
             return loss
-        escaped = (
-            losses.cross_entropy(unsafe, targets[size:]).clamp_max(math.log(unsafe.shape[1])).mean()
-        )
+        escape_loss = losses.cross_entropy(unsafe, targets[size:])
+        escaped = escape_loss.clamp_max(math.log(unsafe.shape[1])).mean()
         self.log("train/safe_spot_loss", escaped.detach())
         return loss - self.safe_spot_weight * escaped
 
