@@ -129,6 +129,8 @@ def in_place(error: UserError, settings: Mapping[str, Any]) -> UserError:
 def _whole_name(name: str, settings: Mapping[str, Any]) -> str:
     """Return a name such as `inlier_attack.steps` with the prefix that its first part has."""
     first = name.partition(".")[0]
+    if any(key.startswith(f"{first}.") for key in settings):
+        return name  # whole already
     for key in settings:
         prefix, found, _ = f"{_as_written(key)}.".partition(f".{first}.")
         if found:

@@ -18,6 +18,8 @@ from robust_ood.attacks import PGD, Budget, BudgetConfig, budget_of
 from robust_ood.callbacks import RobustValidation
 from robust_ood.cli import evaluate_command
 from robust_ood.cli.models import each_radius
+from robust_ood.cli.resume import refuse_changes
+from robust_ood.data import Batch
 from robust_ood.errors import UserError
 from robust_ood.rules import AutoPGD
 from robust_ood.training import ADV, ALOE, SafeSpotAware
@@ -177,8 +179,8 @@ OF_A_RUN = LONG.replace("255}}", "255, clip: true}}").replace(
 def test_the_long_form_works_for_one_release(capsys, tmp_path, text):
     with pytest.warns(DeprecationWarning, match=r"model\.inlier_attack\.region is deprecated"):
         assert paste(capsys, tmp_path, text) == Budget(Linf("1/255"), 2, 1 / 255)
+    options = ["--model.inlier_attack.region", "L2", "--model.inlier_attack.region.radius=0.5"]
     with pytest.warns(DeprecationWarning, match=r"inlier_attack\.norm"):
-        options = ["--model.inlier_attack.region", "L2", "--model.inlier_attack.region.radius=0.5"]
         changed = paste(capsys, tmp_path, "{steps: 3, step_size: 0.2}", *options)
     assert changed == Budget(L2(0.5), 3, 0.2)
     with pytest.warns(DeprecationWarning, match=r"inlier_attack\.radius"):
@@ -250,6 +252,40 @@ def test_classes_of_the_users_own(capsys, tmp_path, own):
         attacks.build("pgd", region="own_parts.Narrow", radius=0.1)
 
 
+def test_a_run_of_the_last_release_is_resumed_under_the_same_attack():
+    def run(class_path="robust_ood.training.ALOE", **attacks_of):
+        return {"model": {"class_path": class_path, "init_args": {"seed": 0, **attacks_of}}}
+
+    old = yaml.safe_load(OF_A_RUN) | {"random_start": True, "rule": None, "step_size": 1 / 255}
+    new = {"name": "pgd", "radius": 1 / 255, "steps": "aloe", "step_size": 1 / 255}
+    new = {name: new.get(name) for name in attacks.in_loop.BUDGET_SETTINGS}
+    before = run(inlier_attack=old, outlier_attack=old)
+    refuse_changes(before, run(inlier_attack=new, outlier_attack=None))
+    refuse_changes(before, completed_run(run(inlier_attack=new, outlier_attack=None)))
+    with pytest.raises(UserError, match=r"inlier_attack\.steps \(was 2, now 3\)"):
+        refuse_changes(before, run(inlier_attack={**new, "steps": 3}, outlier_attack=None))
+    with pytest.raises(UserError, match=r"outlier_attack"):
+        refuse_changes(before, run("robust_ood.training.AOE", inlier_attack=new))
+
+
+def completed_run(settings):
+    return {"model": attacks.in_loop.completed(settings["model"])}
+
+
+def test_a_written_config_names_the_defaults_that_were_taken():
+    fgsm = dict.fromkeys(attacks.in_loop.BUDGET_SETTINGS) | {"name": "fgsm"}
+    model = {"class_path": "x.Y", "init_args": {"inlier_attack": "pgd", "spot_search": fgsm}}
+    written = attacks.in_loop.completed(model)["init_args"]
+    taken = {"norm": "Linf", "radius": 8 / 255, "random_start": True, "step_size": None}
+    assert written["inlier_attack"] == {
+        "name": "pgd", "region": None, "steps": 10, "rule": None, **taken
+    }  # fmt: skip
+    assert written["spot_search"]["random_start"] is False
+    assert written["spot_search"]["steps"] is None  # it has none to set
+    for attack in written.values():
+        assert budget_of("attack", BudgetConfig(**attack))
+
+
 def test_methods_of_the_users_own_keep_the_long_form(capsys, tmp_path, own):
     """A constructor with `inlier_attack: PGD`, as the last release's guide had it."""
     config = tmp_path / "old.yaml"
@@ -310,3 +346,8 @@ def test_the_former_names_work_for_one_release(make_net, make_images):
         targeted = attacks.Targeted(search=attack, classes=2)
     with pytest.warns(DeprecationWarning, match=r"Targeted\.attack"):
         assert targeted.search is targeted.attack
+    method = ADV(make_net(), attack)
+    batch = Batch(images, images[:, 0, 0, 0].long(), images[:0], images[:, 0, 0, 0].long(), 0, 0)
+    with pytest.warns(DeprecationWarning, match=r"Method\.run_attack"):
+        moved = method.search(method.inlier_attack, lambda z: z.sum(1), images, batch, "test")
+    assert moved.shape == images.shape
