@@ -306,7 +306,7 @@ def test_methods_of_the_users_own_keep_the_long_form(capsys, tmp_path, own):
 
 def test_a_budget_that_cannot_reach_its_radius_is_warned_about(make_net):
     short = PGD(Linf("8/255"), steps=2, step_size="1/255")
-    said = r"{}: 2 steps of 0\.003922 reach 0\.007843, and the radius is 0\.03137"
+    said = r"{}: steps x step_size is 2 x 0\.003922 = 0\.007843, less than the radius 0\.03137"
     with pytest.warns(UserWarning, match=said.format("inlier_attack")) as caught:
         ALOE(make_net(), inlier_attack=short)
     assert len(caught) == 1  # the outliers' attack is the same one
