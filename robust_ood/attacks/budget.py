@@ -111,8 +111,8 @@ class Budget:
         if radius == math.inf or reach >= radius * (1 - 1e-6):
             return
         warnings.warn(
-            f"{field}: steps x step_size is {self.steps} x {self.step_size:.4g} = {reach:.4g}, less "
-            f"than the radius {radius:.4g}; give more steps or a larger step_size (null: 2.5 "
+            f"{field}: steps x step_size is {self.steps} x {self.step_size:.4g} = {reach:.4g}, "
+            f"less than the radius {radius:.4g}; give more steps or a larger step_size (null: 2.5 "
             "radius / steps)",
             stacklevel=3,
         )
