@@ -39,8 +39,8 @@ METHODS: dict[str, list[str]] = {
     # S-FGSM+ADV at the radius of the others: 2 steps of the radius in place of 10 of a quarter, so
     # that all cost alike.
     "S-FGSM+ADV": [
-        "safe_spot_fgsm", f"{SPOTS}.region.init_args.radius", "1/255", f"{SPOTS}.step_size", "1/255",
-        f"{ATTACK}.region.init_args.radius", "1/255", f"{ATTACK}.step_size", "1/255", f"{ATTACK}.steps", "2",
+        "safe_spot_fgsm", f"{SPOTS}.radius", "1/255", f"{SPOTS}.step_size", "1/255",
+        f"{ATTACK}.radius", "1/255", f"{ATTACK}.step_size", "1/255", f"{ATTACK}.steps", "2",
     ],
 }  # fmt: skip
 

@@ -33,7 +33,7 @@ Attacker = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def ours(net: nn.Module, attack: LabelAttack, precision: Precision) -> Attacker:
     if isinstance(attack, Targeted):
-        attack = replace(attack, search=replace(attack.search, precision=precision))
+        attack = replace(attack, attack=replace(attack.attack, precision=precision))
     elif isinstance(attack, PGD):
         attack = replace(attack, precision=precision)
     return lambda images, labels, indices: misclassify(net, images, labels, attack, indices=indices)

@@ -62,7 +62,7 @@ SHORT = [
         "--averaging.decay",
         "0.99",
     ),
-    *("--model.init_args.inlier_attack.steps", "2", "--model.init_args.outlier_attack.steps", "2"),
+    *("--model.init_args.inlier_attack.steps", "2"),
     *("--data.augmentation", "crop_and_flip", "--data.validation_ood", "[noise/rademacher]"),
     *("--robust_validation.detectors", "[msp]", "--robust_validation.limit", "16"),
     *("--robust_validation.attacks", "[{name: pgd, radius: 16/255, steps: 2}]"),

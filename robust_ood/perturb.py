@@ -25,15 +25,11 @@ Objective = Callable[[Tensor], Tensor]
 """Images `(N, C, H, W)` to one value per image `(N,)`, images independent of each other."""
 
 JudgedObjective = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""The same with a second value per image from the same pass, `(N,)`, by which the best iterate is
-chosen.
-"""
+"""The same with a second value per image, `(N,)`, by which the best iterate is chosen."""
 
 
 class Trace(NamedTuple):
-    """What happened at the start and after each step: values and sizes of the perturbation, each
-    `(steps + 1, N)`.
-    """
+    """Values and perturbation sizes at the start and after each step, each `(steps + 1, N)`."""
 
     values: Tensor
     linf: Tensor
@@ -54,7 +50,7 @@ class Minimum(NamedTuple):
     trace: Trace | None
 
 
-def minimize(
+def minimize(  # the one loop: its arguments are all that varies
     objective: Objective | JudgedObjective,
     images: Tensor,
     region: Region,
@@ -88,7 +84,7 @@ def minimize(
         trace: also record values and perturbation sizes at every iterate.
 
     Returns:
-        a `Minimum`: images, values, trace.
+        A `Minimum`: images, values, last iterate, trace.
 
     Raises:
         UserError: no steps, an unknown `keep`, an objective that does not give one value per image,
@@ -115,25 +111,23 @@ def minimize(
             current = advance(current, gradient, values)
         if recorder.wants_last:
             with torch.no_grad():
-                # A judge alone decides, and then nobody needs the objective's value.
-                unseen = judge is not None and not trace
-                recorder.see(
-                    current, *((None, None) if unseen else both_values(objective(current)))
-                )
+                if judge is not None and not trace:
+                    # The judge alone decides, and then nobody needs the objective's value.
+                    recorder.see(current, None, None)
+                else:
+                    recorder.see(current, *both_values(objective(current)))
         return recorder.result(current)
 
 
-def both_values(found: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return what is minimised and what the best is measured by, one and the same where the
-    objective gave one.
-    """
-    return found if isinstance(found, tuple) else (found, found)
+def both_values(values: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return what is minimised and what the best is measured by; often they are the same."""
+    if isinstance(values, tuple):
+        return values
+    return values, values
 
 
 class _Differentiator:
-    """Values and input gradients of an objective, with dynamic scaling where half precision needs
-    it.
-    """
+    """Values and input gradients of an objective, scaled where half precision needs it."""
 
     def __init__(self, objective: Objective | JudgedObjective, like: Tensor) -> None:
         self.objective = objective
@@ -149,7 +143,8 @@ class _Differentiator:
         values, judged = both_values(self.objective(leaf))
         if values.shape != images.shape[:1]:
             raise UserError(
-                f"objective: gave shape {tuple(values.shape)} for {len(images)} images, one value each wanted"
+                f"objective: gave shape {tuple(values.shape)} for {len(images)} images, expected "
+                "one value each"
             )
         if not values.requires_grad:
             raise UserError(
@@ -161,8 +156,8 @@ class _Differentiator:
         (gradient,) = torch.autograd.grad(total.sum(), leaf, allow_unused=True)
         if gradient is None:
             raise UserError(
-                "objective: its values do not depend on the images, so it cannot be attacked by gradients; "
-                "give the detector a differentiable surrogate"
+                "objective: its values do not depend on the images, so it cannot be attacked by "
+                "gradients; give the detector a differentiable surrogate"
             )
         return values.detach(), judged.detach(), self._unscale(gradient)
 
@@ -178,9 +173,8 @@ class _Differentiator:
         # may the scale reach zero where an objective's gradient is never finite: 0 / 0 would turn
         # every pixel into NaN.
         self.limit = torch.where(overflowed, used / 2, self.limit).clamp_min(2.0**-15)
-        self.scale = torch.minimum(
-            torch.where(overflowed, used / 16, used * 2).clamp_min(2.0**-15), self.limit
-        )
+        changed = torch.where(overflowed, used / 16, used * 2).clamp_min(2.0**-15)
+        self.scale = torch.minimum(changed, self.limit)
         return finite / used.view(-1, 1, 1, 1)
 
 
@@ -188,9 +182,12 @@ class _Recorder:
     """What the engine keeps of the iterates it sees."""
 
     def __init__(self, center: Tensor, judge: Objective | None, *, best: bool, trace: bool) -> None:
-        self.center, self.judge = center, judge
-        self.best, self.traced = best, trace
-        self.images, self.values = center, center.new_full((len(center),), torch.inf)
+        self.center = center
+        self.judge = judge
+        self.best = best
+        self.traced = trace
+        self.images = center
+        self.values = center.new_full((len(center),), torch.inf)
         self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
         self.wants_last = best or trace
 
@@ -209,13 +206,10 @@ class _Recorder:
             self.rows.append((values, flat.abs().amax(1), torch.linalg.vector_norm(flat, dim=1)))
 
     def result(self, last: Tensor) -> Minimum:
-        trace = (
-            Trace(*(torch.stack(column) for column in zip(*self.rows, strict=True)))
-            if self.traced
-            else None
-        )
-        return (
-            Minimum(self.images, self.values, last, trace)
-            if self.best
-            else Minimum(last, None, last, trace)
-        )
+        trace = None
+        if self.traced:
+            values, linf, l2 = map(torch.stack, zip(*self.rows, strict=True))
+            trace = Trace(values, linf, l2)
+        if self.best:
+            return Minimum(self.images, self.values, last, trace)
+        return Minimum(last, None, last, trace)

@@ -33,8 +33,9 @@ class Rule(ABC):
 
 @dataclass(frozen=True)
 class Steepest(Rule):
-    """Constant steps in the region's steepest direction: sign steps for Linf, normalised gradients
-    for L2.
+    """Constant steps in the region's steepest direction.
+
+    These are sign steps for Linf and normalised gradients for L2.
 
     Args:
         momentum: decay of the accumulated gradient, 0 <= momentum < 1 (0: none). Each gradient is
@@ -56,11 +57,8 @@ class Steepest(Rule):
 
         def step(images: Tensor, gradient: Tensor, values: Tensor) -> Tensor:
             if velocity is not None:
-                mean = (
-                    gradient.abs()
-                    .mean((1, 2, 3), keepdim=True)
-                    .clamp_min(torch.finfo(gradient.dtype).tiny)
-                )
+                mean = gradient.abs().mean((1, 2, 3), keepdim=True)  # (N, 1, 1, 1)
+                mean = mean.clamp_min(torch.finfo(gradient.dtype).tiny)
                 gradient = velocity.mul_(self.momentum).add_(gradient / mean)
             return region.project(images - region.steepest(gradient) * step_size, center)
 
@@ -69,8 +67,7 @@ class Steepest(Rule):
 
 @dataclass(frozen=True)
 class Optimizer(Rule):
-    """Steps of a `torch.optim` class, whose learning rate is the step size; projected after each
-    step.
+    """Steps of a `torch.optim` class with the step size as learning rate, each projected.
 
     Args:
         kind: the optimiser class, for instance `torch.optim.Adamax` or `torch.optim.RMSprop`.
@@ -124,19 +121,19 @@ class AutoPGD(Rule):
 
 
 class _AutoStepper:
-    """What Auto-PGD remembers of a run: the best image seen, the last one, and how often the value
-    fell.
-    """
+    """What Auto-PGD remembers of a run: the best image, the last one, how often the value fell."""
 
     def __init__(
         self, rule: AutoPGD, region: Region, center: Tensor, steps: int, size: float | Tensor
     ) -> None:
-        self.rule, self.region, self.center = rule, region, center
+        self.rule = rule
+        self.region = region
+        self.center = center
         self.size = torch.zeros_like(center[:, :1, :1, :1]) + size  # (N, 1, 1, 1)
         # Windows between checkpoints: 22 % of the steps, then each 3 % shorter, 6 % at least.
-        self.window, self.shorter, self.shortest = (
-            max(int(share * steps), 1) for share in (0.22, 0.03, 0.06)
-        )
+        self.window = max(int(0.22 * steps), 1)
+        self.shorter = max(int(0.03 * steps), 1)
+        self.shortest = max(int(0.06 * steps), 1)
         self.waited = 0
         self.falls = torch.zeros_like(self.size[:, 0, 0, 0])  # (N,)
         self.halved = torch.ones_like(self.falls, dtype=torch.bool)
@@ -144,21 +141,27 @@ class _AutoStepper:
 
     def __call__(self, images: Tensor, gradient: Tensor, values: Tensor) -> Tensor:
         if self.previous is None:
-            self.previous, self.values, self.checked = images, values, values
-            self.best, self.best_values, self.best_gradient = images, values, gradient
-            move, share = torch.zeros_like(images), 1.0
+            self._begin(images, gradient, values)
+            move = torch.zeros_like(images)
+            share = 1.0
         else:
             self._see(images, gradient, values)
             if self.waited == self.window:
                 images, gradient = self._check(images, gradient)
-            move, share = images - self.previous, self.rule.inertia
-        target = self.region.project(
-            images - self.size * self.region.steepest(gradient), self.center
-        )
+            move = images - self.previous
+            share = self.rule.inertia
+        step = self.size * self.region.steepest(gradient)
+        target = self.region.project(images - step, self.center)
         self.previous = images
-        return self.region.project(
-            images + share * (target - images) + (1 - share) * move, self.center
-        )
+        following = images + share * (target - images) + (1 - share) * move
+        return self.region.project(following, self.center)
+
+    def _begin(self, images: Tensor, gradient: Tensor, values: Tensor) -> None:
+        self.values = values
+        self.checked = values
+        self.best = images
+        self.best_values = values
+        self.best_gradient = gradient
 
     def _see(self, images: Tensor, gradient: Tensor, values: Tensor) -> None:
         self.waited += 1
@@ -170,20 +173,21 @@ class _AutoStepper:
         self.best_values = torch.where(better, values, self.best_values)
 
     def _check(self, images: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Halve the step where the value fell too rarely, or not at all at an unchanged size; go
-        back to the best.
+        """Halve the step where the value fell too rarely, and go back to the best image there.
+
+        Also where it has not improved at all since the last checkpoint, at an unchanged size.
         """
         rarely = self.falls <= self.rule.progress * self.window
         stuck = ~self.halved & (self.best_values >= self.checked)
         self.halved = rarely | stuck
         self.size = torch.where(_wide(self.halved), self.size / 2, self.size)
-        self.checked, self.waited = self.best_values, 0
+        self.checked = self.best_values
+        self.waited = 0
         self.falls = torch.zeros_like(self.falls)
         self.window = max(self.window - self.shorter, self.shortest)
-        again = _wide(self.halved)
-        return torch.where(again, self.best, images), torch.where(
-            again, self.best_gradient, gradient
-        )
+        back = _wide(self.halved)
+        images = torch.where(back, self.best, images)
+        return images, torch.where(back, self.best_gradient, gradient)
 
 
 def _wide(chosen: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
 """Safe spots: nearby images on which an attacker fails, found before the attacker comes.
 
 Source: "Exploiting safe spots in neural networks for preemptive robustness and out-of-distribution
-detection". The
-search is two nested calls of the engine: the outer one moves the image, the inner one attacks
-wherever it stands.
+detection". The search is two nested calls of the engine: the outer one moves the image, the inner
+one attacks wherever it is.
 """
 
 from __future__ import annotations
@@ -29,15 +28,16 @@ _LEARNING_RATE = {"Linf": 0.1, "L2": 0.001}
 
 
 class Smoothing(NamedTuple):
-    """Randomised smoothing of a classifier: noise of standard deviation `sigma` in pixel fractions,
-    draws a value.
+    """Randomised smoothing of a classifier.
+
+    sigma: the noise's standard deviation in pixel fractions. samples: draws for each value.
     """
 
     sigma: float
     samples: int
 
 
-def search(
+def search(  # the settings that the paper and its code have
     net: nn.Module,
     images: Tensor,
     radius: float | str,
@@ -106,11 +106,12 @@ def search(
             rate = _LEARNING_RATE[norm] if step_size is None else step_size
             descend = _descend_in_box if norm == "Linf" else _descend
             return descend(objective, images, region, steps, rate, keep)
-        size = region.radius / (1 if method == "fgsm" else 4) if step_size is None else step_size
-        return minimize(loss, images, region, steps=steps, step_size=size, keep=keep).images
+        if step_size is None:
+            step_size = region.radius if method == "fgsm" else region.radius / 4
+        return minimize(loss, images, region, steps=steps, step_size=step_size, keep=keep).images
 
 
-def attack(
+def attack(  # likewise
     net: nn.Module,
     images: Tensor,
     labels: Tensor,
@@ -122,12 +123,11 @@ def attack(
     seed: int = 0,
     indices: Tensor | None = None,
 ) -> Tensor:
-    """Return adversarial images `(N, C, H, W)` by the paper's attacker, for instance `x_a` around
-    safe spots `x_s`.
+    """Return adversarial images `(N, C, H, W)` by the paper's attacker.
 
-    Source: Sec. 3.2 and 4: PGD on the cross-entropy of `labels` `(N,)`, a random start, steps of a
-    quarter of the radius, last iterate. With `smoothing`, the randomised PGD of Eq. 3. Other
-    arguments as in `search`.
+    They are, for instance, `x_a` around safe spots `x_s`. Source: Sec. 3.2 and 4: PGD on the
+    cross-entropy of `labels` `(N,)`, a random start, steps of a quarter of the radius, last
+    iterate. With `smoothing`, the randomised PGD of Eq. 3. Other arguments as in `search`.
     """
     with evaluating(net), differentiating():
         loss = _Loss(net, ordinary(labels), smoothing, seed, indices)
@@ -135,8 +135,9 @@ def attack(
 
 
 class _Loss:
-    """The cross-entropy of fixed labels, `(N,)`, and the attack that climbs it; each use takes the
-    next draws.
+    """The cross-entropy of fixed labels, `(N,)`, and the attack that climbs it.
+
+    Each use takes the next draws.
     """
 
     def __init__(
@@ -147,7 +148,10 @@ class _Loss:
         seed: int,
         indices: Tensor | None,
     ) -> None:
-        self.net, self.labels, self.smoothing, self.seed = net, labels, smoothing, seed
+        self.net = net
+        self.labels = labels
+        self.smoothing = smoothing
+        self.seed = seed
         self.indices = [0] * len(labels) if indices is None else indices.tolist()
         self.draws: Iterator[int] = count()
 
@@ -158,16 +162,15 @@ class _Loss:
         draws = generator(self.seed, "smoothing", next(self.draws))
         noise = sigma * torch.randn((samples, *images.shape[1:]), generator=draws).to(images)
         noisy = (images[:, None] + noise).flatten(0, 1)  # (N * samples, C, H, W)
-        log_p = (
-            losses.wide(self.net(noisy)).log_softmax(1).view(len(images), samples, -1)
-        )  # (N, samples, K)
+        log_p = losses.wide(self.net(noisy)).log_softmax(1)  # (N * samples, K)
+        log_p = log_p.view(len(images), samples, -1)  # (N, samples, K)
         # Logits whose softmax is the mean softmax: the mean's logarithm, up to a constant.
         return losses.cross_entropy(log_p.logsumexp(1), self.labels)
 
     def attack(self, images: Tensor, region: Region, steps: int) -> Tensor:
         starts = generators(self.seed, "safe spot attack", next(self.draws), indices=self.indices)
         start = region.sample(images, starts)
-        found = minimize(
+        return minimize(
             lambda x: -self(x),
             images,
             region,
@@ -175,18 +178,21 @@ class _Loss:
             step_size=region.radius / 4,
             start=start,
             keep="last",
-        )
-        return found.images
+        ).images
 
 
 def _after_attack(loss: _Loss, region: Region, steps: int, attacks: int) -> Objective:
-    """Return the mean loss after attacks from wherever an image stands; the attack's steps count as
-    constants.
+    """Return the mean loss after attacks from wherever an image is.
+
+    The attack's perturbation counts as a constant.
     """
 
     def objective(images: Tensor) -> Tensor:
-        here = images.detach()
-        values = [loss(images + (loss.attack(here, region, steps) - here)) for _ in range(attacks)]
+        centers = images.detach()
+        values = []
+        for _ in range(attacks):
+            perturbation = loss.attack(centers, region, steps) - centers
+            values.append(loss(images + perturbation))
         return torch.stack(values).mean(0)
 
     return objective
@@ -200,9 +206,14 @@ def _descend(
     rate: float,
     keep: Literal["best", "last"],
 ) -> Tensor:
-    rule = Optimizer(torch.optim.RMSprop)
     return minimize(
-        objective, images, region, steps=steps, step_size=rate, rule=rule, keep=keep
+        objective,
+        images,
+        region,
+        steps=steps,
+        step_size=rate,
+        rule=Optimizer(torch.optim.RMSprop),
+        keep=keep,
     ).images
 
 
@@ -215,7 +226,8 @@ def _descend_in_box(
     keep: Literal["best", "last"],
 ) -> Tensor:
     """Descend in a free variable whose tanh spans the allowed box of each pixel."""
-    lower, upper = (images - region.radius).clamp_min(0), (images + region.radius).clamp_max(1)
+    lower = (images - region.radius).clamp_min(0)
+    upper = (images + region.radius).clamp_max(1)
     width = upper - lower
 
     def image(variable: Tensor) -> Tensor:
@@ -223,10 +235,9 @@ def _descend_in_box(
 
     # Just inside the box, as in the public code: at its very edge the variable would be infinite.
     inside = ((images - lower) / width.clamp_min(1e-12) - 0.5) * 1.999
-    found = _descend(
-        lambda v: objective(image(v)), inside.atanh(), Unbounded(clip=False), steps, rate, keep
-    )
-    return region.project(image(found), images)
+    free = Unbounded(clip=False)
+    variable = _descend(lambda v: objective(image(v)), inside.atanh(), free, steps, rate, keep)
+    return region.project(image(variable), images)
 
 
 def _predictions(net: nn.Module, images: Tensor, labels: Tensor | None) -> Tensor:

@@ -11,6 +11,7 @@ import inspect
 import re
 import sys
 import types
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -88,6 +89,8 @@ def read_part(field: str, given: PartSpec) -> Part:
     """
     if isinstance(given, str):
         return Part(given, {})
+    if isinstance(given, Namespace):  # what jsonargparse makes of a class path inside a mapping
+        given = given.as_dict()
     if not isinstance(given, Mapping):
         raise UserError(
             f"{field}: expected a name, or a mapping with 'name' and settings, got {shown(given)}"
@@ -217,10 +220,19 @@ def _parameters(make: Callable[..., Any], given: int) -> dict[str, _Parameter]:
 
 
 def _type_hints(make: Callable[..., Any]) -> dict[str, Any]:
+    """Return the type hints of a maker's parameters; none where they cannot be resolved."""
     while isinstance(make, partial):
         make = make.func
+    target: Any = make
+    if isinstance(make, type):
+        target = next(base for base in make.__mro__ if "__init__" in vars(base))
+        dataclass_parameters = vars(target).get("__dataclass_params__")
+        if dataclass_parameters is None or not dataclass_parameters.init:
+            # A dataclass's own `__init__` names the types of inherited fields in its own module,
+            # where they may not be known; the class itself does not.
+            target = target.__init__
     try:
-        return get_type_hints(make.__init__ if isinstance(make, type) else make)  # type: ignore[misc]
+        return get_type_hints(target)
     except NameError:
         # Of a library that imports some names for type checkers alone, as torch's schedulers do.
         return {}

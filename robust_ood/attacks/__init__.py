@@ -1,6 +1,4 @@
-"""Attacks on detectors, classifiers and encoders. They hold settings and objectives; the engine
-holds the loop.
-"""
+"""Attacks on detectors, classifiers and encoders: settings and objectives for the engine."""
 
 from robust_ood.attacks.apply import (
     Attack,
@@ -15,7 +13,9 @@ from robust_ood.attacks.apply import (
     misclassify,
     raise_score,
 )
+from robust_ood.attacks.budget import Budget
 from robust_ood.attacks.encoder import EncoderAttack, encoder, mape
+from robust_ood.attacks.in_loop import BudgetConfig, InLoopAttack, budget_of
 from robust_ood.attacks.pgd import PGD, aloe_mahalanobis, aloe_softmax, apgd, fgsm, transferred
 from robust_ood.attacks.registry import REGISTRY, build, build_all
 from robust_ood.attacks.resolution import LowResolution
@@ -28,8 +28,11 @@ __all__ = [
     "REGISTRY",
     "Attack",
     "Attacked",
+    "Budget",
+    "BudgetConfig",
     "Candidate",
     "EncoderAttack",
+    "InLoopAttack",
     "LabelAttack",
     "LowResolution",
     "ScoreAttack",
@@ -42,6 +45,7 @@ __all__ = [
     "apgd",
     "attack_labels",
     "attack_score",
+    "budget_of",
     "build",
     "build_all",
     "encoder",

@@ -1,6 +1,4 @@
-"""Attacks on detectors and on classifiers: they propose candidates, the true score or margin
-chooses among them.
-"""
+"""Attacks on detectors and on classifiers: they propose, the true score or margin chooses."""
 
 from __future__ import annotations
 
@@ -29,8 +27,9 @@ class Settings(TypedDict):
 
 
 class Candidate(NamedTuple):
-    """Perturbed images `(N, C, H, W)`, the name of the attack that proposes them, the precision of
-    its gradients.
+    """What an attack proposes.
+
+    images: perturbed, `(N, C, H, W)`. member: the name of the attack. precision: of its gradients.
     """
 
     images: Tensor
@@ -39,14 +38,13 @@ class Candidate(NamedTuple):
 
 
 class ScoreAttack(Protocol):
-    """Anything that proposes perturbed images against a detector: `PGD`, `Square`, or a suite of
-    attacks.
-    """
+    """Anything that proposes perturbed images against a detector: `PGD`, `Square`, or a suite."""
 
     @property
     def keeps_clean(self) -> bool:
-        """Whether an image that no candidate beats stays clean; not so for attacks that never see
-        the true score.
+        """Whether an image that no candidate beats stays clean.
+
+        Not so for attacks that never see the true score.
         """
 
     def settings(self) -> Settings:
@@ -55,8 +53,9 @@ class ScoreAttack(Protocol):
     def on_score(
         self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor
     ) -> Iterator[Candidate]:
-        """Yield candidates for images `(N, C, H, W)` that make `direction * score` small; indices
-        `(N,)` key draws.
+        """Yield candidates for images `(N, C, H, W)` that make `direction * score` small.
+
+        Indices `(N,)` key random draws.
         """
 
 
@@ -69,15 +68,11 @@ class LabelAttack(Protocol):
     def on_label(
         self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor
     ) -> Iterator[Candidate]:
-        """Yield candidates for images `(N, C, H, W)` on which the classifier errs about their
-        labels `(N,)`.
-        """
+        """Yield candidates for images `(N, C, H, W)` whose labels `(N,)` the classifier misses."""
 
 
 class Attack(ScoreAttack, LabelAttack, Protocol):
-    """Anything that perturbs images against detectors and against classifiers: what an evaluation
-    takes.
-    """
+    """Anything that attacks both detectors and classifiers: what an evaluation takes."""
 
 
 class Attacked(NamedTuple):
@@ -123,8 +118,9 @@ def lower_score(
 def raise_score(
     detector: Detector, outliers: Tensor, attack: ScoreAttack, *, indices: Tensor | None = None
 ) -> Tensor:
-    """Return outliers `(N, C, H, W)` that look in-distribution: the outlier attack. Otherwise as
-    `lower_score`.
+    """Return outliers `(N, C, H, W)` that look in-distribution: the outlier attack.
+
+    Otherwise as `lower_score`.
     """
     return attack_score(detector, outliers, attack, -1, indices=indices).images
 
@@ -137,19 +133,21 @@ def attack_score(
     *,
     indices: Tensor | None = None,
 ) -> Attacked:
-    """Return what an attack on a detector achieved: images, their true scores `(N,)`, and which
-    member found each.
+    """Return what an attack on a detector achieved: images, their true scores `(N,)`, and winners.
 
     `direction` is +1 to lower scores and -1 to raise them; other arguments as in `lower_score`.
     """
-    given, indices = ordinary(images), _indices(images, indices)
-    images = _fast_layout(given)
+    original = ordinary(images)
+    indices = _indices(images, indices)
+    images = _fast_layout(original)
     with evaluating(detector):
         candidates: Iterable[Candidate] = attack.on_score(detector, images, direction, indices)
         if attack.keeps_clean:
             candidates = chain([Candidate(images, "clean")], candidates)
-        found = worst(lambda x: direction * detector(x), candidates)
-    return found._replace(images=_layout_of(given, found.images), values=direction * found.values)
+        attacked = worst(lambda x: direction * detector(x), candidates)
+    return attacked._replace(
+        images=_layout_of(original, attacked.images), values=direction * attacked.values
+    )
 
 
 def misclassify(
@@ -184,29 +182,26 @@ def attack_labels(
     *,
     indices: Tensor | None = None,
 ) -> Attacked:
-    """Return what an attack on a classifier achieved: images, the true class's margins `(N,)`, and
-    who found each.
-    """
-    given, labels, indices = ordinary(images), ordinary(labels), _indices(images, indices)
-    images = _fast_layout(given)
+    """Return what an attack on a classifier achieved: images, margins `(N,)`, and winners."""
+    original = ordinary(images)
+    labels = ordinary(labels)
+    indices = _indices(images, indices)
+    images = _fast_layout(original)
     with evaluating(net):
-        candidates = chain(
-            [Candidate(images, "clean")], attack.on_label(net, images, labels, indices)
-        )
-        found = worst(lambda x: losses.margin(net(x), labels), candidates)
-    return found._replace(images=_layout_of(given, found.images))
+        proposals = attack.on_label(net, images, labels, indices)
+        candidates = chain([Candidate(images, "clean")], proposals)
+        attacked = worst(lambda x: losses.margin(net(x), labels), candidates)
+    return attacked._replace(images=_layout_of(original, attacked.images))
 
 
 def _fast_layout(images: Tensor) -> Tensor:
-    """Return the images in channels-last memory, which convolutions like best; weights stay as the
-    user has them.
-    """
+    """Return the images in channels-last memory, in which convolutions are fastest."""
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def _layout_of(given: Tensor, found: Tensor) -> Tensor:
-    """Return found images in the memory layout in which the user gave theirs."""
-    return found.contiguous() if given.is_contiguous() else found
+def _layout_of(original: Tensor, attacked: Tensor) -> Tensor:
+    """Return attacked images in the memory layout of the user's own."""
+    return attacked.contiguous() if original.is_contiguous() else attacked
 
 
 def _indices(images: Tensor, indices: Tensor | None) -> Tensor:
@@ -214,15 +209,13 @@ def _indices(images: Tensor, indices: Tensor | None) -> Tensor:
         return torch.arange(len(images))
     if indices.shape != images.shape[:1]:
         raise UserError(
-            f"indices: shape {tuple(indices.shape)} for {len(images)} images, one each wanted"
+            f"indices: shape {tuple(indices.shape)} for {len(images)} images, expected one each"
         )
     return indices
 
 
 def worst(value: Objective, candidates: Iterable[Candidate]) -> Attacked:
-    """Return, image by image, the candidate with the smallest value; of equals and of NaNs the
-    first.
-    """
+    """Return each image's candidate with the smallest value; of equals and of NaNs the first."""
     kept: Attacked | None = None
     members: list[str] = []
     precisions: list[str] = []
@@ -232,16 +225,16 @@ def worst(value: Objective, candidates: Iterable[Candidate]) -> Attacked:
                 members.append(member)
             if precision is not None and precision not in precisions:
                 precisions.append(precision)
-            values, place = value(images), members.index(member)
-            here = torch.full_like(values, place, dtype=torch.long)
+            values = value(images)
+            winners = torch.full_like(values, members.index(member), dtype=torch.long)
             if kept is None:
-                kept = Attacked(images, values, here, (), ())
+                kept = Attacked(images, values, winners, (), ())
                 continue
             lower = values < kept.values
             kept = Attacked(
                 torch.where(lower.view(-1, 1, 1, 1), images, kept.images),
                 torch.where(lower, values, kept.values),
-                torch.where(lower, here, kept.winners),
+                torch.where(lower, winners, kept.winners),
                 (),
                 (),
             )

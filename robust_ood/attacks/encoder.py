@@ -1,6 +1,4 @@
-"""The OOD attack on encoders: images of something else that a network encodes like in-distribution
-ones.
-"""
+"""The OOD attack on encoders: OOD images that a network encodes like in-distribution ones."""
 
 from __future__ import annotations
 
@@ -57,8 +55,9 @@ class EncoderAttack:
     def match(
         self, encode: Encoder, starts: Tensor, inliers: Tensor, indices: Tensor | None = None
     ) -> Tensor:
-        """Return images near `starts` whose codes are those of `inliers`, pair by pair; the best of
-        the run.
+        """Return images near `starts` whose codes are those of `inliers`, pair by pair.
+
+        Each is the best of the run.
 
         Args:
             encode: from `encoder`, or any callable.
@@ -69,7 +68,8 @@ class EncoderAttack:
         """
         if starts.shape != inliers.shape:
             raise UserError(
-                f"inliers: shape {tuple(inliers.shape)}, but starts have {tuple(starts.shape)}; pairs are wanted"
+                f"inliers: shape {tuple(inliers.shape)}, but starts have {tuple(starts.shape)}; "
+                "expected pairs"
             )
         starts = ordinary(starts)
         with torch.no_grad():
@@ -79,6 +79,9 @@ class EncoderAttack:
             return (encode(images) - codes).square().sum(1)
 
         rate = self.region.radius / 100 if self.learning_rate is None else self.learning_rate
+        start = None
+        if self.random_start:
+            start = self.region.sample(starts, self._draws(len(starts), indices)(0))
         return minimize(
             distance,
             starts,
@@ -86,9 +89,7 @@ class EncoderAttack:
             steps=self.steps,
             step_size=rate,
             rule=Optimizer(torch.optim.Adamax),
-            start=self.region.sample(starts, self._draws(len(starts), indices)(0))
-            if self.random_start
-            else None,
+            start=start,
         ).images
 
     def _draws(self, size: int, indices: Tensor | None) -> Draws:
@@ -99,11 +100,10 @@ class EncoderAttack:
 def encoder(
     net: nn.Module | Detector, code: Literal["features", "logits", "score"] = "features"
 ) -> Encoder:
-    """Return the callable that encodes images: a network's penultimate features or logits, or a
-    detector's true score.
+    """Return the callable that encodes images: features, logits, or a detector's true score.
 
-    The score has the gradient of the detector's surrogate. The network is in eval mode at each
-    call.
+    The features are the penultimate ones. The score has the gradient of the detector's surrogate.
+    The network is in eval mode at each call.
     """
 
     def encode(images: Tensor) -> Tensor:
@@ -122,17 +122,17 @@ def encoder(
         raise unknown_name("code", code, ("features", "logits", "score"))
     if (code == "score") != isinstance(net, Detector):
         raise UserError(
-            f"code: {code!r} of a {type(net).__name__}; a detector gives 'score', a network the others"
+            f"code: {code!r} of a {type(net).__name__}; a detector gives 'score', a network the "
+            "others"
         )
     return encode
 
 
 def mape(codes: Tensor, targets: Tensor) -> Tensor:
-    """Return each pair's mean absolute percentage error, `mean |z_out - z_in| / max |z_in|`,
-    `(N,)`, a fraction.
+    """Return each pair's mean absolute percentage error `(N,)`, a fraction >= 0.
 
-    Source: the paper's Sec. 3. Codes and targets are `(N, D)`.
+    It is `mean |z_out - z_in| / max |z_in|`. Source: the paper's Sec. 3. Codes and targets are
+    `(N, D)`.
     """
-    return (codes - targets).abs().mean(1) / targets.abs().amax(1).clamp_min(
-        torch.finfo(targets.dtype).tiny
-    )
+    error = (codes - targets).abs().mean(1)
+    return error / targets.abs().amax(1).clamp_min(torch.finfo(targets.dtype).tiny)

@@ -82,16 +82,15 @@ def features(detector: Detector, direction: Direction, images: Tensor) -> list[O
 def _feature_distance(net: nn.Module, direction: Direction, images: Tensor) -> Objective:
     with torch.no_grad():
         clean = outputs(net, images)
-    own, weights = clean.features, clean.head.weight.detach()  # (N, D), (K, D)
+    clean_features = clean.features  # (N, D)
+    weights = clean.head.weight.detach()  # (K, D)
     prototypes = (weights - weights.mean(0))[clean.logits.argmax(1)]  # (N, D)
 
     def objective(x: Tensor) -> Tensor:
-        now = losses.wide(outputs(net, x).features)
-        return (
-            -(now - own).square().sum(1)
-            if direction == 1
-            else -F.cosine_similarity(now, prototypes)
-        )
+        reached = losses.wide(outputs(net, x).features)
+        if direction == 1:
+            return -(reached - clean_features).square().sum(1)
+        return -F.cosine_similarity(reached, prototypes)
 
     return objective
 
@@ -119,9 +118,7 @@ LABEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def wrong_label(net: nn.Module, labels: Tensor, loss: str) -> Objective:
-    """Return the objective of an untargeted attack on a classifier: the named loss, small where it
-    errs.
-    """
+    """Return the objective of an untargeted attack on a classifier, small where it errs."""
     if loss not in LABEL_LOSSES:
         raise unknown_name("loss", loss, LABEL_LOSSES)
     signed = LABEL_LOSSES[loss]
@@ -140,8 +137,7 @@ def wrong_label_judged(net: nn.Module, labels: Tensor, loss: str) -> JudgedObjec
 
 
 def expected(objective: Objective, sigma: float, draws: int, seed: int) -> Objective:
-    """Return the mean of an objective over `draws` noisy copies of the images, with fresh Gaussian
-    noise at each use.
+    """Return the mean of an objective over noisy copies of the images, `draws` at each use.
 
     Source: expectation over transformations, Athalye et al. 2018; the smoothed attack of Salman et
     al. 2019. With `sigma` 0 it averages repeated evaluations of an objective that is random itself.
@@ -149,9 +145,9 @@ def expected(objective: Objective, sigma: float, draws: int, seed: int) -> Objec
     uses = count()
 
     def mean(images: Tensor) -> Tensor:
-        draw = generator(seed, "expectation", next(uses))
-        noise = sigma * torch.randn((draws, *images.shape[1:]), generator=draw).to(images)
-        return torch.stack([objective(images + one) for one in noise]).mean(0)
+        source = generator(seed, "expectation", next(uses))
+        noise = sigma * torch.randn((draws, *images.shape[1:]), generator=source).to(images)
+        return torch.stack([objective(images + draw) for draw in noise]).mean(0)
 
     return mean
 
@@ -164,7 +160,8 @@ def classifiers(detector: Detector, objective: str) -> tuple[nn.Module, ...]:
     """Return the classifiers that a detector reads, or raise `UserError` where it names none."""
     if not detector.networks:
         raise UserError(
-            f"objective: {type(detector).__name__} reads no classifier, so {objective!r} cannot attack it"
+            f"objective: {type(detector).__name__} reads no classifier, so {objective!r} cannot "
+            "attack it"
         )
     return detector.networks
 

@@ -1,17 +1,16 @@
-"""Projected gradient descent in all its forms: settings of the engine, and the candidates they
-give.
-"""
+"""Projected gradient descent in all its forms: its settings, and the candidates that it gives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from robust_ood.attacks.apply import Candidate, Settings
+from robust_ood.attacks.budget import Budget, Steps, check_count
 from robust_ood.attacks.objectives import (
     LABEL_LOSSES,
     READ_CLASSIFIERS,
@@ -22,9 +21,10 @@ from robust_ood.attacks.objectives import (
     wrong_label_judged,
 )
 from robust_ood.attacks.precision import PRECISIONS, Precision, computed_in, resolve, rounds
+from robust_ood.deprecation import warn_renamed
 from robust_ood.detectors import Detector, surface_of
 from robust_ood.errors import UserError, unknown_name
-from robust_ood.perturb import JudgedObjective, Minimum, Objective, both_values, minimize
+from robust_ood.perturb import JudgedObjective, Minimum, Objective, both_values
 from robust_ood.randomness import generators
 from robust_ood.regions import Fraction, Generators, Region
 from robust_ood.rules import AutoPGD, Rule
@@ -32,22 +32,21 @@ from robust_ood.rules import AutoPGD, Rule
 Draws = Callable[[int], Generators]
 """Restart number to the generators of its random start."""
 
+ScoreObjective = Literal["score", "unmoved", "softmax", "msp", "features"]
+LabelLoss = Literal["cross_entropy", "margin", "dlr", "dlr_or_margin"]
+Keep = Literal["best", "objective", "last"]
 
-@dataclass(frozen=True)
-class PGD:
-    """Settings of projected gradient descent; one step of it is FGSM.
+
+@dataclass(frozen=True, init=False)
+class PGD(Budget):
+    """Settings of projected gradient descent in an evaluation; one step of it is FGSM.
 
     Source: Madry et al. 2018; on detectors, ALOE Alg. 1 and 2 and Fort Eq. 2. Images are `(N, C, H,
     W)` in [0, 1].
 
     Args:
-        region: where the perturbed image may be, such as `Linf(8/255)`.
-        steps: gradient steps, >= 1.
-        step_size: size of a step in the region's norm, a number or a fraction as `2/255`; by
-            default `2.5 radius / steps`, so that the boundary can be reached and followed.
+        region, steps, step_size, random_start, rule: the budget; see `Budget`.
         restarts: independent runs, the worst of which is kept image by image, >= 1.
-        random_start: begin each restart at a random point of the region instead of at the clean
-            image.
         objective: what an attack on a detector minimises: "score" differentiates the detector
             itself, "unmoved" leaves out its input noise or descent, "softmax" takes the ALOE
             paper's objectives of its classifier (Alg. 1), "msp" the classifier's largest
@@ -57,7 +56,6 @@ class PGD:
         keep: "best", the worst iterate by the true score or margin; "objective", the best by its
             own objective, and "last", the last iterate, never look at the true score: they make a
             transferred attack of it.
-        rule: how a gradient becomes a step; steepest steps by default.
         noise: standard deviation of Gaussian noise over which the objective is averaged, in pixel
             fractions.
         noise_draws: draws averaged at each step, for `noise` or for a detector that is random
@@ -68,50 +66,62 @@ class PGD:
             and a float64 network, keep theirs.
     """
 
-    region: Region
-    steps: int = 10
-    step_size: float | Fraction | None = None
-    restarts: int = 1
-    random_start: bool = True
-    objective: Literal["score", "unmoved", "softmax", "msp", "features"] = "score"
-    loss: Literal["cross_entropy", "margin", "dlr", "dlr_or_margin"] = "cross_entropy"
-    keep: Literal["best", "objective", "last"] = "best"
-    rule: Rule | None = None
-    noise: float = 0.0
-    noise_draws: int = 1
-    seed: int = 0
-    precision: Precision = "auto"
+    restarts: int
+    objective: ScoreObjective
+    loss: LabelLoss
+    keep: Keep
+    noise: float
+    noise_draws: int
+    seed: int
+    precision: Precision
 
-    def __post_init__(self) -> None:
-        for field in ("steps", "restarts", "noise_draws"):
-            if not isinstance(getattr(self, field), int) or getattr(self, field) < 1:
-                raise UserError(f"{field}: {getattr(self, field)} is not a whole number >= 1")
-        if self.objective not in SCORE_OBJECTIVES:
-            raise unknown_name("objective", self.objective, SCORE_OBJECTIVES)
-        if self.loss not in LABEL_LOSSES:
-            raise unknown_name("loss", self.loss, LABEL_LOSSES)
-        if self.keep not in ("best", "objective", "last"):
-            raise unknown_name("keep", self.keep, ("best", "objective", "last"))
-        if self.precision not in PRECISIONS:
-            raise unknown_name("precision", self.precision, PRECISIONS)
+    def __init__(  # the settings that users have
+        self,
+        region: Region,
+        steps: Steps = 10,
+        step_size: float | Fraction | None = None,
+        restarts: int = 1,
+        random_start: bool = True,
+        objective: ScoreObjective = "score",
+        loss: LabelLoss = "cross_entropy",
+        keep: Keep = "best",
+        rule: Rule | None = None,
+        noise: float = 0.0,
+        noise_draws: int = 1,
+        seed: int = 0,
+        precision: Precision = "auto",
+    ) -> None:
+        super().__init__(region, steps, step_size, random_start, rule)
+        self._set(
+            restarts=restarts,
+            objective=objective,
+            loss=loss,
+            keep=keep,
+            noise=noise,
+            noise_draws=noise_draws,
+            seed=seed,
+            precision=precision,
+        )
+        self._check()
+
+    def _check(self) -> None:
+        check_count("restarts", self.restarts)
+        check_count("noise_draws", self.noise_draws)
+        choices: dict[str, Collection[str]] = {
+            "objective": SCORE_OBJECTIVES,
+            "loss": LABEL_LOSSES,
+            "keep": get_args(Keep),
+            "precision": PRECISIONS,
+        }
+        for field, known in choices.items():
+            value = getattr(self, field)
+            if value not in known:
+                raise unknown_name(field, value, known)
         if self.keep == "last" and self.restarts > 1:
             raise UserError(
-                f"restarts: {self.restarts} with keep='last', which cannot choose among them; give 1"
+                f"restarts: {self.restarts} with keep='last', which cannot choose among them; "
+                "expected 1"
             )
-        object.__setattr__(self, "step_size", self._step_size())
-
-    def _step_size(self) -> float:
-        if self.step_size is not None:
-            size = float(Fraction(self.step_size, "step_size"))
-        elif self.region.radius < float("inf"):
-            size = 2.5 * self.region.radius / self.steps
-        else:
-            raise UserError(
-                "step_size: an Unbounded region has no radius to derive it from; give one"
-            )
-        if size < 0:
-            raise UserError(f"step_size: {size} is negative")
-        return size
 
     @property
     def keeps_clean(self) -> bool:
@@ -127,59 +137,78 @@ class PGD:
             restarts=self.restarts,
         )
 
-    def search(
+    def run(
         self,
         objective: Objective | JudgedObjective,
         images: Tensor,
         draws: Draws,
         judge: Objective | None = None,
     ) -> list[Minimum]:
-        """Return the outcome of each restart: its best by the judge (or by the objective), or its
-        last iterate.
+        """Return the outcome of each restart: its best iterate, or its last one.
+
+        Args:
+            objective: what is minimised; with a pair, its second value chooses the best iterate.
+            images: `(N, C, H, W)` in [0, 1].
+            draws: restart number to the generators of its random start.
+            judge: what chooses the best iterate, where that is not the objective.
         """
-        searched = objective
         if self.noise or self.noise_draws > 1:
-            judge = judge or (lambda x: both_values(objective(x))[1])
-            if (
-                not self.noise
-            ):  # the score is random itself, and the luck of one draw is no strength
-                judge = expected(judge, 0.0, self.noise_draws, self.seed)
-            searched = expected(
-                lambda x: both_values(objective(x))[0], self.noise, self.noise_draws, self.seed
-            )
-        return [
-            minimize(
-                searched,
-                images,
-                self.region,
-                steps=self.steps,
-                step_size=self.step_size or 0.0,
-                rule=self.rule,
-                start=self.region.sample(images, draws(restart)) if self.random_start else None,
-                keep="last" if self.keep == "last" else "best",
-                judge=judge,
-            )
-            for restart in range(self.restarts)
-        ]
+            objective, judge = self._averaged(objective, judge)
+        keep: Literal["best", "last"] = "last" if self.keep == "last" else "best"
+        minima = []
+        for restart in range(self.restarts):
+            start = self.start(images, draws(restart))
+            minima.append(self.descend(objective, images, start, keep=keep, judge=judge))
+        return minima
+
+    def _averaged(
+        self, objective: Objective | JudgedObjective, judge: Objective | None
+    ) -> tuple[Objective, Objective]:
+        """Return the objective and its judge over several draws of noise."""
+
+        def descended(images: Tensor) -> Tensor:
+            return both_values(objective(images))[0]
+
+        def judged(images: Tensor) -> Tensor:
+            return both_values(objective(images))[1]
+
+        judge = judged if judge is None else judge
+        if not self.noise:
+            # The score is random itself, and the luck of one draw is no strength.
+            judge = expected(judge, 0.0, self.noise_draws, self.seed)
+        return expected(descended, self.noise, self.noise_draws, self.seed), judge
+
+    def search(self, *arguments: Any, **settings: Any) -> list[Minimum]:
+        """Return the same as `run`, its name from the next release on."""
+        warn_renamed("PGD.search", "PGD.run")
+        return self.run(*arguments, **settings)
 
     def on_score(
         self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor
     ) -> Iterator[Candidate]:
         """Yield candidates that make `direction * score` small."""
         # An attack on the classifiers is the same whichever detector reads them.
-        differentiated = (
-            nn.ModuleList(detector.networks) if self.objective in READ_CLASSIFIERS else detector
-        )
-        precision = resolve(self.precision, images, differentiated)
-        own = self.objective == "score" and surface_of(detector).exact
-        judge: Objective | None = (
-            None if own or self.keep != "best" else lambda x: direction * detector(x)
-        )
+        reads_classifiers = self.objective in READ_CLASSIFIERS
+        attacked = nn.ModuleList(detector.networks) if reads_classifiers else detector
+        precision = resolve(self.precision, images, attacked)
+
+        def true_score(x: Tensor) -> Tensor:
+            scores: Tensor = detector(x)
+            return direction * scores
+
+        exact = self.objective == "score" and surface_of(detector).exact
+        judge: Objective | None = true_score
+        if exact or self.keep != "best":
+            judge = None
         for objective in SCORE_OBJECTIVES[self.objective](detector, direction, images):
             yield from self._candidates(objective, judge, images, indices, precision)
             if self.keep != "best":
-                return  # a transferred attack follows one source: choosing between two would take a look at the score
-            judge = None  # others, best by their own values: judging every iterate would cost more than the search
+                # A transferred attack follows one source: to choose between two, it would have to
+                # look at the true score.
+                return
+            # Further objectives keep the best by their own values: judging every iterate would cost
+            # more than the search.
+            judge = None
 
     def on_label(
         self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor
@@ -187,7 +216,8 @@ class PGD:
         """Yield candidates that make the classifier err."""
         precision = resolve(self.precision, images, net)
         judged = self.keep == "best" and self.loss != "margin"
-        objective = (wrong_label_judged if judged else wrong_label)(net, labels, self.loss)
+        make_objective = wrong_label_judged if judged else wrong_label
+        objective = make_objective(net, labels, self.loss)
         yield from self._candidates(objective, None, images, indices, precision)
 
     def _candidates(
@@ -198,15 +228,18 @@ class PGD:
         indices: Tensor,
         precision: str,
     ) -> Iterator[Candidate]:
-        found = self.search(computed_in(precision, objective), images, self.draws(indices), judge)
+        searched = computed_in(precision, objective)
+        minima = self.run(searched, images, self.draws(indices), judge)
         if self.keep != "objective":
-            yield from proposed(found, "pgd", precision, judged=judge is not None)
+            yield from proposed(minima, "pgd", precision, judged=judge is not None)
             return
-        values = torch.stack(
-            [one.values for one in found if one.values is not None]
-        )  # (restarts, N)
-        kept = torch.stack([one.images for one in found])  # (restarts, N, C, H, W)
-        yield Candidate(kept[values.argmin(0), torch.arange(len(images))], "pgd", precision)
+        values = []
+        for minimum in minima:
+            assert minimum.values is not None  # None is for the last iterate alone
+            values.append(minimum.values)
+        best = torch.stack(values).argmin(0)  # (restarts, N) to (N,)
+        kept = torch.stack([minimum.images for minimum in minima])  # (restarts, N, C, H, W)
+        yield Candidate(kept[best, torch.arange(len(images))], "pgd", precision)
 
     def draws(self, indices: Tensor) -> Draws:
         """Return what keys the random starts: seed, restart and sample index."""
@@ -216,18 +249,17 @@ class PGD:
 
 
 def proposed(
-    found: list[Minimum], member: str, precision: str, *, judged: bool
+    minima: list[Minimum], member: str, precision: str, *, judged: bool
 ) -> Iterator[Candidate]:
-    """Yield what the restarts kept; the last iterates, too, where no judge chose and rounded values
-    did.
+    """Yield what the restarts kept, and their last iterates where only rounded values chose.
 
     Steps change a score by less than rounding does where the radius is small or the search has
     settled.
     """
-    for one in found:
-        yield Candidate(one.images, member, precision)
-        if rounds(precision) and one.values is not None and not judged:
-            yield Candidate(one.last, member, precision)
+    for minimum in minima:
+        yield Candidate(minimum.images, member, precision)
+        if rounds(precision) and minimum.values is not None and not judged:
+            yield Candidate(minimum.last, member, precision)
 
 
 def fgsm(
@@ -249,8 +281,8 @@ def apgd(
     *,
     steps: int = 100,
     restarts: int = 1,
-    objective: Literal["score", "unmoved", "softmax", "msp", "features"] = "score",
-    loss: Literal["cross_entropy", "margin", "dlr", "dlr_or_margin"] = "cross_entropy",
+    objective: ScoreObjective = "score",
+    loss: LabelLoss = "cross_entropy",
     seed: int = 0,
     precision: Precision = "auto",
 ) -> PGD:
@@ -274,8 +306,7 @@ def apgd(
 def transferred(
     attack: PGD, source: Literal["msp", "softmax", "unmoved", "features"] = "msp"
 ) -> PGD:
-    """Return the attack through another objective, handed over as it is, without a look at the true
-    score.
+    """Return the attack through another objective, without a look at the true score.
 
     Args:
         attack: region, steps and restarts.
@@ -288,7 +319,7 @@ def transferred(
 def aloe_softmax(
     region: Region,
     *,
-    steps: int = 10,
+    steps: Steps = 10,
     step_size: float | Fraction = 1 / 255,
     seed: int = 0,
     precision: Precision = "auto",
@@ -313,13 +344,12 @@ def aloe_softmax(
 def aloe_mahalanobis(
     region: Region,
     *,
-    steps: int = 10,
+    steps: Steps = 10,
     step_size: float | Fraction = 1 / 255,
     seed: int = 0,
     precision: Precision = "auto",
 ) -> PGD:
-    """Return the attack on the Mahalanobis regression as published, through all but the input
-    noise.
+    """Return the published attack on the Mahalanobis regression, through all but the input noise.
 
     Source: ALOE paper Alg. 2. The regression's log-odds stand for its cross-entropy, whose gradient
     has the same sign.

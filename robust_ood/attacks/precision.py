@@ -21,21 +21,18 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 @cache
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 numbers natively; where it does not, they are slower
-    than float32 ones.
-    """
+    """Return whether a device multiplies bfloat16 numbers natively, and so faster than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    capabilities = (
-        getattr(torch.cpu, "get_capabilities", dict) if device.type == "cpu" else dict
-    )  # not in older torch
-    known = dict(capabilities())
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+    read_capabilities = getattr(torch.cpu, "get_capabilities", None)  # not in older torch
+    if device.type != "cpu" or read_capabilities is None:
+        return False
+    capabilities = dict(read_capabilities())
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def resolve(setting: Precision, images: Tensor, target: nn.Module) -> str:
-    """Return the precision of an attack's searches: "float32", "bfloat16", or that of what
-    surrounds them.
+    """Return the precision of an attack's gradients: "float32", "bfloat16", or the surrounding one.
 
     Args:
         setting: "auto" is bfloat16 where the device has it, unless the target holds a detector that
@@ -57,9 +54,7 @@ def resolve(setting: Precision, images: Tensor, target: nn.Module) -> str:
 
 
 def rounds(precision: str) -> bool:
-    """Whether values in this precision are too coarse to tell which of two near iterates is
-    better.
-    """
+    """Return whether values in this precision are too coarse to compare two near iterates."""
     return precision in ("bfloat16", "float16")
 
 

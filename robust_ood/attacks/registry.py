@@ -1,10 +1,11 @@
-"""Short names of attacks, for configs and the command line."""
+"""Names of attacks, of regions and of step rules, for configs, the command line and Python."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from robust_ood.attacks.apply import Attack
 from robust_ood.attacks.pgd import PGD, aloe_mahalanobis, aloe_softmax, apgd, fgsm
@@ -12,28 +13,34 @@ from robust_ood.attacks.resolution import LowResolution
 from robust_ood.attacks.square import Square
 from robust_ood.attacks.suite import standard
 from robust_ood.attacks.targeted import Targeted
-from robust_ood.errors import UserError, unknown_name
-from robust_ood.regions import Region, region_of
-from robust_ood.settings import configured
+from robust_ood.errors import UserError
+from robust_ood.regions import L2, Linf, Region, Unbounded, region_of
+from robust_ood.rules import AutoPGD, Rule, Steepest
+from robust_ood.settings import Part, PartSpec, UnknownSettingError, configured, read_part
+
+T = TypeVar("T")
 
 
 def pgd_low_resolution(region: Region, *, size: int, **settings: Any) -> LowResolution:
-    """Return PGD at a lower resolution; `size` is the perturbation's height and width. Source: Fort
-    2022, Sec. 3.4.
+    """Return PGD at a lower resolution; `size` is the perturbation's height and width.
+
+    Source: Fort 2022, Sec. 3.4.
     """
     return LowResolution(configured("", PGD, region, settings=settings), size)
 
 
 def standard_of(region: Region) -> Attack:
-    """Return the standard suite of a region's norm and radius. Source: `standard` names its
-    members' papers.
+    """Return the standard suite of a region's norm and radius.
+
+    Source: `standard` names its members' papers.
     """
     return standard(region.radius, region.name)
 
 
 def targeted(region: Region, *, classes: int = 9, **settings: Any) -> Targeted:
-    """Return Auto-PGD towards each of the likeliest classes. Source: Croce and Hein 2020 (APGD-T of
-    AutoAttack).
+    """Return Auto-PGD towards each of the likeliest classes.
+
+    Source: Croce and Hein 2020 (APGD-T of AutoAttack).
     """
     return Targeted(configured("", apgd, region, settings=settings), classes)
 
@@ -56,38 +63,95 @@ REGISTRY: dict[str, Callable[..., Attack]] = {
 }
 """Attacks by the names that configs use; each takes a region first."""
 
+REGIONS: dict[str, Callable[..., Region]] = {"Linf": Linf, "L2": L2, "Unbounded": Unbounded}
+RULES: dict[str, Callable[..., Rule]] = {"steepest": Steepest, "auto": AutoPGD}
+DEFAULT_NORM = "Linf"
+DEFAULT_RADIUS = "8/255"
 
-def build(
-    name: str, /, *, norm: str = "Linf", radius: float | str = "8/255", **settings: Any
-) -> Attack:
-    """Return the attack registered under `name`.
+
+def build(attack: PartSpec, /, **settings: Any) -> Attack:
+    """Return an attack as configs write it.
+
+        build("pgd", radius="8/255", steps=10)
+        build({"name": "pgd", "radius": "8/255", "steps": 10})
+
+    Args:
+        attack: a registered name, the import path of a class of your own, or a mapping with `name`
+            (or `class_path` and `init_args`) and settings.
+        settings: further settings: `norm` (Linf) and `radius` (8/255), or `region` for a region of
+            your own; others are the attack's.
 
     Raises:
         UserError: unknown name (with the nearest known one), a bad radius, or a setting that the
             attack does not have.
     """
-    if name not in REGISTRY:
-        raise unknown_name("attacks", name, REGISTRY)
-    field = f"attacks.{name}"
-    region = configured(field, region_of, settings={"norm": norm, "radius": radius})
-    return configured(field, REGISTRY[name], region, settings=settings)
+    part = read_part("attacks", attack)
+    whole = Part(part.name, {**part.settings, **settings})
+    return make_attack("attacks", f"attacks.{part.name}", whole)
 
 
-def build_all(specs: list[str | dict[str, Any]]) -> dict[str, Attack]:
-    """Return attacks by label from a config's list: names, or mappings with `name`, `label`
-    (optional), settings.
+def build_all(specs: Sequence[PartSpec]) -> dict[str, Attack]:
+    """Return attacks by label from a config's list, each as `build` takes it.
+
+    A mapping may also have a `label`; by default it is the name, with the radius where one is
+    given.
     """
-    built: dict[str, Attack] = {}
+    attacks: dict[str, Attack] = {}
     for spec in specs:
-        settings: Mapping[str, Any] = {"name": spec} if isinstance(spec, str) else spec
-        if "name" not in settings:
-            raise UserError(f"attacks: {dict(settings)} has no 'name'")
-        default = (
-            f"{settings['name']}-{settings['radius']}" if "radius" in settings else settings["name"]
+        part = read_part("attacks", spec)
+        label = part.label
+        if label is None and "radius" in part.settings:
+            label = f"{part.name}-{part.settings['radius']}"
+        elif label is None:
+            label = part.name
+        if label in attacks:
+            raise UserError(f"attacks: {label!r} is duplicated; give one of them another 'label'")
+        attacks[label] = make_attack("attacks", f"attacks.{part.name}", part)
+    return attacks
+
+
+def make_attack(name_field: str, field: str, part: Part) -> Attack:
+    """Return the attack that a part names; a setting that is None takes its default.
+
+    Args:
+        name_field: the config field of its name, for messages.
+        field: the config field of its settings.
+        part: the attack as a config writes it.
+    """
+    make = part.maker(name_field, REGISTRY)
+    settings = {name: value for name, value in part.settings.items() if value is not None}
+    takes_region = "region" in inspect.signature(make).parameters
+    if takes_region:
+        make = partial(make, region=_take_region(field, settings))
+    if part.name in REGISTRY and isinstance(settings.get("rule"), str | Mapping):
+        settings["rule"] = _make(f"{field}.rule", settings["rule"], RULES)
+    try:
+        return configured(field, make, settings=settings)
+    except UnknownSettingError as error:
+        known = error.known
+        if takes_region:
+            known = tuple(dict.fromkeys(("norm", "radius", *known)))
+        raise UnknownSettingError(field, error.name, known) from error
+
+
+def _take_region(field: str, settings: dict[str, Any]) -> Region:
+    """Return the region that an attack's settings name, and remove what names it."""
+    size: dict[str, Any] = {
+        name: settings.pop(name) for name in ("norm", "radius") if name in settings
+    }
+    region = settings.pop("region", None)
+    if region is None:
+        size = {"norm": DEFAULT_NORM, "radius": DEFAULT_RADIUS, **size}
+        return configured(field, region_of, settings=size)
+    if size:
+        raise UserError(
+            f"{field}.region: given together with {' and '.join(size)}; a region has its own"
         )
-        label = str(settings.get("label", default))
-        if label in built:
-            raise UserError(f"attacks: {label!r} stands twice; give one of them another 'label'")
-        rest = {key: value for key, value in settings.items() if key not in ("name", "label")}
-        built[label] = build(str(settings["name"]), **rest)
-    return built
+    if isinstance(region, Region):
+        return region
+    return _make(f"{field}.region", region, REGIONS)
+
+
+def _make(field: str, spec: PartSpec, registry: Mapping[str, Callable[..., T]]) -> T:
+    part = read_part(field, spec)
+    return configured(field, part.maker(field, registry), settings=part.settings)

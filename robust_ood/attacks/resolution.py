@@ -36,15 +36,15 @@ class LowResolution:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise UserError(f"size: {self.size} is not a number of pixels >= 1")
-        if isinstance(
-            self.attack, Suite
-        ):  # its members take parts of a batch, which a view of it cannot follow
+        if isinstance(self.attack, Suite):
+            # Its members take parts of a batch, which a view of it cannot follow.
             raise UserError(
                 "attack: a suite given; put LowResolution around each of its members instead"
             )
         if self.attack.settings()["norm"] != "Linf":
             raise UserError(
-                "attack: an L2 perturbation grows when it is enlarged, beyond its radius; give one in Linf"
+                "attack: an L2 perturbation grows when it is enlarged, beyond its radius; expected "
+                "one in Linf"
             )
 
     @property
@@ -61,9 +61,8 @@ class LowResolution:
     ) -> Iterator[Candidate]:
         """Yield the enlarged perturbations' candidates."""
         view = self._view(images)
-        for candidate in self.attack.on_score(
-            _EnlargedDetector(detector, view), view.small, direction, indices
-        ):
+        enlarged = _EnlargedDetector(detector, view)
+        for candidate in self.attack.on_score(enlarged, view.small, direction, indices):
             yield candidate._replace(images=view(candidate.images))
 
     def on_label(
@@ -71,9 +70,8 @@ class LowResolution:
     ) -> Iterator[Candidate]:
         """Yield the enlarged perturbations' candidates."""
         view = self._view(images)
-        for candidate in self.attack.on_label(
-            _EnlargedNetwork(net, view), view.small, labels, indices
-        ):
+        enlarged = _EnlargedNetwork(net, view)
+        for candidate in self.attack.on_label(enlarged, view.small, labels, indices):
             yield candidate._replace(images=view(candidate.images))
 
     def _view(self, images: Tensor) -> _Enlargement:
@@ -83,9 +81,7 @@ class LowResolution:
 
 @dataclass(frozen=True)
 class _Enlargement:
-    """Small images to full ones: what changed in the small image, enlarged, is added to the full
-    image.
-    """
+    """Small images to full ones: the small image's change, enlarged, is added to the full one."""
 
     full: Tensor
     small: Tensor

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robust_ood.attacks.apply import Candidate, Settings
 from robust_ood.attacks.objectives import Direction, wrong_label
+from robust_ood.deprecation import warn_renamed
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
 from robust_ood.perturb import Objective
@@ -59,40 +61,40 @@ class Square:
         self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor
     ) -> Iterator[Candidate]:
         """Yield one candidate that makes `direction * score` small."""
-        yield Candidate(self.search(lambda x: direction * detector(x), images, indices), "square")
+        yield Candidate(self.run(lambda x: direction * detector(x), images, indices), "square")
 
     def on_label(
         self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor
     ) -> Iterator[Candidate]:
         """Yield one candidate that makes the margin of the labels small."""
-        yield Candidate(self.search(wrong_label(net, labels, "margin"), images, indices), "square")
+        yield Candidate(self.run(wrong_label(net, labels, "margin"), images, indices), "square")
 
-    def search(self, objective: Objective, images: Tensor, indices: Tensor) -> Tensor:
+    def run(self, objective: Objective, images: Tensor, indices: Tensor) -> Tensor:
         """Return the images with the smallest values that the queries found."""
         channels, height, width = images.shape[1:]
+        radius = self.region.radius
         draws = generators(self.seed, "square", indices=indices.tolist())
-        first, propose = (
-            (_stripes, _square) if isinstance(self.region, Linf) else (_tiles, _move_mass)
-        )
+        begin = _stripes if isinstance(self.region, Linf) else _tiles
+        propose = _square if isinstance(self.region, Linf) else _move_mass
         with torch.no_grad():
-            noise = torch.stack(
-                [torch.rand((channels, height, width), generator=g) for g in draws]
-            ).to(images)
-            best = self.region.project(images + first(noise, self.region.radius), images)
+            noise = _uniform((channels, height, width), draws, images)  # (N, C, H, W)
+            best = self.region.project(images + begin(noise, radius), images)
             lowest = objective(best)
             for query in range(self.queries - 1):
                 size = self._size(query, height, width)
-                uniform = torch.stack([torch.rand(5 + channels, generator=g) for g in draws]).to(
-                    images
-                )
-                candidate = self.region.project(
-                    images + propose(best - images, uniform, size, self.region.radius), images
-                )
+                uniform = _uniform((5 + channels,), draws, images)  # (N, 5 + C)
+                perturbation = propose(best - images, uniform, size, radius)
+                candidate = self.region.project(images + perturbation, images)
                 values = objective(candidate)
                 better = values < lowest
                 best = torch.where(better.view(-1, 1, 1, 1), candidate, best)
                 lowest = torch.where(better, values, lowest)
         return best
+
+    def search(self, *arguments: Any, **settings: Any) -> Tensor:
+        """Return the same as `run`, its name from the next release on."""
+        warn_renamed("Square.search", "Square.run")
+        return self.run(*arguments, **settings)
 
     def _size(self, query: int, height: int, width: int) -> int:
         """Return the side of the square at a query."""
@@ -102,6 +104,10 @@ class Square:
             side = max(side, 3)
             side += side % 2 == 0
         return min(side, height, width)
+
+
+def _uniform(shape: tuple[int, ...], draws: Sequence[torch.Generator], like: Tensor) -> Tensor:
+    return torch.stack([torch.rand(shape, generator=draw) for draw in draws]).to(like)
 
 
 def _signs(uniform: Tensor) -> Tensor:
@@ -114,32 +120,31 @@ def _stripes(noise: Tensor, radius: float) -> Tensor:
 
 
 def _square(perturbation: Tensor, uniform: Tensor, size: int, radius: float) -> Tensor:
-    """Return the perturbation with one square of each image set to plus or minus the radius,
-    channel by channel.
+    """Return the perturbation with one square of each image set to plus or minus the radius.
+
+    Each channel has a sign of its own.
     """
     _, _, inside = _window(perturbation, uniform[:, 0], uniform[:, 1], size)
     return torch.where(inside, radius * _signs(uniform[:, 5:])[:, :, None, None], perturbation)
 
 
 def _tiles(noise: Tensor, radius: float) -> Tensor:
-    """Return a grid of 5 x 5 bumps of random sign, scaled to the radius: the first L2
-    perturbation.
-    """
+    """Return 5 x 5 bumps of random sign, scaled to the radius: the first L2 perturbation."""
     height, width = noise.shape[2:]
     size = max(min(height, width) // 5, 1)
     bump = _bump(size).to(noise)
     grid = torch.zeros_like(noise)
     for top in range(0, height - size + 1, size):
         for left in range(0, width - size + 1, size):
-            grid[:, :, top : top + size, left : left + size] = (
-                bump * _signs(noise[:, :, top, left])[:, :, None, None]
-            )
+            sign = _signs(noise[:, :, top, left])[:, :, None, None]  # (N, C, 1, 1)
+            grid[:, :, top : top + size, left : left + size] = bump * sign
     return _to_length(grid, radius)
 
 
 def _move_mass(perturbation: Tensor, uniform: Tensor, size: int, radius: float) -> Tensor:
-    """Return the perturbation with one window emptied; its energy, and what is unspent, go into
-    another as a bump.
+    """Return the perturbation with one window emptied, whose energy another gets as a bump.
+
+    What is unspent of the radius goes there, too.
     """
     rows, columns, into = _window(perturbation, uniform[:, 0], uniform[:, 1], size)
     _, _, out_of = _window(perturbation, uniform[:, 2], uniform[:, 3], size)
@@ -149,39 +154,36 @@ def _move_mass(perturbation: Tensor, uniform: Tensor, size: int, radius: float) 
     shape = turned[image, rows[:, :, None], columns[:, None, :]][:, None] * into  # (N, 1, H, W)
     old = perturbation * into
     new = shape * _signs(uniform[:, 5:])[:, :, None, None] + old / _length(old, (2, 3))
-    unspent = (radius**2 - perturbation.square().sum((1, 2, 3), keepdim=True)).clamp_min(
-        0
-    ) / perturbation.shape[1]
-    energy = unspent + (perturbation * (into | out_of)).square().sum(
-        (2, 3), keepdim=True
-    )  # (N, C, 1, 1)
-    moved = torch.where(
-        into, new / _length(new, (2, 3)) * energy.sqrt(), perturbation.masked_fill(out_of, 0.0)
-    )
+    spent = perturbation.square().sum((1, 2, 3), keepdim=True)  # (N, 1, 1, 1)
+    unspent = (radius**2 - spent).clamp_min(0) / perturbation.shape[1]
+    in_windows = (perturbation * (into | out_of)).square().sum((2, 3), keepdim=True)
+    energy = unspent + in_windows  # (N, C, 1, 1)
+    bumps = new / _length(new, (2, 3)) * energy.sqrt()
+    moved = torch.where(into, bumps, perturbation.masked_fill(out_of, 0.0))
     return _to_length(moved, radius)
 
 
 def _window(like: Tensor, down: Tensor, right: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return each pixel's row and column within a window of each image (clamped to it), and whether
-    it is inside.
+    """Return each pixel's row and column in a window of each image, and whether it is inside.
+
+    Rows `(N, H)` and columns `(N, W)` are clamped to the window; inside is `(N, 1, H, W)`.
     """
     height, width = like.shape[2:]
-    rows = (
-        torch.arange(height, device=like.device) - (down * (height - size + 1)).long()[:, None]
-    )  # (N, H)
-    columns = (
-        torch.arange(width, device=like.device) - (right * (width - size + 1)).long()[:, None]
-    )  # (N, W)
-    inside = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[
-        :, None, :
-    ]
+    top = (down * (height - size + 1)).long()[:, None]
+    left = (right * (width - size + 1)).long()[:, None]
+    rows = torch.arange(height, device=like.device) - top  # (N, H)
+    columns = torch.arange(width, device=like.device) - left  # (N, W)
+    in_rows = (rows >= 0) & (rows < size)
+    in_columns = (columns >= 0) & (columns < size)
+    inside = in_rows[:, :, None] & in_columns[:, None, :]  # (N, H, W)
     return rows.clamp(0, size - 1), columns.clamp(0, size - 1), inside[:, None]
 
 
 @lru_cache
 def _bump(size: int) -> Tensor:
-    """Return two half-windows of opposite sign, each falling off from its middle, together of
-    length 1 (Eq. 2).
+    """Return two half-windows of opposite sign, each falling off from its middle (Eq. 2).
+
+    Together they have length 1.
     """
     bump = torch.zeros(size, size)
     half = size // 2
@@ -190,11 +192,9 @@ def _bump(size: int) -> Tensor:
         down = (torch.arange(height) - height // 2).abs()[:, None]
         across = (torch.arange(size) - size // 2).abs()
         ring = torch.maximum(down, across)
-        falls = (
-            torch.tensor([1 / (k + 1) ** 2 for k in range(size // 2 + 1)]).flip(0).cumsum(0).flip(0)
-        )
-        part = falls[ring]
-        bump[rows] = sign * part / part.norm().clamp_min(1e-12)
+        terms = torch.tensor([1 / (k + 1) ** 2 for k in range(size // 2 + 1)])
+        heights = terms.flip(0).cumsum(0).flip(0)[ring]
+        bump[rows] = sign * heights / heights.norm().clamp_min(1e-12)
     bump /= bump.norm()
     return bump
 

@@ -36,17 +36,13 @@ class Suite:
     keeps_clean = True
 
     def settings(self) -> Settings:
-        """Return the first member's norm and radius, and the steps (or queries) of all members and
-        restarts in sum.
-        """
+        """Return the first member's norm and radius, and the steps or queries of all members."""
         first = next(iter(self.on_detectors.values())).settings()
         steps = _steps(self.on_detectors.values())
         return Settings(norm=first["norm"], radius=first["radius"], steps=steps, restarts=1)
 
     def settings_on_classifiers(self) -> Settings:
-        """Return the same with the steps of the members that attack classifiers, 0 where there are
-        none.
-        """
+        """Return the same with the steps of the members that attack classifiers, which may be 0."""
         return {**self.settings(), "steps": _steps(self.on_classifiers.values())}
 
     def on_score(
@@ -61,14 +57,11 @@ class Suite:
                 yield candidate._replace(member=name)
 
     def left_out(self, detector: Detector) -> list[str]:
-        """Return the members that read a classifier, where the detector names none in its
-        `networks`.
-        """
-        return (
-            []
-            if detector.networks
-            else [n for n, member in self.on_detectors.items() if _reads_classifier(member)]
-        )
+        """Return the members that read a classifier, where the detector's `networks` are none."""
+        if detector.networks:
+            return []
+        members = self.on_detectors.items()
+        return [name for name, member in members if _reads_classifier(member)]
 
     def on_label(
         self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor
@@ -83,9 +76,8 @@ class Suite:
             for candidate in member.on_label(net, images[left], labels[left], indices[left.cpu()]):
                 with torch.no_grad():
                     correct[left] &= losses.margin(net(candidate.images), labels[left]) >= 0
-                yield candidate._replace(
-                    images=images.index_copy(0, left, candidate.images), member=name
-                )
+                whole = images.index_copy(0, left, candidate.images)
+                yield candidate._replace(images=whole, member=name)
 
 
 def standard(radius: float | str, norm: str = "Linf") -> Suite:
@@ -104,7 +96,7 @@ def standard(radius: float | str, norm: str = "Linf") -> Suite:
     """
     region = region_of(norm, radius)
     if not region.radius > 0:
-        raise UserError(f"radius: {radius} leaves a suite nothing to do; give one > 0")
+        raise UserError(f"radius: {radius} leaves a suite nothing to do; expected one > 0")
     published = 1 / 255 if norm == "Linf" else None
     return Suite(
         on_detectors={
@@ -129,7 +121,11 @@ def standard(radius: float | str, norm: str = "Linf") -> Suite:
 
 
 def _steps(members: Iterable[ScoreAttack | LabelAttack]) -> int:
-    return sum(one["steps"] * one["restarts"] for one in (member.settings() for member in members))
+    total = 0
+    for member in members:
+        settings = member.settings()
+        total += settings["steps"] * settings["restarts"]
+    return total
 
 
 def _reads_classifier(member: Any) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentError
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -110,13 +110,32 @@ def with_full_name(error: UserError, settings: Mapping[str, Any]) -> UserError:
     """
     where, colon, rest = str(error).partition(":")
     name = where.split(" ")[-1]
+    if colon and "." in name:
+        return UserError(f"{_whole_name(name, settings)}:{rest}")
     names = []
     for key, value in settings.items():
         if key.endswith(f".{name}") and (str(value) in rest or repr(value) in rest):
-            names.append(key.replace(".init_args", ""))
+            names.append(_as_written(key))
     if not colon or not names:
         return error
     return UserError(f"{min(names, key=len)}:{rest}")
+
+
+def _whole_name(name: str, settings: Mapping[str, Any]) -> str:
+    """Return a name such as `inlier_attack.steps` with the prefix that its first part has."""
+    first = name.partition(".")[0]
+    if any(key.startswith(f"{first}.") for key in settings):
+        return name  # whole already
+    for key in settings:
+        prefix, dotted, _ = f"{_as_written(key)}.".partition(f".{first}.")
+        if dotted:
+            return f"{prefix}.{name}"
+    return name
+
+
+def _as_written(key: str) -> str:
+    """Return a setting's name as the command line has it."""
+    return key.replace(".init_args", "")
 
 
 @dataclass
@@ -203,6 +222,9 @@ class _Mistake:
             if error is not None:
                 return error
         prefix = f"{self.path}." if self.keys else ""
+        for_evaluations = _evaluation_only(prefix + name, settings)
+        if for_evaluations is not None:
+            return for_evaluations
         return unknown_setting(prefix + name, [prefix + setting for setting in settings])
 
     def _option_without_value(self) -> UserError | None:
@@ -242,6 +264,16 @@ class _Mistake:
             return None
         value = read("nested value", self.value) or self.value
         return UserError(f"{self.path}: expected {expected(self.hint)}, got {shortened(value)!r}")
+
+
+def _evaluation_only(field: str, settings: Iterable[str]) -> UserError | None:
+    """Return the error for an evaluation's setting in an attack of training; None for others."""
+    # Not with the other imports: it loads torch, and a command that succeeds does without.
+    from robust_ood.attacks.in_loop import BUDGET_SETTINGS, evaluation_only, is_evaluation_setting
+
+    if set(settings) == set(BUDGET_SETTINGS) and is_evaluation_setting(field.rpartition(".")[2]):
+        return UserError(evaluation_only(field))
+    return None
 
 
 def read(wording: str, text: str) -> str | None:

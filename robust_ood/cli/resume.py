@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from robust_ood.attacks.in_loop import comparable
 from robust_ood.callbacks import recent
 from robust_ood.errors import UserError
 from robust_ood.models import read_checkpoint
@@ -58,7 +59,7 @@ def newest_checkpoint(folder: Path) -> Path:
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise `UserError` naming each setting that differs from those of the resumed run."""
-    old, new = _flat(before), _flat(now)
+    old, new = _flat(_comparable(before)), _flat(_comparable(now))
     differing = [
         f"{field} (was {old.get(field)}, now {new.get(field)})"
         for field in sorted(old.keys() | new.keys())
@@ -70,6 +71,12 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             f"ckpt_path: the run was started with other settings: {', '.join(differing)}; "
             "give --resume_changed true to go on with the new ones"
         )
+
+
+def _comparable(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a run's settings with its attacks in one form, whichever release wrote them."""
+    model = settings.get("model")
+    return {**settings, "model": comparable(model)} if isinstance(model, Mapping) else settings
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
@@ -22,9 +22,10 @@ from robust_ood import attacks, detectors
 from robust_ood.attacks import Attack, attack_score
 from robust_ood.cli.checks import check_classes
 from robust_ood.cli.configs import with_includes
-from robust_ood.cli.messages import explain, option_names, user_errors
+from robust_ood.cli.messages import parse, user_errors
 from robust_ood.cli.networks import add_network_arguments, find_parts, load
 from robust_ood.cli.output import check_writable
+from robust_ood.cli.parsing import CommandParser
 from robust_ood.cli.quiet import quiet
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
@@ -66,11 +67,8 @@ class Candidate:
 def parser() -> ArgumentParser:
     """Return the parser of the search command."""
     register_types()
-    parser = ArgumentParser(
-        prog="robust-ood search",
-        description="Choose detectors' settings on validation sets.",
-        exit_on_error=False,
-        allow_abbrev=False,
+    parser = CommandParser(
+        prog="robust-ood search", description="Choose detectors' settings on validation sets."
     )
     add = parser.add_argument
     add("-c", "--config", action=ActionConfigFile, help="YAML file with the data; several compose")
@@ -100,10 +98,7 @@ def run(arguments: Sequence[str]) -> int:
     """Choose settings and return the exit code."""
     quiet()
     commands = parser()
-    try:
-        config = commands.parse_args(with_includes(arguments))
-    except ArgumentError as error:
-        raise explain(error, option_names(commands)) from error
+    config = parse(commands, with_includes(arguments))
     if config.limit is not None and config.limit < 1:
         raise UserError(f"limit: expected a number of images >= 1, got {config.limit}")
     candidates = read_candidates(config.detectors)

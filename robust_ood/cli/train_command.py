@@ -18,6 +18,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
+from robust_ood.attacks.in_loop import completed
 from robust_ood.callbacks import (
     Averaging,
     Checkpoints,
@@ -31,6 +32,7 @@ from robust_ood.callbacks import (
 from robust_ood.callbacks.checkpoints import checkpoints_in, recent
 from robust_ood.cli.checks import check_classes, check_resumable, check_trainer
 from robust_ood.cli.configs import with_includes
+from robust_ood.cli.long_form import short_options
 from robust_ood.cli.messages import parse, user_errors
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import TracedParser
@@ -196,6 +198,7 @@ class TrainingCLI(LightningCLI):
         settings = yaml.safe_load(
             self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
         )["fit"]
+        settings["model"] = completed(settings["model"])
         if self.checkpoint is not None:
             check_resumable(self.checkpoint, self.config.fit.ckpt_path, self.model.net)
             if not self.config.fit.resume_changed:
@@ -342,7 +345,7 @@ def run(arguments: Sequence[str]) -> int:
                 "num_sanity_val_steps": 0,
             },
             parser_kwargs={**strict, **dict.fromkeys(COMMANDS, strict)},
-            args=with_includes(arguments),
+            args=short_options(with_includes(arguments)),
         )
     except Stopped as stop:
         if not first_process():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from jsonargparse.typing import register_type
 
+from robust_ood.cli.long_form import register_loader
 from robust_ood.regions import Fraction
 
 
 def register_types() -> None:
     """Let configs write a number, such as a radius, as `8/255`; it is read as a plain float."""
+    register_loader()
     register_type(
         Fraction,
         serializer=float,

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from robust_ood.attacks import Attack
+from robust_ood.attacks import Attack, Budget
 from robust_ood.errors import UserError
 from robust_ood.evaluation.fingerprints import fingerprint
 from robust_ood.evaluation.results import Results
@@ -34,6 +34,8 @@ def check_attacks(attacks: Mapping[str, Attack], field: str = "attacks") -> None
             raise UserError(
                 f"{field}.{label}: no radius; accepted: attacks within an Linf or L2 radius"
             )
+        if isinstance(attack, Budget):
+            attack.warn_if_short(f"{field}.{label}")
 
 
 def choose_device(name: str) -> torch.device:

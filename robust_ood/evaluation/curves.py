@@ -66,7 +66,7 @@ def trace(detector: Detector, images: Tensor, attack: PGD, direction: Direction)
             ordinary(images),
             attack.region,
             steps=attack.steps,
-            step_size=attack.step_size or 0.0,
+            step_size=attack.step_size,
             rule=attack.rule,
             judge=judge,
             trace=True,

@@ -273,9 +273,7 @@ def _plain(attack: ScoreAttack) -> bool:
     """Return whether an attack is a longer version of the checks' own: it cannot be far weaker."""
     if not isinstance(attack, PGD) or attack.noise:
         return False
-    reaches = (
-        attack.steps >= _STEPS and attack.steps * (attack.step_size or 0.0) >= attack.region.radius
-    )
+    reaches = attack.steps >= _STEPS and attack.steps * attack.step_size >= attack.region.radius
     return attack.objective == "score" and attack.keep == "best" and reaches
 
 
@@ -319,7 +317,7 @@ def _idle(probe: _Probe, region: Region) -> bool:
     """
     objective = probe.detector.surrogate
     attack = _exact(region, steps=2, restarts=2)
-    found = attack.search(objective, probe.inliers, attack.draws(torch.arange(len(probe.inliers))))
+    found = attack.run(objective, probe.inliers, attack.draws(torch.arange(len(probe.inliers))))
     ends = torch.stack([run.values for run in found if run.values is not None])  # (restarts, N)
     with torch.no_grad():
         begin = objective(probe.inliers)

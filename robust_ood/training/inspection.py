@@ -1,6 +1,4 @@
-"""A look at what an in-loop attack does: whether it raises the loss, and whether its gradients are
-there at all.
-"""
+"""Whether an in-loop attack raises the loss, and whether it has gradients at all."""
 
 from __future__ import annotations
 
@@ -45,6 +43,5 @@ class Watch(Rule):
 
     def finding(self, before: Tensor, after: Tensor) -> Finding:
         """Return what happened, given the values `(N,)` at the start and at the end."""
-        return Finding(
-            (after < before).float().mean().item(), torch.stack(self.zeros).mean().item()
-        )
+        succeeded = (after < before).float().mean().item()
+        return Finding(succeeded, torch.stack(self.zeros).mean().item())

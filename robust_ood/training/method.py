@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Any, Literal
 
 import torch
@@ -18,12 +17,13 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from robust_ood import losses
-from robust_ood.attacks import PGD
+from robust_ood.attacks import Budget, InLoopAttack, budget_of
 from robust_ood.data import Batch
+from robust_ood.deprecation import warn_renamed
 from robust_ood.errors import UserError
 from robust_ood.models import describe
 from robust_ood.modes import mode
-from robust_ood.perturb import Objective, minimize
+from robust_ood.perturb import Objective
 from robust_ood.randomness import generator, seed_torch
 from robust_ood.training.inspection import Finding, Watch
 from robust_ood.training.optimization import SGD
@@ -39,9 +39,9 @@ class Method(LightningModule):
 
     Args:
         net: classifier, images in [0, 1] to logits `(N, K)`.
-        inlier_attack: in-loop attack on inliers, or None for clean ones. Only region, steps, step
-            size, rule and random
-            start count: one run, last iterate, as adversarial training has it.
+        inlier_attack: in-loop attack on inliers, or None for clean ones: one run to its last
+            iterate, as adversarial training has it. A `Budget`, a `PGD` that sets nothing else, or
+            either as a config writes it.
         outlier_attack: likewise on outliers.
         outlier_weight: lambda, >= 0; 0 trains without outliers.
         attack_mode: "eval" attacks with BatchNorm's running statistics; "train" attacks in train
@@ -59,8 +59,8 @@ class Method(LightningModule):
     def __init__(
         self,
         net: nn.Module,
-        inlier_attack: PGD | None = None,
-        outlier_attack: PGD | None = None,
+        inlier_attack: InLoopAttack | None = None,
+        outlier_attack: InLoopAttack | None = None,
         outlier_weight: float = 0.0,
         attack_mode: Literal["eval", "train"] = "eval",
         optimization: SGD | None = None,
@@ -74,10 +74,9 @@ class Method(LightningModule):
             )
         if attack_mode not in ("eval", "train"):
             raise UserError(f"attack_mode: {attack_mode!r} is neither 'eval' nor 'train'")
-        for field, attack in (("inlier_attack", inlier_attack), ("outlier_attack", outlier_attack)):
-            refuse_ignored(field, attack)
         self.net = net.to(memory_format=torch.channels_last)
-        self.inlier_attack, self.outlier_attack = inlier_attack, outlier_attack
+        self.inlier_attack = budget_of("inlier_attack", inlier_attack)
+        self.outlier_attack = budget_of("outlier_attack", outlier_attack)
         self.outlier_weight, self.attack_mode = outlier_weight, attack_mode
         self.optimization = optimization or SGD()
         self.compiled, self.seed = compile, seed
@@ -120,19 +119,16 @@ class Method(LightningModule):
             # In eval mode images do not influence one another, so one batch attacks both at once.
             size = len(batch.images)
             both = torch.cat([batch.images, batch.outliers])
-            joint = self.search(
-                self.inlier_attack,
-                _joint(inlier_goal, outlier_goal, size),
-                both,
-                batch,
-                "attack both",
-            )
+            goal = _joint(inlier_goal, outlier_goal, size)
+            joint = self.run_attack(self.inlier_attack, goal, both, batch, "attack both")
             return joint[:size], joint[size:]
         inliers, outliers = batch.images, batch.outliers
         if self.inlier_attack is not None:
-            inliers = self.search(self.inlier_attack, inlier_goal, inliers, batch, "attack inliers")
+            inliers = self.run_attack(
+                self.inlier_attack, inlier_goal, inliers, batch, "attack inliers"
+            )
         if self.outlier_attack is not None and len(outliers):
-            outliers = self.search(
+            outliers = self.run_attack(
                 self.outlier_attack, outlier_goal, outliers, batch, "attack outliers"
             )
         return inliers, outliers
@@ -155,43 +151,38 @@ class Method(LightningModule):
     # What methods are made of
     # -----------------------------------------------------------------------------------------
 
-    def search(
-        self, attack: PGD, goal: Objective, images: Tensor, batch: Batch, purpose: str
+    def run_attack(
+        self, attack: Budget, goal: Objective, images: Tensor, batch: Batch, purpose: str
     ) -> Tensor:
-        """Return the images near the given ones where an attack ends that makes a function of their
-        logits small.
+        """Return images near the given ones that make a function of their logits small.
 
         Args:
-            attack: settings; one run, last iterate.
+            attack: the budget; one run, last iterate.
             goal: logits `(N, K)` to one value per image `(N,)`.
             images: `(N, C, H, W)`, the centres of the attack's region.
             batch: the batch they are from, which keys the random start with this process's rank.
-            purpose: what the search is for, in words: a key of the random start, and its name in
+            purpose: what the attack is for, in words: a key of the random start, and its name in
                 warnings.
         """
-        start = (
-            attack.region.sample(images, self.draws(purpose, batch))
-            if attack.random_start
-            else images
-        )
+        start = attack.start(images, self.draws(purpose, batch))
         watch = Watch(attack.rule) if self.inspecting else None
-        with mode(self.net, training=self.attack_mode == "train"), _frozen(self.net, self.compiled):
-            found = minimize(
-                lambda x: goal(self._run(x)),
-                images,
-                attack.region,
-                steps=attack.steps,
-                step_size=attack.step_size or 0.0,
-                rule=watch or attack.rule,
-                start=start,
-                keep="last",
+        training = self.attack_mode == "train"
+        with mode(self.net, training=training), _frozen(self.net, self.compiled):
+            minimum = attack.descend(
+                lambda x: goal(self._run(x)), images, start, keep="last", rule=watch
             )
         if watch is not None:
             # In eval mode and without gradient: to be looked at must not change the run.
             with mode(self.net, training=False), torch.no_grad():
-                before, after = goal(self.net(start)), goal(self.net(found.images))
+                before = goal(self.net(images if start is None else start))
+                after = goal(self.net(minimum.images))
             self.findings[purpose] = watch.finding(before, after)
-        return found.images
+        return minimum.images
+
+    def search(self, *arguments: Any, **settings: Any) -> Tensor:
+        """Return the same as `run_attack`, its name from the next release on."""
+        warn_renamed("Method.search", "Method.run_attack")
+        return self.run_attack(*arguments, **settings)
 
     def logits(self, *parts: Tensor) -> tuple[Tensor, ...]:
         """Return the logits of several batches of images, run as one.
@@ -292,18 +283,6 @@ class Method(LightningModule):
             assert isinstance(mean, MeanMetric)
             mean.update(values)
             self.log(name, mean, prog_bar=name.endswith("accuracy"))
-
-
-def refuse_ignored(field: str, attack: PGD | None) -> None:
-    """Refuse settings of an in-loop attack that have no effect there, rather than ignore them."""
-    ignored = ("restarts", "objective", "loss", "keep", "noise", "noise_draws", "seed", "precision")
-    defaults = {one.name: one.default for one in fields(PGD)}
-    for name in ignored if attack is not None else ():
-        if getattr(attack, name) != defaults[name]:
-            raise UserError(
-                f"{field}.{name}: has no effect while training, where an attack is one run to its last iterate; "
-                "leave it out"
-            )
 
 
 def _joint(first: Objective, second: Objective, size: int) -> Objective:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import nn
 
-from robust_ood.attacks import PGD
+from robust_ood.attacks import InLoopAttack
 from robust_ood.training.method import Method
 from robust_ood.training.optimization import SGD
 
@@ -56,7 +56,7 @@ class ADV(Method):
     def __init__(
         self,
         net: nn.Module,
-        inlier_attack: PGD,
+        inlier_attack: InLoopAttack,
         attack_mode: Literal["eval", "train"] = "eval",
         optimization: SGD | None = None,
         compile: bool = False,  # noqa: A002
@@ -73,16 +73,16 @@ class ADV(Method):
 
 
 class AOE(Method):
-    """Adversarial training with clean outliers: `min mean max CE(F(x + delta), y) + lambda mean
-    CE(F(x_out), uniform)`.
+    """Adversarial training with clean outliers.
 
-    Source: ALOE paper, "Possible Variants". See `Method` for the arguments.
+    `min mean max CE(F(x + delta), y) + lambda mean CE(F(x_out), uniform)`. Source: ALOE paper,
+    "Possible Variants". See `Method` for the arguments.
     """
 
     def __init__(
         self,
         net: nn.Module,
-        inlier_attack: PGD,
+        inlier_attack: InLoopAttack,
         outlier_weight: float = 0.5,
         attack_mode: Literal["eval", "train"] = "eval",
         optimization: SGD | None = None,
@@ -98,14 +98,15 @@ class ALOE(Method):
     """Adversarial learning with inlier and outlier exposure.
 
     `min mean max CE(F(x + delta), y) + lambda mean max CE(F(x_out + delta), uniform)`. Source: ALOE
-    Eq. 4. See `Method` for the arguments.
+    Eq. 4. The attack on outliers is the one on inliers unless another is given. See `Method` for
+    the arguments.
     """
 
     def __init__(
         self,
         net: nn.Module,
-        inlier_attack: PGD,
-        outlier_attack: PGD,
+        inlier_attack: InLoopAttack,
+        outlier_attack: InLoopAttack | None = None,
         outlier_weight: float = 0.5,
         attack_mode: Literal["eval", "train"] = "eval",
         optimization: SGD | None = None,
@@ -122,3 +123,5 @@ class ALOE(Method):
             compile,
             seed,
         )
+        if outlier_attack is None:
+            self.outlier_attack = self.inlier_attack

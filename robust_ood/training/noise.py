@@ -13,8 +13,7 @@ from robust_ood.training.optimization import SGD
 
 
 class GaussianNoise(Method):
-    """Ordinary training on noisy images: `min mean CE(F(x + n), y)`, n normal with standard
-    deviation `sigma`.
+    """Ordinary training on noisy images: `min mean CE(F(x + n), y)`, n normal.
 
     Source: Cohen et al. 2019, Sec. 3.3; the safe spots paper's Gaussian model. Noisy images are not
     clipped, as there.

@@ -9,16 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood import losses
-from robust_ood.attacks import PGD
+from robust_ood.attacks import InLoopAttack, budget_of
 from robust_ood.data import Batch
 from robust_ood.errors import UserError
-from robust_ood.training.method import Method, refuse_ignored
+from robust_ood.training.method import Method
 from robust_ood.training.optimization import SGD
 
 
 class SafeSpotAware(Method):
-    """Train on attacks from a nearby image that the network likes better: data points come to have
-    safe spots.
+    """Train on attacks from a nearby safer image, so that data points come to have safe spots.
 
     `min mean CE(F(x_a), y)`, where x_s is found from x by descending the cross-entropy of y within
     `spot_search`'s region, and x_a from x_s by climbing it within `inlier_attack`'s region around
@@ -43,11 +42,11 @@ class SafeSpotAware(Method):
         attack_mode, optimization, compile, seed: as in `Method`.
     """
 
-    def __init__(
+    def __init__(  # the settings that users have
         self,
         net: nn.Module,
-        spot_search: PGD,
-        inlier_attack: PGD,
+        spot_search: InLoopAttack,
+        inlier_attack: InLoopAttack,
         outlier_weight: float = 0.0,
         safe_spot_weight: float = 0.0,
         attack_mode: Literal["eval", "train"] = "eval",
@@ -65,10 +64,10 @@ class SafeSpotAware(Method):
             compile=compile,
             seed=seed,
         )
-        refuse_ignored("spot_search", spot_search)
         if not safe_spot_weight >= 0:
             raise UserError(f"safe_spot_weight: {safe_spot_weight} is not >= 0")
-        self.spot_search, self.safe_spot_weight = spot_search, safe_spot_weight
+        self.spot_search = budget_of("spot_search", spot_search)
+        self.safe_spot_weight = safe_spot_weight
 
     @property
     def needs_outliers(self) -> bool:
@@ -80,39 +79,31 @@ class SafeSpotAware(Method):
         if not self.needs_outliers:
             (logits,) = self.logits(self.from_safe_spots(batch.images, batch.labels, batch))
             return self.inlier_loss(logits, batch)
-        size, targets = len(batch.images), batch.labels
-        images = (
-            torch.cat([batch.images, batch.outliers]) if self.safe_spot_weight else batch.images
-        )
+        size = len(batch.images)
+        images = batch.images
+        targets = batch.labels
         if self.safe_spot_weight:
+            images = torch.cat([images, batch.outliers])
             targets = torch.cat([targets, self.predictions(batch.outliers)])
         attacked = self.from_safe_spots(images, targets, batch)  # inliers, then outliers
         inliers, outliers, unsafe = self.logits(attacked[:size], batch.outliers, attacked[size:])
         loss = self.inlier_loss(inliers, batch) + self.outlier_weight * self.outlier_loss(outliers)
         if not self.safe_spot_weight:
             return loss
-        escaped = (
-            losses.cross_entropy(unsafe, targets[size:]).clamp_max(math.log(unsafe.shape[1])).mean()
-        )
+        escape_loss = losses.cross_entropy(unsafe, targets[size:])
+        escaped = escape_loss.clamp_max(math.log(unsafe.shape[1])).mean()
         self.log("train/safe_spot_loss", escaped.detach())
         return loss - self.safe_spot_weight * escaped
 
     def from_safe_spots(self, images: Tensor, targets: Tensor, batch: Batch) -> Tensor:
-        """Return images attacked, away from their target classes, from where these were found to be
-        safest.
-        """
-        spots = self.search(
-            self.spot_search,
-            lambda z: losses.cross_entropy(z, targets),
-            images,
-            batch,
-            "safe spots",
-        )
-        assert self.inlier_attack is not None  # the constructor takes no None
-        return self.search(
-            self.inlier_attack,
-            lambda z: -losses.cross_entropy(z, targets),
-            spots,
-            batch,
-            "attack safe spots",
+        """Return images attacked, away from their target classes, from their safe spots."""
+
+        def target_loss(logits: Tensor) -> Tensor:
+            return losses.cross_entropy(logits, targets)
+
+        assert self.spot_search is not None  # the constructor takes no None
+        assert self.inlier_attack is not None
+        spots = self.run_attack(self.spot_search, target_loss, images, batch, "safe spots")
+        return self.run_attack(
+            self.inlier_attack, lambda z: -target_loss(z), spots, batch, "attack safe spots"
         )

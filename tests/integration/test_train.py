@@ -49,9 +49,8 @@ def test_metrics_have_a_row_for_each_step_and_validation(trained_run):
 def test_the_written_config_makes_the_same_run(trained_run, tmp_path):
     config = yaml.safe_load((trained_run / "config.yaml").read_text())
     assert config["net"]["init_args"]["depth"] == 10
-    assert config["model"]["init_args"]["inlier_attack"]["region"]["init_args"][
-        "radius"
-    ] == pytest.approx(1 / 255)
+    attack = config["model"]["init_args"]["inlier_attack"]
+    assert attack["radius"] == pytest.approx(1 / 255)
     assert "include" not in config
     again = tmp_path / "again"
     assert cli.train(["fit", "-c", str(trained_run / "config.yaml"), "--output", str(again)]) == 0

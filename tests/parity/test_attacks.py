@@ -84,7 +84,7 @@ def test_square_is_as_strong_with_the_same_queries(problem, norm, region, radius
     theirs = torchattacks.Square(
         net, norm=norm, eps=radius, n_queries=150, p_init=0.8, loss="margin", seed=3
     )
-    ours = Square(region(radius), queries=150).search(
+    ours = Square(region(radius), queries=150).run(
         lambda x: losses.margin(net(x), labels), images, torch.arange(len(images))
     )
     fooled = [
@@ -131,6 +131,6 @@ def test_square_lowers_margins_as_far_as_theirs_where_neither_stops_early(norm, 
     theirs.init_hyperparam(images)
     with torch.no_grad():
         _, their_best = theirs.attack_single_run(images, labels)
-        our_best = Square(region(radius), queries=150).search(margins, images, torch.arange(32))
+        our_best = Square(region(radius), queries=150).run(margins, images, torch.arange(32))
         falls = [(margins(images) - margins(best)).mean() for best in (their_best, our_best)]
     assert falls[1] > 0.9 * falls[0] > 0

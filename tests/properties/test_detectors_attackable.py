@@ -221,7 +221,7 @@ def test_what_gram_adds_inside_the_range_does_not_drown_what_lies_outside(digit_
 def short(attack, steps=2):
     """Make an attack a short one of the same kind."""
     if hasattr(attack, "search") and hasattr(attack, "classes"):
-        return replace(attack, search=short(attack.search), classes=2)
+        return replace(attack, attack=short(attack.attack), classes=2)
     return (
         replace(attack, queries=3) if hasattr(attack, "queries") else replace(attack, steps=steps)
     )

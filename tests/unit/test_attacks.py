@@ -440,7 +440,7 @@ def test_the_step_rule_is_the_engine_s(net, images, rule):
         (lambda: build("pgd", stps=3), r"attacks.pgd.stps: no such setting"),
         (lambda: build("fgsm", steps=3), r"attacks.fgsm.steps: no such setting"),
         (lambda: build_all([{"steps": 3}]), "attacks: .* has no 'name'"),
-        (lambda: build_all(["pgd", {"name": "pgd", "steps": 3}]), "attacks: 'pgd' stands twice"),
+        (lambda: build_all(["pgd", {"name": "pgd", "steps": 3}]), "attacks: 'pgd' is duplicated"),
     ],
 )
 def test_mistakes_are_named_in_one_line(make, message):

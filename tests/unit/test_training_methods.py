@@ -114,7 +114,7 @@ def test_safe_spot_objective_is_equation_4(make_net, batch):
 
 
 def test_settings_of_the_search_that_would_be_ignored_are_refused(make_net):
-    with pytest.raises(UserError, match=r"spot_search\.restarts: has no effect while training"):
+    with pytest.raises(UserError, match=r"spot_search\.restarts: belongs to evaluations"):
         SafeSpotAware(make_net(), replace(SPOTS, restarts=5), ATTACK)
 
 
@@ -148,7 +148,7 @@ def test_attack_from_the_safe_spot_stays_near_the_safe_spot(make_net, batch, reg
     attack = PGD(region, steps=1, step_size=1.25 * region.radius)  # "fast"
     method = SafeSpotAware(make_net(), fgsm(region), attack)
     loss = lambda z: F.cross_entropy(z, batch.labels, reduction="none")  # noqa: E731
-    spots = method.search(method.spot_search, loss, batch.images, batch, "safe spots")
+    spots = method.run_attack(method.spot_search, loss, batch.images, batch, "safe spots")
     attacked = method.from_safe_spots(batch.images, batch.labels, batch)
     assert (region.norm(spots - batch.images) <= region.radius + 1e-6).all()
     assert (region.norm(attacked - spots) <= region.radius + 1e-6).all()
