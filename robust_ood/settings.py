@@ -185,7 +185,7 @@ def _parameters(make: Callable[..., Any], given: int) -> dict[str, _Parameter]:
     Not those given in order; and in place of one that a `partial` fixed to a class or function, a
     part, the part's own.
     """
-    hints = get_type_hints(_hinted(make))
+    hints = _type_hints(make)
     known: dict[str, _Parameter] = {}
     for parameter in list(inspect.signature(make).parameters.values())[given:]:
         if _is_part(parameter):
@@ -199,6 +199,14 @@ def _parameters(make: Callable[..., Any], given: int) -> dict[str, _Parameter]:
         name: parameter._replace(required=parameter.required and name not in fixed)
         for name, parameter in known.items()
     }
+
+
+def _type_hints(make: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(_hinted(make))
+    except NameError:
+        # Of a library that imports some names for type checkers alone, as torch's schedulers do.
+        return {}
 
 
 def _is_part(parameter: inspect.Parameter) -> bool:

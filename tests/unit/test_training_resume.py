@@ -16,7 +16,7 @@ from robust_ood import Linf
 from robust_ood.attacks import PGD
 from robust_ood.callbacks import Checkpoints, MetricsFile, recent
 from robust_ood.data import OODData
-from robust_ood.training import ALOE, SGD
+from robust_ood.training import ALOE, Optimization
 
 BATCHES, EPOCHS = 4, 2
 
@@ -41,7 +41,7 @@ def train(make_net, arrays, folder, resume=None, **options):
         make_net(seed=3 if resume else 0, dtype=torch.float32),
         attack,
         attack,
-        optimization=SGD(0.05),
+        optimization=Optimization(0.05),
     )
     data = OODData("train", "validation", outliers="outliers", root=arrays, num_classes=4, batch_size=8,
                    outlier_batch_size=6)  # fmt: skip
