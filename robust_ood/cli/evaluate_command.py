@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from robust_ood import attacks, detectors
-from robust_ood.cli.checks import check_classes
+from robust_ood.cli.preconditions import check_classes
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.messages import explain, option_names, user_errors
 from robust_ood.cli.models import Models, choose_models, each_radius, several_checkpoints
