@@ -76,7 +76,7 @@ class MetricsFile(Logger):
             self._rewrite()
 
     def _rewrite(self) -> None:
-        names = set()
+        names: set[str] = set()
         for row in self.rows:
             names.update(row)
         self.columns = [*_KEYS, *sorted(names - set(_KEYS))]

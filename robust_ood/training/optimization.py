@@ -99,7 +99,7 @@ class Optimization:
             length: of the run, in optimiser steps, or epochs where `interval` says so.
         """
         optimizer, schedule = self._build(net.parameters(), length)
-        config = {"scheduler": schedule, "interval": self.interval}
+        config: dict[str, Any] = {"scheduler": schedule, "interval": self.interval}
         if isinstance(schedule, ReduceLROnPlateau):
             # `OptimizedModule` steps it before the checkpoint of a validation is written. Lightning
             # would step it later, and forgets that where the run is resumed from the checkpoint.

@@ -152,7 +152,7 @@ def build(field: str, make: Callable[..., Any], first: Any, settings: Mapping[st
 
 def _schedule(optimizer: Optimizer, length: int, rate: Callable[[float, float], float]) -> LambdaLR:
     """Return a schedule from the highest learning rate and the share of the run to a rate."""
-    high = optimizer.defaults["lr"]
+    high: float = optimizer.defaults["lr"]
 
     def factor(step: int) -> float:
         return rate(high, min(step / length, 1.0)) / high
@@ -180,7 +180,7 @@ def _warmup_steps(field: str, share: Any, length: int) -> int:
     is_number = isinstance(share, int | float) and not isinstance(share, bool)
     if not is_number or not 0 <= share < 1:
         raise UserError(f"{field}.warmup: {share!r} is not a share of the run in [0, 1)")
-    return round(share * length)
+    return round(float(share) * length)
 
 
 def _after_warmup(
