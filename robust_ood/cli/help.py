@@ -21,7 +21,7 @@ what a run needs:
 what is often changed:
   --ckpt_path last           continue from DIR/last.ckpt, or name any checkpoint of a run
   --resume_changed true      continue although settings differ from those of the run
-  --replace true             begin anew in a folder that holds a run, and remove that
+  --replace true             overwrite the existing run in the output folder
   --init_from FILE           fine-tune: begin with the weights of a checkpoint
   --data.root DIR            folder of array files (.npz, .npy)
   --data.batch_size N        inliers per batch; --data.outlier_batch_size N outliers
