@@ -103,7 +103,7 @@ def train(method: str, folder: Path, options: argparse.Namespace) -> None:
     config, *settings = METHODS[method]
     arguments = ["fit", "-c", "configs/data/cifar10_arrays.yaml", *network(options),
                "-c", f"configs/methods/{config}.yaml", *settings, "--data.root", options.root,
-               "--model.init_args.optimization.init_args.learning_rate", str(options.learning_rate),
+               "--model.optimization.learning_rate", str(options.learning_rate),
                "--trainer.max_epochs", str(options.epochs), "--trainer.precision", options.precision,
                "--trainer.accelerator", options.accelerator, "--trainer.devices", "1",
                "--checkpoints.every_n_steps", "100", "--output", str(folder.resolve())]  # fmt: skip

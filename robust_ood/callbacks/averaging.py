@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 from robust_ood.errors import UserError
 
+# Not Lightning's `WeightAveraging` around torch's `AveragedModel`: its first update copies instead
+# of averaging, so that the numbers would change, and it overwrites the weights under training
+# before `last.ckpt` is written, so that a longer run could not go on from there.
+
 _NET = "net."
 
 
 class Averaging(Callback):
-    """Keeps an average of `module.net`'s weights; validation and checkpoints' readers get the
-    average.
+    """Keeps an average of `module.net`'s weights, for validation and for readers of checkpoints.
 
     After each optimiser step `average <- d average + (1 - d) weights`, d = min(decay, (1 + n) / (10
     + n)) after n steps, so that short runs forget their start. BatchNorm's statistics are averaged
@@ -38,12 +41,9 @@ class Averaging(Callback):
         """Begin with the weights as they are, unless a checkpoint brought an average."""
         if self.decay is None:
             return
-        tensors = _net(module).state_dict()
-        if not self.average:
-            self.average = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-        self.average = {
-            name: tensor.to(tensors[name].device) for name, tensor in self.average.items()
-        }
+        for name, tensor in _net(module).state_dict().items():
+            average = self.average.get(name, tensor.detach().clone())
+            self.average[name] = average.to(tensor.device)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Take the weights of a finished optimiser step into the average."""
@@ -51,15 +51,17 @@ class Averaging(Callback):
             return
         self.steps = trainer.global_step
         share = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
+        averages = []
+        weights = []
         with torch.no_grad():
-            now = _net(module).state_dict()
-            numbers = [name for name, tensor in now.items() if tensor.is_floating_point()]
+            for name, tensor in _net(module).state_dict().items():
+                if tensor.is_floating_point():
+                    averages.append(self.average[name])
+                    weights.append(tensor)
+                else:
+                    self.average[name].copy_(tensor)
             # One call for all of them, because a large network has hundreds.
-            torch._foreach_lerp_(
-                [self.average[name] for name in numbers], [now[name] for name in numbers], share
-            )
-            for name in now.keys() - set(numbers):
-                self.average[name].copy_(now[name])
+            torch._foreach_lerp_(averages, weights, share)
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Put the average in the weights' place."""
@@ -81,16 +83,14 @@ class Averaging(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take both back; without an average of its own, a run goes on from the weights under
-        training alone.
-        """
+        """Restore the weights under training, and the average where this run keeps one."""
         if "raw_state_dict" not in checkpoint:
             return
         if self.decay is not None:
-            tensors = checkpoint["state_dict"].items()
-            self.average = {
-                name.removeprefix(_NET): t.clone() for name, t in tensors if name.startswith(_NET)
-            }
+            self.average = {}
+            for name, tensor in checkpoint["state_dict"].items():
+                if name.startswith(_NET):
+                    self.average[name.removeprefix(_NET)] = tensor.clone()
         module.load_state_dict(checkpoint["raw_state_dict"])
 
     def state_dict(self) -> dict[str, Any]:

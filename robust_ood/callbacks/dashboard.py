@@ -1,6 +1,4 @@
-"""What TensorBoard shows beside the logged numbers: score histograms, image strips, speed, the
-configuration.
-"""
+"""What TensorBoard shows beside the logged numbers: histograms, image strips, speed, settings."""
 
 from __future__ import annotations
 
@@ -23,25 +21,23 @@ SHOWN = 4
 
 
 class Dashboard(Callback):
-    """Logs the learning rate, and for TensorBoard alone the images per second and the run's
-    resolved configuration.
+    """Logs the learning rate, and for TensorBoard alone the speed and the resolved configuration.
 
     Speed stays out of `metrics.csv`, which a resumed run must reproduce.
     """
 
     def __init__(self) -> None:
         self.config: dict[str, Any] = {}
-        self._images, self._since = 0, time.monotonic()
+        self._images = 0
+        self._since = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Show the configuration."""
-        self._images, self._since = 0, time.monotonic()
+        self._images = 0
+        self._since = time.monotonic()
+        text = yaml.safe_dump(self.config, sort_keys=False)
         for board in _boards(trainer):
-            board.add_text(
-                "config",
-                f"```yaml\n{yaml.safe_dump(self.config, sort_keys=False)}```",
-                trainer.global_step,
-            )
+            board.add_text("config", f"```yaml\n{text}```", trainer.global_step)
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Log the learning rate of the coming step."""
@@ -57,22 +53,20 @@ class Dashboard(Callback):
             for board in _boards(trainer):
                 speed = self._images / max(time.monotonic() - self._since, 1e-9)
                 board.add_scalar("images_per_second", speed, trainer.global_step)
-            self._images, self._since = 0, time.monotonic()
+            self._images = 0
+            self._since = time.monotonic()
 
 
 def add_scores(
     trainer: Trainer, name: str, inliers: Mapping[str, Tensor], outliers: Mapping[str, Tensor]
 ) -> None:
-    """Show histograms of scores by attack label, clean (`none`) against attacked; this process's
-    share of the images.
-    """
+    """Show histograms of this process's scores by attack label; `none` is clean."""
     for board in _boards(trainer):
-        for side, columns in (("in", inliers), ("out", outliers)):
-            for label, scores in columns.items():
+        for side, scores_by_label in (("in", inliers), ("out", outliers)):
+            for label, scores in scores_by_label.items():
                 if len(scores):
-                    board.add_histogram(
-                        f"scores/{name}/{side}/{label}", scores, trainer.global_step
-                    )
+                    tag = f"scores/{name}/{side}/{label}"
+                    board.add_histogram(tag, scores, trainer.global_step)
 
 
 def add_strips(
@@ -84,12 +78,11 @@ def add_strips(
     outliers: ImageSet,
     device: torch.device,
 ) -> None:
-    """Show a few readable images of each side: clean, perturbation scaled up to full contrast,
-    attacked; one a row.
-    """
+    """Show a few images of each side, one a row: clean, perturbation, attacked."""
+    sides = (("in", inliers, lower_score), ("out", outliers, raise_score))
     for board in _boards(trainer):
-        for side, images, perturb in (("in", inliers, lower_score), ("out", outliers, raise_score)):
-            # A picture is no reason to stop a run: what cannot be read is left out.
+        for side, images, perturb in sides:
+            # A picture is no reason to stop a run: images that cannot be read are left out.
             readable = images.take(torch.arange(min(4 * SHOWN, len(images)))).images[:SHOWN]
             if len(readable):
                 clean = to_float(readable.to(device))
@@ -98,19 +91,20 @@ def add_strips(
 
 
 def strip(clean: Tensor, attacked: Tensor) -> Tensor:
-    """Return `(C, n H, 3 W)` in [0, 1]: rows of clean image, perturbation (0 is mid grey), attacked
-    image.
+    """Return `(C, N H, 3 W)` in [0, 1]: rows of clean image, perturbation and attacked image.
+
+    The perturbation is scaled to full contrast; 0 is mid grey.
     """
     perturbation = attacked - clean
     size = perturbation.abs().flatten(1).amax(1).clamp_min(1e-12).view(-1, 1, 1, 1)
-    columns = torch.cat([clean, 0.5 + perturbation / (2 * size), attacked], dim=3)  # (n, C, H, 3 W)
+    columns = torch.cat([clean, 0.5 + perturbation / (2 * size), attacked], dim=3)  # (N, C, H, 3 W)
     return torch.cat(list(columns), dim=1).clamp(0, 1).cpu()
 
 
 def _boards(trainer: Trainer) -> list[Any]:
     """Return the TensorBoard writers; none in any process but the first."""
-    if not trainer.is_global_zero:
-        return []
-    return [
-        logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)
-    ]
+    boards = []
+    for logger in trainer.loggers:
+        if trainer.is_global_zero and isinstance(logger, TensorBoardLogger):
+            boards.append(logger.experiment)
+    return boards

@@ -1,4 +1,4 @@
-"""Guards: what goes wrong silently in adversarial training stops the run or is said aloud."""
+"""Guards against what goes wrong silently in adversarial training."""
 
 from __future__ import annotations
 
@@ -25,37 +25,36 @@ class Diverged(UserError):  # noqa: N818  # a state, like `Stopped`
 
 
 class Guards(Callback):
-    """Watches for a loss that is not finite, in-loop attacks that do nothing, and catastrophic
-    overfitting.
+    """Watches for infinite losses, in-loop attacks that do nothing, and catastrophic overfitting.
 
     - A loss or a weight that is not finite stops the run before the next checkpoint is written: the
       last one is good.
-    - An in-loop attack that makes its objective no better on most images of a batch is warned
-      about, and under float16 so are input gradients of which more than 1 % are exactly zero. Both
-      are looked at every so many steps.
+    - An in-loop attack that improves its objective on less than half of a batch's images gives a
+      warning. Under float16 so do input gradients of which more than 1 % are exactly zero. Both are
+      checked every so many steps.
     - Training with a single-step attack can come to resist single steps only (catastrophic
       overfitting, Wong et al. 2020, Sec. 5.2). There each validation also logs `val/fgsm_accuracy`
       and `val/pgd_accuracy` (10 steps of a quarter of the radius), and warns when the latter falls
       below a quarter of its best, the former being twice it.
 
     Args:
-        attacks_every_n_steps: optimiser steps between two looks at the in-loop attacks, >= 1; None
-            for never.
+        attacks_every_n_steps: optimiser steps between two checks of the in-loop attacks, >= 1; None
+            for no checks.
         limit: validation images, drawn once, on which single-step training is checked; 0 for none.
     """
 
     def __init__(self, attacks_every_n_steps: int | None = 100, limit: int = 200) -> None:
-        if attacks_every_n_steps is not None and attacks_every_n_steps < 1:
-            raise UserError(
-                f"guards.attacks_every_n_steps: {attacks_every_n_steps} is not a number of steps >= 1"
-            )
+        steps = attacks_every_n_steps
+        if steps is not None and steps < 1:
+            raise UserError(f"guards.attacks_every_n_steps: {steps} is not a number of steps >= 1")
         if limit < 0:
             raise UserError(f"guards.limit: {limit} is not a number of images >= 0")
-        self.attacks_every_n_steps, self.limit = attacks_every_n_steps, limit
+        self.attacks_every_n_steps = attacks_every_n_steps
+        self.limit = limit
         self.best_accuracy = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        """Say whether the coming step's attacks are looked at."""
+        """Let the method inspect the coming step's attacks, if they are due."""
         if isinstance(module, Method) and self.attacks_every_n_steps is not None:
             module.inspecting = trainer.global_step % self.attacks_every_n_steps == 0
             module.findings = {}
@@ -65,17 +64,12 @@ class Guards(Callback):
     ) -> None:
         """Stop at numbers that are not finite; warn about attacks that do nothing."""
         loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
-        what = "" if _finite([loss]) else "the loss"
-        what = what or ("" if _finite([*module.parameters(), *module.buffers()]) else "a weight")
-        if what:
-            kept = Path(trainer.default_root_dir) / "last.ckpt"
-            raise Diverged(
-                f"training: {what} is not finite after step {trainer.global_step} (batch of epoch {batch.epoch}, "
-                f"step {batch.step}, rank {trainer.global_rank}); last good checkpoint: "
-                f"{kept if kept.exists() else 'none'}"
-            )
+        if not _finite([loss]):
+            raise _diverged(trainer, batch, "the loss")
+        if not _finite([*module.parameters(), *module.buffers()]):
+            raise _diverged(trainer, batch, "a weight")
         if isinstance(module, Method):
-            self._judge(trainer, module)
+            self._warn_of_attacks(trainer, module)
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Compare FGSM and PGD accuracy where training uses a single step."""
@@ -92,9 +86,10 @@ class Guards(Callback):
         module.log("val/pgd_accuracy", many_steps, sync_dist=True)
         if many_steps < self.best_accuracy / 4 and one_step > 2 * many_steps:
             rank_zero_warn(
-                f"catastrophic overfitting: accuracy under 10 steps of PGD fell from {self.best_accuracy:.3f} to "
-                f"{many_steps:.3f} while that under FGSM is {one_step:.3f}; train with more steps, a random start or a "
-                "smaller radius, or go back to an earlier checkpoint"
+                "catastrophic overfitting: accuracy under 10 steps of PGD fell from "
+                f"{self.best_accuracy:.3f} to {many_steps:.3f} while that under FGSM is "
+                f"{one_step:.3f}; train with more steps, a random start or a smaller radius, or "
+                "go back to an earlier checkpoint"
             )
         self.best_accuracy = max(self.best_accuracy, many_steps)
 
@@ -106,18 +101,20 @@ class Guards(Callback):
         """Restore what `state_dict` gave."""
         self.best_accuracy = state_dict["best_accuracy"]
 
-    def _judge(self, trainer: Trainer, module: Method) -> None:
-        half = "16" in str(trainer.precision) and "bf16" not in str(trainer.precision)
+    def _warn_of_attacks(self, trainer: Trainer, module: Method) -> None:
+        precision = str(trainer.precision)
+        half = "16" in precision and "bf16" not in precision
         for purpose, finding in module.findings.items():
             if finding.succeeded < 0.5:
                 rank_zero_warn(
-                    f"{purpose}: reached its aim on only {finding.succeeded:.0%} of the images at step "
-                    f"{trainer.global_step}; its steps may be too large or too small, or gradients may be masked"
+                    f"{purpose}: reached its aim on only {finding.succeeded:.0%} of the images at "
+                    f"step {trainer.global_step}; its steps may be too large or too small, or "
+                    "gradients may be masked"
                 )
             if half and finding.zeros > 0.01:
                 rank_zero_warn(
-                    f"{purpose}: {finding.zeros:.1%} of the input gradients are exactly zero under float16 at step "
-                    f"{trainer.global_step}; use precision bf16-mixed or 32-true"
+                    f"{purpose}: {finding.zeros:.1%} of the input gradients are exactly zero under "
+                    f"float16 at step {trainer.global_step}; use precision bf16-mixed or 32-true"
                 )
         module.inspecting = False
 
@@ -125,10 +122,20 @@ class Guards(Callback):
         loader = data.evaluation_loader(data.inliers("validation"), self.limit)
         mean = MeanMetric().to(module.device)
         if len(loader):
-            mean.update(
-                correct(module.net, loader, attack, module.device).float().to(module.device)
-            )
+            correct_images = correct(module.net, loader, attack, module.device)  # (N,)
+            mean.update(correct_images.float().to(module.device))
         return float(mean.compute())
+
+
+def _diverged(trainer: Trainer, batch: Batch, number: str) -> Diverged:
+    checkpoint: Path | str = Path(trainer.default_root_dir) / "last.ckpt"
+    if not Path(checkpoint).exists():
+        checkpoint = "none"
+    return Diverged(
+        f"training: {number} is not finite after step {trainer.global_step} (batch of epoch "
+        f"{batch.epoch}, step {batch.step}, rank {trainer.global_rank}); last good checkpoint: "
+        f"{checkpoint}"
+    )
 
 
 def _finite(tensors: Iterable[Tensor]) -> bool:

@@ -1,6 +1,4 @@
-"""`metrics.csv`: one row for each logged step or validation, continued row by row where a run is
-resumed.
-"""
+"""`metrics.csv`: one row for each logged step or validation, also of a resumed run."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from robust_ood.writing import in_place_of
 
-Cells = dict[str, str]
+_KEYS = ["epoch", "step"]
 
 
 class MetricsFile(Logger):
@@ -31,8 +29,8 @@ class MetricsFile(Logger):
     def __init__(self, folder: Path | str) -> None:
         super().__init__()
         self.path = Path(folder) / "metrics.csv"
-        self.rows: list[Cells] = []
-        self.columns: list[str] = ["epoch", "step"]
+        self.rows: list[dict[str, str]] = []
+        self.columns: list[str] = list(_KEYS)
 
     @property
     def name(self) -> str:
@@ -53,38 +51,35 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one row."""
-        row = {name: repr(float(value)) for name, value in metrics.items() if name != "epoch"}
-        row |= {"epoch": str(int(metrics.get("epoch", 0))), "step": str(step or 0)}
+        row = {"epoch": str(int(metrics.get("epoch", 0))), "step": str(step or 0)}
+        for name, value in metrics.items():
+            if name not in row:
+                row[name] = repr(float(value))
         self.rows.append(row)
-        new = sorted(row.keys() - set(self.columns))
-        if new or not self.path.exists():
-            self.columns = self.columns[:2] + sorted({*self.columns[2:], *new})
-            self._rewrite()
-        else:
+        if self.path.exists() and row.keys() <= set(self.columns):
             with self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self.columns).writerow(row)
+        else:
+            self._rewrite()
 
     @rank_zero_only
     def truncate(self, count: int) -> None:
-        """Go back to the first `count` rows of the file; 0 begins a new one."""
-        rows: list[Cells] = []
+        """Go back to the first `count` rows of the file; 0 removes it."""
+        rows = []
         if count and self.path.exists():
             with self.path.open(newline="") as file:
-                rows = [
-                    {name: cell for name, cell in row.items() if cell}
-                    for row in csv.DictReader(file)
-                ][:count]
-        self.rows = rows
-        self.columns = [
-            "epoch",
-            "step",
-            *sorted({name for row in rows for name in row} - {"epoch", "step"}),
-        ]
+                for row in csv.DictReader(file):
+                    rows.append({name: text for name, text in row.items() if text})
+        self.rows = rows[:count]
         self.path.unlink(missing_ok=True)
-        if rows:
+        if self.rows:
             self._rewrite()
 
     def _rewrite(self) -> None:
+        names: set[str] = set()
+        for row in self.rows:
+            names.update(row)
+        self.columns = [*_KEYS, *sorted(names - set(_KEYS))]
         with in_place_of(self.path) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted when they come, obeyed where a checkpoint is exact."""
+"""Signals that ask a run to stop: noted when they come, handled where a checkpoint is exact."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any
 
 
-class Stopped(Exception):  # noqa: N818  # a request that was obeyed, not an error
+class Stopped(Exception):  # noqa: N818  # a request, not an error
     """The run was asked to stop, wrote a checkpoint and stopped.
 
     signum: the signal that asked; step: optimiser steps done; checkpoint: the file that continues
@@ -19,16 +19,17 @@ class Stopped(Exception):  # noqa: N818  # a request that was obeyed, not an err
         super().__init__(
             f"stopped by {signal.Signals(signum).name} after step {step}; wrote {checkpoint}"
         )
-        self.signum, self.step, self.checkpoint = signum, step, checkpoint
+        self.signum = signum
+        self.step = step
+        self.checkpoint = checkpoint
 
 
 class Signals:
-    """Notes SIGTERM, SIGINT (Ctrl-C) and a requeue signal until the training loop reaches a whole
-    step.
+    """Notes SIGTERM, SIGINT (Ctrl-C) and a requeue signal until the current step is complete.
 
-    A second Ctrl-C stops at once. SIGUSR1 (or SIGUSR2) is only touched where somebody handles it
-    already - Lightning does under SLURM, to requeue the job - and that handler then runs between
-    two steps instead of within one.
+    A second Ctrl-C stops at once. SIGUSR1 (or SIGUSR2) is only taken over where it has a handler
+    already - Lightning's requeues the job under SLURM - and that handler then runs between two
+    steps instead of within one.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,7 @@ class Signals:
         self._originals: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Take over the signals; only Python's main thread may."""
+        """Take over the signals, if this is Python's main thread, which alone may."""
         if threading.current_thread() is not threading.main_thread():
             return
         for signum in (signal.SIGTERM, signal.SIGINT):
@@ -49,7 +50,9 @@ class Signals:
     def restore(self) -> None:
         """Give the signals back to whoever had them."""
         for signum, original in self._originals.items():
-            signal.signal(signum, signal.SIG_DFL if original is None else original)
+            if original is None:  # it was not set from Python
+                original = signal.SIG_DFL
+            signal.signal(signum, original)
         self._originals = {}
 
     def run_deferred(self) -> None:

@@ -16,13 +16,13 @@ from rich.console import Console
 from torch import nn
 
 from robust_ood import attacks, detectors
-from robust_ood.cli.checks import check_classes
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.messages import parse, user_errors
 from robust_ood.cli.models import Models, choose_models, each_radius, several_checkpoints
 from robust_ood.cli.networks import add_network_arguments, find_parts, load, name_of
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import CommandParser
+from robust_ood.cli.preconditions import check_classes
 from robust_ood.cli.presentation import choose_figures, command_line, present
 from robust_ood.cli.quiet import quiet
 from robust_ood.cli.types import register_types

@@ -22,7 +22,7 @@ what a run needs:
 frequent settings:
   --ckpt_path last           continue from DIR/last.ckpt, or from any checkpoint of a run
   --resume_changed true      continue although settings differ from those of the run
-  --replace true             overwrite the existing run in the folder
+  --replace true             overwrite the existing run in the output folder
   --init_from FILE           fine-tune: start with the weights of a checkpoint
   --data.root DIR            folder of array files (.npz, .npy)
   --data.batch_size N        inliers per batch; --data.outlier_batch_size N outliers

@@ -1,6 +1,4 @@
-"""Output folders: checked before any work, so that nothing is lost after it; made when there is
-something to write.
-"""
+"""Output folders: checked before any work, so that no result is lost for want of a place."""
 
 from __future__ import annotations
 
@@ -11,10 +9,9 @@ from robust_ood.errors import UserError
 
 
 def check_writable(folder: Path) -> None:
-    """Raise `UserError`, naming the folder and the reason, unless it can be made and files written
-    into it.
+    """Raise `UserError` unless the folder can be made and files can be written into it.
 
-    Nothing is left behind: the folder itself is not made yet.
+    The folder itself is not made yet.
     """
     existing = folder
     while not existing.exists() and existing != existing.parent:
@@ -27,5 +24,5 @@ def check_writable(folder: Path) -> None:
             return
     except OSError as error:
         raise UserError(
-            f"output: cannot write into {folder} ({error.strerror}); a folder is wanted"
+            f"output: cannot write into {folder} ({error.strerror}); expected a folder"
         ) from error

@@ -1,4 +1,4 @@
-"""What may be resumed: the newest whole checkpoint, under the settings that made it."""
+"""What may be resumed: the newest readable checkpoint, under the settings that made it."""
 
 from __future__ import annotations
 
@@ -26,27 +26,28 @@ _FREE = (
     "replace",
     "resume_changed",
     "trainer.enable_progress_bar",
+    "trainer.logger",
 )
 """Settings that may differ, because they do not change what the run computes."""
 
 
 def first_process() -> bool:
-    """Return whether this process is the one of its machine that speaks to the user."""
+    """Return whether this process is the one of its machine that prints messages."""
     return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
 
 
 def newest_checkpoint(folder: Path) -> Path:
-    """Return the newest readable checkpoint of a run folder, and say so where that is not
-    `last.ckpt`.
+    """Return the newest readable checkpoint of a run folder; warn if that is not `last.ckpt`.
 
-    Raises: `UserError` of `last.ckpt` where none can be read.
+    Raises: `UserError` about `last.ckpt` where none can be read.
     """
     failure: UserError | None = None
     for path in recent(folder):
         try:
             step = read_checkpoint(path).get("global_step")
         except UserError as error:
-            failure = failure or error
+            if failure is None:
+                failure = error
             continue
         if failure is not None and first_process():
             print(
@@ -59,13 +60,12 @@ def newest_checkpoint(folder: Path) -> Path:
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise `UserError` naming each setting that differs from those of the resumed run."""
-    old, new = _flat(_comparable(before)), _flat(_comparable(now))
-    differing = [
-        f"{field} (was {old.get(field)}, now {new.get(field)})"
-        for field in sorted(old.keys() | new.keys())
-        if old.get(field) != new.get(field)
-        and not any(field == free or field.startswith(f"{free}.") for free in _FREE)
-    ]
+    old = _flat(_comparable(before))
+    new = _flat(_comparable(now))
+    differing = []
+    for field in sorted(old.keys() | new.keys()):
+        if old.get(field) != new.get(field) and not _is_free(field):
+            differing.append(f"{field} (was {old.get(field)}, now {new.get(field)})")
     if differing:
         raise UserError(
             f"ckpt_path: the run was started with other settings: {', '.join(differing)}; "
@@ -76,15 +76,21 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 def _comparable(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a run's settings with its attacks in one form, whichever release wrote them."""
     model = settings.get("model")
-    return {**settings, "model": comparable(model)} if isinstance(model, Mapping) else settings
+    if not isinstance(model, Mapping):
+        return settings
+    return {**settings, "model": comparable(model)}
+
+
+def _is_free(field: str) -> bool:
+    return any(field == free or field.startswith(f"{free}.") for free in _FREE)
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     """Return nested settings with dotted names."""
     if not isinstance(settings, Mapping) or not settings:
         return {prefix: settings}
-    parts = [
-        _flat(value, f"{prefix}.{name}" if prefix else str(name))
-        for name, value in settings.items()
-    ]
-    return {name: value for part in parts for name, value in part.items()}
+    flat = {}
+    for name, value in settings.items():
+        path = f"{prefix}.{name}" if prefix else str(name)
+        flat.update(_flat(value, path))
+    return flat

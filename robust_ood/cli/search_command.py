@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from robust_ood import attacks, detectors
 from robust_ood.attacks import Attack, attack_score
-from robust_ood.cli.checks import check_classes
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.messages import parse, user_errors
 from robust_ood.cli.networks import add_network_arguments, find_parts, load
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import CommandParser
+from robust_ood.cli.preconditions import check_classes
 from robust_ood.cli.quiet import quiet
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData

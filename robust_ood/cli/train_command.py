@@ -1,12 +1,10 @@
-"""`train.py`: LightningCLI over our methods and data, with one output folder for everything a run
-writes.
-"""
+"""`train.py`: LightningCLI over our methods and data, with one output folder for a run."""
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from torch import nn
 
 from robust_ood.attacks.in_loop import completed
@@ -30,12 +28,17 @@ from robust_ood.callbacks import (
     Stopped,
 )
 from robust_ood.callbacks.checkpoints import checkpoints_in, recent
-from robust_ood.cli.checks import check_classes, check_resumable, check_trainer
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.long_form import short_options
 from robust_ood.cli.messages import parse, user_errors
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import TracedParser
+from robust_ood.cli.preconditions import (
+    check_classes,
+    check_outliers,
+    check_resumable,
+    check_trainer,
+)
 from robust_ood.cli.quiet import quiet
 from robust_ood.cli.resume import first_process, newest_checkpoint, refuse_changes
 from robust_ood.cli.types import register_types
@@ -49,31 +52,34 @@ from robust_ood.writing import replace_file
 COMMANDS = ("fit", "validate", "test")
 
 
+_HOW_RESUMED = ("include", "ckpt_path", "replace", "resume_changed")
+"""Settings that are no part of the experiment, and so not of the run's `config.yaml`."""
+
+
 class Parser(TracedParser, LightningArgumentParser):
-    """Takes the name of a file for what it is: `--data.train x.npz` names data, and is no config to
-    be read.
-    """
+    """Reads `--data.train x.npz` as the name of a file of images, not of a config to include."""
 
     def add_class_arguments(self, *arguments: Any, **settings: Any) -> list[str]:
-        """Add a class's arguments, without Lightning's wish to read a config wherever a value names
-        a file.
-        """
-        added: list[str] = super().add_class_arguments(
-            *arguments, **{**settings, "sub_configs": False}
-        )
+        """Add a class's arguments, none of which names a config."""
+        settings["sub_configs"] = False
+        added: list[str] = super().add_class_arguments(*arguments, **settings)
         return added
 
 
 class TrainingCLI(LightningCLI):
-    """Adds `--net`, `--experiment` and `--output`, and gives the one seed to everything that
-    draws.
-    """
+    """Parses, checks, builds and runs `fit`, `validate` or `test`; Lightning calls the steps."""
+
+    made_folder = False
+    """Whether this run made its folder, so that it may remove it again."""
+
+    # Parse
+    # ------------------------------------------------------------------------------------------
 
     def init_parser(self, **settings: Any) -> LightningArgumentParser:
         """Return the parser of one of the commands."""
         parser = Parser(**settings)
         parser.add_argument(
-            "-c", "--config", action=ActionConfigFile, help="YAML file; several compose"
+            "-c", "--config", action=ActionConfigFile, help="YAML file; later ones override"
         )
         return parser
 
@@ -94,10 +100,10 @@ class TrainingCLI(LightningCLI):
             help="classifier, images in [0, 1] to logits",
         )
         parser.add_argument(
-            "--init_from", type=Path | None, default=None, help="fine-tune: begin with its weights"
+            "--init_from", type=Path | None, default=None, help="fine-tune these weights"
         )
         parser.add_argument(
-            "--replace", type=bool, default=False, help="begin anew in a folder that holds a run"
+            "--replace", type=bool, default=False, help="overwrite the existing run"
         )
         parser.add_argument(
             "--resume_changed", type=bool, default=False, help="resume though settings differ"
@@ -125,31 +131,28 @@ class TrainingCLI(LightningCLI):
         return dict.fromkeys(COMMANDS, skip)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the given arguments, and say what is wrong with them in one line."""
+        """Parse the arguments; a mistake becomes a `UserError` of one line."""
         self.config = parse(parser, args)
 
     def _parse_ckpt_path(self) -> None:
-        """Skip Lightning's reading of hyper-parameters: ours are the config's, and a bad file gets
-        our own message.
-        """
+        """Do nothing: hyper-parameters are in the config, not in the checkpoint."""
+
+    # Check and build
+    # ------------------------------------------------------------------------------------------
 
     def before_instantiate_classes(self) -> None:
-        """Settle the output folder and the checkpoint before anything is built."""
+        """Find the output folder and the checkpoint before anything is built."""
         config = self.config[self.subcommand]
         config.output = Path(config.output or Path("runs") / config.experiment)
         if config.ckpt_path == "last":
             config.ckpt_path = str(newest_checkpoint(config.output))
-        self.checkpoint = (
-            None if config.ckpt_path is None else read_checkpoint(Path(config.ckpt_path))
-        )
+        self.checkpoint = None
+        if config.ckpt_path is not None:
+            self.checkpoint = read_checkpoint(Path(config.ckpt_path))
         if self.subcommand == "fit":
             check_writable(config.output)
-            goes_on = (
-                config.ckpt_path is not None
-                and Path(config.ckpt_path).resolve().parent == config.output.resolve()
-            )
-            if not goes_on and not config.replace and not config.trainer.fast_dev_run:
-                _refuse_run_in(config.output)
+            if not config.replace and not config.trainer.fast_dev_run:
+                _refuse_other_run(config.output, config.ckpt_path)
 
     def instantiate_classes(self) -> None:
         """Build data, network, method and trainer."""
@@ -157,64 +160,37 @@ class TrainingCLI(LightningCLI):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer with the run folder's loggers and checkpoints."""
+        """Build the trainer with the run folder's loggers and checkpoints, and the user's."""
         config = self._get(self.config_init, "trainer")
         folder = Path(self._get(self.config_init, "output"))
-        logging_wanted = self.subcommand == "fit" and not config["fast_dev_run"]
-        # What a killed run logged after its checkpoint is logged again.
-        purged = None if self.checkpoint is None else int(self.checkpoint.get("global_step", 0))
+        user_loggers = _user_loggers(config["logger"])
         self.old_curves = list(folder.glob("events.out.tfevents.*"))
-        loggers = [
-            TensorBoardLogger(str(folder), name="", version="", purge_step=purged),
-            MetricsFile(folder),
-        ]
+        loggers: list[Logger] = []
+        if self.subcommand == "fit" and not config["fast_dev_run"]:
+            loggers = [*self._loggers(folder), *user_loggers]
         try:
             return super().instantiate_trainer(
-                default_root_dir=str(folder), logger=loggers if logging_wanted else False, **kwargs
+                default_root_dir=str(folder), logger=loggers or False, **kwargs
             )
         except (MisconfigurationException, ValueError, ImportError) as error:
             raise UserError(f"trainer: {one_line(str(error))}") from error
 
     def before_fit(self) -> None:
-        """Find what cannot work before anything is written, then keep the resolved
-        configuration.
-        """
+        """Find mistakes before anything is written, then give the run its settings."""
         check_trainer(self.trainer, self.config.fit.trainer)
+        check_outliers(self.model, self.datamodule)
         if not self.model.needs_outliers:
-            self.datamodule.outlier_batch_size = 0  # what nobody reads is not loaded either
-        elif self.datamodule.names["outliers"] is None:
-            raise UserError(
-                f"data.outliers: not given, and {type(self.model).__name__} trains with outliers"
-            )
-        elif not self.datamodule.outlier_batch_size:
-            raise UserError(
-                f"data.outlier_batch_size: is 0, and {type(self.model).__name__} trains with outliers"
-            )
+            self.datamodule.outlier_batch_size = 0  # loading what no loss reads takes time
         self.datamodule.setup("fit")
         self.datamodule.train_dataloader()
         check_classes(self.model.net, self.datamodule, "train")
-        if self.config.fit.init_from is not None and self.checkpoint is None:
-            load_weights(self.model.net, Path(self.config.fit.init_from))
-        settings = yaml.safe_load(
-            self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
-        )["fit"]
-        settings["model"] = completed(settings["model"])
+        settings = self._resolved_settings()
         if self.checkpoint is not None:
-            check_resumable(self.checkpoint, self.config.fit.ckpt_path, self.model.net)
-            if not self.config.fit.resume_changed:
-                refuse_changes(self.checkpoint.get("config") or settings, settings)
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, (Checkpoints, Dashboard)):
-                callback.config = settings
-            if isinstance(callback, Checkpoints):
-                callback.replaced = self.old_curves
+            self._check_checkpoint(self.checkpoint, settings)
+        elif self.config.fit.init_from is not None:
+            load_weights(self.model.net, Path(self.config.fit.init_from))
+        self._configure_callbacks(settings)
         self.made_folder = not Path(self.trainer.default_root_dir).exists()
-        if not self._trial:
-            # Resolved: what the files include is in it already, and how it was resumed is not part
-            # of the experiment.
-            left_out = ("include", "ckpt_path", "replace", "resume_changed")
-            kept = {name: value for name, value in settings.items() if name not in left_out}
-            self.trainer.callbacks.append(KeepConfig(yaml.safe_dump(kept, sort_keys=False)))  # type: ignore[attr-defined]
 
     def before_validate(self) -> None:
         """Load the checkpoint's weights, all of them or none."""
@@ -224,19 +200,19 @@ class TrainingCLI(LightningCLI):
         """Load the checkpoint's weights, all of them or none."""
         self._load_weights("test")
 
+    # Run
+    # ------------------------------------------------------------------------------------------
+
     def fit(self, **settings: Any) -> None:
-        """Train; a run that a user's mistake ends before its first checkpoint leaves no folder
-        behind.
-        """
+        """Train; a run that a mistake ends before its first checkpoint leaves no folder behind."""
         folder = Path(self.trainer.default_root_dir)
         try:
             self._guard(self.trainer.fit, **{**settings, "weights_only": True})
         except UserError as error:
             diverged = isinstance(error, Diverged)  # its metrics show how
             if self.made_folder and not diverged and not list(folder.glob("*.ckpt")):
-                shutil.rmtree(
-                    folder, ignore_errors=True
-                )  # every process does, and the message must survive it
+                # Every process removes it, and the message must survive that.
+                shutil.rmtree(folder, ignore_errors=True)
             raise
         if self.trainer.is_global_zero and (folder / "last.ckpt").exists() and not self._trial:
             print(f"wrote {folder / 'last.ckpt'}")
@@ -262,36 +238,83 @@ class TrainingCLI(LightningCLI):
 
     @property
     def _trial(self) -> bool:
-        return bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by Lightning's debugging connector
+        return bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]  # no type in Lightning
+
+    def _loggers(self, folder: Path) -> list[Logger]:
+        """Return the loggers that every run has."""
+        purge_step = None
+        if self.checkpoint is not None:
+            # What a killed run logged after its checkpoint is logged again.
+            purge_step = int(self.checkpoint.get("global_step", 0))
+        board = TensorBoardLogger(str(folder), name="", version="", purge_step=purge_step)
+        return [board, MetricsFile(folder)]
+
+    def _resolved_settings(self) -> dict[str, Any]:
+        text = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
+        settings: dict[str, Any] = yaml.safe_load(text)["fit"]
+        settings["model"] = completed(settings["model"])
+        return settings
+
+    def _check_checkpoint(self, checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint that this run cannot continue from."""
+        check_resumable(checkpoint, self.config.fit.ckpt_path, self.model.net)
+        if not self.config.fit.resume_changed:
+            refuse_changes(checkpoint.get("config") or settings, settings)
+
+    def _configure_callbacks(self, settings: dict[str, Any]) -> None:
+        """Give the run's settings to the callbacks that write them."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(callback, Checkpoints | Dashboard):
+                callback.config = settings
+            if isinstance(callback, Checkpoints):
+                callback.replaced = self.old_curves
+        if not self._trial:
+            kept = {name: value for name, value in settings.items() if name not in _HOW_RESUMED}
+            callbacks.append(KeepConfig(yaml.safe_dump(kept, sort_keys=False)))
 
     def _load_weights(self, part: Any) -> None:
         check_classes(self.model.net, self.datamodule, part)
         if self.checkpoint is None:
             raise UserError(
-                "ckpt_path: not given; a checkpoint to read is wanted, or 'last' for the run folder's own"
+                "ckpt_path: not given; expected a checkpoint, or 'last' for that of the run folder"
             )
         load_weights(self.model.net, self.checkpoint, source=self.config[self.subcommand].ckpt_path)
 
-    made_folder = False
+
+def _refuse_other_run(folder: Path, checkpoint: str | None) -> None:
+    """Raise `UserError` where a folder holds a run, unless it continues from its own checkpoint."""
+    if checkpoint is not None and Path(checkpoint).resolve().parent == folder.resolve():
+        return
+    existing = checkpoints_in(folder)
+    if not existing:
+        return
+    source: str | Path = existing[0]
+    if any(path.exists() for path in recent(folder)):
+        source = "last"
+    names = ", ".join(path.name for path in existing[:3])
+    raise UserError(
+        f"output: {folder} holds a run ({names}); continue it with --ckpt_path {source}, choose "
+        "another folder, or overwrite the existing run with --replace true"
+    )
 
 
-def _refuse_run_in(folder: Path) -> None:
-    """Raise `UserError` where a folder holds the checkpoints of a run, which a new one would
-    replace.
-    """
-    there = checkpoints_in(folder)
-    if there:
-        source = "last" if any(path.exists() for path in recent(folder)) else there[0]
+def _user_loggers(setting: Any) -> list[Logger]:
+    """Return the loggers of `trainer.logger`, beside which a run always has its own."""
+    if setting is False:
         raise UserError(
-            f"output: {folder} holds a run ({', '.join(path.name for path in there[:3])}); "
-            f"go on with it by --ckpt_path {source}, take another folder, or begin anew with --replace true"
+            "trainer.logger: false is not accepted; metrics.csv and TensorBoard's curves are "
+            "always written, because a resumed run continues them"
         )
+    if setting is None or setting is True:
+        return []
+    if isinstance(setting, Logger):
+        return [setting]
+    return list(setting)
 
 
 class KeepConfig(Callback):
-    """Writes the resolved configuration once training begins: a mistake found before leaves an
-    older run's alone.
-    """
+    """Writes the resolved configuration once training begins, and none after an early mistake."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -303,20 +326,16 @@ class KeepConfig(Callback):
 
 
 def _seed(value: bool | int) -> int:
-    """Return the seed of the parts. Lightning's own also takes a truth value, and NumPy has the
-    last word on others.
-    """
+    """Return the seed of all random draws, which has to be one that NumPy accepts, too."""
     if isinstance(value, bool) or not 0 <= value < 2**32:
         raise UserError(
-            f"seed_everything: {value} is not a seed; accepted: a whole number from 0 to {2**32 - 1}"
+            f"seed_everything: {value} is not a seed; expected a whole number from 0 to {2**32 - 1}"
         )
     return value
 
 
 def _refused_by_lightning(error: Exception) -> bool:
-    """Return whether Lightning itself raised this, about its own settings, and not something that
-    it called.
-    """
+    """Return whether Lightning itself raised this, about its settings, not code that it called."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -349,7 +368,8 @@ def run(arguments: Sequence[str]) -> int:
         )
     except Stopped as stop:
         if not first_process():
-            return 0  # the first process speaks for all, and its launcher takes any other code for a crash
+            # The first process speaks for all; its launcher takes another code for a crash.
+            return 0
         print(f"{stop}; continue with --ckpt_path last", file=sys.stderr)
         return 128 + stop.signum
     return 0

@@ -1,9 +1,10 @@
 """Training methods as LightningModules. They hold objectives; the engine holds the attack loop."""
 
+from robust_ood.deprecation import moved
 from robust_ood.training.method import Method
 from robust_ood.training.methods import ADV, ALOE, AOE, OE, Standard
 from robust_ood.training.noise import GaussianNoise
-from robust_ood.training.optimization import SGD
+from robust_ood.training.optimization import Optimization
 from robust_ood.training.safe_spots import SafeSpotAware
 
 __all__ = [
@@ -11,9 +12,11 @@ __all__ = [
     "ALOE",
     "AOE",
     "OE",
-    "SGD",
     "GaussianNoise",
     "Method",
+    "Optimization",
     "SafeSpotAware",
     "Standard",
 ]
+
+__getattr__ = moved(__name__, {"SGD": "robust_ood.training.optimization.Optimization"})

@@ -6,13 +6,11 @@ everything else - optimiser, schedule, joint attack batch, random draws, logging
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -26,10 +24,11 @@ from robust_ood.modes import mode
 from robust_ood.perturb import Objective
 from robust_ood.randomness import generator, seed_torch
 from robust_ood.training.inspection import Finding, Watch
-from robust_ood.training.optimization import SGD
+from robust_ood.training.optimization import Optimization
+from robust_ood.training.optimized import OptimizedModule
 
 
-class Method(LightningModule):
+class Method(OptimizedModule):
     """Training with clean or attacked inliers, and with clean, attacked or no auxiliary outliers.
 
     Minimises `mean CE(inliers) + outlier_weight * mean CE-to-uniform(outliers)`, the general form
@@ -63,11 +62,11 @@ class Method(LightningModule):
         outlier_attack: InLoopAttack | None = None,
         outlier_weight: float = 0.0,
         attack_mode: Literal["eval", "train"] = "eval",
-        optimization: SGD | None = None,
+        optimization: Optimization | None = None,
         compile: bool = False,  # noqa: A002  # the name that users know
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimization)
         if not outlier_weight >= 0:
             raise UserError(
                 f"outlier_weight: {outlier_weight} is negative or NaN; a number >= 0 is wanted"
@@ -78,7 +77,6 @@ class Method(LightningModule):
         self.inlier_attack = budget_of("inlier_attack", inlier_attack)
         self.outlier_attack = budget_of("outlier_attack", outlier_attack)
         self.outlier_weight, self.attack_mode = outlier_weight, attack_mode
-        self.optimization = optimization or SGD()
         self.compiled, self.seed = compile, seed
         # Past `nn.Module`'s registry: the weights are `net`'s, and a checkpoint shall hold them
         # once.
@@ -256,19 +254,11 @@ class Method(LightningModule):
         """Log clean loss and accuracy on in-distribution images."""
         self._evaluate(batch, "test")
 
-    def configure_optimizers(self) -> Any:
-        """Return the optimiser and its per-step schedule."""
-        steps = self.trainer.estimated_stepping_batches
-        if not math.isfinite(steps):
-            raise UserError(
-                "trainer.max_epochs: the learning rate follows the run to its end; give that or max_steps"
-            )
-        return self.optimization.configure(self.net, int(steps))
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the checkpoint say what made it: an evaluation can then build the network without a
         config.
         """
+        super().on_save_checkpoint(checkpoint)
         checkpoint["method"] = type(self).__name__
         description = describe(self.net)
         if description is not None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from robust_ood.attacks import InLoopAttack
 from robust_ood.training.method import Method
-from robust_ood.training.optimization import SGD
+from robust_ood.training.optimization import Optimization
 
 
 class Standard(Method):
@@ -17,7 +17,7 @@ class Standard(Method):
     def __init__(
         self,
         net: nn.Module,
-        optimization: SGD | None = None,
+        optimization: Optimization | None = None,
         compile: bool = False,  # noqa: A002
         seed: int = 0,
     ) -> None:
@@ -34,7 +34,7 @@ class OE(Method):
         self,
         net: nn.Module,
         outlier_weight: float = 0.5,
-        optimization: SGD | None = None,
+        optimization: Optimization | None = None,
         compile: bool = False,  # noqa: A002
         seed: int = 0,
     ) -> None:
@@ -58,7 +58,7 @@ class ADV(Method):
         net: nn.Module,
         inlier_attack: InLoopAttack,
         attack_mode: Literal["eval", "train"] = "eval",
-        optimization: SGD | None = None,
+        optimization: Optimization | None = None,
         compile: bool = False,  # noqa: A002
         seed: int = 0,
     ) -> None:
@@ -85,7 +85,7 @@ class AOE(Method):
         inlier_attack: InLoopAttack,
         outlier_weight: float = 0.5,
         attack_mode: Literal["eval", "train"] = "eval",
-        optimization: SGD | None = None,
+        optimization: Optimization | None = None,
         compile: bool = False,  # noqa: A002
         seed: int = 0,
     ) -> None:
@@ -109,7 +109,7 @@ class ALOE(Method):
         outlier_attack: InLoopAttack | None = None,
         outlier_weight: float = 0.5,
         attack_mode: Literal["eval", "train"] = "eval",
-        optimization: SGD | None = None,
+        optimization: Optimization | None = None,
         compile: bool = False,  # noqa: A002
         seed: int = 0,
     ) -> None:

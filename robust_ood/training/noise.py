@@ -9,7 +9,7 @@ from robust_ood.data import Batch
 from robust_ood.errors import UserError
 from robust_ood.regions import Fraction
 from robust_ood.training.method import Method
-from robust_ood.training.optimization import SGD
+from robust_ood.training.optimization import Optimization
 
 
 class GaussianNoise(Method):
@@ -28,7 +28,7 @@ class GaussianNoise(Method):
         self,
         net: nn.Module,
         sigma: float | Fraction = 0.1,
-        optimization: SGD | None = None,
+        optimization: Optimization | None = None,
         compile: bool = False,  # noqa: A002
         seed: int = 0,
     ) -> None:

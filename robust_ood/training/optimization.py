@@ -1,110 +1,188 @@
-"""The optimiser and the learning rate's course."""
+"""The optimiser and the learning-rate schedule of a run."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from robust_ood.deprecation import warn_renamed
 from robust_ood.errors import UserError
+from robust_ood.settings import read_part
+from robust_ood.training.schedules import build, build_schedule, class_named
+
+_SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}
+_COSINE = {"name": "cosine", "eta_min": 1e-6}
+_OPTIMIZER_SETTINGS = ("momentum", "nesterov", "weight_decay")
+_SCHEDULER_SETTINGS = {
+    "final_learning_rate": "eta_min",
+    "milestones": "milestones",
+    "decay": "gamma",
+    "warmup": "warmup",
+}
+"""The old names of a schedule's settings, and those of now."""
+_OLD_SCHEDULES = {
+    "cosine": ("eta_min",),
+    "milestones": ("milestones", "gamma"),
+    "triangle": ("eta_min", "warmup"),
+    "constant": (),
+}
+"""Which settings the old schedules read; the others were ignored."""
 
 
 @dataclass(frozen=True)
-class SGD:
-    """SGD with momentum and a learning rate that changes with every step.
+class Optimization:
+    """Any optimiser of torch with any learning-rate schedule of torch, or those of the papers.
+
+    Both are written as a name, or as a mapping with a name and settings: `adamw`, `{name: adamw,
+    lr: 1e-3, weight_decay: 0.05}`, `{class_path: torch.optim.AdamW, init_args: {lr: 1e-3}}`. Names
+    are torch's class names; case and underscores do not matter, nor the schedules' ending `LR`. A
+    class of your own goes by its import path.
 
     Args:
-        learning_rate: highest learning rate.
-        momentum: momentum, with Nesterov's correction unless `nesterov` is off.
-        weight_decay: L2 penalty on all parameters.
-        schedule: "cosine" falls from `learning_rate` to `final_learning_rate` over the whole run
-            (the ALOE code's schedule); "milestones" multiplies by `decay` at each of `milestones`;
-            "one_cycle" climbs linearly over the first `warmup` share of the run and falls linearly
-            to `final_learning_rate`; "constant".
-        milestones: shares of the run, in (0, 1).
+        learning_rate: highest learning rate, > 0; replaces the optimiser's `lr`.
+        optimizer: a class of `torch.optim`. The default is that of the ALOE code: SGD with a
+            learning rate of 0.1, Nesterov momentum 0.9 and weight decay 1e-4.
+        scheduler: a class of `torch.optim.lr_scheduler`, or `constant`, `cosine`, `milestones`,
+            `triangle`, `plateau`; see `robust_ood.training.schedules`. The default is `cosine`, to
+            1e-6 over the whole run. `T_max` and `total_steps` are the length of the run unless
+            given, `max_lr` the learning rate. `warmup`, in any, is the share of the run over which
+            the learning rate first climbs linearly.
+        interval: whether the schedule steps after each optimiser step or after each epoch.
+        monitor: the logged number that `plateau` reads after each validation that logs it; higher
+            is better unless its name ends with `loss`.
+        decay_all: whether weight decay also applies to biases and to the scales of normalisation
+            layers, which are the parameters of less than two dimensions.
+        momentum, nesterov, weight_decay, schedule, final_learning_rate, milestones, decay, warmup:
+            deprecated; settings of `optimizer` and `scheduler` now.
     """
 
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 1e-4
-    schedule: Literal["cosine", "milestones", "one_cycle", "constant"] = "cosine"
-    final_learning_rate: float = 1e-6
-    milestones: tuple[float, ...] = (0.5, 0.75)
-    decay: float = 0.1
-    warmup: float = 0.4
+    learning_rate: float | None = None
+    optimizer: str | dict[str, Any] = field(default_factory=lambda: dict(_SGD))
+    scheduler: str | dict[str, Any] = field(default_factory=lambda: dict(_COSINE))
+    interval: Literal["step", "epoch"] = "step"
+    monitor: str = "val/robust_auroc"
+    decay_all: bool = True
+
+    momentum: float | None = field(default=None, kw_only=True)
+    nesterov: bool | None = field(default=None, kw_only=True)
+    weight_decay: float | None = field(default=None, kw_only=True)
+    schedule: Literal["cosine", "milestones", "one_cycle", "constant"] | None = field(
+        default=None, kw_only=True
+    )
+    final_learning_rate: float | None = field(default=None, kw_only=True)
+    milestones: tuple[float, ...] | None = field(default=None, kw_only=True)
+    decay: float | None = field(default=None, kw_only=True)
+    warmup: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
+        if self.learning_rate is not None and not self.learning_rate > 0:
             raise UserError(f"learning_rate: {self.learning_rate} is not > 0")
-        if not 0 <= self.momentum < 1:
-            raise UserError(f"momentum: {self.momentum} is not in [0, 1)")
-        for field in ("weight_decay", "final_learning_rate"):
-            if not getattr(self, field) >= 0:
-                raise UserError(f"{field}: {getattr(self, field)} is not >= 0")
-        if not self.decay > 0:
-            raise UserError(f"decay: {self.decay} is not > 0")
-        if self.schedule not in ("cosine", "milestones", "one_cycle", "constant"):
-            raise UserError(
-                f"schedule: {self.schedule!r} is not one of cosine, milestones, one_cycle, constant"
-            )
-        if any(not 0 < share < 1 for share in self.milestones):
-            raise UserError(
-                f"milestones: {self.milestones} are not all shares of the run in (0, 1)"
-            )
-        if not 0 < self.warmup < 1:
-            raise UserError(f"warmup: {self.warmup} is not a share of the run in (0, 1)")
+        if self.interval not in ("step", "epoch"):
+            raise UserError(f"interval: {self.interval!r} is neither 'step' nor 'epoch'")
+        self._rename_optimizer_settings()
+        self._rename_scheduler_settings()
+        # A mistake shall show before a run is begun, not when it is.
+        self._build([nn.Parameter(torch.zeros(2, 2))], 100)
 
-    def rate(self, progress: float) -> float:
-        """Return the learning rate after a share of the run in [0, 1]."""
-        high, low = self.learning_rate, self.final_learning_rate
-        if self.schedule == "cosine":
-            return low + (high - low) * 0.5 * (1 + math.cos(math.pi * progress))
-        if self.schedule == "milestones":
-            return float(high * self.decay ** sum(progress >= share for share in self.milestones))
-        if self.schedule == "one_cycle":
-            climbing, falling = progress / self.warmup, (1 - progress) / (1 - self.warmup)
-            return low + (high - low) * min(climbing, falling)
-        return high
+    def configure(self, net: nn.Module, length: int) -> dict[str, Any]:
+        """Return what `LightningModule.configure_optimizers` returns.
 
-    def configure(self, net: nn.Module, total_steps: int) -> dict[str, Any]:
-        """Return what `LightningModule.configure_optimizers` returns, for a run of `total_steps`
-        optimiser steps.
+        Args:
+            net: whose parameters are trained.
+            length: of the run, in optimiser steps, or epochs where `interval` says so.
         """
-        optimizer = torch.optim.SGD(
-            net.parameters(),
-            lr=self.learning_rate,
-            momentum=self.momentum,
-            nesterov=self.nesterov and self.momentum > 0,
-            weight_decay=self.weight_decay,
+        optimizer, schedule = self._build(net.parameters(), length)
+        config: dict[str, Any] = {"scheduler": schedule, "interval": self.interval}
+        if isinstance(schedule, ReduceLROnPlateau):
+            # `OptimizedModule` steps it before the checkpoint of a validation is written. Lightning
+            # would step it later, and forgets that where the run is resumed from the checkpoint.
+            config |= {"monitor": self.monitor, "frequency": sys.maxsize}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def _build(
+        self, parameters: Iterable[nn.Parameter], length: int
+    ) -> tuple[Optimizer, LRScheduler]:
+        name = "optimization.optimizer"
+        part = read_part(name, self.optimizer)
+        settings = dict(part.settings)
+        if self.learning_rate is not None:
+            settings["lr"] = self.learning_rate
+        momentum = settings.get("momentum", 0)
+        if isinstance(momentum, int | float) and not 0 <= momentum < 1:
+            raise UserError(f"{name}.momentum: {momentum} is not in [0, 1)")
+        make = class_named(name, part.name, _torch_optimizers())
+        groups: Any = parameters
+        if not self.decay_all:
+            groups = _groups(parameters)
+        optimizer: Optimizer = build(name, make, groups, settings)
+        length = max(length, 1)  # `max_steps: 0` is a run, too
+        schedule = build_schedule(
+            "optimization.scheduler", self.scheduler, optimizer, length, self.monitor
         )
-        whole = max(total_steps, 1)  # `max_steps: 0` is a run, too
-        scheduler = _Course(
-            optimizer, lambda step: self.rate(min(step / whole, 1.0)) / self.learning_rate
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])  # a plateau schedule sets none
+        return optimizer, schedule
+
+    def _rename_optimizer_settings(self) -> None:
+        part = read_part("optimization.optimizer", self.optimizer)
+        settings = dict(part.settings)
+        for name in _OPTIMIZER_SETTINGS:
+            value = getattr(self, name)
+            if value is not None:
+                warn_renamed(f"optimization.{name}", f"optimization.optimizer.{name}", stacklevel=5)
+                settings[name] = value
+                object.__setattr__(self, name, None)
+        if settings.get("momentum") == 0 and settings.get("nesterov"):
+            settings["nesterov"] = False  # torch refuses the two together
+        if settings != part.settings:
+            object.__setattr__(self, "optimizer", {"name": part.name, **settings})
+
+    def _rename_scheduler_settings(self) -> None:
+        part = read_part("optimization.scheduler", self.scheduler)
+        scheduler = {"name": part.name, **part.settings}
+        if self.schedule is not None:
+            warn_renamed("optimization.schedule", "optimization.scheduler.name", stacklevel=5)
+            new_name = "triangle" if self.schedule == "one_cycle" else self.schedule
+            scheduler = {"name": new_name}
+            object.__setattr__(self, "schedule", None)
+        for old, new in _SCHEDULER_SETTINGS.items():
+            value = getattr(self, old)
+            if value is not None:
+                warn_renamed(f"optimization.{old}", f"optimization.scheduler.{new}", stacklevel=5)
+                if new in _OLD_SCHEDULES.get(scheduler["name"], (new,)):
+                    scheduler[new] = value
+                object.__setattr__(self, old, None)
+        if scheduler != {"name": part.name, **part.settings}:
+            object.__setattr__(self, "scheduler", scheduler)
 
 
-class _Course(torch.optim.lr_scheduler.LambdaLR):
-    """A schedule that goes on where a checkpoint left it under the settings of this run, not those
-    in the checkpoint.
+def _torch_optimizers() -> dict[str, Callable[..., Optimizer]]:
+    classes: dict[str, Callable[..., Optimizer]] = {}
+    for name, member in vars(torch.optim).items():
+        if isinstance(member, type) and issubclass(member, Optimizer) and member is not Optimizer:
+            classes[name] = member
+    return classes
 
-    They are the same unless the user says otherwise. Lightning restores the optimiser first.
-    """
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore how far the run is."""
-        super().load_state_dict(state_dict)
-        settings = self.optimizer.defaults
-        self.base_lrs = [settings["lr"] for _ in self.base_lrs]
-        for group, course in zip(self.optimizer.param_groups, self.lr_lambdas, strict=True):
-            group.update(
-                settings, initial_lr=settings["lr"], lr=settings["lr"] * course(self.last_epoch)
-            )
-        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+def _groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+    """Return two groups of parameters, those with and those without weight decay."""
+    decayed = []
+    free = []
+    for parameter in parameters:
+        if parameter.ndim < 2:
+            free.append(parameter)
+        else:
+            decayed.append(parameter)
+    groups: list[dict[str, Any]] = []
+    if decayed:
+        groups.append({"params": decayed})
+    if free:
+        groups.append({"params": free, "weight_decay": 0.0})
+    return groups

@@ -13,7 +13,7 @@ from robust_ood.attacks import InLoopAttack, budget_of
 from robust_ood.data import Batch
 from robust_ood.errors import UserError
 from robust_ood.training.method import Method
-from robust_ood.training.optimization import SGD
+from robust_ood.training.optimization import Optimization
 
 
 class SafeSpotAware(Method):
@@ -50,7 +50,7 @@ class SafeSpotAware(Method):
         outlier_weight: float = 0.0,
         safe_spot_weight: float = 0.0,
         attack_mode: Literal["eval", "train"] = "eval",
-        optimization: SGD | None = None,
+        optimization: Optimization | None = None,
         compile: bool = False,  # noqa: A002
         seed: int = 0,
     ) -> None:

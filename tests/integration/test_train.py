@@ -88,6 +88,108 @@ def test_a_resumed_run_ends_as_the_run_never_stopped(capsys, experiment, trained
     ]
 
 
+LOGGERS = """\
+trainer:
+  logger:
+    - {class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: FOLDER, version: VERSION}}
+    - {class_path: tests_user.Lines, init_args: {path: FOLDER/VERSION.txt}}
+  callbacks: [{class_path: tests_user.Smooth}]
+checkpoints: {every_n_steps: 3}
+"""
+USER = """\
+import os
+from pytorch_lightning import Callback
+from pytorch_lightning.loggers import Logger
+
+class Lines(Logger):
+    name = version = "lines"
+    def __init__(self, path: str):
+        super().__init__()
+        self.path = path
+    def log_hyperparams(self, params, *args, **kwargs): ...
+    def log_metrics(self, metrics, step=None):
+        with open(self.path, "a") as file:
+            file.write(f"{step} {sorted(metrics.items())}\\n")
+
+class Smooth(Callback):
+    '''A user's callback with a state, which changes what the run computes.'''
+    def __init__(self):
+        self.loss = 0.0
+    def on_train_batch_end(self, trainer, module, outputs, *_):
+        self.loss = 0.5 * self.loss + outputs["loss"].item()
+        module.log("train/smooth_loss", self.loss)
+        module.outlier_weight = 0.5 / (1 + self.loss)
+        if trainer.global_step == 5 and "KILLED" in os.environ: raise SystemExit(9)
+    def state_dict(self):
+        return {"loss": self.loss, "weight": 0.5 / (1 + self.loss)}
+    def load_state_dict(self, state_dict):
+        self.loss = state_dict["loss"]
+    def on_train_start(self, trainer, module):
+        module.outlier_weight = 0.5 / (1 + self.loss)
+"""
+
+
+def test_a_user_s_loggers_and_callbacks_work_beside_the_built_in_ones_and_resume(
+    experiment, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "tests_user.py").write_text(USER)
+
+    def fit(name, version, *more):
+        config = tmp_path / f"{version}.yaml"
+        text = LOGGERS.replace("FOLDER", str(tmp_path)).replace("VERSION", version)
+        config.write_text(text.replace("lightning.pytorch", "pytorch_lightning"))
+        arguments = ["fit", "-c", str(experiment), "-c", str(config)]
+        return cli.train([*arguments, "--output", str(tmp_path / name), *more])
+
+    assert fit("whole", "whole") == 0
+    monkeypatch.setenv("KILLED", "1")
+    assert fit("killed", "first") == 9
+    monkeypatch.delenv("KILLED")
+    assert fit("killed", "second", "--ckpt_path", "last") == 0  # another logger is no other run
+    ends = [torch.load(tmp_path / name / "last.ckpt") for name in ("whole", "killed")]
+    assert all(torch.equal(ends[0]["state_dict"][key], ends[1]["state_dict"][key]) for key in
+               ends[0]["state_dict"])  # fmt: skip
+    assert ends[0]["callbacks"]["Smooth"] == ends[1]["callbacks"]["Smooth"]
+    rows = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "killed")]
+    assert rows[0] == rows[1]
+    whole, first, second = (
+        (tmp_path / f"{name}.txt").read_text().splitlines() for name in ("whole", "first", "second")
+    )
+    assert whole[-len(second) :] == second
+    assert whole[: len(first)] == first
+    assert len(first) + len(second) >= len(whole)
+    assert (tmp_path / "lightning_logs" / "second" / "metrics.csv").exists()
+    assert list((tmp_path / "whole").glob("events.out.tfevents.*"))
+
+
+def test_one_logger_is_given_by_its_class_path(experiment, tmp_path):
+    arguments = ["fit", "-c", str(experiment), "--output", str(tmp_path / "run")]
+    logger = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(tmp_path)]
+    assert cli.train([*arguments, *logger, "--trainer.max_steps", "1"]) == 0
+    assert (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").exists()
+    assert (tmp_path / "run" / "metrics.csv").exists()
+
+
+def test_old_settings_of_the_optimiser_still_work(experiment, tmp_path):
+    config = tmp_path / "old.yaml"
+    config.write_text(
+        "model: {init_args: {optimization: {learning_rate: 0.2, momentum: 0.8, schedule: milestones,"
+        " decay: 0.5}}}\n"
+    )
+    arguments = ["fit", "-c", str(experiment), "-c", str(config), "--trainer.max_steps", "2"]
+    with pytest.warns(DeprecationWarning, match="optimization.momentum is deprecated"):
+        assert cli.train([*arguments, "--output", str(tmp_path / "old")]) == 0
+    new = ["--model.optimization.learning_rate", "0.2"]
+    new += ["--model.optimization.optimizer",
+            "{name: sgd, lr: 0.1, momentum: 0.8, nesterov: true, weight_decay: 1.0e-4}",
+            "--model.optimization.scheduler", "{name: milestones, gamma: 0.5}"]  # fmt: skip
+    arguments = ["fit", "-c", str(experiment), *new, "--trainer.max_steps", "2"]
+    assert cli.train([*arguments, "--output", str(tmp_path / "new")]) == 0
+    first, second = (weights(tmp_path / name / "last.ckpt") for name in ("old", "new"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_validation_and_test_of_a_checkpoint(capsys, experiment, trained_run, tmp_path, command):
     arguments = [command, "-c", str(experiment), "--ckpt_path", str(trained_run / "last.ckpt")]
@@ -130,7 +232,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(capsys, trained_run, tmp_p
         == 2
     )
     assert (
-        f"go on with it by --ckpt_path {tmp_path / 'best' / 'best.ckpt'}" in capsys.readouterr().err
+        f"continue it with --ckpt_path {tmp_path / 'best' / 'best.ckpt'}" in capsys.readouterr().err
     )
     elsewhere = [
         "--ckpt_path",

@@ -24,7 +24,7 @@ from robust_ood.callbacks import RobustValidation
 from robust_ood.data import OODData
 from robust_ood.models import WideResNet
 from robust_ood.randomness import generator, generators
-from robust_ood.training import ADV, ALOE, AOE, OE, SGD, GaussianNoise, SafeSpotAware, Standard
+from robust_ood.training import ADV, ALOE, AOE, OE, Optimization, GaussianNoise, SafeSpotAware, Standard
 
 RADIUS = 8 / 255
 FAST = PGD(Linf(RADIUS), steps=1, step_size=1.25 * RADIUS)
@@ -130,7 +130,7 @@ def validation(size=16):
 
 def run_process(folder):
     found = {name: gradient(name, folder, 2, 32) for name in METHODS}
-    method = ALOE(network(), FAST, FAST, optimization=SGD(0.02))
+    method = ALOE(network(), FAST, FAST, optimization=Optimization(0.02))
     run = trainer(2, [validation()], limit_train_batches=1)
     run.fit(method, data(folder, 16))
     attacked = method.draws("attack both", next(iter(data(folder, 16).train_dataloader())))

@@ -15,7 +15,16 @@ from robust_ood import L2, Linf
 from robust_ood.attacks import PGD, fgsm
 from robust_ood.data import Batch
 from robust_ood.errors import UserError
-from robust_ood.training import ADV, ALOE, AOE, OE, SGD, GaussianNoise, SafeSpotAware, Standard
+from robust_ood.training import (
+    ADV,
+    ALOE,
+    AOE,
+    OE,
+    GaussianNoise,
+    Optimization,
+    SafeSpotAware,
+    Standard,
+)
 
 RADIUS = 8 / 255
 ATTACK = PGD(Linf(RADIUS), steps=3, step_size=RADIUS / 2, random_start=False)
@@ -174,8 +183,11 @@ def test_training_step_leaves_only_parameter_gradients(make_net, batch):
             "safe_spot_weight: -0.5",
         ),
         (lambda net: GaussianNoise(net, sigma=0), "sigma: 0"),
-        (lambda net: SGD(momentum=1), "momentum: 1"),
-        (lambda net: SGD(weight_decay=-1e-4), "weight_decay: -0.0001"),
+        (lambda net: Optimization(optimizer={"name": "sgd", "momentum": 1}), "momentum: 1"),
+        (
+            lambda net: Optimization(optimizer={"name": "sgd", "weight_decay": -1e-4}),
+            "Invalid weight_decay value: -0.0001",
+        ),
     ],
 )
 def test_bad_settings_are_refused_by_name(make_net, make, message):

@@ -1,10 +1,9 @@
-"""The learning rate's course against torch's own schedulers; precision and compilation of a
-training step.
-"""
+"""Schedules against torch's own; precision and compilation of a training step."""
 
 from __future__ import annotations
 
 import copy
+import math
 from functools import partial
 
 import numpy as np
@@ -13,18 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch.optim import lr_scheduler
 
-from robust_ood import Linf
+from robust_ood import Linf, training
 from robust_ood.attacks import PGD, fgsm
 from robust_ood.data import Batch
+from robust_ood.errors import UserError
 from robust_ood.randomness import generator
-from robust_ood.training import ADV, ALOE, AOE, OE, SGD, SafeSpotAware, Standard
+from robust_ood.training import ADV, ALOE, AOE, OE, Optimization, SafeSpotAware, Standard
 
 STEPS = 40
 RADIUS = 8 / 255
 ATTACK = PGD(Linf(RADIUS), steps=2, step_size=RADIUS / 2)
 
 
-def rates(settings: SGD) -> list[float]:
+def rates(settings: Optimization) -> list[float]:
     """Return the learning rate of each step of a run."""
     configured = settings.configure(torch.nn.Linear(1, 1), STEPS)
     optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]
@@ -49,29 +49,183 @@ def torchs(make) -> list[float]:
 
 def test_cosine_is_torchs():
     expected = torchs(lambda o: lr_scheduler.CosineAnnealingLR(o, STEPS, eta_min=0.01))
-    assert rates(SGD(0.2, final_learning_rate=0.01)) == pytest.approx(expected, rel=1e-9)
+    scheduler = {"name": "cosine", "eta_min": 0.01}
+    assert rates(Optimization(0.2, scheduler=scheduler)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_milestones_are_torchs():
     expected = torchs(
         lambda o: lr_scheduler.MultiStepLR(o, [STEPS // 2, STEPS * 3 // 4], gamma=0.1)
     )
-    assert rates(SGD(0.2, schedule="milestones", decay=0.1)) == pytest.approx(expected, rel=1e-9)
+    assert rates(Optimization(0.2, scheduler="milestones")) == pytest.approx(expected, rel=1e-9)
 
 
-def test_one_cycle_climbs_and_falls_in_straight_lines():
+def test_a_triangle_climbs_and_falls_in_straight_lines():
     expected = np.interp(np.arange(STEPS), [0, 0.25 * STEPS, STEPS], [0.01, 0.2, 0.01])
-    found = rates(SGD(0.2, schedule="one_cycle", warmup=0.25, final_learning_rate=0.01))
+    scheduler = {"name": "triangle", "warmup": 0.25, "eta_min": 0.01}
+    found = rates(Optimization(0.2, scheduler=scheduler))
     assert found == pytest.approx(list(expected), rel=1e-9)
 
 
 def test_constant_stays():
-    assert rates(SGD(0.2, schedule="constant")) == [0.2] * STEPS
+    assert rates(Optimization(0.2, scheduler="constant")) == [0.2] * STEPS
 
 
 def test_a_run_of_no_steps_has_a_schedule():
-    optimizer = SGD(0.2).configure(torch.nn.Linear(1, 1), 0)["optimizer"]
+    optimizer = Optimization(0.2).configure(torch.nn.Linear(1, 1), 0)["optimizer"]
     assert optimizer.param_groups[0]["lr"] == 0.2
+
+
+TORCH_SCHEDULES = {
+    "one_cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.2, total_steps=STEPS),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 0.2, total_steps=STEPS),
+    "cosine_annealing": lambda o: lr_scheduler.CosineAnnealingLR(o, STEPS),
+    "torch.optim.lr_scheduler.CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(
+        o, STEPS
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TORCH_SCHEDULES)
+def test_any_schedule_of_torch_is_as_long_as_the_run(name):
+    assert rates(Optimization(0.2, scheduler=name)) == torchs(TORCH_SCHEDULES[name])
+
+
+def test_a_length_that_is_given_counts():
+    found = rates(Optimization(0.2, scheduler={"name": "cosine_annealing", "T_max": 7}))
+    assert found == torchs(lambda o: lr_scheduler.CosineAnnealingLR(o, 7))
+
+
+def test_a_warmup_climbs_linearly_before_any_schedule():
+    found = rates(Optimization(0.2, scheduler={"name": "cosine", "warmup": 0.25, "eta_min": 0}))
+    assert found[:10] == pytest.approx([0.02 * (1 + 0.9 * step) for step in range(10)])
+    falling = [0.1 * (1 + math.cos(math.pi * step / 30)) for step in range(30)]
+    assert found[10:] == pytest.approx(falling)
+
+
+def test_schedules_in_sequence_share_the_run():
+    parts = [{"name": "linear", "total_iters": 8}, {"name": "cosine_annealing"}]
+    found = rates(
+        Optimization(0.2, scheduler={"name": "sequential", "schedulers": parts, "milestones": [8]})
+    )
+    assert found[8] == pytest.approx(0.2)
+    assert found[8 + 16] == pytest.approx(0.1)  # half of the 32 steps that remain
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "kind"),
+    [
+        ("adamw", torch.optim.AdamW),
+        ({"name": "RMSprop", "momentum": 0.5}, torch.optim.RMSprop),
+        ({"class_path": "torch.optim.Adam", "init_args": {"lr": "1e-2"}}, torch.optim.Adam),
+    ],
+)
+def test_any_optimizer_of_torch(optimizer, kind):
+    made = Optimization(optimizer=optimizer).configure(torch.nn.Linear(1, 1), STEPS)["optimizer"]
+    assert type(made) is kind
+    if kind is torch.optim.Adam:
+        assert made.defaults["lr"] == 0.01
+
+
+def test_biases_and_norms_go_without_weight_decay_on_request(make_net):
+    net = make_net()
+    optimizer = {"name": "adamw", "weight_decay": 0.05}
+    (whole,) = Optimization(optimizer=optimizer).configure(net, 1)["optimizer"].param_groups
+    assert (whole["weight_decay"], len(whole["params"])) == (0.05, len(list(net.parameters())))
+    configured = Optimization(optimizer=optimizer, decay_all=False).configure(net, 1)
+    decayed, free = configured["optimizer"].param_groups
+    assert decayed["weight_decay"] == 0.05
+    assert free["weight_decay"] == 0
+    assert {id(p) for p in decayed["params"]} == {id(net.conv.weight), id(net.head.weight)}
+    biases = [net.conv.bias, net.head.bias, net.norm.weight, net.norm.bias]
+    assert {id(p) for p in free["params"]} == {id(p) for p in biases}
+
+
+def old_rate(progress, high, low, schedule, milestones, decay, warmup):
+    """Return the learning rate of the class `SGD` of version 0.1, whose numbers must stay."""
+    if schedule == "cosine":
+        return low + (high - low) * 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule == "milestones":
+        return float(high * decay ** sum(progress >= share for share in milestones))
+    if schedule == "one_cycle":
+        climbing, falling = progress / warmup, (1 - progress) / (1 - warmup)
+        return low + (high - low) * min(climbing, falling)
+    return high
+
+
+OLD = {
+    "cosine": {},
+    "milestones": {"decay": 0.3, "milestones": (0.3, 0.61), "nesterov": False},
+    "one_cycle": {"warmup": 0.0667, "final_learning_rate": 4e-4, "weight_decay": 5e-4},
+    "constant": {"momentum": 0.0},
+}
+
+
+@pytest.mark.parametrize("schedule", OLD)
+def test_the_old_settings_warn_and_give_the_old_weights_bit_for_bit(make_net, batches, schedule):
+    high = 0.05
+    settings = OLD[schedule]
+    with pytest.warns(DeprecationWarning, match="optimization.schedule is deprecated"):
+        optimization = training.SGD(high, schedule=schedule, **settings)
+    nets = [make_net(dtype=torch.float32).train() for _ in range(2)]
+    configured = optimization.configure(nets[0], len(batches))
+    momentum = settings.get("momentum", 0.9)
+    old = torch.optim.SGD(
+        nets[1].parameters(),
+        lr=high,
+        momentum=momentum,
+        nesterov=settings.get("nesterov", True) and momentum > 0,
+        weight_decay=settings.get("weight_decay", 1e-4),
+    )
+    low = settings.get("final_learning_rate", 1e-6)
+    others = (settings.get("milestones"), settings.get("decay"), settings.get("warmup"))
+
+    def factor(step):
+        return old_rate(min(step / len(batches), 1.0), high, low, schedule, *others) / high
+
+    schedules = [configured["lr_scheduler"]["scheduler"], lr_scheduler.LambdaLR(old, factor)]
+    for net, optimizer, scheduler in zip(
+        nets, [configured["optimizer"], old], schedules, strict=True
+    ):
+        method = Standard(net)
+        for batch in batches:
+            optimizer.zero_grad()
+            method.training_step(batch, 0).backward()
+            optimizer.step()
+            scheduler.step()
+    for first, second in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(first, second)
+    assert schedules[0].get_last_lr() == schedules[1].get_last_lr()
+
+
+def test_the_default_gives_the_weights_of_the_old_default_bit_for_bit():
+    old = [
+        0.1 * (old_rate(step / STEPS, 0.1, 1e-6, "cosine", (), 0, 0) / 0.1) for step in range(STEPS)
+    ]
+    assert rates(Optimization()) == old
+    defaults = Optimization().configure(torch.nn.Linear(1, 1), 1)["optimizer"].defaults
+    expected = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}
+    assert {name: defaults[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": "adamv"}, "optimization.optimizer: unknown name 'adamv'"),
+        ({"optimizer": {"lr": 1}}, "optimization.optimizer: .* has no 'name'"),
+        ({"optimizer": {"name": "adamw", "lrr": 1}}, "optimization.optimizer.lrr: no such setting"),
+        ({"optimizer": {"name": "adamw", "lr": "x"}}, "optimization.optimizer.lr: 'x' is not"),
+        ({"optimizer": {"name": "adamw", "lr": -1}}, "Invalid learning rate: -1"),
+        ({"scheduler": "step"}, "optimization.scheduler.step_size: not given"),
+        ({"scheduler": {"name": "plateau", "warmup": 0.1}}, "warmup: cannot precede"),
+        ({"scheduler": {"name": "cosine", "warmup": 1}}, r"warmup: 1 is not a share"),
+        ({"interval": "batch"}, "interval: 'batch'"),
+        ({"learning_rate": 0}, "learning_rate: 0 is not > 0"),
+    ],
+)
+def test_a_mistake_is_told_before_a_run_begins(settings, message):
+    with pytest.raises(UserError, match=message):
+        Optimization(**settings)
 
 
 METHODS = {

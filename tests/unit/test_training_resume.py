@@ -4,19 +4,22 @@ schedule, logged rows.
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.loggers import CSVLogger, Logger
 
 from robust_ood import Linf
 from robust_ood.attacks import PGD
 from robust_ood.callbacks import Checkpoints, MetricsFile, recent
 from robust_ood.data import OODData
-from robust_ood.training import ALOE, SGD
+from robust_ood.errors import UserError
+from robust_ood.training import ALOE, Optimization
 
 BATCHES, EPOCHS = 4, 2
 
@@ -31,7 +34,48 @@ def arrays(tmp_path_factory):
     return folder
 
 
-def train(make_net, arrays, folder, resume=None, **options):
+class Count(Callback):
+    """A user's callback with a state of its own, and a generator that goes on with it."""
+
+    def __init__(self):
+        self.batches = 0
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.batches += 1
+        self.seen.append(outputs["loss"].item())
+
+    def on_validation_end(self, trainer, module):
+        self.seen.append(float(trainer.callback_metrics["val/accuracy"]))
+
+    def state_dict(self):
+        return {"batches": self.batches, "seen": self.seen}
+
+    def load_state_dict(self, state_dict):
+        self.batches = state_dict["batches"]
+        self.seen = list(state_dict["seen"])
+
+
+class Memory(Logger):
+    """A user's logger that keeps what it is given."""
+
+    name = "memory"
+    version = "0"
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, dict(metrics)))
+
+
+def train(
+    make_net, arrays, folder, resume=None, optimization=None, callbacks=(), loggers=(), **options
+):
     torch.manual_seed(
         1 if resume else 0
     )  # a resumed run must not lean on what the process drew before
@@ -41,15 +85,30 @@ def train(make_net, arrays, folder, resume=None, **options):
         make_net(seed=3 if resume else 0, dtype=torch.float32),
         attack,
         attack,
-        optimization=SGD(0.05),
+        optimization=optimization or Optimization(0.05),
     )
-    data = OODData("train", "validation", outliers="outliers", root=arrays, num_classes=4, batch_size=8,
-                   outlier_batch_size=6)  # fmt: skip
+    data = OODData(
+        "train",
+        "validation",
+        outliers="outliers",
+        root=arrays,
+        num_classes=4,
+        batch_size=8,
+        outlier_batch_size=6,
+    )
+    settings = {"max_epochs": EPOCHS, **options}
     trainer = Trainer(
-        accelerator="cpu", max_epochs=EPOCHS, logger=[MetricsFile(folder)], default_root_dir=folder,
-        log_every_n_steps=2, callbacks=[Checkpoints(every_n_steps=1, keep_every_n_steps=1)], enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False, **options,
-    )  # fmt: skip
+        accelerator="cpu",
+        logger=[MetricsFile(folder), *loggers],
+        default_root_dir=folder,
+        log_every_n_steps=2,
+        callbacks=[*callbacks, Checkpoints(every_n_steps=1, keep_every_n_steps=1)],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        **settings,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(method, data, ckpt_path=resume)
@@ -92,24 +151,137 @@ def same(first, second, path=""):
     ids=["each epoch", "every second epoch", "within epochs", "accumulating", "no validation"],
 )
 def test_every_checkpoint_continues_the_run(make_net, arrays, tmp_path, options):
-    content, rows = train(make_net, arrays, tmp_path / "whole", **options)
-    checkpoints = [
-        tmp_path / "whole" / f"step-{step}.ckpt" for step in range(1, content["global_step"])
-    ]
-    differing = {}
-    for checkpoint in checkpoints:
-        folder = tmp_path / checkpoint.stem
+    assert_exact(make_net, arrays, tmp_path, **options)
+
+
+STATES = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "epoch", "global_step")
+
+
+def assert_exact(make_net, arrays, tmp_path, make_callbacks=tuple, **options):
+    """Continue a run from each of its checkpoints, and compare with the run never stopped."""
+    whole = tmp_path / "whole"
+    content, rows = train(make_net, arrays, whole, callbacks=make_callbacks(), **options)
+    differing = []
+    for step in range(1, content["global_step"]):
+        folder = tmp_path / f"step-{step}"
         folder.mkdir()
-        shutil.copy(tmp_path / "whole" / "metrics.csv", folder)
-        resumed, resumed_rows = train(make_net, arrays, folder, resume=checkpoint, **options)
-        places = [place for key in ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "epoch",
-        "global_step")
-                  for place in same(content[key], resumed[key], key)]  # fmt: skip
+        shutil.copy(whole / "metrics.csv", folder)
+        checkpoint = whole / f"step-{step}.ckpt"
+        resumed, resumed_rows = train(
+            make_net, arrays, folder, checkpoint, callbacks=make_callbacks(), **options
+        )
+        for key in STATES:
+            for place in same(content[key], resumed[key], key):
+                differing.append(f"step {step}: {place}")
         if resumed_rows != rows:
-            places.append("metrics.csv:\n" + resumed_rows + "instead of\n" + rows)
-        if places:
-            differing[checkpoint.stem] = places
-    assert not differing, "\n".join(f"{name}: {places[0]}" for name, places in differing.items())
+            differing.append(f"step {step}: metrics.csv:\n{resumed_rows}instead of\n{rows}")
+    assert not differing, "\n".join(differing[:5])
+
+
+RECIPES = {
+    "AdamW, warm-up, cosine": Optimization(
+        optimizer={"name": "adamw", "lr": 1e-3},
+        scheduler={"name": "cosine_annealing", "warmup": 0.3},
+        decay_all=False,
+    ),
+    "one cycle": Optimization(
+        optimizer={"name": "sgd", "lr": 0.05, "momentum": 0.9}, scheduler="one_cycle"
+    ),
+    "cosine by epoch": Optimization(0.05, interval="epoch"),
+    "plateau": Optimization(
+        optimizer={"name": "adamw", "lr": 1e-3},
+        scheduler={"name": "plateau", "patience": 0, "factor": 0.5, "threshold": 10.0},
+        monitor="val/accuracy",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_optimiser_and_schedule_continues(make_net, arrays, tmp_path, name):
+    assert_exact(make_net, arrays, tmp_path, optimization=RECIPES[name], max_epochs=3)
+
+
+def test_a_plateau_lowers_the_learning_rate_where_a_validation_is_no_better(
+    make_net, arrays, tmp_path
+):
+    content, _ = train(make_net, arrays, tmp_path, optimization=RECIPES["plateau"], max_epochs=3)
+    (group,) = content["optimizer_states"][0]["param_groups"]
+    assert group["lr"] == 1e-3 / 4  # the first of three validations is the best so far
+
+
+def test_a_plateau_that_follows_nothing_is_a_mistake(make_net, arrays, tmp_path):
+    optimization = Optimization(scheduler="plateau", monitor="val/robust")
+    with pytest.raises(
+        UserError, match=r"optimization.monitor: 'val/robust' is not logged; .*val/"
+    ):
+        train(make_net, arrays, tmp_path, optimization=optimization)
+
+
+CHANGES = {
+    "learning rate and schedule": (
+        Optimization(0.05),
+        Optimization(0.01, optimizer={"name": "sgd", "weight_decay": 0.3}, scheduler="one_cycle"),
+    ),
+    "sequence": (Optimization(0.05), RECIPES["AdamW, warm-up, cosine"]),
+    "from a plateau": (RECIPES["plateau"], RECIPES["one cycle"]),
+    "by epoch": (RECIPES["one cycle"], RECIPES["cosine by epoch"]),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("step", [3, BATCHES])
+def test_a_run_goes_on_where_its_own_settings_would_have_brought_it(
+    make_net, arrays, tmp_path, name, step
+):
+    """The learning rates are those of a run that had the new settings from its first step."""
+    old, new = CHANGES[name]
+    train(make_net, arrays, tmp_path / "old", optimization=old)
+    whole, _ = train(make_net, arrays, tmp_path / "new", optimization=new)
+    checkpoint = tmp_path / "old" / f"step-{step}.ckpt"
+    content, _ = train(make_net, arrays, tmp_path / "on", checkpoint, optimization=new)
+    expected = whole["optimizer_states"][0]["param_groups"]
+    assert content["optimizer_states"][0]["param_groups"] == expected
+    assert not same(whole["lr_schedulers"], content["lr_schedulers"])
+
+
+def test_a_changed_plateau_goes_on_from_what_it_has_seen(make_net, arrays, tmp_path):
+    old = RECIPES["plateau"]
+    new = dataclasses.replace(old, learning_rate=1e-2)
+    train(make_net, arrays, tmp_path / "old", optimization=old, max_epochs=3)
+    checkpoint = tmp_path / "old" / f"step-{2 * BATCHES}.ckpt"
+    content, _ = train(
+        make_net, arrays, tmp_path / "on", checkpoint, optimization=new, max_epochs=3
+    )
+    (group,) = content["optimizer_states"][0]["param_groups"]
+    assert group["lr"] == pytest.approx(1e-2 / 4)
+
+
+def test_a_user_s_callback_and_loggers_continue(make_net, arrays, tmp_path):
+    assert_exact(make_net, arrays, tmp_path, make_callbacks=lambda: [Count()])
+
+
+@pytest.mark.parametrize("step", [2, 3, BATCHES])
+def test_every_logger_gets_the_rows_that_the_run_never_stopped_logs(
+    make_net, arrays, tmp_path, step
+):
+    whole = Memory()
+    csv = CSVLogger(tmp_path, "csv", "whole")
+    train(make_net, arrays, tmp_path / "whole", loggers=[whole, csv])
+    rest = Memory()
+    rest_csv = CSVLogger(tmp_path, "csv", "rest")
+    checkpoint = tmp_path / "whole" / f"step-{step}.ckpt"
+    train(make_net, arrays, tmp_path / "on", checkpoint, loggers=[rest, rest_csv])
+    assert rest.rows
+    assert rest.rows == whole.rows[-len(rest.rows) :]
+    saved = torch.load(checkpoint, weights_only=True)["callbacks"]["Checkpoints"]["rows"]
+    assert len(rest.rows) == len(whole.rows) - saved
+    rows = [
+        (tmp_path / "csv" / name / "metrics.csv").read_text().splitlines()
+        for name in ("whole", "rest")
+    ]
+    assert len(rows[1]) == len(rest.rows) + 1
+    assert rows[0][0] == rows[1][0]
+    assert rows[0][-len(rest.rows) :] == rows[1][1:]
 
 
 def test_a_user_s_copies_of_checkpoints_are_left_alone(make_net, arrays, tmp_path):

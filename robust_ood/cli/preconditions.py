@@ -1,4 +1,4 @@
-"""Checks of what fits together, made before any work and before anything is written."""
+"""What must hold of the parts of a run together, tested before anything is computed or written."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from robust_ood.data import OODData
 from robust_ood.errors import UserError
 from robust_ood.models import count_classes, load_weights
+from robust_ood.training import Method
 
 _RESUMABLE = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "epoch", "global_step"}
 
@@ -24,37 +25,45 @@ def check_classes(
         raise UserError(f"net: gives {classes} logits, but data.num_classes is {data.num_classes}")
 
 
+def check_outliers(method: Method, data: OODData) -> None:
+    """Refuse a method that trains with outliers where the data has none."""
+    if not method.needs_outliers:
+        return
+    needs = f"{type(method).__name__} trains with outliers"
+    if data.names["outliers"] is None:
+        raise UserError(f"data.outliers: not given, and {needs}")
+    if not data.outlier_batch_size:
+        raise UserError(f"data.outlier_batch_size: is 0, and {needs}")
+
+
 def check_trainer(trainer: Trainer, settings: Mapping[str, Any]) -> None:
     """Refuse what Lightning would do otherwise, or not at all, on the machine at hand."""
-    if settings["logger"] is not None:
-        raise UserError(
-            "trainer.logger: a run logs to TensorBoard and to metrics.csv in its folder; leave it out"
-        )
     if settings["default_root_dir"] is not None:
         raise UserError("trainer.default_root_dir: the run folder is --output; leave it out")
-    if settings["accumulate_grad_batches"] < 1:
+    accumulated = settings["accumulate_grad_batches"]
+    if accumulated < 1:
+        raise UserError(f"trainer.accumulate_grad_batches: {accumulated} is not >= 1")
+    precision = str(settings["precision"])
+    if precision in ("16-true", "bf16-true"):
         raise UserError(
-            f"trainer.accumulate_grad_batches: {settings['accumulate_grad_batches']} is not >= 1"
+            f"trainer.precision: {precision} would round the weights themselves; take bf16-mixed"
         )
-    if str(settings["precision"]) in ("16-true", "bf16-true"):
+    if trainer.strategy.root_device.type != "cpu":
+        return
+    if settings["sync_batchnorm"] and trainer.world_size > 1:
         raise UserError(
-            f"trainer.precision: {settings['precision']} would round the weights themselves; take bf16-mixed"
+            "trainer.sync_batchnorm: true needs GPUs; on the CPU each process has its own "
+            "BatchNorm statistics"
         )
-    cpu = trainer.strategy.root_device.type == "cpu"
-    if cpu and settings["sync_batchnorm"] and trainer.world_size > 1:
+    if precision in ("16", "16-mixed"):
         raise UserError(
-            "trainer.sync_batchnorm: true needs GPUs; on the CPU each process has its own BatchNorm statistics"
-        )
-    if cpu and str(settings["precision"]) in ("16", "16-mixed"):
-        raise UserError(
-            f"trainer.precision: {settings['precision']} needs a GPU; the CPU has bf16-mixed, 32-true and 64-true"
+            f"trainer.precision: {precision} needs a GPU; the CPU has bf16-mixed, 32-true and "
+            "64-true"
         )
 
 
 def check_resumable(content: Mapping[str, Any], path: str, net: nn.Module) -> None:
-    """Refuse a file that training cannot continue from: weights alone, or those of another
-    network.
-    """
+    """Refuse a file from which training cannot continue: weights alone, or another network's."""
     missing = sorted(_RESUMABLE - content.keys())
     if missing:
         raise UserError(

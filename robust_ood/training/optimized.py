@@ -1,0 +1,175 @@
+"""The part of a training method that optimises, and that resumes under the settings of this run."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from robust_ood.errors import UserError
+from robust_ood.training.optimization import Optimization
+
+_PLATEAU_STATE = ("best", "cooldown_counter", "last_epoch", "num_bad_epochs")
+"""What a plateau schedule has seen; the rest of its state are settings."""
+
+
+class OptimizedModule(LightningModule):
+    """A LightningModule whose optimiser and schedule are one setting.
+
+    A run that is resumed under the settings that it began with goes on from the checkpoint's state.
+    Under others, this run's settings count: a schedule stands where it would stand had it been this
+    one from the start, and the optimiser keeps what it has learnt, such as its momentum, if it is
+    of the same class and has the same groups of parameters.
+
+    Args:
+        optimization: optimiser and schedule; SGD with Nesterov momentum and a cosine by default.
+    """
+
+    net: nn.Module
+
+    def __init__(self, optimization: Optimization | None = None) -> None:
+        super().__init__()
+        self.optimization = optimization or Optimization()
+        self._optimization_state: dict[str, str] = {}
+        self._checkpoint: dict[str, Any] | None = None
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser and its schedule."""
+        length = self._length()
+        configured = self.optimization.configure(self.net, length)
+        self._optimization_state = {
+            "settings": f"{self.optimization!r} over {length}",
+            "optimizer": type(configured["optimizer"]).__name__,
+        }
+        return configured
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the checkpoint say under which settings its optimiser and schedule came to be."""
+        checkpoint["optimization"] = self._optimization_state
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the checkpoint until the length of the run is known."""
+        self._checkpoint = checkpoint
+
+    def on_fit_start(self) -> None:
+        """Put this run's settings into a checkpoint of other ones, before Lightning restores it."""
+        checkpoint = self._checkpoint
+        self._checkpoint = None
+        if checkpoint is not None:
+            saved = checkpoint.get("optimization", {})
+            if saved.get("settings") != self._optimization_state["settings"]:
+                # Before checkpoints said what they hold, SGD was all that they could.
+                self._take_over(checkpoint, saved.get("optimizer", "SGD"))
+
+    def on_validation_start(self) -> None:
+        """Forget what an earlier validation logged for a plateau schedule."""
+        if self._plateau() is not None:
+            self.trainer.callback_metrics.pop(self.optimization.monitor, None)
+
+    def on_validation_epoch_end(self) -> None:
+        """Step a plateau schedule where this validation logged its number."""
+        plateau = self._plateau()
+        if plateau is None:
+            return
+        values = self.trainer.callback_metrics
+        if self.optimization.monitor in values:
+            plateau.step(float(values[self.optimization.monitor]))
+            return
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if any(
+            self.optimization.monitor in getattr(callback, "logs", ()) for callback in callbacks
+        ):
+            return  # it will be logged, only not after this validation
+        logged = ", ".join(sorted(values)) or "nothing"
+        raise UserError(
+            f"optimization.monitor: {self.optimization.monitor!r} is not logged; logged: {logged}"
+        )
+
+    def _plateau(self) -> ReduceLROnPlateau | None:
+        """Return the plateau schedule of a run that is training, if it has one."""
+        if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
+            return None
+        schedule = self.lr_schedulers()
+        return schedule if isinstance(schedule, ReduceLROnPlateau) else None
+
+    def _length(self) -> int:
+        """Return the length of the run in steps of the schedule."""
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise UserError(
+                "trainer.max_epochs: the learning rate follows the run to its end; "
+                "set max_epochs or max_steps"
+            )
+        if self.optimization.interval == "epoch":
+            return math.ceil(steps / self._steps_per_epoch())
+        return int(steps)
+
+    def _steps_per_epoch(self) -> int:
+        batches = self.trainer.num_training_batches
+        return max(math.ceil(batches / self.trainer.accumulate_grad_batches), 1)
+
+    def _take_over(self, checkpoint: dict[str, Any], optimizer_name: str) -> None:
+        """Replace the states of a checkpoint's optimiser and schedule by those under our settings.
+
+        Args:
+            checkpoint: as Lightning is about to restore it; changed in place.
+            optimizer_name: the class of the checkpoint's optimiser.
+        """
+        steps = checkpoint["global_step"]
+        if self.optimization.interval == "epoch":
+            steps = steps // self._steps_per_epoch()
+        configured = self.optimization.configure(self.net, self._length())
+        optimizer: Optimizer = configured["optimizer"]
+        schedule: LRScheduler = configured["lr_scheduler"]["scheduler"]
+        saved_schedules = checkpoint["lr_schedulers"]
+        saved_optimizer = checkpoint["optimizer_states"][0]
+        if isinstance(schedule, ReduceLROnPlateau):
+            if saved_schedules:
+                _take_plateau(schedule, saved_schedules[0], saved_optimizer)
+        else:
+            _replay(schedule, steps)
+        state = optimizer.state_dict()
+        if optimizer_name == type(optimizer).__name__ and _same_groups(saved_optimizer, state):
+            state["state"] = saved_optimizer["state"]
+        else:
+            rank_zero_warn(
+                "optimization: the checkpoint's optimiser has another class or other groups of "
+                "parameters; this run's begins without its state"
+            )
+        checkpoint["optimizer_states"] = [state]
+        checkpoint["lr_schedulers"] = [schedule.state_dict()]
+
+
+def _replay(schedule: LRScheduler, steps: int) -> None:
+    """Step a new schedule, whose state depends on nothing but the number of its steps."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        for _ in range(steps):
+            schedule.step()
+
+
+def _take_plateau(
+    schedule: ReduceLROnPlateau, saved: dict[str, Any], saved_optimizer: dict[str, Any]
+) -> None:
+    """Go on from what another plateau schedule has seen, and from how far it had come down."""
+    if saved.get("mode") != schedule.mode:
+        return  # the checkpoint had another schedule, or followed another number
+    schedule.load_state_dict({name: saved[name] for name in _PLATEAU_STATE})
+    groups = schedule.optimizer.param_groups
+    for group, saved_group in zip(groups, saved_optimizer["param_groups"], strict=False):
+        if group["lr"] == saved_group["initial_lr"]:
+            group["lr"] = saved_group["lr"]
+        else:
+            group["lr"] *= saved_group["lr"] / saved_group["initial_lr"]
+
+
+def _same_groups(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Return whether two states of optimisers are of the same groups of parameters."""
+    members = [[group["params"] for group in state["param_groups"]] for state in (first, second)]
+    return members[0] == members[1]
