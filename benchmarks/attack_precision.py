@@ -59,9 +59,10 @@ def main() -> int:
         "mean score moved, share",
     ]
     intro = (
-        f"PGD, {options.steps} steps through the detector itself, on {options.limit} CIFAR-10 test images (lowered) "
-        f"and {options.limit} of CIFAR-100 (raised). *lost*: bfloat16's AUROC minus float32's, above 0 where bfloat16 "
-        "is weaker. The last column is how far bfloat16 moved the mean true score, relative to float32: ID, OOD."
+        f"PGD, {options.steps} steps through the detector itself, on {options.limit} CIFAR-10 "
+        f"test images (lowered) and {options.limit} of CIFAR-100 (raised). *lost*: bfloat16's "
+        "AUROC minus float32's, above 0 where bfloat16 is weaker. The last column is how far "
+        "bfloat16 moved the mean true score, relative to float32: ID, OOD."
     )
     write_page(
         options.output, "Attacks in bfloat16 against float32", [intro, "", *table(header, rows)]

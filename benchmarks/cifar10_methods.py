@@ -153,17 +153,21 @@ def table(results: Results, options: argparse.Namespace, hours: float) -> str:
     lines = [
         "# CIFAR-10: methods under attack",
         "",
-        f"- Budget: {start}, {budget}, 64 inliers + 128 outliers a batch, SGD {options.learning_rate} with a cosine, "
-        f"{options.precision}, seed 0; evaluated in float32 on the first {options.limit} images of each test set.",
-        "- Training attacks: Linf 1/255, 2 steps; S-FGSM+ADV one step of 1/255 to the safe spot, then 2 from there.",
-        "- Evaluation attack: Linf 1/255, 10 steps of 1/255 with a random start, through each detector's own score, "
-        "the worst iterate kept; on inliers and outliers. PGD accuracy: the same attack on the classifier.",
-        "- Cells: AUROC / FPR95 (share of OOD accepted when 95 % of ID is), means over the near (CIFAR-100, "
-        "Tiny-ImageNet) and the far sets (SVHN, Textures, Places).",
+        f"- Budget: {start}, {budget}, 64 inliers + 128 outliers a batch, SGD "
+        f"{options.learning_rate} with a cosine, {options.precision}, seed 0; evaluated in "
+        f"float32 on the first {options.limit} images of each test set.",
+        "- Training attacks: Linf 1/255, 2 steps; S-FGSM+ADV one step of 1/255 to the safe spot, "
+        "then 2 from there.",
+        "- Evaluation attack: Linf 1/255, 10 steps of 1/255 with a random start, through each "
+        "detector's own score, the worst iterate kept; on inliers and outliers. PGD accuracy: "
+        "the same attack on the classifier.",
+        "- Cells: AUROC / FPR95 (share of OOD accepted when 95 % of ID is), means over the near "
+        "(CIFAR-100, Tiny-ImageNet) and the far sets (SVHN, Textures, Places).",
         f"- Command: `{command()}`",
         f"- Machine: {machine()}; {hours:.1f} hours in this call.",
         "",
-        "| method | detector | near, clean | near, both attacked | far, clean | far, both attacked |",
+        "| method | detector | near, clean | near, both attacked | far, clean | far, both "
+        "attacked |",
         "|---|---|---|---|---|---|",
     ]
     cells = {

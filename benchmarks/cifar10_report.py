@@ -91,11 +91,15 @@ def page(source: Source, options: argparse.Namespace) -> Iterator[str]:
     """Yield the lines of the page."""
     results, methods = source.results, ", ".join(options.methods)
     yield from (
-        f"- Networks: a trained ResNet-20, fine-tuned by {methods} with the first command of the script below.",
-        "- Detectors and attacks: `configs/evaluate/cifar10_methods.yaml`; each attack goes through the detector",
+        f"- Networks: a trained ResNet-20, fine-tuned by {methods} with the first command of the "
+        "script below.",
+        "- Detectors and attacks: `configs/evaluate/cifar10_methods.yaml`; each attack goes "
+        "through the detector",
         "  that it is scored on, on inliers and outliers, and keeps the worst step.",
-        f"- {results.rows[0].n_id} images of each set: the intervals are wide, and small differences are none.",
-        "- Near: CIFAR-100 and Tiny-ImageNet; far: SVHN, Textures and Places. The whole report, with every set,",
+        f"- {results.rows[0].n_id} images of each set: the intervals are wide, and small "
+        "differences are none.",
+        "- Near: CIFAR-100 and Tiny-ImageNet; far: SVHN, Textures and Places. The whole report, "
+        "with every set,",
         "  interval and figure, is `FOLDER/report.html`.",
         "",
     )

@@ -128,9 +128,10 @@ def write(
         chain: sum(seconds[chain, name] for name in members) for chain, members in chains.items()
     }
     lines = [
-        f"ResNet-20 on the first {count} CIFAR-10 test images, Linf radius {chosen.radius * 255:g}/255. AutoAttack is "
-        "the standard version of pyautoattack 0.2, an implementation independent of ours. PGD takes 20 steps of a "
-        f"quarter of the radius from a random start. Our gradients are in {chosen.precision}.",
+        f"ResNet-20 on the first {count} CIFAR-10 test images, Linf radius "
+        f"{chosen.radius * 255:g}/255. AutoAttack is the standard version of pyautoattack 0.2, "
+        "an implementation independent of ours. PGD takes 20 steps of a quarter of the radius "
+        f"from a random start. Our gradients are in {chosen.precision}.",
         "",
         *table(
             ("attack", "robust accuracy", "seconds"),

@@ -140,11 +140,12 @@ def main() -> None:
     bare = statistics.median(pair[0] for pair in timed["pairs"])
     ratios = [shared / alone for alone, shared in timed["pairs"]]
     lines = [
-        f"ResNet-20, {chosen.limit:,} images in batches of 256, processor time. A bare forward pass takes {bare:.1f} "
-        f"s. Scoring with all {len(NAMES)} detectors that read logits or features takes "
-        f"**{statistics.median(ratios):.2f} times** as long (median of {len(ratios)} pairs of timings, "
-        f"{min(ratios):.2f} to {max(ratios):.2f}). What each adds, given the pass, in shares of it (KNN has a bank of "
-        f"{max(chosen.fit):,} features):",
+        f"ResNet-20, {chosen.limit:,} images in batches of 256, processor time. A bare forward "
+        f"pass takes {bare:.1f} s. Scoring with all {len(NAMES)} detectors that read logits or "
+        f"features takes **{statistics.median(ratios):.2f} times** as long (median of "
+        f"{len(ratios)} pairs of timings, {min(ratios):.2f} to {max(ratios):.2f}). What each "
+        f"adds, given the pass, in shares of it (KNN has a bank of {max(chosen.fit):,} "
+        "features):",
         "",
         *table(
             ("detector", "share of a pass"),
@@ -153,10 +154,11 @@ def main() -> None:
                 for name, own in sorted(timed["own"].items(), key=lambda item: -item[1])
             ],
         ),
-        f"Fitting all of them together, and {' and '.join(LAYERED)}, raises the process's peak memory by "
-        f"{few['after'] - few['before']:.0f} MiB for {chosen.fit[0]:,} images and by "
-        f"{many['after'] - many['before']:.0f} MiB for {chosen.fit[1]:,} ({many['before']:.0f} MiB before, with data "
-        f"and network loaded). KNN keeps {min(chosen.fit):,} features in both; its memory is that of its `bank_size`.",
+        f"Fitting all of them together, and {' and '.join(LAYERED)}, raises the process's peak "
+        f"memory by {few['after'] - few['before']:.0f} MiB for {chosen.fit[0]:,} images and by "
+        f"{many['after'] - many['before']:.0f} MiB for {chosen.fit[1]:,} ({many['before']:.0f} "
+        f"MiB before, with data and network loaded). KNN keeps {min(chosen.fit):,} features in "
+        "both; its memory is that of its `bank_size`.",
         "",
     ]
     write_page(chosen.output, "Sharing forward passes, and the memory of fitting", lines)

@@ -147,13 +147,15 @@ def main() -> None:
 
 def write(chosen: Any, tables: dict[str, dict[str, dict[str, Any]]]) -> None:
     lines = [
-        f"AUROC of CIFAR-10 against the near sets ({', '.join(NEAR)}) and the far ones ({', '.join(FAR)}), means over "
-        f"the sets; the first {chosen.limit} images of CIFAR-10 and {chosen.limit // 2} of each other set, half as "
-        f"many for {', '.join(DEAR)}. Detectors are fitted on {chosen.fit:,} training images, "
-        f"the temperature on the last {HELD_OUT:,} test images, the weights of the layers also on 1,000 auxiliary "
-        "outliers; other settings are the registry's, but the safe spot is searched by S-FGSM and attacked in 5 steps. "
-        "Inliers and outliers are both attacked through the detector's own score, by PGD in Linf: 1/255 with 10 steps "
-        "and 3/255 with 20, random start, step 2.5 radius / steps. Sorted by the mean at 1/255.",
+        f"AUROC of CIFAR-10 against the near sets ({', '.join(NEAR)}) and the far ones "
+        f"({', '.join(FAR)}), means over the sets; the first {chosen.limit} images of CIFAR-10 "
+        f"and {chosen.limit // 2} of each other set, half as many for {', '.join(DEAR)}. "
+        f"Detectors are fitted on {chosen.fit:,} training images, the temperature on the last "
+        f"{HELD_OUT:,} test images, the weights of the layers also on 1,000 auxiliary outliers; "
+        "other settings are the registry's, but the safe spot is searched by S-FGSM and attacked "
+        "in 5 steps. Inliers and outliers are both attacked through the detector's own score, by "
+        "PGD in Linf: 1/255 with 10 steps and 3/255 with 20, random start, step 2.5 radius / "
+        "steps. Sorted by the mean at 1/255.",
         "",
     ]
     header = ("detector", "near, clean", "1/255", "3/255", "far, clean", "1/255", "3/255")

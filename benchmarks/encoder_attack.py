@@ -126,12 +126,14 @@ def write(chosen: Any, settings: dict[str, Any], found: dict[str, dict[str, list
             )
         )
     lines = [
-        f"ResNet-20, the first {chosen.limit} CIFAR-10 test images, each paired with an image of uniform noise that is "
-        f"moved within an L2 ball of radius {settings['radius']} until the network encodes it like its partner, by "
-        f"Adamax with a learning rate of a hundredth of the radius (`{chosen.config.as_posix()}` says where the "
-        f"settings are from). Detectors are fitted on {chosen.fit:,} training images. AUROC of CIFAR-10 against the "
-        "noise, before and after; the mean absolute percentage error (MAPE) of what was matched, over the pairs (of a "
-        "score, which is one number and may be 0, relative to the largest score of the inliers).",
+        f"ResNet-20, the first {chosen.limit} CIFAR-10 test images, each paired with an image of "
+        f"uniform noise that is moved within an L2 ball of radius {settings['radius']} until the "
+        "network encodes it like its partner, by Adamax with a learning rate of a hundredth of "
+        f"the radius (`{chosen.config.as_posix()}` says where the settings are from). Detectors "
+        f"are fitted on {chosen.fit:,} training images. AUROC of CIFAR-10 against the noise, "
+        "before and after; the mean absolute percentage error (MAPE) of what was matched, over "
+        "the pairs (of a score, which is one number and may be 0, relative to the largest score "
+        "of the inliers).",
         "",
         *table(
             (

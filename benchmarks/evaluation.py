@@ -73,8 +73,9 @@ def main() -> int:
             finding = f"**All {len(TIMED)} detectors that read logits or features take {passes:.2f} forward passes.**"
         print("\n".join(lines[-2 - len(rows) :]), flush=True)
     about = (
-        f"WRN-{options.depth}-{options.width}, {options.images} embedded digits at 32 x 32 in one batch; {CLOCK}, in "
-        f"forward passes of the network over the same images, median (range) over {options.rounds} rounds."
+        f"WRN-{options.depth}-{options.width}, {options.images} embedded digits at 32 x 32 in "
+        f"one batch; {CLOCK}, in forward passes of the network over the same images, median "
+        f"(range) over {options.rounds} rounds."
     )
     write_page(options.output, "Evaluation in forward passes", [finding, "", about, "", *lines])
     return 0

@@ -71,8 +71,8 @@ def report(counts: list[int], peaks: list[int], seconds: list[float]) -> list[st
         for count, peak, taken in zip(counts, peaks, seconds, strict=True)
     ]
     return [
-        f"Three sets of that many synthetic {_SIZE} x {_SIZE} images, MSP and Energy, clean and under FGSM: the "
-        "largest anonymous memory of the process.",
+        f"Three sets of that many synthetic {_SIZE} x {_SIZE} images, MSP and Energy, clean and "
+        "under FGSM: the largest anonymous memory of the process.",
         "",
         *table(("images a set", "peak, MiB", "against the first", "seconds"), rows),
     ]

@@ -99,10 +99,10 @@ def measure(
 
 def write(chosen: Any, nets: list[str], found: dict[tuple[str, str], dict[str, Any]]) -> None:
     lines = [
-        f"The first {chosen.limit} CIFAR-10 test images after PGD on the classifier's cross-entropy (Linf 1/255, 10 "
-        "steps, as in the paper's Table 2): the share that each detector takes for OOD, at its threshold that accepts "
-        "95 % of the clean images, so that 5 % are flagged anyway. Detectors are fitted on "
-        f"{chosen.fit:,} training images.",
+        f"The first {chosen.limit} CIFAR-10 test images after PGD on the classifier's "
+        "cross-entropy (Linf 1/255, 10 steps, as in the paper's Table 2): the share that each "
+        "detector takes for OOD, at its threshold that accepts 95 % of the clean images, so that "
+        f"5 % are flagged anyway. Detectors are fitted on {chosen.fit:,} training images.",
         "",
     ]
     for net in nets:

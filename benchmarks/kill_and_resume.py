@@ -306,16 +306,19 @@ def page(trials: list[Trial], held: str, minutes: float) -> str:
     lines = [
         "# Killed and resumed runs",
         "",
-        f"**{same} of {len(trials)} runs, killed {kills} times with SIGKILL, ended as the run never killed.** Compared "
-        "bit for bit: the final checkpoint (weights, their moving average, optimiser, schedule, callbacks; "
-        f"{held.removeprefix('its checkpoint holds ')}), the rows of `metrics.csv` (losses, accuracy, learning rate, "
-        "robust validation), and every sampled batch of images and outliers in every process.",
+        f"**{same} of {len(trials)} runs, killed {kills} times with SIGKILL, ended as the run "
+        "never killed.** Compared bit for bit: the final checkpoint (weights, their moving "
+        "average, optimiser, schedule, callbacks; "
+        f"{held.removeprefix('its checkpoint holds ')}), the rows of `metrics.csv` (losses, "
+        "accuracy, learning rate, robust validation), and every sampled batch of images and "
+        "outliers in every process.",
         "",
         f"- Command: `{command()}` ({minutes:.0f} minutes)",
         f"- Machine: {machine()}",
-        "- ALOE on the embedded digits, WideResNet-10-1, with weight averaging and robust validation, a checkpoint "
-        "every 3 steps; two processes: DDP over gloo. memory: arrays in memory; folder: a folder of images with "
-        "outliers in a `.npy` file, read by 2 workers a process.",
+        "- ALOE on the embedded digits, WideResNet-10-1, with weight averaging and robust "
+        "validation, a checkpoint every 3 steps; two processes: DDP over gloo. memory: arrays in "
+        "memory; folder: a folder of images with outliers in a `.npy` file, read by 2 workers a "
+        "process.",
         "",
         "| processes | loader | newest checkpoint when killed (step) | end |",
         "|---|---|---|---|",

@@ -175,14 +175,19 @@ def report(rows: dict[str, dict[str, object]], options: argparse.Namespace) -> l
         for who in ("ours", "torchvision")
     )
     return [
-        f"{options.count} images of 32 x 32 as one array ({options.count * 3072 >> 20} MiB), and {options.files} JPEG",
-        f"files of 288 x 256 read at {SIDE}; random crop with padding 4 and mirror, batches of {BATCH} floats;",
-        f"{options.threads} threads, and {options.workers} worker processes where the case says so. Each case is the",
-        f"fastest of {options.rounds} epochs in a fresh process; memory is that of the process with its workers at its",
+        f"{options.count} images of 32 x 32 as one array ({options.count * 3072 >> 20} MiB), and "
+        f"{options.files} JPEG",
+        f"files of 288 x 256 read at {SIDE}; random crop with padding 4 and mirror, batches of "
+        f"{BATCH} floats;",
+        f"{options.threads} threads, and {options.workers} worker processes where the case says "
+        "so. Each case is the",
+        f"fastest of {options.rounds} epochs in a fresh process; memory is that of the process "
+        "with its workers at its",
         "peak, what they share counted once and libraries left out (PSS without files).",
         "",
         *table(["case", "images a second", "peak memory, MiB", "above the imports, MiB"], body),
-        f"In memory, ours reads {memory:.1f} times as fast as the better of torchvision's (wanted: at least 10, and at",
+        f"In memory, ours reads {memory:.1f} times as fast as the better of torchvision's "
+        "(wanted: at least 10, and at",
         f"least 100,000 images a second); from files {own / other:.2f} times.",
         "",
     ]

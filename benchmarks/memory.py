@@ -61,8 +61,9 @@ def main() -> int:
         lines = [
             f"**Steps through the whole stack take {found} times the memory of a bare loop's.**",
             "",
-            f"MiB: what a process holds that takes no step (libraries, images, network), and what {STEPS} steps of "
-            f"{options.batch_size} inliers and {2 * options.batch_size} outliers in float32 add at their peak.",
+            "MiB: what a process holds that takes no step (libraries, images, network), and "
+            f"what {STEPS} steps of {options.batch_size} inliers and {2 * options.batch_size} "
+            "outliers in float32 add at their peak.",
             "",
             *table(
                 ("method", "network", "bare, no step", "stack, no step", "bare", "stack", "ratio"),

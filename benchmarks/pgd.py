@@ -60,11 +60,12 @@ def main() -> int:
     )
     options = parser.parse_args()
     lines = [
-        f"{options.steps} steps of 2/255 within Linf 8/255 from the clean image, on {options.batch_size} embedded "
-        f"digits at 32 x 32; median (range) over {options.rounds} rounds, {CLOCK}. The bare loop is `bare` in the "
-        "script: float32, gradients of the images only, images in the usual memory layout (NCHW). The default path is "
-        "`misclassify(net, images, labels, PGD(...))`: it also scores the clean and the found images in float32 and "
-        "keeps the worst, which none of the others does.",
+        f"{options.steps} steps of 2/255 within Linf 8/255 from the clean image, on "
+        f"{options.batch_size} embedded digits at 32 x 32; median (range) over {options.rounds} "
+        f"rounds, {CLOCK}. The bare loop is `bare` in the script: float32, gradients of the "
+        "images only, images in the usual memory layout (NCHW). The default path is "
+        "`misclassify(net, images, labels, PGD(...))`: it also scores the clean and the found "
+        "images in float32 and keeps the worst, which none of the others does.",
         "",
     ]
     findings: list[str] = []
@@ -86,8 +87,8 @@ def main() -> int:
         others = [label for label in LIBRARIES if label in seconds]
         beaten = ", ".join(f"{label} {ratio(seconds[label], default)}" for label in others)
         lines += [
-            f"The default path's gradients are {resolve('auto', images, net)} here. How many times as long as the "
-            f"default path: {beaten}. As the default path in float32: "
+            f"The default path's gradients are {resolve('auto', images, net)} here. How many "
+            f"times as long as the default path: {beaten}. As the default path in float32: "
             + ", ".join(
                 f"{label} {ratio(seconds[label], seconds['default path, float32'])}"
                 for label in others

@@ -89,15 +89,16 @@ def page(
     lines = [
         "# Training in bfloat16 against float32",
         "",
-        f"WideResNet-10-1 on the embedded digits, {options.epochs} epochs, training attacks of Linf 16/255; evaluated "
-        f"in float32 with MSP on {options.limit} digits against {options.limit} patches of a photograph, both attacked "
-        "through the score: Linf 16/255, 10 steps. A loss of at most 2 points of robust AUROC is allowed.",
+        f"WideResNet-10-1 on the embedded digits, {options.epochs} epochs, training attacks of "
+        f"Linf 16/255; evaluated in float32 with MSP on {options.limit} digits against "
+        f"{options.limit} patches of a photograph, both attacked through the score: Linf 16/255, "
+        "10 steps. A loss of at most 2 points of robust AUROC is allowed.",
         "",
         f"- Command: `{command()}`",
         f"- Machine: {machine()}",
         "",
-        "| method | seed | AUROC clean, float32 | bfloat16 | AUROC both attacked, float32 | bfloat16 | lost (points) | "
-        "PGD accuracy, float32 | bfloat16 |",
+        "| method | seed | AUROC clean, float32 | bfloat16 | AUROC both attacked, float32 | "
+        "bfloat16 | lost (points) | PGD accuracy, float32 | bfloat16 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for (method, seed), loss in lost.items():

@@ -102,12 +102,13 @@ def write(
         return f"{sum(areas) / len(areas):.3f}"
 
     lines = [
-        f"The first {chosen.limit} images of each set; AUROC of CIFAR-10 against the near sets ({', '.join(NEAR)}) and "
-        f"the far ones ({', '.join(FAR)}), means. PRO takes 3 steps of 0.001. Inliers and outliers are both attacked, "
-        f"by PGD in Linf with {chosen.steps} steps from a random start: through MSP, as one who does not know the "
-        "detector would, its images handed over as they are; or through the detector itself, where each step "
-        "differentiates the score at the point that PRO moves the image to (and, in a second run, the score without "
-        "PRO), and the true score chooses among all iterates.",
+        f"The first {chosen.limit} images of each set; AUROC of CIFAR-10 against the near sets "
+        f"({', '.join(NEAR)}) and the far ones ({', '.join(FAR)}), means. PRO takes 3 steps of "
+        f"0.001. Inliers and outliers are both attacked, by PGD in Linf with {chosen.steps} "
+        "steps from a random start: through MSP, as one who does not know the detector would, "
+        "its images handed over as they are; or through the detector itself, where each step "
+        "differentiates the score at the point that PRO moves the image to (and, in a second "
+        "run, the score without PRO), and the true score chooses among all iterates.",
         "",
     ]
     for net in nets:

@@ -82,7 +82,8 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
             differing.append(f"{part}: {len(first[part])} and {len(second[part])} of them")
         for one, other in zip(first[part], second[part], strict=False):
             differing += [
-                f"{part} {one['id']} {one.get('detector', '')} {one.get('ood', '')} {field}: {value}, {other[field]}"
+                f"{part} {one['id']} {one.get('detector', '')} {one.get('ood', '')} {field}: "
+                f"{value}, {other[field]}"
                 for field, value in one.items()
                 if field not in ("model", "seconds") and value != other[field]
             ]
@@ -127,8 +128,10 @@ def report(found: dict[str, dict[str, Any]], differing: list[str]) -> list[str]:
         )
     same = f"Detectors {', '.join(DETECTORS)}: every rate and every single score is the same both ways."
     return [
-        "The weights of a CIFAR-10 ResNet-20 through `evaluate.py`: as a class of a user's own file with the names of",
-        "the weights (`--net Wrapped --net.module their_resnet20.ResNet20`), and as our `ThinResNet`, whose names the",
+        "The weights of a CIFAR-10 ResNet-20 through `evaluate.py`: as a class of a user's own "
+        "file with the names of",
+        "the weights (`--net Wrapped --net.module their_resnet20.ResNet20`), and as our "
+        "`ThinResNet`, whose names the",
         "key map `resnet20` gives. The AUROC is that of MSP on clean images.",
         "",
         *table(["way", "images", "accuracy", *NEAR, *FAR], rows),

@@ -99,10 +99,11 @@ def write(
         )  # type: ignore[index]
 
     lines = [
-        f"The first {chosen.limit} CIFAR-10 test images. The defender moves each image towards a safe spot of its "
-        "predicted class within the radius (S-FGSM, S-PGD and S-Full as in the paper, `robust_ood.safe_spots`), then "
-        "the attacker moves it within the same radius again: PGD on the true label, 20 steps of a quarter of the "
-        "radius, random start. Shown: accuracy before / after the attack.",
+        f"The first {chosen.limit} CIFAR-10 test images. The defender moves each image towards a "
+        "safe spot of its predicted class within the radius (S-FGSM, S-PGD and S-Full as in the "
+        "paper, `robust_ood.safe_spots`), then the attacker moves it within the same radius "
+        "again: PGD on the true label, 20 steps of a quarter of the radius, random start. Shown: "
+        "accuracy before / after the attack.",
         "",
     ]
     for norm, radius in radii.items():

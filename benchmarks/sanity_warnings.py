@@ -46,8 +46,9 @@ def main() -> None:
         found[name] = parts(name, partial(measure, detector, inliers, outliers))
     silent = [name for name, part in found.items() if not part["warnings"]]
     lines = [
-        f"ResNet-20, {chosen.limit} images of CIFAR-10 and of SVHN, the checks of `robust_ood.evaluation.sanity` for "
-        f"numbers reported under PGD with {', '.join(REPORTED)}; detectors fitted on {chosen.fit:,} training images.",
+        f"ResNet-20, {chosen.limit} images of CIFAR-10 and of SVHN, the checks of "
+        "`robust_ood.evaluation.sanity` for numbers reported under PGD with "
+        f"{', '.join(REPORTED)}; detectors fitted on {chosen.fit:,} training images.",
         "",
         f"No warning: {', '.join(silent) or 'none'}.",
         "",

@@ -65,8 +65,9 @@ def main() -> int:
     if options.output:
         clock = "processor time" if options.processor_time else "wall-clock time"
         lines = [
-            f"Seconds of a fresh interpreter ({clock}), median of {options.rounds} (range); the calls take turns. "
-            "Beyond: median difference to the first line's call of the same turn.",
+            f"Seconds of a fresh interpreter ({clock}), median of {options.rounds} (range); the "
+            "calls take turns. Beyond: median difference to the first line's call of the same "
+            "turn.",
             "",
             *table(("call", "seconds", "beyond the libraries", "allowed"), rows),
         ]

@@ -109,10 +109,12 @@ def write(chosen: Any, found: dict[str, dict[str, Any]]) -> None:
     ]
     order = sorted(found, key=lambda name: -found[name]["auroc"]["suite"])
     lines = [
-        f"ResNet-20, {chosen.limit} CIFAR-10 test images against {chosen.limit // 2} each of CIFAR-100 and SVHN, both "
-        f"sides attacked in Linf with radius {chosen.radius * 255:g}/255; detectors fitted on {chosen.fit:,} training "
-        "images. AUROC under the ALOE paper's attacks as published (transferred), under each member of the standard "
-        "suite (own restarts, the clean image kept where nothing is worse) and under the suite. Sorted by the last.",
+        f"ResNet-20, {chosen.limit} CIFAR-10 test images against {chosen.limit // 2} each of "
+        "CIFAR-100 and SVHN, both sides attacked in Linf with radius "
+        f"{chosen.radius * 255:g}/255; detectors fitted on {chosen.fit:,} training images. AUROC "
+        "under the ALOE paper's attacks as published (transferred), under each member of the "
+        "standard suite (own restarts, the clean image kept where nothing is worse) and under "
+        "the suite. Sorted by the last.",
         "",
         "No attack of the table is stronger than the suite on any detector."
         if not weaker
@@ -125,7 +127,8 @@ def write(chosen: Any, found: dict[str, dict[str, Any]]) -> None:
                 for name in order
             ],
         ),
-        "Which member found the kept image, inliers + outliers (of equals, the first member counts):",
+        "Which member found the kept image, inliers + outliers (of equals, the first member "
+        "counts):",
         "",
         *table(
             ("detector", "clean", *members),
@@ -133,7 +136,8 @@ def write(chosen: Any, found: dict[str, dict[str, Any]]) -> None:
                 (
                     name,
                     *(
-                        f"{found[name]['wins']['in'].get(member, 0)} + {found[name]['wins']['out'].get(member, 0)}"
+                        f"{found[name]['wins']['in'].get(member, 0)} + "
+                        f"{found[name]['wins']['out'].get(member, 0)}"
                         for member in ("clean", *members)
                     ),
                 )

@@ -51,11 +51,12 @@ def main() -> None:
     if options.output:
         found = ", ".join(f"{row[4].split()[0]} ({row[0]}, {row[1]})" for row in rows)
         lines = [
-            f"**A step in two processes takes {found} times as long as in one that uses both cores.**",
+            f"**A step in two processes takes {found} times as long as in one that uses both "
+            "cores.**",
             "",
-            f"Milliseconds a step of {options.batch_size} inliers and {2 * options.batch_size} outliers through "
-            f"`train.py`, float32: median of {options.steps} steps, then of {options.rounds} runs in turn. Ratio: two "
-            "processes / one process, median (range).",
+            f"Milliseconds a step of {options.batch_size} inliers and {2 * options.batch_size} "
+            f"outliers through `train.py`, float32: median of {options.steps} steps, then of "
+            f"{options.rounds} runs in turn. Ratio: two processes / one process, median (range).",
             "",
             *table(("method", "network", "one process", "two processes", "ratio"), rows),
         ]

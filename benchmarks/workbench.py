@@ -95,7 +95,8 @@ class Parts:
         path = folder / "settings.json"
         if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(settings)):
             raise SystemExit(
-                f"--folder: {folder} holds parts made under other settings; give another or delete it"
+                f"--folder: {folder} holds parts made under other settings; give another or "
+                "delete it"
             )
         replace_file(path, json.dumps(settings, indent=1))
 
@@ -115,7 +116,8 @@ class Parts:
         self.made += 1
         left = (time.perf_counter() - self.begin) / self.made * (self.total - self.seen)
         print(
-            f"[{self.seen}/{self.total}] {name}: {part['seconds']:.0f} s, about {left / 60:.0f} min left",
+            f"[{self.seen}/{self.total}] {name}: {part['seconds']:.0f} s, about {left / 60:.0f} "
+            "min left",
             flush=True,
         )
         return part
