@@ -144,11 +144,14 @@ def command_arguments(
     """
     kind, settings = NETWORKS[network]
     return [
-        "fit", "-c", f"configs/methods/{method}.yaml", "--net", f"robust_ood.models.{kind.__name__}",
-        *(f"--net.init_args.{name}={value}" for name, value in settings.items()), "--net.init_args.num_classes=10",
+        "fit", "-c", f"configs/methods/{method}.yaml",
+        "--net", f"robust_ood.models.{kind.__name__}",
+        *(f"--net.init_args.{name}={value}" for name, value in settings.items()),
+        "--net.init_args.num_classes=10",
         "--data.root", str(folder), "--data.train", "train.npz", "--data.outliers", "outliers.npz",
         "--data.batch_size", str(size), "--data.outlier_batch_size", str(2 * size),
         "--trainer.precision", "bf16-mixed" if bfloat16 else "32-true",
-        "--trainer.accelerator", "gpu" if device == "cuda" else device, "--trainer.devices", str(processes),
+        "--trainer.accelerator", "gpu" if device == "cuda" else device,
+        "--trainer.devices", str(processes),
         "--trainer.callbacks+=clock.Clock", "--output", str(folder / "run"),
     ]  # fmt: skip

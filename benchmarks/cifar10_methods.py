@@ -39,8 +39,10 @@ METHODS: dict[str, list[str]] = {
     # S-FGSM+ADV at the radius of the others: 2 steps of the radius in place of 10 of a quarter, so
     # that all cost alike.
     "S-FGSM+ADV": [
-        "safe_spot_fgsm", f"{SPOTS}.region.init_args.radius", "1/255", f"{SPOTS}.step_size", "1/255",
-        f"{ATTACK}.region.init_args.radius", "1/255", f"{ATTACK}.step_size", "1/255", f"{ATTACK}.steps", "2",
+        "safe_spot_fgsm", f"{SPOTS}.region.init_args.radius", "1/255",
+        f"{SPOTS}.step_size", "1/255",
+        f"{ATTACK}.region.init_args.radius", "1/255", f"{ATTACK}.step_size", "1/255",
+        f"{ATTACK}.steps", "2",
     ],
 }  # fmt: skip
 
@@ -104,7 +106,8 @@ def train(method: str, folder: Path, options: argparse.Namespace) -> None:
     arguments = ["fit", "-c", "configs/data/cifar10_arrays.yaml", *network(options),
                "-c", f"configs/methods/{config}.yaml", *settings, "--data.root", options.root,
                "--model.init_args.optimization.init_args.learning_rate", str(options.learning_rate),
-               "--trainer.max_epochs", str(options.epochs), "--trainer.precision", options.precision,
+               "--trainer.max_epochs", str(options.epochs),
+               "--trainer.precision", options.precision,
                "--trainer.accelerator", options.accelerator, "--trainer.devices", "1",
                "--checkpoints.every_n_steps", "100", "--output", str(folder.resolve())]  # fmt: skip
     if options.limit_train_batches is not None:
@@ -119,13 +122,15 @@ def network(options: argparse.Namespace) -> list[str]:
     if options.weights is None:
         return ["-c", "configs/models/wrn_16_2.yaml", "--net.init_args.depth", str(options.depth),
                 "--net.init_args.width", str(options.width)]  # fmt: skip
-    return ["-c", "configs/models/resnet20.yaml", "--net.init_args.mean", WEIGHTS_MEAN, "--net.init_args.std",
+    return ["-c", "configs/models/resnet20.yaml", "--net.init_args.mean", WEIGHTS_MEAN,
+            "--net.init_args.std",
             WEIGHTS_STD, "--init_from", str(options.weights.resolve())]  # fmt: skip
 
 
 def evaluate(method: str, folder: Path, options: argparse.Namespace) -> None:
     arguments = ["-c", "configs/evaluate/cifar10_arrays.yaml", "--data.root", options.root,
-               "--limit", str(options.limit), "--checkpoint", str((folder / "last.ckpt").resolve()), "--name", method,
+               "--limit", str(options.limit), "--checkpoint", str((folder / "last.ckpt").resolve()),
+               "--name", method,
                "--output", str(folder.resolve())]  # fmt: skip
     run("evaluate.py", arguments)
 

@@ -32,8 +32,10 @@ from robust_ood.models import outputs
 from robust_ood.modes import evaluating
 
 NAMES = (
-    "msp", "msp-t", "entropy", "gen", "maxlogit", "energy", "oe-score", "kl-matching", "mahalanobis",
-    "relative-mahalanobis", "knn", "vim", "residual", "react", "ash-p", "ash-b", "ash-s", "scale", "dice", "gradnorm",
+    "msp", "msp-t", "entropy", "gen", "maxlogit", "energy", "oe-score", "kl-matching",
+    "mahalanobis",
+    "relative-mahalanobis", "knn", "vim", "residual", "react", "ash-p", "ash-b", "ash-s", "scale",
+    "dice", "gradnorm",
 )  # fmt: skip
 LAYERED = (
     "gram",

@@ -1,11 +1,9 @@
-"""Every detector of the registry on each network, clean and attacked through its own score, as
-sorted tables.
+"""Every detector of the registry on each network, clean and attacked through its own score.
 
-    python benchmarks/detector_table.py --weights cifar10_resnet20.th --checkpoint ALOE=last.ckpt
-        --root ARRAYS \\
-        --folder runs/detector_table
+    python benchmarks/detector_table.py --weights cifar10_resnet20.th \\
+        --checkpoint ALOE=last.ckpt --root ARRAYS --folder runs/detector_table
 
-Each detector's scores are kept in `--folder` when they are done, and not computed again.
+The tables are sorted. Each detector's scores are saved in `--folder`, and not computed again.
 """
 
 from __future__ import annotations
@@ -35,13 +33,8 @@ ATTACKS = {
 SETTINGS: dict[str, dict[str, Any]] = {"safe-spot": {"method": "fgsm", "attack_steps": 5}}
 LEFT_OUT = ("deep-ensemble", "pro")  # made of several networks; the same as pro-msp
 HELD_OUT = 2000  # the last test images, for the temperature
-DEAR = (
-    "pro-msp",
-    "pro-msp-t",
-    "pro-ent",
-    "pro-gen",
-    "safe-spot",
-)  # many passes a score; measured on half the images
+# Detectors with many passes for each score are measured on half the images.
+DEAR = ("pro-msp", "pro-msp-t", "pro-ent", "pro-gen", "safe-spot")
 
 
 class Sets:

@@ -70,7 +70,10 @@ def main() -> int:
         lines += [f"## {title}", "", *table(header, rows)]
         if title == "Clean scores":
             passes = typical(seconds[ALL], seconds[PASS])
-            finding = f"**All {len(TIMED)} detectors that read logits or features take {passes:.2f} forward passes.**"
+            finding = (
+                f"**All {len(TIMED)} detectors that read logits or features take {passes:.2f} "
+                "forward passes.**"
+            )
         print("\n".join(lines[-2 - len(rows) :]), flush=True)
     about = (
         f"WRN-{options.depth}-{options.width}, {options.images} embedded digits at 32 x 32 in "

@@ -104,8 +104,10 @@ def main() -> int:
 
 def report(rows: list[list[object]]) -> list[str]:
     """Return the page's lines."""
-    head = ["processes", "kills", "cells stored at each kill", "cells at the end", "processes that computed some",
-            "cells written twice", "rows", "rows against those of one process left alone"]  # fmt: skip
+    head = ["processes", "kills", "cells stored at each kill", "cells at the end",
+            "processes that computed some",
+            "cells written twice", "rows",
+            "rows against those of one process left alone"]  # fmt: skip
     return [
         "One evaluation on the embedded digits, killed again and again (all its processes at "
         "once) and started again; what was stored at a kill must neither be lost nor computed "

@@ -15,11 +15,12 @@ from page import ROOT
 
 INTRODUCTION = """# Performance
 
-What the framework costs beside the arithmetic, measured side by side: whatever is compared takes turns in one run, and
-a ratio is that of neighbours. `make bench` makes all of these pages again; each names the command that made it, the
-machine, the versions and the day.
+What the framework costs beside the arithmetic, measured side by side: contestants take turns in
+one run, and each ratio compares neighbours. `make bench` makes all of these pages again; each names
+the command that made it, the machine, the versions and the day.
 
-None of this was measured on a GPU, because none was at hand. `benchmarks/training_step.py` takes `--device cuda`.
+None of this was measured on a GPU, because none was available. `benchmarks/training_step.py` takes
+`--device cuda`.
 """
 
 

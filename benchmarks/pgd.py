@@ -93,7 +93,8 @@ def main() -> int:
                 f"{label} {ratio(seconds[label], seconds['default path, float32'])}"
                 for label in others
             )
-            + ". As the bare loop in bfloat16, which scores nothing and so bounds what any default can reach: "
+            + ". As the bare loop in bfloat16, which scores nothing and so bounds what any default "
+            "can reach: "
             + ", ".join(f"{label} {ratio(seconds[label], seconds[FASTEST])}" for label in others)
             + ".",
             "",
@@ -204,7 +205,10 @@ def finding(name: str, seconds: dict[str, list[float]]) -> str:
         if label in seconds and (factor := typical(seconds[label], seconds["default path"]))
     ]
     engine = typical(seconds["minimize"], seconds["bare loop"])
-    return f"On {name}, the default path is {', '.join(faster)}; the engine takes {engine:.2f} of the bare loop's time"
+    return (
+        f"On {name}, the default path is {', '.join(faster)}; the engine takes {engine:.2f} of the "
+        "bare loop's time"
+    )
 
 
 def row(

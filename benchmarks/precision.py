@@ -46,12 +46,16 @@ def main() -> int:
             for name, precision in PRECISIONS.items():
                 folder = (options.folder / f"{config}-{name}-{seed}").resolve()
                 if not (folder / "results.json").exists():
-                    run("train.py", "fit", "-c", f"configs/experiments/{config}.yaml", "--trainer.precision", precision,
+                    run("train.py", "fit", "-c", f"configs/experiments/{config}.yaml",
+                        "--trainer.precision", precision,
                         "--seed_everything", str(seed), "--trainer.max_epochs", str(options.epochs),
                         "--guards.limit", "0", "--output", str(folder))  # fmt: skip
-                    run("evaluate.py", "-c", "configs/evaluate/quickstart.yaml", "--limit", str(options.limit),
-                        "--attacks", ATTACK, "--detectors", "[msp]", "--checks", "false", "--name", name,
-                        "--checkpoint", str(folder / "last.ckpt"), "--output", str(folder))  # fmt: skip
+                    run("evaluate.py", "-c", "configs/evaluate/quickstart.yaml",
+                        "--limit", str(options.limit),
+                        "--attacks", ATTACK, "--detectors", "[msp]", "--checks", "false",
+                        "--name", name,
+                        "--checkpoint", str(folder / "last.ckpt"),
+                        "--output", str(folder))  # fmt: skip
                 found[method, seed, name] = Results.read(folder)
     lost = {
         (method, seed): robust(found[method, seed, "float32"])

@@ -1,11 +1,10 @@
-"""PRO under an attacker who knows it: clean, attacked through MSP, attacked through PRO, beside the
-scores inside it.
+"""PRO under an attacker who knows it, beside the scores that it is made of.
 
-    python benchmarks/pro_adaptive.py --weights cifar10_resnet20.th --checkpoint ALOE=last.ckpt
-        --root ARRAYS \\
-        --folder runs/pro_adaptive
+    python benchmarks/pro_adaptive.py --weights cifar10_resnet20.th --checkpoint ALOE=last.ckpt \\
+        --root ARRAYS --folder runs/pro_adaptive
 
-Scores of each detector, attack and set are kept in `--folder` when they are done.
+Clean, attacked through MSP and attacked through PRO. The scores of each detector, attack and set
+are saved in `--folder` and not computed again.
 """
 
 from __future__ import annotations

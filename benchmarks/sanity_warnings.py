@@ -1,10 +1,10 @@
-"""What the sanity checks say of every detector of the registry on a CIFAR-10 ResNet-20: of healthy
-ones, nothing.
+"""What the sanity checks say of every detector of the registry on a CIFAR-10 ResNet-20.
 
-    python benchmarks/sanity_warnings.py --weights cifar10_resnet20.th --root ARRAYS --folder
-    runs/sanity
+    python benchmarks/sanity_warnings.py --weights cifar10_resnet20.th --root ARRAYS \\
+        --folder runs/sanity
 
-Finished detectors are kept in `--folder`; the same call goes on.
+Of healthy detectors they say nothing. Finished detectors are saved in `--folder`; the same command
+continues.
 """
 
 from __future__ import annotations

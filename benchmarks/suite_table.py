@@ -1,12 +1,11 @@
-"""Every detector of the registry under the standard suite and under each of its members, on a
-CIFAR-10 ResNet-20.
+"""Every detector of the registry under the standard suite and under each of its members.
 
-    python benchmarks/suite_table.py --weights cifar10_resnet20.th --root ARRAYS --folder
-    runs/suite_table
+    python benchmarks/suite_table.py --weights cifar10_resnet20.th --root ARRAYS \\
+        --folder runs/suite_table
 
-AUROC of CIFAR-10 against CIFAR-100 and SVHN, half each, with both sides attacked; the ALOE paper's
-attacks as published stand beside them. Each detector's numbers are kept in `--folder` when they are
-done.
+On a CIFAR-10 ResNet-20: AUROC of CIFAR-10 against CIFAR-100 and SVHN, half each, with both sides
+attacked, beside the ALOE paper's attacks as published. Each detector's numbers are saved in
+`--folder`.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ from page import table, write_page
 from robust_ood.cli import train
 
 USUAL = (
-    "standard:WRN-16-2", "oe:WRN-16-2", "adv:WRN-16-2", "aoe:WRN-16-2", "aloe:WRN-10-1", "aloe:WRN-16-2",
+    "standard:WRN-16-2", "oe:WRN-16-2", "adv:WRN-16-2", "aoe:WRN-16-2", "aloe:WRN-10-1",
+    "aloe:WRN-16-2",
     "aloe:WRN-40-2", "aloe:DenseNet-BC-100-12",
 )  # fmt: skip
 WARM_UP = 3  # steps that allocate memory and choose kernels
