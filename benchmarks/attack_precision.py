@@ -1,7 +1,7 @@
 """How strong attacks in bfloat16 are beside the same in float32, through every registered detector.
 
-    python benchmarks/attack_precision.py --weights cifar10_resnet20.th --root arrays --folder
-    runs/attack_precision
+    python benchmarks/attack_precision.py --weights cifar10_resnet20.th --root arrays \\
+        --folder runs/attack_precision
 
 Each detector is attacked through itself (PGD, inliers and outliers), once in each precision,
 whatever `needs_float32` says; true scores are float32 in both.

@@ -88,9 +88,7 @@ class BareLoop:
         return loss.detach()
 
     def attacked(self, images: Tensor, labels: Tensor, exposed: Tensor) -> tuple[Tensor, Tensor]:
-        """Return inliers and outliers after PGD in eval mode, in one batch where both are
-        attacked.
-        """
+        """Return inliers and outliers after PGD in eval mode; both are attacked in one batch."""
         count = len(images)
         clean = torch.cat([images, exposed]) if self.outside else images
         moved = (clean + torch.empty_like(clean).uniform_(-RADIUS, RADIUS)).clamp(0, 1)
@@ -139,9 +137,7 @@ def command_arguments(
     device: str,
     processes: int = 1,
 ) -> list[str]:
-    """Return the arguments of `train.py` for the same training, timed; `size` inliers a batch and
-    process.
-    """
+    """Return the arguments of `train.py` for the same training, timed; `size`: inliers a batch."""
     kind, settings = NETWORKS[network]
     return [
         "fit", "-c", f"configs/methods/{method}.yaml",

@@ -1,14 +1,13 @@
-"""Train every method on CIFAR-10 arrays with one small network and budget, attack all of them, and
-write one table.
+"""Train every method on CIFAR-10 arrays with one small network and budget, and attack all.
 
     python benchmarks/cifar10_methods.py --root ARRAYS --output docs/results/cifar10_methods.md
-    python benchmarks/cifar10_methods.py --root ARRAYS --weights cifar10_resnet20.th --epochs 2
-    --learning-rate 0.02
+    python benchmarks/cifar10_methods.py --root ARRAYS --weights cifar10_resnet20.th \\
+        --epochs 2 --learning-rate 0.02
 
-The second call fine-tunes a trained ResNet-20 by every method instead. Uses the real commands.
-Stopped at any moment,
-the same call goes on where it was: training from the last checkpoint, finished evaluations are not
-repeated. `--limit-train-batches` and `--limit` make a trial run of it.
+Writes one table. The second command fine-tunes a trained ResNet-20 by every method instead. Uses
+the real commands. Stopped at any moment, the same command continues where it stopped: training from the last
+checkpoint, finished evaluations are not repeated. `--limit-train-batches` and `--limit` make a
+trial run of it.
 """
 
 from __future__ import annotations

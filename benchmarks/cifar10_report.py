@@ -47,7 +47,7 @@ def main() -> int:
     )
     parser.add_argument("--methods", nargs="+", default=["Standard", "OE", "ADV", "ALOE"])
     parser.add_argument(
-        "--folder", type=Path, required=True, help="of the results; the same call goes on"
+        "--folder", type=Path, required=True, help="of the results; the same command continues"
     )
     parser.add_argument("--limit", type=int, default=64, help="images of each set")
     parser.add_argument(

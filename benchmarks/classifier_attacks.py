@@ -1,11 +1,11 @@
-"""Robust accuracy of a CIFAR-10 ResNet-20 under our classifier suite and under AutoAttack (pip
-install pyautoattack).
+"""Robust accuracy of a CIFAR-10 ResNet-20 under our classifier suite and under AutoAttack.
 
-    python benchmarks/classifier_attacks.py --weights cifar10_resnet20.th --root ARRAYS --folder
-    runs/classifier_attacks
+    python benchmarks/classifier_attacks.py --weights cifar10_resnet20.th --root ARRAYS \\
+        --folder runs/classifier_attacks
 
-Each member of either suite meets the images that its predecessors left correct. Finished parts are
-kept in `--folder`; stopped at any moment, the same call goes on.
+AutoAttack: pip install pyautoattack. Each member of either suite meets the images that its
+predecessors left correct. Finished parts are kept in `--folder`; stopped at any moment, the same
+call goes on.
 """
 
 from __future__ import annotations

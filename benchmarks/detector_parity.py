@@ -1,5 +1,4 @@
-"""Every detector against its reference in tests/parity/test_detectors.py, on a CIFAR-10 ResNet-20
-and real images.
+"""Every detector against its reference in tests/parity/test_detectors.py, on real images.
 
 python benchmarks/detector_parity.py --weights cifar10_resnet20.th --root ARRAYS --folder
 runs/detector_parity

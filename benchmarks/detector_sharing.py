@@ -1,8 +1,7 @@
-"""What scoring with many detectors costs besides the network's pass, and what fitting on more
-images costs in memory.
+"""What scoring with many detectors costs in time, and fitting on more images in memory.
 
-    python benchmarks/detector_sharing.py --weights cifar10_resnet20.th --root ARRAYS --folder
-    runs/detector_sharing
+    python benchmarks/detector_sharing.py --weights cifar10_resnet20.th --root ARRAYS \\
+        --folder runs/detector_sharing
 
 About five minutes of one core. Timings and fits that are done are kept in `--folder`.
 """
@@ -66,9 +65,7 @@ def peak() -> float:
 
 
 def fit_alone(chosen: argparse.Namespace) -> dict[str, float]:
-    """Return the peak memory before and after a fit of all detectors, with a bank of KNN's that
-    both fits fill.
-    """
+    """Return the peak memory before and after a fit of all detectors; both fits fill KNN's bank."""
     net = resnet20(chosen.weights)
     images = loader("cifar10_train", chosen, chosen.fit_alone)
     bare_pass(net, EvaluationLoader(images.images, batch_size=256, limit=512))
@@ -103,9 +100,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def timings(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Return processor seconds: of pairs of a bare pass and one with all scores, and of each score
-    of given outputs.
-    """
+    """Return processor seconds of a bare pass, of one with all scores, and of each score."""
     net = resnet20(chosen.weights)
     ready = {name: detectors.build(name, net) for name in NAMES}
     detectors.fit(

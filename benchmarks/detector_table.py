@@ -75,9 +75,7 @@ def fitted(names: list[str], net: nn.Module, sets: Sets) -> dict[str, detectors.
 def measure(
     name: str, get: Callable[[], detectors.Detector], sets: Sets, device: torch.device
 ) -> dict[str, Any]:
-    """Return the detector's scores by attack and set, with inliers and outliers both attacked
-    through it.
-    """
+    """Return the detector's scores by attack and set; both sides are attacked through it."""
     detector, scores = get().to(device), {}
     limit = sets.limit // 2 if name in DEAR else sets.limit
     for label, attack in ATTACKS.items():

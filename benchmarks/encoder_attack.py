@@ -1,5 +1,4 @@
-"""The OOD attack on encoders: noise that a CIFAR-10 ResNet-20 encodes like photographs, and what
-detectors say of it.
+"""The OOD attack on encoders: noise that a network encodes like photographs.
 
     python benchmarks/encoder_attack.py --config configs/attacks/encoder_resnet20.yaml \
         --weights cifar10_resnet20.th --root ARRAYS --folder runs/encoder_attack
@@ -81,9 +80,7 @@ def pair(
     inliers: Tensor,
     first: int,
 ) -> dict[str, list[float]]:
-    """Match noise images with the inliers, and return the detector's scores and the pairs'
-    errors.
-    """
+    """Match noise images with the inliers; return the detector's scores and the pairs' errors."""
     indices = torch.arange(first, first + len(inliers))
     draws = generators(attack.seed, "encoder attack noise", indices=indices.tolist())
     noise = torch.stack([torch.rand(inliers.shape[1:], generator=draw) for draw in draws])

@@ -1,5 +1,4 @@
-"""What evaluating costs, in forward passes of the network over the same images: detectors, fitting,
-attacks.
+"""What evaluating costs (detectors, fitting, attacks), in forward passes over the same images.
 
     python benchmarks/evaluation.py --output docs/performance/evaluation.md
 

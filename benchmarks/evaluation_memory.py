@@ -1,5 +1,4 @@
-"""Peak memory of an evaluation of 10,000 against one of 40,000 images a set, each in a process of
-its own.
+"""Peak memory of evaluations of 10,000 and of 40,000 images a set, in separate processes.
 
     python benchmarks/evaluation_memory.py --output docs/results/evaluation_memory.md
     python benchmarks/evaluation_memory.py --images 500 2000

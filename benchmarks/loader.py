@@ -1,8 +1,7 @@
-"""Images a second from disk to augmented float batches, and memory: our loaders, and torchvision's
-with a DataLoader.
+"""Images a second and memory, from disk to augmented batches: our loaders and torchvision's.
 
-    python benchmarks/loader.py --output docs/performance/loader.md [--count 50000] [--files 2000]
-    [--workers 2]
+    python benchmarks/loader.py --output docs/performance/loader.md \\
+        [--count 50000] [--files 2000] [--workers 2]
 
 Both kinds on the same images with the same augmentation (crop with padding 4, mirror), batches of
 128, in one run: CIFAR-sized arrays in memory (against `torchvision.datasets.CIFAR10` with its
@@ -101,9 +100,7 @@ def theirs(dataset: Dataset, workers: int) -> Iterable[torch.Tensor]:
 
 
 def run_case(case: str, options: argparse.Namespace) -> dict[str, object]:
-    """Return the images a second of the fastest of some epochs; in a process of its own, which
-    `watched` looks at.
-    """
+    """Return the images a second of the fastest epoch; `watched` observes this process."""
     workers = options.workers if case.endswith("workers") else 0
     if case == "imports alone":
         return {"images_per_second": None}
@@ -145,9 +142,7 @@ def watched(case: str, options: argparse.Namespace) -> dict[str, object]:
 
 
 def held(pid: int) -> int:
-    """Return the proportional set size, in bytes and without file pages, of a process and all that
-    it started.
-    """
+    """Return the proportional set size, in bytes without file pages, , with its children."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

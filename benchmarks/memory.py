@@ -1,5 +1,4 @@
-"""Peak memory of training steps through `train.py` and in a bare loop of the same mathematics, in
-fresh processes.
+"""Peak memory of training steps through `train.py` and in a bare loop, in fresh processes.
 
     python benchmarks/memory.py --output docs/performance/memory.md
 

@@ -1,5 +1,4 @@
-"""PGD by this package, by other libraries and by a hand-written loop: same network, steps and
-start, in one run.
+"""PGD by this package, by other libraries and by a hand-written loop, on equal terms.
 
     python benchmarks/pgd.py --output docs/performance/pgd.md
 

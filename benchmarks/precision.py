@@ -1,5 +1,4 @@
-"""Train ALOE and S-FGSM+ADV on the embedded digits in float32 and in bfloat16, attack both, and
-compare.
+"""Train ALOE and S-FGSM+ADV on the digits in float32 and in bfloat16, attack and compare.
 
     python benchmarks/precision.py --output docs/results/precision.md
 

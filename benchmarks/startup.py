@@ -79,9 +79,7 @@ def main() -> int:
 
 
 def seconds(arguments: tuple[str, ...], processor: bool) -> float:
-    """Return the wall-clock or processor time of a fresh interpreter that is given these
-    arguments.
-    """
+    """Return the wall or processor time of a fresh interpreter with these arguments."""
     begin, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(

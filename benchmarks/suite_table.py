@@ -54,9 +54,7 @@ def main() -> None:
 def measure(
     detector: detectors.Detector, inliers: Tensor, outliers: Tensor, radius: float
 ) -> dict[str, Any]:
-    """Return the AUROC clean, under each member, under the suite and under the published attacks,
-    and the wins.
-    """
+    """Return the AUROCs (clean, each member, the suite, the published attacks) and the wins."""
     low, high = under(detector, inliers, radius, 1), under(detector, outliers, radius, -1)
     # A member that has nothing against one side leaves it clean.
     names = list(dict.fromkeys([*low, *high]))

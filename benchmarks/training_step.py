@@ -1,5 +1,4 @@
-"""Time of a training step through `train.py` and in a bare hand-written loop of the same
-mathematics, step by step.
+"""Time of a training step through `train.py` and in a bare loop of the same mathematics.
 
     python benchmarks/training_step.py --output docs/performance/training_step.md
     python benchmarks/training_step.py --all --device cuda

@@ -1,5 +1,4 @@
-"""A training step in two processes (DDP, gloo) against one process, with the same images in a step
-and the same cores.
+"""A training step in two processes (DDP, gloo) and in one, with equal images and cores.
 
     python benchmarks/two_processes.py --output docs/performance/two_processes.md
 

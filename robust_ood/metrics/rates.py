@@ -150,9 +150,10 @@ def ood_metrics(
     Raises:
         UserError: scores as in `auroc`.
 
+    Of four pairs, three are won and one is tied:
+
     >>> import torch
-    >>> inliers, outliers = torch.tensor([3.0, 2.0]), torch.tensor([2.0, 1.0])
-    >>> ood_metrics(inliers, outliers)["auroc"]  # 3 of 4 pairs are won, 1 is tied
+    >>> ood_metrics(torch.tensor([3.0, 2.0]), torch.tensor([2.0, 1.0]))["auroc"]
     0.875
     """
     id_positive = count(id_scores, ood_scores)
