@@ -5,7 +5,7 @@
         --epochs 2 --learning-rate 0.02
 
 Writes one table. The second command fine-tunes a trained ResNet-20 by every method instead. Uses
-the real commands. Stopped at any moment, the same command continues where it stopped: training from the last
+the real commands. Stopped at any moment, the same command continues: training from the last
 checkpoint, finished evaluations are not repeated. `--limit-train-batches` and `--limit` make a
 trial run of it.
 """

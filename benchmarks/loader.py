@@ -205,7 +205,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if min(options.count, options.files) < BATCH:
-        parser.error(f"--count and --files: at least one batch of {BATCH} is wanted")
+        parser.error(f"--count and --files: at least one batch of {BATCH} is required")
     if options.case:
         print(json.dumps(run_case(options.case, options)))
         return
