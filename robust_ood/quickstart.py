@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results.extend(Results.read(folder))
     results.write(options.output)
     console.rule("an ordinary and a robust network under the same attack", align="left")
-    print_results(results, console)
     console.print(LEGEND)
+    print_results(results, console)
     console.print(_verdict(results))
     console.print(f"wrote {options.output / 'results.json'} and {options.output / 'results.csv'}")
     folders = [options.output / method for method in METHODS]
