@@ -1,7 +1,7 @@
 """How strong attacks in bfloat16 are beside the same in float32, through every registered detector.
 
-    python benchmarks/attack_precision.py --weights cifar10_resnet20.th --root arrays --folder
-    runs/attack_precision
+    python benchmarks/attack_precision.py --weights cifar10_resnet20.th --root arrays \\
+        --folder runs/attack_precision
 
 Each detector is attacked through itself (PGD, inliers and outliers), once in each precision,
 whatever `needs_float32` says; true scores are float32 in both.
@@ -59,9 +59,10 @@ def main() -> int:
         "mean score moved, share",
     ]
     intro = (
-        f"PGD, {options.steps} steps through the detector itself, on {options.limit} CIFAR-10 test images (lowered) "
-        f"and {options.limit} of CIFAR-100 (raised). *lost*: bfloat16's AUROC minus float32's, above 0 where bfloat16 "
-        "is weaker. The last column is how far bfloat16 moved the mean true score, relative to float32: ID, OOD."
+        f"PGD, {options.steps} steps through the detector itself, on {options.limit} CIFAR-10 "
+        f"test images (lowered) and {options.limit} of CIFAR-100 (raised). *lost*: bfloat16's "
+        "AUROC minus float32's, above 0 where bfloat16 is weaker. The last column is how far "
+        "bfloat16 moved the mean true score, relative to float32: ID, OOD."
     )
     write_page(
         options.output, "Attacks in bfloat16 against float32", [intro, "", *table(header, rows)]

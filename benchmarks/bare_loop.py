@@ -88,9 +88,7 @@ class BareLoop:
         return loss.detach()
 
     def attacked(self, images: Tensor, labels: Tensor, exposed: Tensor) -> tuple[Tensor, Tensor]:
-        """Return inliers and outliers after PGD in eval mode, in one batch where both are
-        attacked.
-        """
+        """Return inliers and outliers after PGD in eval mode; both are attacked in one batch."""
         count = len(images)
         clean = torch.cat([images, exposed]) if self.outside else images
         moved = (clean + torch.empty_like(clean).uniform_(-RADIUS, RADIUS)).clamp(0, 1)
@@ -139,16 +137,17 @@ def command_arguments(
     device: str,
     processes: int = 1,
 ) -> list[str]:
-    """Return the arguments of `train.py` for the same training, timed; `size` inliers a batch and
-    process.
-    """
+    """Return the arguments of `train.py` for the same training, timed; `size`: inliers a batch."""
     kind, settings = NETWORKS[network]
     return [
-        "fit", "-c", f"configs/methods/{method}.yaml", "--net", f"robust_ood.models.{kind.__name__}",
-        *(f"--net.init_args.{name}={value}" for name, value in settings.items()), "--net.init_args.num_classes=10",
+        "fit", "-c", f"configs/methods/{method}.yaml",
+        "--net", f"robust_ood.models.{kind.__name__}",
+        *(f"--net.init_args.{name}={value}" for name, value in settings.items()),
+        "--net.init_args.num_classes=10",
         "--data.root", str(folder), "--data.train", "train.npz", "--data.outliers", "outliers.npz",
         "--data.batch_size", str(size), "--data.outlier_batch_size", str(2 * size),
         "--trainer.precision", "bf16-mixed" if bfloat16 else "32-true",
-        "--trainer.accelerator", "gpu" if device == "cuda" else device, "--trainer.devices", str(processes),
+        "--trainer.accelerator", "gpu" if device == "cuda" else device,
+        "--trainer.devices", str(processes),
         "--trainer.callbacks+=clock.Clock", "--output", str(folder / "run"),
     ]  # fmt: skip

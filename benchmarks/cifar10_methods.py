@@ -1,14 +1,13 @@
-"""Train every method on CIFAR-10 arrays with one small network and budget, attack all of them, and
-write one table.
+"""Train every method on CIFAR-10 arrays with one small network and budget, and attack all.
 
     python benchmarks/cifar10_methods.py --root ARRAYS --output docs/results/cifar10_methods.md
-    python benchmarks/cifar10_methods.py --root ARRAYS --weights cifar10_resnet20.th --epochs 2
-    --learning-rate 0.02
+    python benchmarks/cifar10_methods.py --root ARRAYS --weights cifar10_resnet20.th \\
+        --epochs 2 --learning-rate 0.02
 
-The second call fine-tunes a trained ResNet-20 by every method instead. Uses the real commands.
-Stopped at any moment,
-the same call goes on where it was: training from the last checkpoint, finished evaluations are not
-repeated. `--limit-train-batches` and `--limit` make a trial run of it.
+Writes one table. The second command fine-tunes a trained ResNet-20 by every method instead. Uses
+the real commands. Stopped at any moment, the same command continues: training from the last
+checkpoint, finished evaluations are not repeated. `--limit-train-batches` and `--limit` make a
+trial run of it.
 """
 
 from __future__ import annotations
@@ -104,7 +103,8 @@ def train(method: str, folder: Path, options: argparse.Namespace) -> None:
     arguments = ["fit", "-c", "configs/data/cifar10_arrays.yaml", *network(options),
                "-c", f"configs/methods/{config}.yaml", *settings, "--data.root", options.root,
                "--model.optimization.learning_rate", str(options.learning_rate),
-               "--trainer.max_epochs", str(options.epochs), "--trainer.precision", options.precision,
+               "--trainer.max_epochs", str(options.epochs),
+               "--trainer.precision", options.precision,
                "--trainer.accelerator", options.accelerator, "--trainer.devices", "1",
                "--checkpoints.every_n_steps", "100", "--output", str(folder.resolve())]  # fmt: skip
     if options.limit_train_batches is not None:
@@ -119,13 +119,15 @@ def network(options: argparse.Namespace) -> list[str]:
     if options.weights is None:
         return ["-c", "configs/models/wrn_16_2.yaml", "--net.init_args.depth", str(options.depth),
                 "--net.init_args.width", str(options.width)]  # fmt: skip
-    return ["-c", "configs/models/resnet20.yaml", "--net.init_args.mean", WEIGHTS_MEAN, "--net.init_args.std",
+    return ["-c", "configs/models/resnet20.yaml", "--net.init_args.mean", WEIGHTS_MEAN,
+            "--net.init_args.std",
             WEIGHTS_STD, "--init_from", str(options.weights.resolve())]  # fmt: skip
 
 
 def evaluate(method: str, folder: Path, options: argparse.Namespace) -> None:
     arguments = ["-c", "configs/evaluate/cifar10_arrays.yaml", "--data.root", options.root,
-               "--limit", str(options.limit), "--checkpoint", str((folder / "last.ckpt").resolve()), "--name", method,
+               "--limit", str(options.limit), "--checkpoint", str((folder / "last.ckpt").resolve()),
+               "--name", method,
                "--output", str(folder.resolve())]  # fmt: skip
     run("evaluate.py", arguments)
 
@@ -153,17 +155,21 @@ def table(results: Results, options: argparse.Namespace, hours: float) -> str:
     lines = [
         "# CIFAR-10: methods under attack",
         "",
-        f"- Budget: {start}, {budget}, 64 inliers + 128 outliers a batch, SGD {options.learning_rate} with a cosine, "
-        f"{options.precision}, seed 0; evaluated in float32 on the first {options.limit} images of each test set.",
-        "- Training attacks: Linf 1/255, 2 steps; S-FGSM+ADV one step of 1/255 to the safe spot, then 2 from there.",
-        "- Evaluation attack: Linf 1/255, 10 steps of 1/255 with a random start, through each detector's own score, "
-        "the worst iterate kept; on inliers and outliers. PGD accuracy: the same attack on the classifier.",
-        "- Cells: AUROC / FPR95 (share of OOD accepted when 95 % of ID is), means over the near (CIFAR-100, "
-        "Tiny-ImageNet) and the far sets (SVHN, Textures, Places).",
+        f"- Budget: {start}, {budget}, 64 inliers + 128 outliers a batch, SGD "
+        f"{options.learning_rate} with a cosine, {options.precision}, seed 0; evaluated in "
+        f"float32 on the first {options.limit} images of each test set.",
+        "- Training attacks: Linf 1/255, 2 steps; S-FGSM+ADV one step of 1/255 to the safe spot, "
+        "then 2 from there.",
+        "- Evaluation attack: Linf 1/255, 10 steps of 1/255 with a random start, through each "
+        "detector's own score, the worst iterate kept; on inliers and outliers. PGD accuracy: "
+        "the same attack on the classifier.",
+        "- Cells: AUROC / FPR95 (share of OOD accepted when 95 % of ID is), means over the near "
+        "(CIFAR-100, Tiny-ImageNet) and the far sets (SVHN, Textures, Places).",
         f"- Command: `{command()}`",
         f"- Machine: {machine()}; {hours:.1f} hours in this call.",
         "",
-        "| method | detector | near, clean | near, both attacked | far, clean | far, both attacked |",
+        "| method | detector | near, clean | near, both attacked | far, clean | far, both "
+        "attacked |",
         "|---|---|---|---|---|---|",
     ]
     cells = {

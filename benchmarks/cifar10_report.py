@@ -1,8 +1,9 @@
-"""Evaluate the networks of `cifar10_methods.py` with eight detectors at three radii, and write a
-page of the report.
+"""Evaluate the networks of `cifar10_methods.py` and write a page of the report.
 
-    python benchmarks/cifar10_methods.py --root ARRAYS --weights cifar10_resnet20.th --epochs 2
-        --learning-rate 0.02 \\ --methods Standard OE ADV ALOE --train-only --folder runs/resnet20
+Eight detectors, three radii.
+
+    python benchmarks/cifar10_methods.py --root ARRAYS --weights cifar10_resnet20.th --epochs 2 \\
+        --learning-rate 0.02 --methods Standard OE ADV ALOE --train-only --folder runs/resnet20
     python benchmarks/cifar10_report.py --root ARRAYS --nets runs/resnet20 --folder results/cifar10
 
 The second call is one `evaluate.py`: stopped, it goes on where it was, and a larger `--limit` (a
@@ -20,12 +21,13 @@ from pathlib import Path
 from page import ROOT, table, write_page
 from PIL import Image
 
-from robust_ood.reporting import comparison, summary, tables
-from robust_ood.reporting.source import Source, read
+from robust_ood.reporting import summary, tables
+from robust_ood.reporting.papers.comparison import comparisons
+from robust_ood.reporting.report_data import ReportData, read_folders
 
 CHUNK = 32
 FIGURES = {
-    "auroc-by-radius-linf": "AUROC against the radius of the attack, means of the near and of the far sets",
+    "auroc-by-radius-linf": "AUROC against the radius of the attack, means of near and far sets",
     "scores-msp": "MSP scores, clean and under the strongest attack",
     "scores-mahalanobis": "Mahalanobis scores, clean and under the strongest attack",
 }
@@ -45,7 +47,7 @@ def main() -> int:
     )
     parser.add_argument("--methods", nargs="+", default=["Standard", "OE", "ADV", "ALOE"])
     parser.add_argument(
-        "--folder", type=Path, required=True, help="of the results; the same call goes on"
+        "--folder", type=Path, required=True, help="of the results; the same command continues"
     )
     parser.add_argument("--limit", type=int, default=64, help="images of each set")
     parser.add_argument(
@@ -57,7 +59,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("docs/results/cifar10_report.md"))
     options = parser.parse_args()
     evaluate(options)
-    source = read([options.folder])
+    data = read_folders([options.folder])
     kept = options.output.parent / "figures"
     kept.mkdir(parents=True, exist_ok=True)
     for name in FIGURES:
@@ -68,7 +70,7 @@ def main() -> int:
     write_page(
         options.output,
         "CIFAR-10: four methods, eight detectors, three radii",
-        page(source, options),
+        page(data, options),
     )
     return 0
 
@@ -87,48 +89,55 @@ def evaluate(options: argparse.Namespace) -> None:
         raise SystemExit(code)
 
 
-def page(source: Source, options: argparse.Namespace) -> Iterator[str]:
+def page(data: ReportData, options: argparse.Namespace) -> Iterator[str]:
     """Yield the lines of the page."""
-    results, methods = source.results, ", ".join(options.methods)
+    results, methods = data.results, ", ".join(options.methods)
     yield from (
-        f"- Networks: a trained ResNet-20, fine-tuned by {methods} with the first command of the script below.",
-        "- Detectors and attacks: `configs/evaluate/cifar10_methods.yaml`; each attack goes through the detector",
+        f"- Networks: a trained ResNet-20, fine-tuned by {methods} with the first command of the "
+        "script below.",
+        "- Detectors and attacks: `configs/evaluate/cifar10_methods.yaml`; each attack goes "
+        "through the detector",
         "  that it is scored on, on inliers and outliers, and keeps the worst step.",
-        f"- {results.rows[0].n_id} images of each set: the intervals are wide, and small differences are none.",
-        "- Near: CIFAR-100 and Tiny-ImageNet; far: SVHN, Textures and Places. The whole report, with every set,",
+        f"- {results.rows[0].n_id} images of each set: the intervals are wide, and small "
+        "differences are none.",
+        "- Near: CIFAR-100 and Tiny-ImageNet; far: SVHN, Textures and Places. The whole report, "
+        "with every set,",
         "  interval and figure, is `FOLDER/report.html`.",
         "",
     )
     yield "## Findings"
     yield ""
-    yield from (f"- {sentence}" for sentence in summary.sentences(source))
+    yield from (f"- {sentence}" for sentence in summary.sentences(data))
     yield ""
     yield "## Clean against attacked"
     yield ""
     yield "Means over each group, clean and under the strongest of the attacks."
+    yield "AUROC: higher is better, 0.5 is chance; FPR95: lower is better."
     yield ""
-    yield from shown(tables.survival(source))
+    yield from shown(tables.survival(data))
     yield "## AUROC by radius"
     yield ""
-    yield "Both sides attacked; means over each group."
+    yield "Both sides attacked; means over each group. Higher is better, 0.5 is chance."
     yield ""
-    yield from by_radius(source)
+    yield from by_radius(data)
     yield from pictures("auroc-by-radius-linf")
     yield "## Accuracy"
     yield ""
-    yield from shown(tables.accuracies(source))
+    yield "Share of images classified correctly; higher is better."
+    yield ""
+    yield from shown(tables.accuracies(data))
     yield "## Scores"
     yield ""
     yield from pictures("scores-msp", "scores-mahalanobis")
     yield "## Beside the papers"
     yield ""
-    for found in comparison.comparisons(source):
+    for found in comparisons(data):
         yield f"**{found.title}.** {' '.join(found.words)}"
         yield ""
         yield from shown(found.table)
     yield "## Sanity checks"
     yield ""
-    notes = [*summary.caveats(source), *results.warnings]
+    notes = [*summary.caveats(data), *results.warnings]
     yield from [f"- {note}" for note in notes] or ["No alarm."]
     yield from [f"- failed: {one.model}, {one.detector}: {one.error}" for one in results.failures]
     yield ""
@@ -136,26 +145,23 @@ def page(source: Source, options: argparse.Namespace) -> Iterator[str]:
 
 def shown(made: tables.Table) -> list[str]:
     """Return a table without its second lines."""
-    groups = [title for title, span in made.heads for _ in range(span)] or [""] * len(made.columns)
-    heads = [
-        f"{group.replace(': ', ', ')} {title}".strip()
-        for group, (title, _) in zip(groups, made.columns, strict=True)
-    ]
-    return table(heads, [[cell.text for cell in row] for row in made.rows])
+    titles = [title.replace(": ", ", ") for title in made.full_titles()]
+    lines = [[cell.text for cell in row] for row in made.rows]
+    return table(titles, lines)
 
 
-def by_radius(source: Source) -> list[str]:
+def by_radius(data: ReportData) -> list[str]:
     """Return a table of the AUROC at each radius, the clean one first."""
-    radii = sorted({round(row.radius * 255) for row in source.means})
+    radii = sorted({round(row.radius * 255) for row in data.means})
     heads = [
         f"{group}, {f'{radius}/255' if radius else 'clean'}"
-        for group in source.groups
+        for group in data.groups
         for radius in radii
     ]
     lines = []
-    for model in source.models:
-        for detector in source.detectors:
-            found = [source.by_radius(model, detector, group, "Linf") for group in source.groups]
+    for model in data.models:
+        for detector in data.detectors:
+            found = [data.by_radius(model, detector, group, "Linf") for group in data.groups]
             lines.append(
                 [model, detector, *(summary.rate(auroc) for points in found for _, auroc in points)]
             )

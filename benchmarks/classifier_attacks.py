@@ -1,11 +1,11 @@
-"""Robust accuracy of a CIFAR-10 ResNet-20 under our classifier suite and under AutoAttack (pip
-install pyautoattack).
+"""Robust accuracy of a CIFAR-10 ResNet-20 under our classifier suite and under AutoAttack.
 
-    python benchmarks/classifier_attacks.py --weights cifar10_resnet20.th --root ARRAYS --folder
-    runs/classifier_attacks
+    python benchmarks/classifier_attacks.py --weights cifar10_resnet20.th --root ARRAYS \\
+        --folder runs/classifier_attacks
 
-Each member of either suite meets the images that its predecessors left correct. Finished parts are
-kept in `--folder`; stopped at any moment, the same call goes on.
+AutoAttack: pip install pyautoattack. Each member of either suite meets the images that its
+predecessors left correct. Finished parts are kept in `--folder`; stopped at any moment, the same
+call goes on.
 """
 
 from __future__ import annotations
@@ -128,9 +128,10 @@ def write(
         chain: sum(seconds[chain, name] for name in members) for chain, members in chains.items()
     }
     lines = [
-        f"ResNet-20 on the first {count} CIFAR-10 test images, Linf radius {chosen.radius * 255:g}/255. AutoAttack is "
-        "the standard version of pyautoattack 0.2, an implementation independent of ours. PGD takes 20 steps of a "
-        f"quarter of the radius from a random start. Our gradients are in {chosen.precision}.",
+        f"ResNet-20 on the first {count} CIFAR-10 test images, Linf radius "
+        f"{chosen.radius * 255:g}/255. AutoAttack is the standard version of pyautoattack 0.2, "
+        "an implementation independent of ours. PGD takes 20 steps of a quarter of the radius "
+        f"from a random start. Our gradients are in {chosen.precision}.",
         "",
         *table(
             ("attack", "robust accuracy", "seconds"),

@@ -33,9 +33,7 @@ class Clock(Callback):
 
     @classmethod
     def set(cls, rival: Callable[[], object] | None = None, *, processor: bool = False) -> None:
-        """Forget all times; `processor` counts this process's processor time, whatever else the
-        machine does.
-        """
+        """Forget all times; `processor`: count this process's processor time, not wall time."""
         cls.now = staticmethod(time.process_time if processor else time.perf_counter)
         cls.rival, cls.steps, cls.rivals = staticmethod(rival) if rival else None, [], []
 

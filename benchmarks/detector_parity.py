@@ -1,5 +1,4 @@
-"""Every detector against its reference in tests/parity/test_detectors.py, on a CIFAR-10 ResNet-20
-and real images.
+"""Every detector against its reference in tests/parity/test_detectors.py, on real images.
 
 python benchmarks/detector_parity.py --weights cifar10_resnet20.th --root ARRAYS --folder
 runs/detector_parity
@@ -87,14 +86,17 @@ def main() -> None:
     worst = max(part["difference"] for part in found.values())
     unequal = [name for name, part in found.items() if abs(part["ours"] - part["theirs"]) >= 5e-5]
     lines = [
-        f"CIFAR-10 ResNet-20; fitted on {chosen.fit:,} training images (the temperature on {HELD_OUT:,} test images "
-        f"that are not scored); {chosen.limit} test images against {chosen.limit} of {chosen.ood}. Our detectors run "
-        "in float32 on images. The references, pytorch-ood or naive formulas (`tests/parity/test_detectors.py`), run "
-        "in float64 on what the network gives. Where signs of gradients decide (ODIN, input noise, PRO, safe spot), "
-        f"both run the network in float64, on {chosen.moved} images of each set. The difference is the largest of "
-        "all images, relative to the reference's score or to the scores' standard deviation, whichever is larger.",
+        f"CIFAR-10 ResNet-20; fitted on {chosen.fit:,} training images (the temperature on "
+        f"{HELD_OUT:,} test images that are not scored); {chosen.limit} test images against "
+        f"{chosen.limit} of {chosen.ood}. Our detectors run in float32 on images. The "
+        "references, pytorch-ood or naive formulas (`tests/parity/test_detectors.py`), run in "
+        "float64 on what the network gives. Where signs of gradients decide (ODIN, input noise, "
+        f"PRO, safe spot), both run the network in float64, on {chosen.moved} images of each "
+        "set. The difference is the largest of all images, relative to the reference's score or "
+        "to the scores' standard deviation, whichever is larger.",
         "",
-        f"**Largest difference: {worst:.1e}.** AUROCs whose fourth decimal differs: {', '.join(unequal) or 'none'}.",
+        f"**Largest difference: {worst:.1e}.** AUROCs whose fourth decimal differs: "
+        f"{', '.join(unequal) or 'none'}.",
         "",
     ]
     rows = [

@@ -1,8 +1,7 @@
-"""What scoring with many detectors costs besides the network's pass, and what fitting on more
-images costs in memory.
+"""What scoring with many detectors costs in time, and fitting on more images in memory.
 
-    python benchmarks/detector_sharing.py --weights cifar10_resnet20.th --root ARRAYS --folder
-    runs/detector_sharing
+    python benchmarks/detector_sharing.py --weights cifar10_resnet20.th --root ARRAYS \\
+        --folder runs/detector_sharing
 
 About five minutes of one core. Timings and fits that are done are kept in `--folder`.
 """
@@ -32,8 +31,10 @@ from robust_ood.models import outputs
 from robust_ood.modes import evaluating
 
 NAMES = (
-    "msp", "msp-t", "entropy", "gen", "maxlogit", "energy", "oe-score", "kl-matching", "mahalanobis",
-    "relative-mahalanobis", "knn", "vim", "residual", "react", "ash-p", "ash-b", "ash-s", "scale", "dice", "gradnorm",
+    "msp", "msp-t", "entropy", "gen", "maxlogit", "energy", "oe-score", "kl-matching",
+    "mahalanobis",
+    "relative-mahalanobis", "knn", "vim", "residual", "react", "ash-p", "ash-b", "ash-s", "scale",
+    "dice", "gradnorm",
 )  # fmt: skip
 LAYERED = (
     "gram",
@@ -64,9 +65,7 @@ def peak() -> float:
 
 
 def fit_alone(chosen: argparse.Namespace) -> dict[str, float]:
-    """Return the peak memory before and after a fit of all detectors, with a bank of KNN's that
-    both fits fill.
-    """
+    """Return the peak memory before and after a fit of all detectors; both fits fill KNN's bank."""
     net = resnet20(chosen.weights)
     images = loader("cifar10_train", chosen, chosen.fit_alone)
     bare_pass(net, EvaluationLoader(images.images, batch_size=256, limit=512))
@@ -101,9 +100,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def timings(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Return processor seconds: of pairs of a bare pass and one with all scores, and of each score
-    of given outputs.
-    """
+    """Return processor seconds of a bare pass, of one with all scores, and of each score."""
     net = resnet20(chosen.weights)
     ready = {name: detectors.build(name, net) for name in NAMES}
     detectors.fit(
@@ -140,11 +137,12 @@ def main() -> None:
     bare = statistics.median(pair[0] for pair in timed["pairs"])
     ratios = [shared / alone for alone, shared in timed["pairs"]]
     lines = [
-        f"ResNet-20, {chosen.limit:,} images in batches of 256, processor time. A bare forward pass takes {bare:.1f} "
-        f"s. Scoring with all {len(NAMES)} detectors that read logits or features takes "
-        f"**{statistics.median(ratios):.2f} times** as long (median of {len(ratios)} pairs of timings, "
-        f"{min(ratios):.2f} to {max(ratios):.2f}). What each adds, given the pass, in shares of it (KNN has a bank of "
-        f"{max(chosen.fit):,} features):",
+        f"ResNet-20, {chosen.limit:,} images in batches of 256, processor time. A bare forward "
+        f"pass takes {bare:.1f} s. Scoring with all {len(NAMES)} detectors that read logits or "
+        f"features takes **{statistics.median(ratios):.2f} times** as long (median of "
+        f"{len(ratios)} pairs of timings, {min(ratios):.2f} to {max(ratios):.2f}). What each "
+        f"adds, given the pass, in shares of it (KNN has a bank of {max(chosen.fit):,} "
+        "features):",
         "",
         *table(
             ("detector", "share of a pass"),
@@ -153,10 +151,11 @@ def main() -> None:
                 for name, own in sorted(timed["own"].items(), key=lambda item: -item[1])
             ],
         ),
-        f"Fitting all of them together, and {' and '.join(LAYERED)}, raises the process's peak memory by "
-        f"{few['after'] - few['before']:.0f} MiB for {chosen.fit[0]:,} images and by "
-        f"{many['after'] - many['before']:.0f} MiB for {chosen.fit[1]:,} ({many['before']:.0f} MiB before, with data "
-        f"and network loaded). KNN keeps {min(chosen.fit):,} features in both; its memory is that of its `bank_size`.",
+        f"Fitting all of them together, and {' and '.join(LAYERED)}, raises the process's peak "
+        f"memory by {few['after'] - few['before']:.0f} MiB for {chosen.fit[0]:,} images and by "
+        f"{many['after'] - many['before']:.0f} MiB for {chosen.fit[1]:,} ({many['before']:.0f} "
+        f"MiB before, with data and network loaded). KNN keeps {min(chosen.fit):,} features in "
+        "both; its memory is that of its `bank_size`.",
         "",
     ]
     write_page(chosen.output, "Sharing forward passes, and the memory of fitting", lines)

@@ -1,11 +1,9 @@
-"""Every detector of the registry on each network, clean and attacked through its own score, as
-sorted tables.
+"""Every detector of the registry on each network, clean and attacked through its own score.
 
-    python benchmarks/detector_table.py --weights cifar10_resnet20.th --checkpoint ALOE=last.ckpt
-        --root ARRAYS \\
-        --folder runs/detector_table
+    python benchmarks/detector_table.py --weights cifar10_resnet20.th \\
+        --checkpoint ALOE=last.ckpt --root ARRAYS --folder runs/detector_table
 
-Each detector's scores are kept in `--folder` when they are done, and not computed again.
+The tables are sorted. Each detector's scores are saved in `--folder`, and not computed again.
 """
 
 from __future__ import annotations
@@ -35,13 +33,8 @@ ATTACKS = {
 SETTINGS: dict[str, dict[str, Any]] = {"safe-spot": {"method": "fgsm", "attack_steps": 5}}
 LEFT_OUT = ("deep-ensemble", "pro")  # made of several networks; the same as pro-msp
 HELD_OUT = 2000  # the last test images, for the temperature
-DEAR = (
-    "pro-msp",
-    "pro-msp-t",
-    "pro-ent",
-    "pro-gen",
-    "safe-spot",
-)  # many passes a score; measured on half the images
+# Detectors with many passes for each score are measured on half the images.
+DEAR = ("pro-msp", "pro-msp-t", "pro-ent", "pro-gen", "safe-spot")
 
 
 class Sets:
@@ -82,9 +75,7 @@ def fitted(names: list[str], net: nn.Module, sets: Sets) -> dict[str, detectors.
 def measure(
     name: str, get: Callable[[], detectors.Detector], sets: Sets, device: torch.device
 ) -> dict[str, Any]:
-    """Return the detector's scores by attack and set, with inliers and outliers both attacked
-    through it.
-    """
+    """Return the detector's scores by attack and set; both sides are attacked through it."""
     detector, scores = get().to(device), {}
     limit = sets.limit // 2 if name in DEAR else sets.limit
     for label, attack in ATTACKS.items():
@@ -147,13 +138,15 @@ def main() -> None:
 
 def write(chosen: Any, tables: dict[str, dict[str, dict[str, Any]]]) -> None:
     lines = [
-        f"AUROC of CIFAR-10 against the near sets ({', '.join(NEAR)}) and the far ones ({', '.join(FAR)}), means over "
-        f"the sets; the first {chosen.limit} images of CIFAR-10 and {chosen.limit // 2} of each other set, half as "
-        f"many for {', '.join(DEAR)}. Detectors are fitted on {chosen.fit:,} training images, "
-        f"the temperature on the last {HELD_OUT:,} test images, the weights of the layers also on 1,000 auxiliary "
-        "outliers; other settings are the registry's, but the safe spot is searched by S-FGSM and attacked in 5 steps. "
-        "Inliers and outliers are both attacked through the detector's own score, by PGD in Linf: 1/255 with 10 steps "
-        "and 3/255 with 20, random start, step 2.5 radius / steps. Sorted by the mean at 1/255.",
+        f"AUROC of CIFAR-10 against the near sets ({', '.join(NEAR)}) and the far ones "
+        f"({', '.join(FAR)}), means over the sets; the first {chosen.limit} images of CIFAR-10 "
+        f"and {chosen.limit // 2} of each other set, half as many for {', '.join(DEAR)}. "
+        f"Detectors are fitted on {chosen.fit:,} training images, the temperature on the last "
+        f"{HELD_OUT:,} test images, the weights of the layers also on 1,000 auxiliary outliers; "
+        "other settings are the registry's, but the safe spot is searched by S-FGSM and attacked "
+        "in 5 steps. Inliers and outliers are both attacked through the detector's own score, by "
+        "PGD in Linf: 1/255 with 10 steps and 3/255 with 20, random start, step 2.5 radius / "
+        "steps. Sorted by the mean at 1/255.",
         "",
     ]
     header = ("detector", "near, clean", "1/255", "3/255", "far, clean", "1/255", "3/255")

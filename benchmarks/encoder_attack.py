@@ -1,5 +1,4 @@
-"""The OOD attack on encoders: noise that a CIFAR-10 ResNet-20 encodes like photographs, and what
-detectors say of it.
+"""The OOD attack on encoders: noise that a network encodes like photographs.
 
     python benchmarks/encoder_attack.py --config configs/attacks/encoder_resnet20.yaml \
         --weights cifar10_resnet20.th --root ARRAYS --folder runs/encoder_attack
@@ -81,9 +80,7 @@ def pair(
     inliers: Tensor,
     first: int,
 ) -> dict[str, list[float]]:
-    """Match noise images with the inliers, and return the detector's scores and the pairs'
-    errors.
-    """
+    """Match noise images with the inliers; return the detector's scores and the pairs' errors."""
     indices = torch.arange(first, first + len(inliers))
     draws = generators(attack.seed, "encoder attack noise", indices=indices.tolist())
     noise = torch.stack([torch.rand(inliers.shape[1:], generator=draw) for draw in draws])
@@ -126,12 +123,14 @@ def write(chosen: Any, settings: dict[str, Any], found: dict[str, dict[str, list
             )
         )
     lines = [
-        f"ResNet-20, the first {chosen.limit} CIFAR-10 test images, each paired with an image of uniform noise that is "
-        f"moved within an L2 ball of radius {settings['radius']} until the network encodes it like its partner, by "
-        f"Adamax with a learning rate of a hundredth of the radius (`{chosen.config.as_posix()}` says where the "
-        f"settings are from). Detectors are fitted on {chosen.fit:,} training images. AUROC of CIFAR-10 against the "
-        "noise, before and after; the mean absolute percentage error (MAPE) of what was matched, over the pairs (of a "
-        "score, which is one number and may be 0, relative to the largest score of the inliers).",
+        f"ResNet-20, the first {chosen.limit} CIFAR-10 test images, each paired with an image of "
+        f"uniform noise that is moved within an L2 ball of radius {settings['radius']} until the "
+        "network encodes it like its partner, by Adamax with a learning rate of a hundredth of "
+        f"the radius (`{chosen.config.as_posix()}` says where the settings are from). Detectors "
+        f"are fitted on {chosen.fit:,} training images. AUROC of CIFAR-10 against the noise, "
+        "before and after; the mean absolute percentage error (MAPE) of what was matched, over "
+        "the pairs (of a score, which is one number and may be 0, relative to the largest score "
+        "of the inliers).",
         "",
         *table(
             (

@@ -1,5 +1,4 @@
-"""What evaluating costs, in forward passes of the network over the same images: detectors, fitting,
-attacks.
+"""What evaluating costs (detectors, fitting, attacks), in forward passes over the same images.
 
     python benchmarks/evaluation.py --output docs/performance/evaluation.md
 
@@ -70,11 +69,15 @@ def main() -> int:
         lines += [f"## {title}", "", *table(header, rows)]
         if title == "Clean scores":
             passes = typical(seconds[ALL], seconds[PASS])
-            finding = f"**All {len(TIMED)} detectors that read logits or features take {passes:.2f} forward passes.**"
+            finding = (
+                f"**All {len(TIMED)} detectors that read logits or features take {passes:.2f} "
+                "forward passes.**"
+            )
         print("\n".join(lines[-2 - len(rows) :]), flush=True)
     about = (
-        f"WRN-{options.depth}-{options.width}, {options.images} embedded digits at 32 x 32 in one batch; {CLOCK}, in "
-        f"forward passes of the network over the same images, median (range) over {options.rounds} rounds."
+        f"WRN-{options.depth}-{options.width}, {options.images} embedded digits at 32 x 32 in "
+        f"one batch; {CLOCK}, in forward passes of the network over the same images, median "
+        f"(range) over {options.rounds} rounds."
     )
     write_page(options.output, "Evaluation in forward passes", [finding, "", about, "", *lines])
     return 0

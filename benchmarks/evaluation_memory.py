@@ -1,5 +1,4 @@
-"""Peak memory of an evaluation of 10,000 against one of 40,000 images a set, each in a process of
-its own.
+"""Peak memory of evaluations of 10,000 and of 40,000 images a set, in separate processes.
 
     python benchmarks/evaluation_memory.py --output docs/results/evaluation_memory.md
     python benchmarks/evaluation_memory.py --images 500 2000
@@ -71,8 +70,8 @@ def report(counts: list[int], peaks: list[int], seconds: list[float]) -> list[st
         for count, peak, taken in zip(counts, peaks, seconds, strict=True)
     ]
     return [
-        f"Three sets of that many synthetic {_SIZE} x {_SIZE} images, MSP and Energy, clean and under FGSM: the "
-        "largest anonymous memory of the process.",
+        f"Three sets of that many synthetic {_SIZE} x {_SIZE} images, MSP and Energy, clean and "
+        "under FGSM: the largest anonymous memory of the process.",
         "",
         *table(("images a set", "peak, MiB", "against the first", "seconds"), rows),
     ]

@@ -1,9 +1,9 @@
 """Share of images that fool the classifier which detectors take for OOD: the ALOE paper's Table 2.
 
-    python benchmarks/flagged_adversarials.py --weights cifar10_resnet20.th --root ARRAYS --folder
-    runs/flagged
+    python benchmarks/flagged_adversarials.py --weights cifar10_resnet20.th --root ARRAYS \\
+        --folder runs/flagged
 
-Finished parts are kept in `--folder`; the same call goes on.
+Finished parts are kept in `--folder`; the same command continues.
 """
 
 from __future__ import annotations
@@ -66,9 +66,7 @@ def main() -> None:
 
 
 def attacked(net: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the images after the paper's attack, 10 steps at 1/255, and which of them are
-    misclassified.
-    """
+    """Return the images after the paper's attack, 10 steps at 1/255, and which fool the network."""
     pgd = PGD(Linf(1 / 255), steps=10)
     pairs = zip(
         images.split(100), labels.split(100), torch.arange(len(images)).split(100), strict=True
@@ -81,9 +79,7 @@ def attacked(net: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Te
 def measure(
     detector: detectors.Detector, images: Tensor, attacked: Tensor, fooled: Tensor
 ) -> dict[str, Any]:
-    """Return the shares of attacked images below the threshold that accepts 95 % of the clean
-    ones.
-    """
+    """Return the shares of attacked images below the threshold that accepts 95 % of clean ones."""
     with evaluating(detector), torch.no_grad():
         clean, after = (
             torch.cat([detector(x) for x in one.split(100)]) for one in (images, attacked)
@@ -99,10 +95,10 @@ def measure(
 
 def write(chosen: Any, nets: list[str], found: dict[tuple[str, str], dict[str, Any]]) -> None:
     lines = [
-        f"The first {chosen.limit} CIFAR-10 test images after PGD on the classifier's cross-entropy (Linf 1/255, 10 "
-        "steps, as in the paper's Table 2): the share that each detector takes for OOD, at its threshold that accepts "
-        "95 % of the clean images, so that 5 % are flagged anyway. Detectors are fitted on "
-        f"{chosen.fit:,} training images.",
+        f"The first {chosen.limit} CIFAR-10 test images after PGD on the classifier's "
+        "cross-entropy (Linf 1/255, 10 steps, as in the paper's Table 2): the share that each "
+        "detector takes for OOD, at its threshold that accepts 95 % of the clean images, so that "
+        f"5 % are flagged anyway. Detectors are fitted on {chosen.fit:,} training images.",
         "",
     ]
     for net in nets:

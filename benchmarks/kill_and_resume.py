@@ -1,16 +1,15 @@
-"""Kill real training runs with SIGKILL at random moments, resume them, and compare how they end
-with a run never killed.
+"""Kill training runs with SIGKILL at random moments, resume them, and compare the results.
 
-    python benchmarks/kill_and_resume.py --output docs/results/kill_and_resume.md    # 20 kills,
-    about a quarter hour python benchmarks/kill_and_resume.py --processes 1 --loaders memory
-    --trials 1 --kills 2
+    python benchmarks/kill_and_resume.py --output docs/results/kill_and_resume.md
+    python benchmarks/kill_and_resume.py --processes 1 --loaders memory --trials 1 --kills 2
 
-For each number of processes (several: DDP over gloo) and each kind of data (arrays in memory; a
-folder of images with `.npy` outliers read by two workers) one run is left alone. The others run
-`train.py fit`, have their whole process group killed, and continue with `--ckpt_path last`. What
-must agree with the run left alone, bit for bit: every tensor and number of the final checkpoint
-(weights, their average, optimiser, schedule, callbacks), the rows of `metrics.csv` and every
-sampled batch of images in every process. Options that this script does not know go to `train.py`.
+The first command kills 20 times and takes about 15 minutes. For each number of processes (several:
+DDP over gloo) and each kind of data (arrays in memory; a folder of images with `.npy` outliers read
+by two workers) one run is left alone. The others run `train.py fit`, have their whole process group
+killed, and continue with `--ckpt_path last`. What must agree with the run left alone, bit for bit:
+every tensor and number of the final checkpoint (weights, their average, optimiser, schedule,
+callbacks), the rows of `metrics.csv` and every sampled batch of images in every process. Options
+that this script does not know go to `train.py`.
 """
 
 from __future__ import annotations
@@ -72,9 +71,7 @@ SHORT = [
 
 @dataclass(frozen=True)
 class Trial:
-    """One killed run: how it ran, the steps of its newest checkpoints when it was killed, and what
-    differed at the end.
-    """
+    """A killed run: its settings, the newest checkpoint's step at each kill, and what differed."""
 
     processes: int
     loader: str
@@ -139,9 +136,7 @@ def main() -> int:
 
 
 def folder_settings(folder: Path) -> list[str]:
-    """Write the digits as a folder of images with outliers in a `.npy`, and return the options that
-    read them with two workers.
-    """
+    """Write digits as image files and outliers as `.npy`; return the options that read them."""
     digits, outliers = (
         load_set("digits/train", Path(), "train"),
         load_set("photographs/outliers", Path(), "outliers"),
@@ -153,7 +148,8 @@ def folder_settings(folder: Path) -> list[str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
     np.save(folder / "outliers.npy", outliers.read(torch.arange(500)).permute(0, 2, 3, 1).numpy())
-    return ["--data.root", str(folder), "--data.train", "train", "--data.outliers", "outliers.npy", "--data.size", "32",
+    return ["--data.root", str(folder), "--data.train", "train", "--data.outliers", "outliers.npy",
+            "--data.size", "32",
             "--data.workers", "2", "--data.memory_limit", "0", "--trainer.max_epochs", "8",
             "--robust_validation.every_n_epochs", "4"]  # fmt: skip
 
@@ -204,9 +200,7 @@ def run_killed(
     seconds: float,
     moments: random.Random,
 ) -> list[int]:
-    """Run to the end with so many kills, and return the step of the newest checkpoint at each of
-    them.
-    """
+    """Run to the end with so many kills, and return the newest checkpoint's step at each."""
     steps: list[int] = []
     while len(steps) < kills:
         before = written(folder)
@@ -269,9 +263,7 @@ def differing(first: object, second: object, path: str) -> list[str]:
 
 
 def sampled(path: Path) -> dict[str, set[str]]:
-    """Return the digests of each batch; a batch that a resumed run saw again must have given the
-    same one.
-    """
+    """Return the digests of each batch; a batch that was repeated must have the same one."""
     found: dict[str, set[str]] = {}
     for line in path.read_text().splitlines():
         batch, _, digest = line.rpartition(" ")
@@ -306,16 +298,19 @@ def page(trials: list[Trial], held: str, minutes: float) -> str:
     lines = [
         "# Killed and resumed runs",
         "",
-        f"**{same} of {len(trials)} runs, killed {kills} times with SIGKILL, ended as the run never killed.** Compared "
-        "bit for bit: the final checkpoint (weights, their moving average, optimiser, schedule, callbacks; "
-        f"{held.removeprefix('its checkpoint holds ')}), the rows of `metrics.csv` (losses, accuracy, learning rate, "
-        "robust validation), and every sampled batch of images and outliers in every process.",
+        f"**{same} of {len(trials)} runs, killed {kills} times with SIGKILL, ended as the run "
+        "never killed.** Compared bit for bit: the final checkpoint (weights, their moving "
+        "average, optimiser, schedule, callbacks; "
+        f"{held.removeprefix('its checkpoint holds ')}), the rows of `metrics.csv` (losses, "
+        "accuracy, learning rate, robust validation), and every sampled batch of images and "
+        "outliers in every process.",
         "",
         f"- Command: `{command()}` ({minutes:.0f} minutes)",
         f"- Machine: {machine()}",
-        "- ALOE on the embedded digits, WideResNet-10-1, with weight averaging and robust validation, a checkpoint "
-        "every 3 steps; two processes: DDP over gloo. memory: arrays in memory; folder: a folder of images with "
-        "outliers in a `.npy` file, read by 2 workers a process.",
+        "- ALOE on the embedded digits, WideResNet-10-1, with weight averaging and robust "
+        "validation, a checkpoint every 3 steps; two processes: DDP over gloo. memory: arrays in "
+        "memory; folder: a folder of images with outliers in a `.npy` file, read by 2 workers a "
+        "process.",
         "",
         "| processes | loader | newest checkpoint when killed (step) | end |",
         "|---|---|---|---|",

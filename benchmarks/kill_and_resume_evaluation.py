@@ -1,9 +1,8 @@
-"""Kill a real evaluation with SIGKILL at random moments, start it again, and compare how it ends
-with one left alone.
+"""Kill an evaluation with SIGKILL at random moments, restart it, and compare the results.
 
-    python benchmarks/kill_and_resume_evaluation.py --output
-    docs/results/kill_and_resume_evaluation.md python benchmarks/kill_and_resume_evaluation.py
-    --kills 2 --processes 1
+    python benchmarks/kill_and_resume_evaluation.py \\
+        --output docs/results/kill_and_resume_evaluation.md
+    python benchmarks/kill_and_resume_evaluation.py --kills 2 --processes 1
 
 An untrained network, the embedded digits and photographs; `evaluate.py` with four detectors (one of
 them fitted) and two attacks. For each number of processes (several: torchrun), one evaluation is
@@ -104,11 +103,14 @@ def main() -> int:
 
 def report(rows: list[list[object]]) -> list[str]:
     """Return the page's lines."""
-    head = ["processes", "kills", "cells stored at each kill", "cells at the end", "processes that computed some",
-            "cells written twice", "rows", "rows against those of one process left alone"]  # fmt: skip
+    head = ["processes", "kills", "cells stored at each kill", "cells at the end",
+            "processes that computed some",
+            "cells written twice", "rows",
+            "rows against those of one process left alone"]  # fmt: skip
     return [
-        "One evaluation on the embedded digits, killed again and again (all its processes at once) and started again; "
-        "what was stored at a kill must neither be lost nor computed once more.",
+        "One evaluation on the embedded digits, killed again and again (all its processes at "
+        "once) and started again; what was stored at a kill must neither be lost nor computed "
+        "once more.",
         "",
         *table(head, rows),
     ]
@@ -146,9 +148,7 @@ def start(checkpoint: Path, folder: Path, processes: int) -> subprocess.Popen[by
 def run_killed(
     checkpoint: Path, folder: Path, processes: int, kills: int, total: int, moments: random.Random
 ) -> tuple[list[int], int]:
-    """Run to the end with so many kills; return the cells stored at each, and how many of them were
-    written again.
-    """
+    """Run to the end with so many kills; return the cells stored at each, and how many twice."""
     stored: list[int] = []
     before: dict[str, tuple[int, int]] = {}
     rewritten = 0
@@ -175,9 +175,7 @@ def run_killed(
 
 
 def family(pid: int) -> list[int]:
-    """Return a process and its descendants, the launcher first: torchrun gives its workers groups
-    of their own.
-    """
+    """Return a process and its descendants; torchrun's workers have other process groups."""
     listed = subprocess.run(
         ["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True
     ).stdout

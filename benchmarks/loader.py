@@ -1,8 +1,7 @@
-"""Images a second from disk to augmented float batches, and memory: our loaders, and torchvision's
-with a DataLoader.
+"""Images a second and memory, from disk to augmented batches: our loaders and torchvision's.
 
-    python benchmarks/loader.py --output docs/performance/loader.md [--count 50000] [--files 2000]
-    [--workers 2]
+    python benchmarks/loader.py --output docs/performance/loader.md \\
+        [--count 50000] [--files 2000] [--workers 2]
 
 Both kinds on the same images with the same augmentation (crop with padding 4, mirror), batches of
 128, in one run: CIFAR-sized arrays in memory (against `torchvision.datasets.CIFAR10` with its
@@ -101,9 +100,7 @@ def theirs(dataset: Dataset, workers: int) -> Iterable[torch.Tensor]:
 
 
 def run_case(case: str, options: argparse.Namespace) -> dict[str, object]:
-    """Return the images a second of the fastest of some epochs; in a process of its own, which
-    `watched` looks at.
-    """
+    """Return the images a second of the fastest epoch; `watched` observes this process."""
     workers = options.workers if case.endswith("workers") else 0
     if case == "imports alone":
         return {"images_per_second": None}
@@ -145,9 +142,7 @@ def watched(case: str, options: argparse.Namespace) -> dict[str, object]:
 
 
 def held(pid: int) -> int:
-    """Return the proportional set size, in bytes and without file pages, of a process and all that
-    it started.
-    """
+    """Return the proportional set size, in bytes without file pages, , with its children."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -175,14 +170,19 @@ def report(rows: dict[str, dict[str, object]], options: argparse.Namespace) -> l
         for who in ("ours", "torchvision")
     )
     return [
-        f"{options.count} images of 32 x 32 as one array ({options.count * 3072 >> 20} MiB), and {options.files} JPEG",
-        f"files of 288 x 256 read at {SIDE}; random crop with padding 4 and mirror, batches of {BATCH} floats;",
-        f"{options.threads} threads, and {options.workers} worker processes where the case says so. Each case is the",
-        f"fastest of {options.rounds} epochs in a fresh process; memory is that of the process with its workers at its",
+        f"{options.count} images of 32 x 32 as one array ({options.count * 3072 >> 20} MiB), and "
+        f"{options.files} JPEG",
+        f"files of 288 x 256 read at {SIDE}; random crop with padding 4 and mirror, batches of "
+        f"{BATCH} floats;",
+        f"{options.threads} threads, and {options.workers} worker processes where the case says "
+        "so. Each case is the",
+        f"fastest of {options.rounds} epochs in a fresh process; memory is that of the process "
+        "with its workers at its",
         "peak, what they share counted once and libraries left out (PSS without files).",
         "",
         *table(["case", "images a second", "peak memory, MiB", "above the imports, MiB"], body),
-        f"In memory, ours reads {memory:.1f} times as fast as the better of torchvision's (wanted: at least 10, and at",
+        f"In memory, ours reads {memory:.1f} times as fast as the better of torchvision's "
+        "(wanted: at least 10, and at",
         f"least 100,000 images a second); from files {own / other:.2f} times.",
         "",
     ]
@@ -205,7 +205,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if min(options.count, options.files) < BATCH:
-        parser.error(f"--count and --files: at least one batch of {BATCH} is wanted")
+        parser.error(f"--count and --files: at least one batch of {BATCH} is required")
     if options.case:
         print(json.dumps(run_case(options.case, options)))
         return

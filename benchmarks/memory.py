@@ -1,5 +1,4 @@
-"""Peak memory of training steps through `train.py` and in a bare loop of the same mathematics, in
-fresh processes.
+"""Peak memory of training steps through `train.py` and in a bare loop, in fresh processes.
 
     python benchmarks/memory.py --output docs/performance/memory.md
 
@@ -61,8 +60,9 @@ def main() -> int:
         lines = [
             f"**Steps through the whole stack take {found} times the memory of a bare loop's.**",
             "",
-            f"MiB: what a process holds that takes no step (libraries, images, network), and what {STEPS} steps of "
-            f"{options.batch_size} inliers and {2 * options.batch_size} outliers in float32 add at their peak.",
+            "MiB: what a process holds that takes no step (libraries, images, network), and "
+            f"what {STEPS} steps of {options.batch_size} inliers and {2 * options.batch_size} "
+            "outliers in float32 add at their peak.",
             "",
             *table(
                 ("method", "network", "bare, no step", "stack, no step", "bare", "stack", "ratio"),

@@ -113,10 +113,12 @@ def report(
     _, sklearn, other = factors.values()
     clock = "processor time" if options.processor_time else "wall-clock time"
     return [
-        f"**scikit-learn takes {sklearn:.1f} times as long for two of the numbers, torchmetrics {other:.1f} times.**",
+        f"**scikit-learn takes {sklearn:.1f} times as long for two of the numbers, torchmetrics "
+        f"{other:.1f} times.**",
         "",
-        f"AUROC and FPR95 of {options.scores:,} scores, milliseconds ({clock}), median of {options.rounds} calls in "
-        "turn. Ratio: their time / ours, median (range). Difference: the largest of both values, to ours.",
+        f"AUROC and FPR95 of {options.scores:,} scores, milliseconds ({clock}), median of "
+        f"{options.rounds} calls in turn. Ratio: their time / ours, median (range). Difference: "
+        "the largest of both values, to ours.",
         "",
         *table(("", "milliseconds", "ratio", "difference"), rows),
     ]

@@ -1,6 +1,4 @@
-"""A page of results: its tables, and the command that made it, where and when. Every page says it
-in these words.
-"""
+"""A page of results: its tables, and the command that made it, where and when."""
 
 from __future__ import annotations
 
@@ -36,9 +34,7 @@ def write_page(output: Path, title: str, lines: Iterable[str], *libraries: str) 
 
 
 def made_by(*libraries: str) -> str:
-    """Return the line that says how, where and when a page was made, with the libraries it compares
-    with.
-    """
+    """Return how, where and when a page was made, with the libraries that it compares with."""
     return f"Made by `{command()}` on {machine(*libraries)}."
 
 
@@ -66,9 +62,7 @@ def _without_path(option: str, value: str) -> str:
 
 
 def machine(*libraries: str) -> str:
-    """Return the processor's name, where the system tells it, cores and threads, versions and the
-    date.
-    """
+    """Return the processor's name (if known), cores, threads, versions and the date."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,5 +1,4 @@
-"""PGD by this package, by other libraries and by a hand-written loop: same network, steps and
-start, in one run.
+"""PGD by this package, by other libraries and by a hand-written loop, on equal terms.
 
     python benchmarks/pgd.py --output docs/performance/pgd.md
 
@@ -60,11 +59,12 @@ def main() -> int:
     )
     options = parser.parse_args()
     lines = [
-        f"{options.steps} steps of 2/255 within Linf 8/255 from the clean image, on {options.batch_size} embedded "
-        f"digits at 32 x 32; median (range) over {options.rounds} rounds, {CLOCK}. The bare loop is `bare` in the "
-        "script: float32, gradients of the images only, images in the usual memory layout (NCHW). The default path is "
-        "`misclassify(net, images, labels, PGD(...))`: it also scores the clean and the found images in float32 and "
-        "keeps the worst, which none of the others does.",
+        f"{options.steps} steps of 2/255 within Linf 8/255 from the clean image, on "
+        f"{options.batch_size} embedded digits at 32 x 32; median (range) over {options.rounds} "
+        f"rounds, {CLOCK}. The bare loop is `bare` in the script: float32, gradients of the "
+        "images only, images in the usual memory layout (NCHW). The default path is "
+        "`misclassify(net, images, labels, PGD(...))`: it also scores the clean and the found "
+        "images in float32 and keeps the worst, which none of the others does.",
         "",
     ]
     findings: list[str] = []
@@ -86,13 +86,14 @@ def main() -> int:
         others = [label for label in LIBRARIES if label in seconds]
         beaten = ", ".join(f"{label} {ratio(seconds[label], default)}" for label in others)
         lines += [
-            f"The default path's gradients are {resolve('auto', images, net)} here. How many times as long as the "
-            f"default path: {beaten}. As the default path in float32: "
+            f"The default path's gradients are {resolve('auto', images, net)} here. How many "
+            f"times as long as the default path: {beaten}. As the default path in float32: "
             + ", ".join(
                 f"{label} {ratio(seconds[label], seconds['default path, float32'])}"
                 for label in others
             )
-            + ". As the bare loop in bfloat16, which scores nothing and so bounds what any default can reach: "
+            + ". As the bare loop in bfloat16, which scores nothing and so bounds what any default "
+            "can reach: "
             + ", ".join(f"{label} {ratio(seconds[label], seconds[FASTEST])}" for label in others)
             + ".",
             "",
@@ -203,7 +204,10 @@ def finding(name: str, seconds: dict[str, list[float]]) -> str:
         if label in seconds and (factor := typical(seconds[label], seconds["default path"]))
     ]
     engine = typical(seconds["minimize"], seconds["bare loop"])
-    return f"On {name}, the default path is {', '.join(faster)}; the engine takes {engine:.2f} of the bare loop's time"
+    return (
+        f"On {name}, the default path is {', '.join(faster)}; the engine takes {engine:.2f} of the "
+        "bare loop's time"
+    )
 
 
 def row(

@@ -1,5 +1,4 @@
-"""Train ALOE and S-FGSM+ADV on the embedded digits in float32 and in bfloat16, attack both, and
-compare.
+"""Train ALOE and S-FGSM+ADV on the digits in float32 and in bfloat16, attack and compare.
 
     python benchmarks/precision.py --output docs/results/precision.md
 
@@ -46,12 +45,16 @@ def main() -> int:
             for name, precision in PRECISIONS.items():
                 folder = (options.folder / f"{config}-{name}-{seed}").resolve()
                 if not (folder / "results.json").exists():
-                    run("train.py", "fit", "-c", f"configs/experiments/{config}.yaml", "--trainer.precision", precision,
+                    run("train.py", "fit", "-c", f"configs/experiments/{config}.yaml",
+                        "--trainer.precision", precision,
                         "--seed_everything", str(seed), "--trainer.max_epochs", str(options.epochs),
                         "--guards.limit", "0", "--output", str(folder))  # fmt: skip
-                    run("evaluate.py", "-c", "configs/evaluate/quickstart.yaml", "--limit", str(options.limit),
-                        "--attacks", ATTACK, "--detectors", "[msp]", "--checks", "false", "--name", name,
-                        "--checkpoint", str(folder / "last.ckpt"), "--output", str(folder))  # fmt: skip
+                    run("evaluate.py", "-c", "configs/evaluate/quickstart.yaml",
+                        "--limit", str(options.limit),
+                        "--attacks", ATTACK, "--detectors", "[msp]", "--checks", "false",
+                        "--name", name,
+                        "--checkpoint", str(folder / "last.ckpt"),
+                        "--output", str(folder))  # fmt: skip
                 found[method, seed, name] = Results.read(folder)
     lost = {
         (method, seed): robust(found[method, seed, "float32"])
@@ -89,15 +92,16 @@ def page(
     lines = [
         "# Training in bfloat16 against float32",
         "",
-        f"WideResNet-10-1 on the embedded digits, {options.epochs} epochs, training attacks of Linf 16/255; evaluated "
-        f"in float32 with MSP on {options.limit} digits against {options.limit} patches of a photograph, both attacked "
-        "through the score: Linf 16/255, 10 steps. A loss of at most 2 points of robust AUROC is allowed.",
+        f"WideResNet-10-1 on the embedded digits, {options.epochs} epochs, training attacks of "
+        f"Linf 16/255; evaluated in float32 with MSP on {options.limit} digits against "
+        f"{options.limit} patches of a photograph, both attacked through the score: Linf 16/255, "
+        "10 steps. A loss of at most 2 points of robust AUROC is allowed.",
         "",
         f"- Command: `{command()}`",
         f"- Machine: {machine()}",
         "",
-        "| method | seed | AUROC clean, float32 | bfloat16 | AUROC both attacked, float32 | bfloat16 | lost (points) | "
-        "PGD accuracy, float32 | bfloat16 |",
+        "| method | seed | AUROC clean, float32 | bfloat16 | AUROC both attacked, float32 | "
+        "bfloat16 | lost (points) | PGD accuracy, float32 | bfloat16 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for (method, seed), loss in lost.items():

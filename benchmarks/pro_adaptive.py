@@ -1,11 +1,10 @@
-"""PRO under an attacker who knows it: clean, attacked through MSP, attacked through PRO, beside the
-scores inside it.
+"""PRO under an attacker who knows it, beside the scores that it is made of.
 
-    python benchmarks/pro_adaptive.py --weights cifar10_resnet20.th --checkpoint ALOE=last.ckpt
-        --root ARRAYS \\
-        --folder runs/pro_adaptive
+    python benchmarks/pro_adaptive.py --weights cifar10_resnet20.th --checkpoint ALOE=last.ckpt \\
+        --root ARRAYS --folder runs/pro_adaptive
 
-Scores of each detector, attack and set are kept in `--folder` when they are done.
+Clean, attacked through MSP and attacked through PRO. The scores of each detector, attack and set
+are saved in `--folder` and not computed again.
 """
 
 from __future__ import annotations
@@ -102,12 +101,13 @@ def write(
         return f"{sum(areas) / len(areas):.3f}"
 
     lines = [
-        f"The first {chosen.limit} images of each set; AUROC of CIFAR-10 against the near sets ({', '.join(NEAR)}) and "
-        f"the far ones ({', '.join(FAR)}), means. PRO takes 3 steps of 0.001. Inliers and outliers are both attacked, "
-        f"by PGD in Linf with {chosen.steps} steps from a random start: through MSP, as one who does not know the "
-        "detector would, its images handed over as they are; or through the detector itself, where each step "
-        "differentiates the score at the point that PRO moves the image to (and, in a second run, the score without "
-        "PRO), and the true score chooses among all iterates.",
+        f"The first {chosen.limit} images of each set; AUROC of CIFAR-10 against the near sets "
+        f"({', '.join(NEAR)}) and the far ones ({', '.join(FAR)}), means. PRO takes 3 steps of "
+        f"0.001. Inliers and outliers are both attacked, by PGD in Linf with {chosen.steps} "
+        "steps from a random start: through MSP, as one who does not know the detector would, "
+        "its images handed over as they are; or through the detector itself, where each step "
+        "differentiates the score at the point that PRO moves the image to (and, in a second "
+        "run, the score without PRO), and the true score chooses among all iterates.",
         "",
     ]
     for net in nets:

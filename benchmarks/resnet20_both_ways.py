@@ -1,8 +1,7 @@
-"""Evaluate public ResNet-20 weights twice: as a user's own class by its path, and as our own
-ResNet-20.
+"""Evaluate public ResNet-20 weights twice: as a user's class by its path, and as our ResNet-20.
 
-    python benchmarks/resnet20_both_ways.py --weights cifar10_resnet20.th --root ARRAYS --output
-    PAGE
+    python benchmarks/resnet20_both_ways.py --weights cifar10_resnet20.th --root ARRAYS \\
+        --output PAGE
 
 Both ways go through the real `evaluate.py` on the same CIFAR-10 images and near and far arrays. The
 command ends with an error unless accuracy, every rate of every row and every single score are the
@@ -62,7 +61,8 @@ def evaluated(name: str, way: list[str], options: argparse.Namespace) -> dict[st
     """Return the results of one run of `evaluate.py`, in the folder of the user's own file."""
     output = options.folder.resolve() / name.replace(" ", "-")
     arguments = [
-        *way, "-c", ROOT / "configs/data/cifar10_arrays.yaml", "--data.root", options.root.resolve(),
+        *way, "-c", ROOT / "configs/data/cifar10_arrays.yaml",
+        "--data.root", options.root.resolve(),
         "--checkpoint", options.weights.resolve(), "--output", output, "--name", name,
         "--detectors", f"[{', '.join(DETECTORS)}]", "--attacks", "[]", "--device", "cpu",
         "--figures", "false", "--report", "false",
@@ -82,7 +82,8 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
             differing.append(f"{part}: {len(first[part])} and {len(second[part])} of them")
         for one, other in zip(first[part], second[part], strict=False):
             differing += [
-                f"{part} {one['id']} {one.get('detector', '')} {one.get('ood', '')} {field}: {value}, {other[field]}"
+                f"{part} {one['id']} {one.get('detector', '')} {one.get('ood', '')} {field}: "
+                f"{value}, {other[field]}"
                 for field, value in one.items()
                 if field not in ("model", "seconds") and value != other[field]
             ]
@@ -125,10 +126,13 @@ def report(found: dict[str, dict[str, Any]], differing: list[str]) -> list[str]:
                 *(f"{auroc[ood]:.4f}" for ood in NEAR + FAR),
             ]
         )
-    same = f"Detectors {', '.join(DETECTORS)}: every rate and every single score is the same both ways."
+    detectors = ", ".join(DETECTORS)
+    same = f"Detectors {detectors}: every rate and every single score is the same both ways."
     return [
-        "The weights of a CIFAR-10 ResNet-20 through `evaluate.py`: as a class of a user's own file with the names of",
-        "the weights (`--net Wrapped --net.module their_resnet20.ResNet20`), and as our `ThinResNet`, whose names the",
+        "The weights of a CIFAR-10 ResNet-20 through `evaluate.py`: as a class of a user's own "
+        "file with the names of",
+        "the weights (`--net Wrapped --net.module their_resnet20.ResNet20`), and as our "
+        "`ThinResNet`, whose names the",
         "key map `resnet20` gives. The AUROC is that of MSP on clean images.",
         "",
         *table(["way", "images", "accuracy", *NEAR, *FAR], rows),

@@ -17,18 +17,14 @@ CLOCK = (
 
 
 def now() -> float:
-    """Return seconds: of this process's one thread on the CPU, which other processes hardly
-    disturb, or of the wall.
-    """
+    """Return processor seconds for one CPU thread (others hardly disturb it), else wall time."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.process_time() if CLOCK == "processor time" else time.perf_counter()
 
 
 def interleaved(contestants: Contestants, rounds: int) -> dict[str, list[float]]:
-    """Return the seconds that each took in each round; a first round warms up. The order turns from
-    round to round.
-    """
+    """Return the seconds of each in each round, after a warm-up; the order rotates."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     names = list(contestants)
     for turn in range(rounds + 1):
@@ -41,9 +37,7 @@ def interleaved(contestants: Contestants, rounds: int) -> dict[str, list[float]]
 
 
 def ratio(seconds: Sequence[float], others: Sequence[float]) -> str:
-    """Return the median over the rounds of how many times as long something took as another, and
-    the range.
-    """
+    """Return the median, over the rounds, of the ratio of two durations, and its range."""
     ratios = [own / other for own, other in zip(seconds, others, strict=True)]
     return f"{typical(seconds, others):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
 

@@ -1,11 +1,9 @@
-"""Accuracy on safe spots and under attack around them: the columns of the safe spots paper's Table
-1.
+"""Accuracy on safe spots and under attack around them, as in the safe spots paper's Table 1.
 
-    python benchmarks/safe_spot_accuracy.py --weights cifar10_resnet20.th --checkpoint
-        S-FGSM+ADV=last.ckpt \\
-        --root ARRAYS --folder runs/safe_spot_accuracy
+    python benchmarks/safe_spot_accuracy.py --weights cifar10_resnet20.th \\
+        --checkpoint S-FGSM+ADV=last.ckpt --root ARRAYS --folder runs/safe_spot_accuracy
 
-Finished batches are kept in `--folder`; the same call goes on.
+Finished batches are saved in `--folder`; the same command continues.
 """
 
 from __future__ import annotations
@@ -72,14 +70,10 @@ def measure(
     radius: float,
     method: Any,
 ) -> dict[str, int]:
-    """Return how many images are classified correctly as the defender leaves them and after the
-    attack on them.
-    """
-    spots = (
-        images
-        if method is None
-        else safe_spots.search(net, images, radius, norm, method, indices=indices)
-    )
+    """Return how many images are right on their safe spots and after the attack on these."""
+    spots = images
+    if method is not None:
+        spots = safe_spots.search(net, images, radius, norm, method, indices=indices)
     attacked = safe_spots.attack(net, spots, labels, radius, norm, indices=indices)
     with torch.no_grad():
         clean, after = (net(x).argmax(1) == labels for x in (spots, attacked))
@@ -99,10 +93,11 @@ def write(
         )  # type: ignore[index]
 
     lines = [
-        f"The first {chosen.limit} CIFAR-10 test images. The defender moves each image towards a safe spot of its "
-        "predicted class within the radius (S-FGSM, S-PGD and S-Full as in the paper, `robust_ood.safe_spots`), then "
-        "the attacker moves it within the same radius again: PGD on the true label, 20 steps of a quarter of the "
-        "radius, random start. Shown: accuracy before / after the attack.",
+        f"The first {chosen.limit} CIFAR-10 test images. The defender moves each image towards a "
+        "safe spot of its predicted class within the radius (S-FGSM, S-PGD and S-Full as in the "
+        "paper, `robust_ood.safe_spots`), then the attacker moves it within the same radius "
+        "again: PGD on the true label, 20 steps of a quarter of the radius, random start. Shown: "
+        "accuracy before / after the attack.",
         "",
     ]
     for norm, radius in radii.items():

@@ -1,6 +1,4 @@
-"""A callback that notes a digest of every training batch, so that two runs' sampled images can be
-compared.
-"""
+"""A callback that logs a digest of every training batch, to compare the images of two runs."""
 
 from __future__ import annotations
 
@@ -14,9 +12,7 @@ from robust_ood.data import Batch
 
 
 class SampledImages(Callback):
-    """Appends `epoch step digest` to `sampled-RANK.txt` in the run's folder, for the batch as the
-    method gets it.
-    """
+    """Appends `epoch step digest` of each batch to `sampled-RANK.txt` in the run's folder."""
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Batch, *_: Any

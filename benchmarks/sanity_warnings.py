@@ -1,10 +1,10 @@
-"""What the sanity checks say of every detector of the registry on a CIFAR-10 ResNet-20: of healthy
-ones, nothing.
+"""What the sanity checks say of every detector of the registry on a CIFAR-10 ResNet-20.
 
-    python benchmarks/sanity_warnings.py --weights cifar10_resnet20.th --root ARRAYS --folder
-    runs/sanity
+    python benchmarks/sanity_warnings.py --weights cifar10_resnet20.th --root ARRAYS \\
+        --folder runs/sanity
 
-Finished detectors are kept in `--folder`; the same call goes on.
+Of healthy detectors they say nothing. Finished detectors are saved in `--folder`; the same command
+continues.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def main() -> None:
         found[name] = parts(name, partial(measure, detector, inliers, outliers))
     silent = [name for name, part in found.items() if not part["warnings"]]
     lines = [
-        f"ResNet-20, {chosen.limit} images of CIFAR-10 and of SVHN, the checks of `robust_ood.evaluation.sanity` for "
-        f"numbers reported under PGD with {', '.join(REPORTED)}; detectors fitted on {chosen.fit:,} training images.",
+        f"ResNet-20, {chosen.limit} images of CIFAR-10 and of SVHN, the checks of "
+        "`robust_ood.evaluation.sanity` for numbers reported under PGD with "
+        f"{', '.join(REPORTED)}; detectors fitted on {chosen.fit:,} training images.",
         "",
         f"No warning: {', '.join(silent) or 'none'}.",
         "",

@@ -1,5 +1,4 @@
-"""Start-up: what `import robust_ood` and the commands' help cost beyond the libraries they stand
-on.
+"""Start-up: what `import robust_ood` and the commands' help cost beyond their libraries.
 
     python benchmarks/startup.py --output docs/performance/startup.md
 
@@ -20,7 +19,10 @@ from pathlib import Path
 from page import ROOT, table, write_page
 
 LIBRARIES = ("-c", "import torch, pytorch_lightning")
-EVERYTHING = "import torch, pytorch_lightning, robust_ood; [getattr(robust_ood, name) for name in robust_ood.__all__]"
+EVERYTHING = (
+    "import torch, pytorch_lightning, robust_ood; "
+    "[getattr(robust_ood, name) for name in robust_ood.__all__]"
+)
 CALLS = {
     "import torch, pytorch_lightning": LIBRARIES,
     "the same and import robust_ood": ("-c", "import torch, pytorch_lightning, robust_ood"),
@@ -30,7 +32,8 @@ CALLS = {
     "python train.py fit --help": ("train.py", "fit", "--help"),
 }
 ALLOWED = {
-    "the same and import robust_ood": 0.3, "python train.py --help": 2.0, "python evaluate.py --help": 2.0,
+    "the same and import robust_ood": 0.3, "python train.py --help": 2.0,
+    "python evaluate.py --help": 2.0,
 }  # fmt: skip
 
 
@@ -65,8 +68,9 @@ def main() -> int:
     if options.output:
         clock = "processor time" if options.processor_time else "wall-clock time"
         lines = [
-            f"Seconds of a fresh interpreter ({clock}), median of {options.rounds} (range); the calls take turns. "
-            "Beyond: median difference to the first line's call of the same turn.",
+            f"Seconds of a fresh interpreter ({clock}), median of {options.rounds} (range); the "
+            "calls take turns. Beyond: median difference to the first line's call of the same "
+            "turn.",
             "",
             *table(("call", "seconds", "beyond the libraries", "allowed"), rows),
         ]
@@ -75,9 +79,7 @@ def main() -> int:
 
 
 def seconds(arguments: tuple[str, ...], processor: bool) -> float:
-    """Return the wall-clock or processor time of a fresh interpreter that is given these
-    arguments.
-    """
+    """Return the wall or processor time of a fresh interpreter with these arguments."""
     begin, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(

@@ -1,12 +1,11 @@
-"""Every detector of the registry under the standard suite and under each of its members, on a
-CIFAR-10 ResNet-20.
+"""Every detector of the registry under the standard suite and under each of its members.
 
-    python benchmarks/suite_table.py --weights cifar10_resnet20.th --root ARRAYS --folder
-    runs/suite_table
+    python benchmarks/suite_table.py --weights cifar10_resnet20.th --root ARRAYS \\
+        --folder runs/suite_table
 
-AUROC of CIFAR-10 against CIFAR-100 and SVHN, half each, with both sides attacked; the ALOE paper's
-attacks as published stand beside them. Each detector's numbers are kept in `--folder` when they are
-done.
+On a CIFAR-10 ResNet-20: AUROC of CIFAR-10 against CIFAR-100 and SVHN, half each, with both sides
+attacked, beside the ALOE paper's attacks as published. Each detector's numbers are saved in
+`--folder`.
 """
 
 from __future__ import annotations
@@ -55,9 +54,7 @@ def main() -> None:
 def measure(
     detector: detectors.Detector, inliers: Tensor, outliers: Tensor, radius: float
 ) -> dict[str, Any]:
-    """Return the AUROC clean, under each member, under the suite and under the published attacks,
-    and the wins.
-    """
+    """Return the AUROCs (clean, each member, the suite, the published attacks) and the wins."""
     low, high = under(detector, inliers, radius, 1), under(detector, outliers, radius, -1)
     # A member that has nothing against one side leaves it clean.
     names = list(dict.fromkeys([*low, *high]))
@@ -109,10 +106,12 @@ def write(chosen: Any, found: dict[str, dict[str, Any]]) -> None:
     ]
     order = sorted(found, key=lambda name: -found[name]["auroc"]["suite"])
     lines = [
-        f"ResNet-20, {chosen.limit} CIFAR-10 test images against {chosen.limit // 2} each of CIFAR-100 and SVHN, both "
-        f"sides attacked in Linf with radius {chosen.radius * 255:g}/255; detectors fitted on {chosen.fit:,} training "
-        "images. AUROC under the ALOE paper's attacks as published (transferred), under each member of the standard "
-        "suite (own restarts, the clean image kept where nothing is worse) and under the suite. Sorted by the last.",
+        f"ResNet-20, {chosen.limit} CIFAR-10 test images against {chosen.limit // 2} each of "
+        "CIFAR-100 and SVHN, both sides attacked in Linf with radius "
+        f"{chosen.radius * 255:g}/255; detectors fitted on {chosen.fit:,} training images. AUROC "
+        "under the ALOE paper's attacks as published (transferred), under each member of the "
+        "standard suite (own restarts, the clean image kept where nothing is worse) and under "
+        "the suite. Sorted by the last.",
         "",
         "No attack of the table is stronger than the suite on any detector."
         if not weaker
@@ -125,7 +124,8 @@ def write(chosen: Any, found: dict[str, dict[str, Any]]) -> None:
                 for name in order
             ],
         ),
-        "Which member found the kept image, inliers + outliers (of equals, the first member counts):",
+        "Which member found the kept image, inliers + outliers (of equals, the first member "
+        "counts):",
         "",
         *table(
             ("detector", "clean", *members),
@@ -133,7 +133,8 @@ def write(chosen: Any, found: dict[str, dict[str, Any]]) -> None:
                 (
                     name,
                     *(
-                        f"{found[name]['wins']['in'].get(member, 0)} + {found[name]['wins']['out'].get(member, 0)}"
+                        f"{found[name]['wins']['in'].get(member, 0)} + "
+                        f"{found[name]['wins']['out'].get(member, 0)}"
                         for member in ("clean", *members)
                     ),
                 )

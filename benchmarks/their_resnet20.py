@@ -1,5 +1,4 @@
-"""A network as a user brings it: CIFAR ResNet-20 (He et al. 2016) under the layer names of the
-widespread weights.
+"""A user's network: CIFAR ResNet-20 (He et al. 2016) with the layer names of public weights.
 
 It knows nothing of this project and wants normalised images, as such code usually does.
 """

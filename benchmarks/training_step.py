@@ -1,5 +1,4 @@
-"""Time of a training step through `train.py` and in a bare hand-written loop of the same
-mathematics, step by step.
+"""Time of a training step through `train.py` and in a bare loop of the same mathematics.
 
     python benchmarks/training_step.py --output docs/performance/training_step.md
     python benchmarks/training_step.py --all --device cuda
@@ -25,7 +24,8 @@ from page import table, write_page
 from robust_ood.cli import train
 
 USUAL = (
-    "standard:WRN-16-2", "oe:WRN-16-2", "adv:WRN-16-2", "aoe:WRN-16-2", "aloe:WRN-10-1", "aloe:WRN-16-2",
+    "standard:WRN-16-2", "oe:WRN-16-2", "adv:WRN-16-2", "aoe:WRN-16-2", "aloe:WRN-10-1",
+    "aloe:WRN-16-2",
     "aloe:WRN-40-2", "aloe:DenseNet-BC-100-12",
 )  # fmt: skip
 WARM_UP = 3  # steps that allocate memory and choose kernels
@@ -107,13 +107,15 @@ def report(rows: list[list[str]], options: argparse.Namespace) -> list[str]:
     aloe = [f"{row[5].split()[0]} ({row[1]}, {row[2]})" for row in rows if row[0] == "aloe"]
     clock = "processor time" if options.processor_time else "wall-clock time"
     return [
-        f"**A step of ALOE through the whole stack takes {', '.join(aloe)} times as long as in a bare loop.**",
+        f"**A step of ALOE through the whole stack takes {', '.join(aloe)} times as long as in a "
+        "bare loop.**",
         "",
-        f"Milliseconds a step ({clock}) on {options.batch_size} inliers and {2 * options.batch_size} outliers, where "
-        f"the method has them; attacks of {STEPS} steps from a random start. The stack is `train.py fit` with "
-        "Lightning, loader, augmentation, callbacks, progress bar and logging; the bare loop is "
-        f"`benchmarks/bare_loop.py`. Ratio: stack / bare loop, median of {options.steps} neighbouring steps "
-        f"(quartiles). Last column: how many times faster than in {options.precisions[0]} the stack is.",
+        f"Milliseconds a step ({clock}) on {options.batch_size} inliers and "
+        f"{2 * options.batch_size} outliers, where the method has them; attacks of {STEPS} steps "
+        "from a random start. The stack is `train.py fit` with Lightning, loader, augmentation, "
+        "callbacks, progress bar and logging; the bare loop is `benchmarks/bare_loop.py`. "
+        f"Ratio: stack / bare loop, median of {options.steps} neighbouring steps (quartiles). "
+        f"Last column: how many times faster than in {options.precisions[0]} the stack is.",
         "",
         *table(("method", "network", "precision", "bare", "stack", "ratio", "faster"), rows),
     ]

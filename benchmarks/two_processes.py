@@ -1,5 +1,4 @@
-"""A training step in two processes (DDP, gloo) against one process, with the same images in a step
-and the same cores.
+"""A training step in two processes (DDP, gloo) and in one, with equal images and cores.
 
     python benchmarks/two_processes.py --output docs/performance/two_processes.md
 
@@ -51,11 +50,12 @@ def main() -> None:
     if options.output:
         found = ", ".join(f"{row[4].split()[0]} ({row[0]}, {row[1]})" for row in rows)
         lines = [
-            f"**A step in two processes takes {found} times as long as in one that uses both cores.**",
+            f"**A step in two processes takes {found} times as long as in one that uses both "
+            "cores.**",
             "",
-            f"Milliseconds a step of {options.batch_size} inliers and {2 * options.batch_size} outliers through "
-            f"`train.py`, float32: median of {options.steps} steps, then of {options.rounds} runs in turn. Ratio: two "
-            "processes / one process, median (range).",
+            f"Milliseconds a step of {options.batch_size} inliers and {2 * options.batch_size} "
+            f"outliers through `train.py`, float32: median of {options.steps} steps, then of "
+            f"{options.rounds} runs in turn. Ratio: two processes / one process, median (range).",
             "",
             *table(("method", "network", "one process", "two processes", "ratio"), rows),
         ]

@@ -1,6 +1,4 @@
-"""What the scripts on given networks and arrays share: both, and parts that are not computed
-twice.
-"""
+"""What the scripts share: networks, arrays, and results that are not computed twice."""
 
 from __future__ import annotations
 
@@ -36,7 +34,7 @@ def parser(doc: str | None, *, limit: int, output: str) -> argparse.ArgumentPars
         "--folder",
         type=Path,
         required=True,
-        help="where finished parts are kept; the same call goes on",
+        help="where finished parts are kept; the same command continues",
     )
     made.add_argument("--output", type=Path, default=Path(output), help="Markdown page to write")
     made.add_argument("--limit", type=int, default=limit, help="images of each set")
@@ -52,9 +50,7 @@ def resnet20(weights: Path) -> nn.Module:
 
 
 def networks(options: argparse.Namespace) -> dict[str, nn.Module]:
-    """Return the ResNet-20 of `--weights` and the networks of each `--checkpoint NAME=PATH`, on
-    `--device`.
-    """
+    """Return the networks of `--weights` and of each `--checkpoint NAME=PATH`, on `--device`."""
     found = {"ResNet-20": resnet20(options.weights)} if options.weights else {}
     for given in getattr(options, "checkpoint", None) or []:
         name, _, path = given.partition("=")
@@ -70,9 +66,7 @@ def networks(options: argparse.Namespace) -> dict[str, nn.Module]:
 def images_of(
     spec: str, root: Path, limit: int, device: str = "cpu", first: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Return the images `(N, 3, 32, 32)` in [0, 1] and labels `(N,)` of a set, `limit` of them from
-    `first` on.
-    """
+    """Return `limit` images `(N, 3, 32, 32)` in [0, 1] and labels `(N,)`, from `first` on."""
     chosen = load_set(spec, root)
     indices = torch.arange(first, min(first + limit, len(chosen)))
     images = to_float(chosen.read(indices)).contiguous(memory_format=torch.channels_last)
@@ -95,14 +89,13 @@ class Parts:
         path = folder / "settings.json"
         if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(settings)):
             raise SystemExit(
-                f"--folder: {folder} holds parts made under other settings; give another or delete it"
+                f"--folder: {folder} holds parts made under other settings; give another or "
+                "delete it"
             )
         replace_file(path, json.dumps(settings, indent=1))
 
     def __call__(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return the part of that name, with the `seconds` it took; `make` makes it where it is not
-        there yet.
-        """
+        """Return the part of that name, with the `seconds` it took; `make` computes it."""
         path = self.folder / f"{name}.json"
         self.seen += 1
         if path.exists():
@@ -115,7 +108,8 @@ class Parts:
         self.made += 1
         left = (time.perf_counter() - self.begin) / self.made * (self.total - self.seen)
         print(
-            f"[{self.seen}/{self.total}] {name}: {part['seconds']:.0f} s, about {left / 60:.0f} min left",
+            f"[{self.seen}/{self.total}] {name}: {part['seconds']:.0f} s, about {left / 60:.0f} "
+            "min left",
             flush=True,
         )
         return part

@@ -16,13 +16,13 @@ def parser() -> CommandParser:
     """Return the parser of the report command."""
     parser = CommandParser(
         prog="robust-ood report",
-        description="Write one HTML page, figures and their data, over folders of results.",
+        description="Write an HTML page, figures and their data from folders of results.",
     )
     parser.add_argument(
         "results",
         type=Path,
         nargs="+",
-        help="folders of results.json; their models stand side by side",
+        help="folders with a results.json; the page shows their models side by side",
     )
     parser.add_argument(
         "--output",
@@ -44,9 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     config = parse(parser(), arguments)
     for folder in config.results:
         if not folder.is_dir():
-            raise UserError(
-                f"results: {folder} is no folder; folders with a results.json are wanted"
-            )
+            raise UserError(f"results: {folder} is no folder; expected folders with a results.json")
     output = config.output or config.results[0] / "report.html"
     check_writable(output.parent)
     print(f"wrote {write_report(config.results, output, tensorboard=config.tensorboard)}")

@@ -1,16 +1,15 @@
-"""How well scores separate in-distribution (ID) from out-of-distribution (OOD) images: exact over
-all thresholds.
+"""How well scores separate in-distribution (ID) from out-of-distribution (OOD) images.
 
-Scores are one-dimensional float tensors of any range, **higher = more in-distribution**; they are
-only ever compared. An image is *accepted* as in-distribution when its score is at least the
-threshold. Every value is a fraction in [0, 1] computed from integer counts on the CPU, so it
-depends neither on the device, nor on the order of the scores, nor on a strictly increasing
-transformation of them.
+All metrics are exact over all thresholds. Scores are one-dimensional float tensors of any range,
+**higher = more in-distribution**; they are only ever compared. An image is *accepted* as
+in-distribution when its score is at least the threshold. Every value is a fraction in [0, 1]
+computed from integer counts on the CPU, so it depends neither on the device, nor on the order of
+the scores, nor on a strictly increasing transformation of them.
 
 Published tables differ in which class they call positive. Here each name fixes it:
 
-- `auroc`: the chance that an ID score exceeds an OOD score, ties counted half; the same whichever
-  class is positive.
+- `auroc`: the probability that an ID score exceeds an OOD score, ties counted half; the same
+  whichever class is positive.
 - `aupr_in`: average precision, **ID positive**, ranked by the score.
 - `aupr_out`: average precision, **OOD positive**, ranked by the negated score.
 - `fpr95`: share of OOD accepted when at least 95 % of ID is accepted; **ID positive** (ODIN, ALOE).

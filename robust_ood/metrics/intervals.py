@@ -22,9 +22,8 @@ def bootstrap_intervals(
     """Return percentile intervals of `auroc` and `fpr95` over resamples of the scores.
 
     Source: Efron and Tibshirani 1993, chapter 13; stratified, so that every resample has N ID and M
-    OOD scores. The
-    scores are sorted once: a resample is a number of copies of each, and gives counts over the same
-    thresholds.
+    OOD scores. The scores are sorted once: a resample is a number of copies of each score, and
+    gives counts over the same thresholds.
 
     Args:
         id_scores: (N,) finite floats, higher = more in-distribution.
@@ -43,33 +42,30 @@ def bootstrap_intervals(
         raise UserError(f"samples: {samples}; accepted: an integer >= 1")
     if not 0 < level < 1:
         raise UserError(f"level: {level}; accepted: a share in (0, 1)")
-    positives, negatives = (
-        accepted.to(generator.device) for accepted in count(id_scores, ood_scores)
-    )
+    counts = count(id_scores, ood_scores)
+    positives = counts.positives.to(generator.device)
+    negatives = counts.negatives.to(generator.device)
     rows = max(1, _CHUNK // int(positives[-1] + negatives[-1]))
-    # Made beforehand: kept results that are made between passing tensors would scatter these over
-    # ever more memory.
+    # Allocated at once: results that are allocated between temporary tensors fragment the memory.
     values = positives.new_empty((2, samples), dtype=torch.float64)
     for start in range(0, samples, rows):
         copies = min(rows, samples - start)
-        resampled = Counts(
-            _resample(positives, copies, generator), _resample(negatives, copies, generator)
-        )
-        values[:, start : start + copies] = torch.stack(
-            [resampled.auroc(), resampled.fpr_at_tpr(0.95)]
-        )
+        # The positives are drawn first: the order is part of the intervals' reproducibility.
+        drawn_positives = _resample(positives, copies, generator)
+        drawn_negatives = _resample(negatives, copies, generator)
+        resampled = Counts(drawn_positives, drawn_negatives)
+        rates = torch.stack([resampled.auroc(), resampled.fpr_at_tpr(0.95)])  # (2, copies)
+        values[:, start : start + copies] = rates
     tails = values.new_tensor([(1 - level) / 2, (1 + level) / 2])
     (auroc_low, auroc_high), (fpr_low, fpr_high) = values.quantile(tails, dim=1).T.tolist()
     return {"auroc": (auroc_low, auroc_high), "fpr95": (fpr_low, fpr_high)}
 
 
 def _resample(accepted: Tensor, copies: int, generator: torch.Generator) -> Tensor:
-    """Return `(copies, T + 1)` counts of resamples, drawn with replacement, of the class that has
-    these `(T + 1,)`.
-    """
+    """Draw resamples of a class with counts `(T + 1,)`; return theirs, `(copies, T + 1)`."""
     total = int(accepted[-1])
     drawn = torch.randint(total, (copies, total), generator=generator, device=generator.device)
-    times = torch.zeros_like(drawn).scatter_add_(
-        1, drawn, drawn.new_ones(()).expand_as(drawn)
-    )  # of each sorted score
+    # How often each sorted score was drawn, (copies, total)
+    ones = drawn.new_ones(()).expand_as(drawn)
+    times = torch.zeros_like(drawn).scatter_add_(1, drawn, ones)
     return F.pad(times.cumsum(1), (1, 0)).index_select(1, accepted)

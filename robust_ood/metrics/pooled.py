@@ -1,4 +1,4 @@
-"""torchmetrics classes over the pure functions: they pool scores over batches and processes."""
+"""TorchMetrics classes over the pure functions: they pool scores over batches and processes."""
 
 from __future__ import annotations
 
@@ -31,18 +31,21 @@ class _PooledScores(Metric):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.set_dtype(
-            torch.float64
-        )  # of the placeholder that a process without scores sends to the others
+        # The type of the placeholder that a process without scores sends to the others.
+        self.set_dtype(torch.float64)
         self.add_state("id_scores", default=[], dist_reduce_fx="cat")
         self.add_state("ood_scores", default=[], dist_reduce_fx="cat")
 
     def update(self, scores: Tensor, in_distribution: bool | Tensor) -> None:
-        """Add scores `(N,)`, higher = more in-distribution, of images that are all, or as a mask
-        `(N,)` says, ID.
+        """Add the scores of a batch.
 
-        Raises: `UserError` for scores that are not floats `(N,)`; for a mask that is not boolean or
-        of another shape.
+        Args:
+            scores: (N,) floats, higher = more in-distribution.
+            in_distribution: whether the images are ID: one value for all, or a mask `(N,)`.
+
+        Raises:
+            UserError: scores that are not floats `(N,)`; a mask that is not boolean or has another
+                shape.
         """
         if scores.dim() != 1 or not scores.is_floating_point():
             raise UserError(f"scores: {scores.dtype} {tuple(scores.shape)}; accepted: floats (N,)")
@@ -52,7 +55,8 @@ class _PooledScores(Metric):
             raise UserError(
                 f"in_distribution: {given}; accepted: a bool, or booleans {tuple(scores.shape)}"
             )
-        scores, inside = scores.detach().to(_widest(scores.device)), inside.expand_as(scores)
+        scores = scores.detach().to(_widest(scores.device))
+        inside = inside.expand_as(scores)
         self.id_scores.append(scores[inside])
         self.ood_scores.append(scores[~inside])
 
@@ -64,16 +68,14 @@ class _PooledScores(Metric):
 
 
 def _cat(pool: list[Tensor]) -> Tensor:
-    """Return one tensor, empty if there was no update; while synchronised the pool already is
-    one.
-    """
-    return dim_zero_cat(pool) if len(pool) else torch.empty(0)
+    """Return the pool as one tensor; while synchronised, it already is one."""
+    if not len(pool):  # no update yet
+        return torch.empty(0)
+    return dim_zero_cat(pool)
 
 
 def _widest(device: torch.device) -> torch.dtype:
-    """Return float64, which holds scores of any float type exactly, or float32 on Apple GPUs, which
-    have no more.
-    """
+    """Return float64, which represents any score exactly; float32 on Apple GPUs, their widest."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -86,8 +88,9 @@ class OODMetrics(_PooledScores):
     """
 
     def compute(self) -> dict[str, Tensor]:
-        """Return scalars `auroc, aupr_in, aupr_out, fpr95, fpr95_ood_positive, detection_error`
-        over all processes.
+        """Return the metrics over all processes.
+
+        Scalars `auroc, aupr_in, aupr_out, fpr95, fpr95_ood_positive, detection_error`.
         """
         return {name: self._result(value) for name, value in ood_metrics(*self._pools()).items()}
 
@@ -103,9 +106,7 @@ class AUROC(_PooledScores):
 
 
 class FPR95(_PooledScores):
-    """`fpr95` (ID positive) of all scores seen, a scalar to log or monitor; used as
-    `OODMetrics`.
-    """
+    """`fpr95` (ID positive) of all scores seen, a scalar to log or monitor; as `OODMetrics`."""
 
     higher_is_better = False
 

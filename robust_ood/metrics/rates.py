@@ -11,8 +11,9 @@ from robust_ood.metrics.counts import checked, count, least_count
 
 
 def auroc(id_scores: Tensor, ood_scores: Tensor) -> float:
-    """Return the probability that a random ID score exceeds a random OOD score, ties counted half
-    (Mann-Whitney).
+    """Return the probability that a random ID score exceeds a random OOD score.
+
+    Ties are counted half (Mann-Whitney).
 
     Args:
         id_scores: (N,) finite floats, higher = more in-distribution.
@@ -39,15 +40,14 @@ def aupr_in(id_scores: Tensor, ood_scores: Tensor) -> float:
 
 
 def aupr_out(id_scores: Tensor, ood_scores: Tensor) -> float:
-    """Return the average precision with OOD positive, ranked by the negated score; otherwise as
-    `aupr_in`.
-    """
+    """Return the average precision with OOD positive, by the negated score; else as `aupr_in`."""
     return float(count(id_scores, ood_scores).exchanged().average_precision())
 
 
 def fpr_at_tpr(id_scores: Tensor, ood_scores: Tensor, tpr: float = 0.95) -> float:
-    """Return the share of OOD accepted at the strictest threshold that accepts at least a share
-    `tpr` of ID.
+    """Return the share of OOD accepted at the threshold that accepts a share `tpr` of ID.
+
+    It is the strictest threshold that accepts at least that share.
 
     Source: ODIN and ALOE (ID positive). Where no threshold accepts exactly that share, references
     differ: the ALOE code takes the TPR *nearest* to 0.95, on either side of it. Here it is the
@@ -69,15 +69,14 @@ def fpr_at_tpr(id_scores: Tensor, ood_scores: Tensor, tpr: float = 0.95) -> floa
 
 
 def fpr95(id_scores: Tensor, ood_scores: Tensor) -> float:
-    """Return the share of OOD accepted when at least 95 % of ID is accepted (ID positive):
-    `fpr_at_tpr` at 0.95.
-    """
+    """Return `fpr_at_tpr` at 0.95 (ID positive): the share of OOD accepted."""
     return fpr_at_tpr(id_scores, ood_scores, 0.95)
 
 
 def fpr95_ood_positive(id_scores: Tensor, ood_scores: Tensor) -> float:
-    """Return the share of ID rejected at the most lenient threshold that rejects at least 95 % of
-    OOD.
+    """Return the share of ID rejected where at least 95 % of OOD is rejected (OOD positive).
+
+    The threshold is the lowest that rejects so many.
 
     Source: OpenOOD's FPR@95, where OOD is positive and the score is negated; again the first TPR >=
     0.95. It equals `fpr95(-ood_scores, -id_scores)` and in general differs from `fpr95`. Lower is
@@ -87,12 +86,11 @@ def fpr95_ood_positive(id_scores: Tensor, ood_scores: Tensor) -> float:
 
 
 def detection_error(id_scores: Tensor, ood_scores: Tensor) -> float:
-    """Return the smallest mean of the two error rates, the minimum over thresholds of (FNR + FPR) /
-    2.
+    """Return the minimum over thresholds of (FNR + FPR) / 2, the mean of the two error rates.
 
     Source: ODIN and ALOE, with ID and OOD equally likely. At most 0.5, which accepting everything
     attains; lower is better. The threshold is chosen on these very scores, so it is a bound and not
-    a rate that can be deployed.
+    a rate that a deployed detector reaches.
     """
     return float(count(id_scores, ood_scores).detection_error())
 
@@ -109,8 +107,9 @@ def deployed_threshold(clean_id_scores: Tensor, tpr: float = 0.95) -> float:
 
 
 def deployed_rates(threshold: float, id_scores: Tensor, ood_scores: Tensor) -> dict[str, float]:
-    """Return the shares of ID (`tpr_deployed`) and of OOD (`fpr_deployed`) accepted at a threshold
-    fixed beforehand.
+    """Return the shares of ID and OOD accepted at a threshold that was fixed before.
+
+    They are called `tpr_deployed` and `fpr_deployed`.
 
     Args:
         threshold: a finite number, as from `deployed_threshold`.
@@ -122,15 +121,15 @@ def deployed_rates(threshold: float, id_scores: Tensor, ood_scores: Tensor) -> d
     """
     if not math.isfinite(threshold):
         raise UserError(f"threshold: {threshold}; accepted: a finite number")
-    scores = {
-        "tpr_deployed": checked("id_scores", id_scores),
-        "fpr_deployed": checked("ood_scores", ood_scores),
-    }
-    # float64: a comparison in the scores' own type would round the threshold
     return {
-        name: int((values.double() >= threshold).sum()) / values.numel()
-        for name, values in scores.items()
+        "tpr_deployed": _accepted(checked("id_scores", id_scores), threshold),
+        "fpr_deployed": _accepted(checked("ood_scores", ood_scores), threshold),
     }
+
+
+def _accepted(scores: Tensor, threshold: float) -> float:
+    # float64: a comparison in the scores' own type would round the threshold
+    return int((scores.double() >= threshold).sum()) / scores.numel()
 
 
 def ood_metrics(
@@ -151,8 +150,10 @@ def ood_metrics(
     Raises:
         UserError: scores as in `auroc`.
 
+    Of four pairs, three are won and one is tied:
+
     >>> import torch
-    >>> ood_metrics(torch.tensor([3.0, 2.0]), torch.tensor([2.0, 1.0]))["auroc"]  # of 4 pairs 3 are won, 1 is tied
+    >>> ood_metrics(torch.tensor([3.0, 2.0]), torch.tensor([2.0, 1.0]))["auroc"]
     0.875
     """
     id_positive = count(id_scores, ood_scores)

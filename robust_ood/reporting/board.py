@@ -13,68 +13,78 @@ from torch.utils.tensorboard import SummaryWriter
 
 from robust_ood.reporting import summary, tables
 from robust_ood.reporting.figures import Figure
-from robust_ood.reporting.source import Source
+from robust_ood.reporting.report_data import ReportData
 
-STEP = 0.001  # of the pixel range: what a step of a curve over the radius stands for, as TensorBoard counts in integers
+# TensorBoard counts steps in integers: a step of a curve over the radius is this part of the pixel
+# range.
+STEP = 0.001
 
 
-def log(folder: Path, source: Source, figures: Sequence[Figure]) -> None:
-    """Write a report's content for TensorBoard, in place of what an earlier report wrote there.
+def log(folder: Path, data: ReportData, figures: Sequence[Figure]) -> None:
+    """Write a report's content for TensorBoard, in place of that of an earlier report.
 
-    Each network is a run, so that TensorBoard lays networks over each other: AUROC under the
-    strongest attack of each radius, `STEP` a step, and accuracies. The run "report" has the
-    findings, the warnings, the tables and the figures.
+    Each network is a run, so that TensorBoard overlays them: AUROC under the strongest attack at
+    each radius, with `STEP` a step, and accuracies. The run "report" has the findings, the
+    warnings, the tables and the figures.
 
     Args:
-        folder: of nothing but this; each run has a folder in it.
-        source: the results.
+        folder: a folder that holds nothing else; each run gets a folder in it.
+        data: the results.
         figures: those of the page.
     """
     for events in folder.rglob("events.out.tfevents.*"):
         events.unlink()
-    for model in source.models:
+    for model in data.models:
         with SummaryWriter(folder / re.sub(r"[^\w.+() -]", "_", model)) as writer:
-            _log_rates(writer, source, model)
+            _log_rates(writer, data, model)
     with SummaryWriter(folder / "report") as writer:
-        doubts = [*summary.caveats(source), *source.results.warnings]
-        for name, sentences in (("findings", summary.sentences(source)), ("warnings", doubts)):
-            writer.add_text(name, "\n".join(f"- {sentence}" for sentence in sentences) or "none")
-        for table in (
-            tables.survival(source),
-            tables.accuracies(source),
-            *tables.by_attack(source),
-        ):
-            writer.add_text(f"tables/{table.caption}", markdown(table))
+        _log_texts(writer, data)
         for figure in figures:
             pixels = np.asarray(Image.open(io.BytesIO(figure.png)).convert("RGB"))
             writer.add_image(figure.title, pixels, dataformats="HWC")
 
 
 def markdown(table: tables.Table) -> str:
-    """Return a table as Markdown: further lines of a cell behind its first, in brackets."""
-    groups = [title for title, span in table.heads for _ in range(span)] or [""] * len(
-        table.columns
-    )
-    heads = [
-        f"{group} {title}".strip() for group, (title, _) in zip(groups, table.columns, strict=True)
-    ]
-    rows = [
-        [f"{c.text} ({', '.join(c.note.splitlines())})" if c.note else c.text for c in row]
-        for row in table.rows
-    ]
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(text.replace('|', '/') for text in line)} |" for line in lines)
+    """Return a table as Markdown; further lines of a cell follow its first one in brackets."""
+    titles = table.full_titles()
+    lines = [_line(titles), _line(["---"] * len(titles))]
+    for row in table.rows:
+        lines.append(_line([_cell(cell) for cell in row]))
+    return "\n".join(lines)
 
 
-def _log_rates(writer: SummaryWriter, source: Source, model: str) -> None:
-    for norm in source.norms:
-        for group in source.groups:
-            for detector in source.detectors:
-                for radius, auroc in source.by_radius(model, detector, group, norm):
-                    writer.add_scalar(
-                        f"AUROC, {group} OOD, {norm}/{detector}", auroc, round(radius / STEP)
-                    )
-    for row in source.results.classification:
+def _cell(cell: tables.TableCell) -> str:
+    if not cell.note:
+        return cell.text
+    return f"{cell.text} ({', '.join(cell.note.splitlines())})"
+
+
+def _line(texts: Sequence[str]) -> str:
+    escaped = [text.replace("|", "/") for text in texts]
+    return f"| {' | '.join(escaped)} |"
+
+
+def _log_texts(writer: SummaryWriter, data: ReportData) -> None:
+    warnings = [*summary.caveats(data), *data.results.warnings]
+    writer.add_text("findings", _bullets(summary.sentences(data)))
+    writer.add_text("warnings", _bullets(warnings))
+    for table in (tables.survival(data), tables.accuracies(data), *tables.by_attack(data)):
+        writer.add_text(f"tables/{table.caption}", f"{table.legend}\n\n{markdown(table)}")
+
+
+def _bullets(sentences: Sequence[str]) -> str:
+    if not sentences:
+        return "none"
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def _log_rates(writer: SummaryWriter, data: ReportData, model: str) -> None:
+    for norm in data.norms:
+        for group in data.groups:
+            for detector in data.detectors:
+                tag = f"AUROC, {group} OOD, {norm}/{detector}"
+                for radius, auroc in data.by_radius(model, detector, group, norm):
+                    writer.add_scalar(tag, auroc, round(radius / STEP))
+    for row in data.results.classification:
         if row.model == model:
-            attack = "clean" if row.attack == "none" else row.attack
-            writer.add_scalar(f"accuracy/{attack}", row.accuracy, 0)
+            writer.add_scalar(f"accuracy/{tables.attack_name(row.attack)}", row.accuracy, 0)

@@ -1,6 +1,4 @@
-"""Which figures a report has: from results, stored scores and pictures to the figure functions'
-arrays.
-"""
+"""Which figures a report has: it hands results, stored scores and pictures to what draws them."""
 
 from __future__ import annotations
 
@@ -17,152 +15,200 @@ from robust_ood.metrics import deployed_threshold
 from robust_ood.reporting.figures import Figure
 from robust_ood.reporting.figures.canvas import slug
 from robust_ood.reporting.figures.distributions import score_histograms, score_shifts
-from robust_ood.reporting.figures.images import image_strips, landscapes
-from robust_ood.reporting.figures.lines import Points, auroc_by_radius, auroc_by_size
-from robust_ood.reporting.source import GROUPS, Scores, Source
+from robust_ood.reporting.figures.images import AttackedImages, image_strips, landscapes
+from robust_ood.reporting.figures.lines import Panels, Points, auroc_by_radius, auroc_by_size
+from robust_ood.reporting.report_data import GROUPS, ReportData, SetScores
 
-_POINTS = 25  # of a curve
+_CURVE_POINTS = 25
+
+ScoresBySide = dict[str, NDArray[np.float64]]
 
 
-def radius_figures(source: Source) -> Iterator[Figure]:
+def radius_figures(data: ReportData) -> Iterator[Figure]:
     """Yield AUROC against radius, a figure for each norm."""
-    for norm in source.norms:
-        lines: dict[tuple[str, str], dict[str, Points]] = {}
-        for model in source.models:
-            for group in source.groups:
-                found: dict[str, Points] = {
-                    name: source.by_radius(model, name, group, norm) for name in source.detectors
-                }
-                kept = {name: points for name, points in found.items() if len(points) > 1}
-                if kept:
-                    lines[model, group] = kept
-        if lines:
-            yield auroc_by_radius(lines, norm, slug("auroc by radius", norm))
+    for norm in data.norms:
+        panels: dict[tuple[str, str], dict[str, Points]] = {}
+        for model in data.models:
+            for group in data.groups:
+                lines = _radius_lines(data, model, group, norm)
+                if lines:
+                    panels[model, group] = lines
+        if panels:
+            yield auroc_by_radius(panels, norm, slug("auroc by radius", norm))
 
 
-def histogram_figures(source: Source) -> Iterator[Figure]:
-    """Yield a figure of score histograms for each detector whose scores lie in the folders."""
-    for detector in source.detectors:
-        scores, attacks = {}, {}
-        for model in source.models:
-            worst = [
-                row for group in source.groups if (row := source.worst(model, detector, group))
-            ]
-            if not worst:
+def _radius_lines(data: ReportData, model: str, group: str, norm: str) -> dict[str, Points]:
+    lines: dict[str, Points] = {}
+    for detector in data.detectors:
+        points = data.by_radius(model, detector, group, norm)
+        if len(points) > 1:
+            lines[detector] = points
+    return lines
+
+
+def histogram_figures(data: ReportData) -> Iterator[Figure]:
+    """Yield a figure of score histograms for each detector whose scores are in the folders."""
+    for detector in data.detectors:
+        scores: dict[str, tuple[ScoresBySide, ScoresBySide]] = {}
+        attacks: dict[str, str] = {}
+        for model in data.models:
+            attack = _strongest_attack(data, model, detector)
+            if attack is None:
                 continue
-            attack = min(worst, key=lambda row: row.auroc).attack
-            both = [_pooled(source.scores(model, detector, label)) for label in ("none", attack)]
-            if all("id" in sides and len(sides) > 1 for sides in both):
-                scores[model], attacks[model] = (both[0], both[1]), attack
+            clean = _pooled(data.scores(model, detector, "none"))
+            attacked = _pooled(data.scores(model, detector, attack))
+            if _has_both_kinds(clean) and _has_both_kinds(attacked):
+                scores[model] = (clean, attacked)
+                attacks[model] = attack
         if scores:
             yield score_histograms(scores, attacks, detector, slug("scores", detector))
 
 
-def _pooled(sets: list[Scores]) -> dict[str, NDArray[np.float64]]:
+def _strongest_attack(data: ReportData, model: str, detector: str) -> str | None:
+    """Return the attack with the lowest AUROC on any group."""
+    rows = [data.worst(model, detector, group) for group in data.groups]
+    attacked = [row for row in rows if row is not None]
+    if not attacked:
+        return None
+    return min(attacked, key=lambda row: row.auroc).attack
+
+
+def _has_both_kinds(sides: ScoresBySide) -> bool:
+    return "id" in sides and len(sides) > 1
+
+
+def _pooled(sets: list[SetScores]) -> ScoresBySide:
     """Return the scores of each side, all sets of a group together."""
-    sides = {side: [one.values for one in sets if one.group == side] for side in ("id", *GROUPS)}
-    return {side: np.concatenate(parts) for side, parts in sides.items() if parts}
+    sides = {}
+    for side in ("id", *GROUPS):
+        values = [scores.values for scores in sets if scores.group == side]
+        if values:
+            sides[side] = np.concatenate(values)
+    return sides
 
 
-def shift_figures(source: Source) -> Iterator[Figure]:
+def shift_figures(data: ReportData) -> Iterator[Figure]:
     """Yield a figure of score shifts for each detector that has such a picture."""
-    for detector in source.detectors:
-        found = {
-            one.model: (
-                one.arrays["sizes"],
-                {side: one.arrays[side] for side in ("in", *GROUPS) if side in one.arrays},
-            )
-            for one in _drawn(source, "shift")
-            if one.detector == detector
-        }
-        if found:
-            yield score_shifts(found, detector, slug("shifts", detector))
+    for detector in data.detectors:
+        shifts: dict[str, tuple[NDArray[Any], ScoresBySide]] = {}
+        for picture in _drawn(data, "shift"):
+            if picture.detector == detector:
+                arrays = picture.arrays
+                sides = {side: arrays[side] for side in ("in", *GROUPS) if side in arrays}
+                shifts[picture.model] = (arrays["sizes"], sides)
+        if shifts:
+            yield score_shifts(shifts, detector, slug("shifts", detector))
 
 
-def curve_figures(source: Source) -> Iterator[Figure]:
-    """Yield AUROC against the size of the perturbation, in either norm, outliers moved alone and
-    both sides.
-    """
-    pictures = _drawn(source, "curves")
+def curve_figures(data: ReportData) -> Iterator[Figure]:
+    """Yield AUROC against perturbation size in either norm: outliers perturbed alone, then both."""
+    pictures = _drawn(data, "curves")
     if not pictures:
         return
-    images = max(one.arrays["in_scores"].shape[1] for one in pictures)
+    images = max(picture.arrays["in_scores"].shape[1] for picture in pictures)
     for attacked, both in (("outliers", False), ("inliers and outliers", True)):
         for norm in ("Linf", "L2"):
-            lines: dict[tuple[str, str], dict[str, Points]] = {}
-            for one in pictures:
-                for group in GROUPS:
-                    if f"{group}_scores" in one.arrays:
-                        points = _curve(one, group, norm, pictures, both=both)
-                        lines.setdefault((one.model, group), {})[one.detector] = points
-            yield auroc_by_size(
-                lines, norm, slug("auroc by norm", norm, attacked), attacked, images
-            )
+            panels = _curve_panels(pictures, norm, both=both)
+            name = slug("auroc by norm", norm, attacked)
+            yield auroc_by_size(panels, norm, name, attacked, images)
 
 
-def _curve(picture: Picture, group: str, norm: str, others: list[Picture], *, both: bool) -> Points:
-    """Return AUROC at sizes that are the same for all detectors: up to the largest median size of
-    any.
-    """
-    kind = norm.lower()
-    names = [f"{side}_{kind}" for side in GROUPS]
-    reach = max(
-        float(np.median(one.arrays[name][-1]))
-        for one in others
-        for name in names
-        if name in one.arrays
-    )
-    inliers, outliers = _trace(picture.arrays, "in"), _trace(picture.arrays, group)
-    sizes = np.linspace(0, reach, _POINTS).tolist()
-    found = curve(
-        inliers if both else inliers.scores[0], outliers, sizes, "Linf" if norm == "Linf" else "L2"
-    )
-    return list(zip(found.sizes, found.aurocs, strict=True))
+def _curve_panels(pictures: list[Picture], norm: str, *, both: bool) -> Panels:
+    # The sizes are the same for all detectors: up to the largest median size that any of them has.
+    reach = max(_reaches(pictures, norm))
+    panels: dict[tuple[str, str], dict[str, Points]] = {}
+    for picture in pictures:
+        for group in GROUPS:
+            if f"{group}_scores" in picture.arrays:
+                lines = panels.setdefault((picture.model, group), {})
+                lines[picture.detector] = _curve(picture, group, norm, reach, both=both)
+    return panels
+
+
+def _reaches(pictures: list[Picture], norm: str) -> Iterator[float]:
+    """Yield the median size of the last step of each picture's outliers."""
+    for picture in pictures:
+        for group in GROUPS:
+            name = f"{group}_{norm.lower()}"
+            if name in picture.arrays:
+                yield float(np.median(picture.arrays[name][-1]))
+
+
+def _curve(picture: Picture, group: str, norm: str, reach: float, *, both: bool) -> Points:
+    inliers = _trace(picture.arrays, "in")
+    outliers = _trace(picture.arrays, group)
+    sizes = np.linspace(0, reach, _CURVE_POINTS).tolist()
+    # The first step's scores are those of the clean images.
+    moved = inliers if both else inliers.scores[0]
+    points = curve(moved, outliers, sizes, "Linf" if norm == "Linf" else "L2")
+    return list(zip(points.sizes, points.aurocs, strict=True))
 
 
 def _trace(arrays: Any, side: str) -> ScoreTrace:
     return ScoreTrace(*(torch.from_numpy(arrays[f"{side}_{name}"]) for name in ScoreTrace._fields))
 
 
-def landscape_figures(source: Source) -> Iterator[Figure]:
+def landscape_figures(data: ReportData) -> Iterator[Figure]:
     """Yield a landscape for each network and detector that has such a picture."""
-    for one in _drawn(source, "landscape"):
-        subject = f"{one.detector} on {one.model}"
-        arrays, about, name = one.arrays, one.about, slug("landscape", one.model, one.detector)
+    for picture in _drawn(data, "landscape"):
         yield landscapes(
-            arrays["offsets"], arrays["scores"], about["groups"], about["sets"], subject, name
+            picture.arrays["offsets"],
+            picture.arrays["scores"],
+            picture.about["groups"],
+            picture.about["sets"],
+            subject=f"{picture.detector} on {picture.model}",
+            name=slug("landscape", picture.model, picture.detector),
         )
 
 
-def strip_figures(source: Source) -> Iterator[Figure]:
+def strip_figures(data: ReportData) -> Iterator[Figure]:
     """Yield attacked images for each network and detector that has such a picture."""
-    for one in _drawn(source, "strips"):
-        clean = _pooled(source.scores(one.model, one.detector, "none")).get("id")
+    for picture in _drawn(data, "strips"):
+        images = AttackedImages(
+            clean=picture.arrays["clean"],
+            attacked=picture.arrays["attacked"],
+            before=picture.arrays["before"],
+            after=picture.arrays["after"],
+            groups=picture.about["groups"],
+            sets=picture.about["sets"],
+        )
         yield image_strips(
-            one.arrays["clean"],
-            one.arrays["attacked"],
-            one.arrays["before"],
-            one.arrays["after"],
-            one.about["groups"],
-            one.about["sets"],
-            attack=one.about["attack"],
-            subject=f"{one.detector} on {one.model}",
-            name=slug("images", one.model, one.detector),
-            threshold=None if clean is None else deployed_threshold(torch.from_numpy(clean)),
+            images,
+            attack=picture.about["attack"],
+            subject=f"{picture.detector} on {picture.model}",
+            name=slug("images", picture.model, picture.detector),
+            threshold=_threshold(data, picture),
         )
 
 
-def failures(source: Source) -> list[str]:
-    """Return why figures are missing that were asked for."""
-    failed = [one for one in source.pictures if "failed" in one.about]
-    return [
-        f"figure {one.kind} of {one.detector} on {one.model}: {one.about['failed']}"
-        for one in failed
+def _threshold(data: ReportData, picture: Picture) -> float | None:
+    """Return the threshold that accepts 95 % of clean inliers, where their scores are known."""
+    clean = _pooled(data.scores(picture.model, picture.detector, "none"))
+    if "id" not in clean:
+        return None
+    return deployed_threshold(torch.from_numpy(clean["id"]))
+
+
+def failures(data: ReportData) -> list[str]:
+    """Return why figures are missing that were requested."""
+    reasons = []
+    for picture in data.pictures:
+        if "failed" in picture.about:
+            subject = f"{picture.detector} on {picture.model}"
+            reasons.append(f"figure {picture.kind} of {subject}: {picture.about['failed']}")
+    return reasons
+
+
+def _drawn(data: ReportData, kind: str) -> list[Picture]:
+    """Return the pictures of a kind that did not fail, in the order of networks and detectors."""
+    models = data.models
+    detectors = data.detectors
+    pictures = [
+        picture
+        for picture in data.pictures
+        if picture.kind == kind and "failed" not in picture.about
     ]
-
-
-def _drawn(source: Source, kind: str) -> list[Picture]:
-    """Return the pictures of a kind that could be made, in the order of networks and detectors."""
-    models, detectors = source.models, source.detectors
-    found = [one for one in source.pictures if one.kind == kind and "failed" not in one.about]
-    return sorted(found, key=lambda one: (models.index(one.model), detectors.index(one.detector)))
+    return sorted(
+        pictures,
+        key=lambda picture: (models.index(picture.model), detectors.index(picture.detector)),
+    )

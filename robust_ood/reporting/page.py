@@ -1,4 +1,4 @@
-"""The page: everything of a report in one HTML file, its figures also as PNG and CSV beside it."""
+"""The page: a whole report in one HTML file, with its figures as PNG and CSV in a folder beside."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from jinja2 import Environment, StrictUndefined
@@ -15,42 +15,70 @@ from markupsafe import Markup
 from robust_ood.errors import UserError
 from robust_ood.evaluation.table import describe_failure
 from robust_ood.reporting import gallery, summary, tables
-from robust_ood.reporting.comparison import comparisons
 from robust_ood.reporting.definitions import DEFINITIONS
 from robust_ood.reporting.figures import Figure
-from robust_ood.reporting.source import Source, read
+from robust_ood.reporting.papers.comparison import comparisons
+from robust_ood.reporting.report_data import ReportData, read_folders
 from robust_ood.writing import replace_file
+
+_VERBATIM = ("command", "config")  # facts shown as they are written, in a block of their own
+
+
+class SectionKind(NamedTuple):
+    """A section of figures: how it is called and what draws it."""
+
+    name: str
+    title: str
+    words: str
+    draw: Callable[[ReportData], Iterator[Figure]]
 
 
 class Section(NamedTuple):
-    """Figures of one kind. folded: show the first and fold the others."""
+    """Figures of one kind; the page shows the first and folds the others."""
 
     name: str
     title: str
     words: str
     figures: list[Figure]
-    folded: bool = True
 
 
-_SECTIONS: tuple[tuple[str, str, str, Callable[[Source], Iterator[Figure]]], ...] = (
-    (
+class Fact(NamedTuple):
+    """An entry of the environment. verbatim: keep its line breaks."""
+
+    name: str
+    text: str
+    verbatim: bool
+
+
+_SECTIONS = (
+    SectionKind(
         "scores",
         "Score distributions",
         "Where an attack moves the scores.",
         gallery.histogram_figures,
     ),
-    ("norm", "AUROC against perturbation norm", "How little it takes.", gallery.curve_figures),
-    ("shifts", "Score shifts under one step", "What PRO and ODIN live on.", gallery.shift_figures),
-    (
+    SectionKind(
+        "norm",
+        "AUROC against perturbation norm",
+        "How small a perturbation is enough.",
+        gallery.curve_figures,
+    ),
+    SectionKind(
+        "shifts",
+        "Score shifts under one step",
+        "The effect that PRO and ODIN rely on.",
+        gallery.shift_figures,
+    ),
+    SectionKind(
         "landscapes",
         "Score landscapes",
         "How the score changes around single images.",
         gallery.landscape_figures,
     ),
-    (
+    SectionKind(
         "images",
         "Attacked images",
-        "What the attack did, to the image and to the score.",
+        "What the attack did to the image and to the score.",
         gallery.strip_figures,
     ),
 )
@@ -60,104 +88,127 @@ def write(
     folders: Sequence[Path], output: Path | None = None, *, tensorboard: bool = False
 ) -> Path:
     """Write a report; see `robust_ood.reporting.write_report`."""
-    source = read(folders)
+    data = read_folders(folders)
     path = output or folders[0] / "report.html"
     if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
-        raise UserError(f"output: {path} is no HTML file; a name that ends in .html is wanted")
-    beside = path.with_name(f"{path.stem}_files")
-    radius = list(gallery.radius_figures(source))
-    sections = [
-        Section(name, title, words, list(draw(source))) for name, title, words, draw in _SECTIONS
-    ]
-    sections = [section for section in sections if section.figures]
-    beside.mkdir(parents=True, exist_ok=True)
-    figures = [*radius, *(figure for section in sections for figure in section.figures)]
+        raise UserError(f"output: {path} is no HTML file; expected a file name that ends in .html")
+    figures_folder = path.with_name(f"{path.stem}_files")
+    radius_figures = list(gallery.radius_figures(data))
+    sections = _draw_sections(data)
+    figures_folder.mkdir(parents=True, exist_ok=True)
+    figures = list(radius_figures)
+    for section in sections:
+        figures += section.figures
     for figure in figures:
-        replace_file(beside / f"{figure.name}.png", figure.png)
-        replace_file(beside / f"{figure.name}.csv", figure.csv())
-    replace_file(path, page(source, radius, sections, beside.name))
+        replace_file(figures_folder / f"{figure.name}.png", figure.png)
+        replace_file(figures_folder / f"{figure.name}.csv", figure.csv())
+    replace_file(path, page(data, radius_figures, sections, figures_folder.name))
     if tensorboard:
         from robust_ood.reporting import board  # TensorBoard takes a second to import
 
-        board.log(beside / "tensorboard", source, figures)
+        board.log(figures_folder / "tensorboard", data, figures)
     return path
 
 
-def page(source: Source, radius: Sequence[Figure], sections: Sequence[Section], beside: str) -> str:
+def _draw_sections(data: ReportData) -> list[Section]:
+    """Return the sections that have figures."""
+    sections = []
+    for kind in _SECTIONS:
+        figures = list(kind.draw(data))
+        if figures:
+            sections.append(Section(kind.name, kind.title, kind.words, figures))
+    return sections
+
+
+def page(
+    data: ReportData, radius: Sequence[Figure], sections: Sequence[Section], figures_folder: str
+) -> str:
     """Return the HTML text.
 
     Args:
-        source: the results.
+        data: the results.
         radius: figures of AUROC against radius.
         sections: the other figures.
-        beside: the folder of the figures' files, relative to the page.
+        figures_folder: the folder of the figures' files, relative to the page.
     """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["whole"] = _whole
-    text = {name: _resource(name) for name in ("page.html.j2", "page.css", "page.js")}
-    results = source.results
-    tested = all(env.get("checks") is True for _, env in source.environments)
-    return environment.from_string(text["page.html.j2"]).render(
-        css=Markup(text["page.css"]),
-        js=Markup(text["page.js"]),
-        title=f"What survived: {', '.join(source.models)}",
-        source=source,
-        findings=summary.sentences(source),
-        caveats=summary.caveats(source),
-        warnings=list(dict.fromkeys(results.warnings)),
-        tested=tested,
-        failures=[*map(describe_failure, results.failures), *gallery.failures(source)],
-        survival=tables.survival(source),
-        by_attack=tables.by_attack(source),
-        comparisons=comparisons(source),
-        accuracies=tables.accuracies(source),
-        metrics=tables.metrics(source),
-        winners=tables.winners(source),
-        recipes=tables.recipes(source),
-        radius=[(figure, Markup(figure.svg)) for figure in radius],
-        sections=[
-            (section, [(figure, Markup(figure.svg)) for figure in section.figures])
-            for section in sections
-        ],
+    template = environment.from_string(_resource("page.html.j2"))
+    return template.render(
+        css=Markup(_resource("page.css")),
+        js=Markup(_resource("page.js")),
+        title=f"What survived: {', '.join(data.models)}",
+        detectors=data.detectors,
+        **_trust(data),
+        **_tables(data),
+        findings=summary.sentences(data),
+        comparisons=comparisons(data),
+        radius=_with_svg(radius),
+        sections=[(section, _with_svg(section.figures)) for section in sections],
         scored=any(section.name == "scores" for section in sections),
         definitions=DEFINITIONS,
-        environments=[(models, _facts(environment)) for models, environment in source.environments],
-        beside=beside,
+        environments=[(models, _facts(entries)) for models, entries in data.environments],
+        figures_folder=figures_folder,
     )
+
+
+def _trust(data: ReportData) -> dict[str, Any]:
+    """Return what the section on whether the numbers can be trusted shows."""
+    failures = [describe_failure(failure) for failure in data.results.failures]
+    return {
+        "caveats": summary.caveats(data),
+        "warnings": list(dict.fromkeys(data.results.warnings)),
+        "failures": failures + gallery.failures(data),
+        "tested": all(entries.get("checks") is True for _, entries in data.environments),
+    }
+
+
+def _tables(data: ReportData) -> dict[str, Any]:
+    return {
+        "survival": tables.survival(data),
+        "by_attack": tables.by_attack(data),
+        "accuracies": tables.accuracies(data),
+        "metrics": tables.metrics(data),
+        "winners": tables.winners(data),
+        "recipes": tables.recipes(data),
+    }
+
+
+def _with_svg(figures: Sequence[Figure]) -> list[tuple[Figure, Markup]]:
+    """Return each figure with its drawing, marked as HTML so that the template keeps it."""
+    return [(figure, Markup(figure.svg)) for figure in figures]
 
 
 def _whole(words: str) -> str:
-    """Return words whose numbers stay on one line with their signs."""
-    gap = "\N{NO-BREAK SPACE}"
-    return words.replace(" %", f"{gap}%").replace(
-        " \N{RIGHTWARDS ARROW} ", f"{gap}\N{RIGHTWARDS ARROW}{gap}"
-    )
+    """Return words whose numbers are not separated from their signs by a line break."""
+    space = "\N{NO-BREAK SPACE}"
+    arrow = "\N{RIGHTWARDS ARROW}"
+    return words.replace(" %", f"{space}%").replace(f" {arrow} ", f"{space}{arrow}{space}")
 
 
-def _facts(environment: dict[str, object]) -> list[tuple[str, str, bool]]:
-    """Return name and text of each entry, and whether the text is to be shown as it is written."""
-    facts = []
-    for name, value in environment.items():
-        if name == "config" and isinstance(value, dict):
-            text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True).strip()
-        elif isinstance(value, dict):
-            entries = {
-                key: ", ".join(entry) if isinstance(entry, list) else entry
-                for key, entry in value.items()
-            }
-            text = "; ".join(f"{key} {entry}" for key, entry in entries.items())
-        else:
-            text = value if isinstance(value, str) else json.dumps(value)
-        facts.append((name, text, name in ("command", "config")))
-    return facts
+def _facts(environment: dict[str, object]) -> list[Fact]:
+    """Return the entries of an environment as text."""
+    return [
+        Fact(name, _text(name, value), name in _VERBATIM) for name, value in environment.items()
+    ]
+
+
+def _text(name: str, value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    if name == "config":
+        return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).strip()
+    entries = []
+    for key, entry in value.items():
+        text = ", ".join(entry) if isinstance(entry, list) else entry
+        entries.append(f"{key} {text}")
+    return "; ".join(entries)
 
 
 def _resource(name: str) -> str:
-    return (
-        files("robust_ood.reporting")
-        .joinpath("template")
-        .joinpath(name)
-        .read_text(encoding="utf-8")
-    )
+    path = files("robust_ood.reporting").joinpath("template").joinpath(name)
+    return path.read_text(encoding="utf-8")

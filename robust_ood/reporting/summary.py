@@ -1,135 +1,169 @@
-"""What survived, in words made from the numbers."""
+"""What survived, in sentences made from the numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from robust_ood.evaluation import Accuracy, Row
-from robust_ood.reporting.source import Source
+from robust_ood.reporting.report_data import ReportData
 
-KEPT, CHANCE = 0.9, 0.5  # AUROC that counts as kept; that of a coin
+KEPT = 0.9  # from this AUROC on, a detector counts as robust
+CHANCE = 0.5  # the AUROC of a coin
 
-
-def sentences(source: Source) -> list[str]:
-    """Return the findings, one sentence or two each, the most important first."""
-    found = [_protocol(source)]
-    for model in source.models:
-        for group in source.groups:
-            found += [
-                _fate(source, model, group),
-                *(_reach(source, model, group, norm) for norm in source.norms),
-            ]
-    found += [_best(source, group) for group in source.groups if _comparable(source)]
-    found += _accuracy(source)
-    found += _uncertainty(source)
-    return [sentence for sentence in found if sentence]
+MOST_NAMED = 4  # detectors that a sentence names before it counts the others
 
 
-def caveats(source: Source) -> list[str]:
+def sentences(data: ReportData) -> list[str]:
+    """Return the findings, the most important first."""
+    findings = [_protocol(data)]
+    for model in data.models:
+        for group in data.groups:
+            findings.append(_fate(data, model, group))
+            for norm in data.norms:
+                findings.append(_reach(data, model, group, norm))
+    if _comparable(data):
+        findings += [_best(data, group) for group in data.groups]
+    findings.append(_accuracy(data))
+    findings.append(_uncertainty(data))
+    return [sentence for sentence in findings if sentence]
+
+
+def caveats(data: ReportData) -> list[str]:
     """Return why numbers of this report should not be compared, or not be trusted yet."""
-    found = []
-    if not source.results.complete:
-        found.append(
-            "The evaluation did not finish: rows are missing. Start it again; it computes only what is missing."
+    reasons = []
+    if not data.results.complete:
+        reasons.append(
+            "The evaluation did not finish: rows are missing. Start it again; it computes only "
+            "what is missing."
         )
-    if not _comparable(source):
-        several = " / ".join(", ".join(models) for models in _protocols(source))
-        found.append(
-            f"Models were evaluated under different attacks or on different images ({several}): compare with care."
+    if not _comparable(data):
+        protocols = " / ".join(", ".join(models) for models in _models_by_protocol(data))
+        reasons.append(
+            "Models were evaluated under different attacks or on different images "
+            f"({protocols}): compare with care."
         )
-    if any(environment.get("checks") is False for _, environment in source.environments):
-        found.append(
-            "The sanity checks were switched off: nothing has looked for masked gradients or attacks that fail."
+    if any(environment.get("checks") is False for _, environment in data.environments):
+        reasons.append(
+            "The sanity checks were switched off: nothing looked for masked gradients or attacks "
+            "that fail."
         )
-    return found
+    return reasons
 
 
-def _protocols(source: Source) -> list[list[str]]:
-    """Return the models by what they were evaluated on and under."""
-    found: dict[frozenset[object], list[str]] = {}
-    for model in source.models:
-        rows = [row for row in source.sets if row.model == model]
-        what = {(row.attack, row.norm, row.radius, row.steps, row.restarts, row.id, row.ood, row.n_id, row.n_ood)
-                for row in rows}  # fmt: skip
-        found.setdefault(frozenset(what), []).append(model)
-    return list(found.values())
+def _models_by_protocol(data: ReportData) -> list[list[str]]:
+    """Return the models in groups with the same attacks and the same numbers of images."""
+    protocols: dict[frozenset[object], list[str]] = {}
+    for model in data.models:
+        rows = [row for row in data.sets if row.model == model]
+        protocol = frozenset(_protocol_of(row) for row in rows)
+        protocols.setdefault(protocol, []).append(model)
+    return list(protocols.values())
 
 
-def _comparable(source: Source) -> bool:
-    return len(_protocols(source)) <= 1
+def _protocol_of(row: Row) -> tuple[object, ...]:
+    budget = (row.attack, row.norm, row.radius, row.steps, row.restarts)
+    images = (row.id, row.ood, row.n_id, row.n_ood)
+    return (*budget, *images)
 
 
-def _protocol(source: Source) -> str:
-    rows = source.sets
+def _comparable(data: ReportData) -> bool:
+    return len(_models_by_protocol(data)) <= 1
+
+
+def _protocol(data: ReportData) -> str:
+    """Say what was evaluated, on which images and under which attacks."""
+    rows = data.sets
     attacks = list(dict.fromkeys(row.attack for row in rows if row.attack != "none"))
-    n_id, n_ood = (
-        max((row.n_id for row in rows), default=0),
-        max((row.n_ood for row in rows), default=0),
-    )
-    ids, oods = dict.fromkeys(row.id for row in rows), dict.fromkeys(row.ood for row in rows)
+    inlier_sets = list(dict.fromkeys(row.id for row in rows))
+    ood_sets = list(dict.fromkeys(row.ood for row in rows))
+    inliers = max((row.n_id for row in rows), default=0)
+    outliers = max((row.n_ood for row in rows), default=0)
     text = (
-        f"{_count(len(source.models), 'network')} and {_count(len(source.detectors), 'detector')} were scored on "
-        f"{n_id:,} in-distribution images ({', '.join(ids)}) against up to {n_ood:,} images of each of "
-        f"{_count(len(oods), 'OOD set')} ({', '.join(oods)}), clean"
+        f"{_count(len(data.models), 'network')} and {_count(len(data.detectors), 'detector')} "
+        f"were scored on {inliers:,} in-distribution images ({', '.join(inlier_sets)}) against up "
+        f"to {outliers:,} images of each of {_count(len(ood_sets), 'OOD set')} "
+        f"({', '.join(ood_sets)}), clean"
     )
-    return text + (f" and under {_listed(attacks)}." if attacks else "; no attack was run.")
+    if not attacks:
+        return f"{text}; no attack was run."
+    return f"{text} and under {_listed(attacks)}."
 
 
-def _fate(source: Source, model: str, group: str) -> str:
+def _fate(data: ReportData, model: str, group: str) -> str:
     """Say what became of a model's detectors on a group of OOD sets."""
-    worst = [row for name in source.detectors if (row := source.worst(model, name, group))]
+    worst = _worst_rows(data, [model], group)
     if not worst:
         return ""
-    begin = f"{model}, {group} OOD, strongest attack on both sides: "
+    beginning = f"{model}, {group} OOD, strongest attack on both sides: "
     if len(worst) == 1:
-        verdict = (
-            "kept"
-            if worst[0].auroc >= KEPT
-            else "below chance"
-            if worst[0].auroc < CHANCE
-            else "weakened"
-        )
-        return f"{begin}{_moved(source, worst[0])}, {verdict}."
-    fates = (
-        ("keep", f"an AUROC of at least {KEPT}", [row for row in worst if row.auroc >= KEPT]),
-        (
-            "end",
-            f"between {CHANCE} and {KEPT}",
-            [row for row in worst if CHANCE <= row.auroc < KEPT],
-        ),
-        ("fall", "below chance", [row for row in worst if row.auroc < CHANCE]),
-    )
-    parts = []
-    for verb, where, rows in fates:
+        return f"{beginning}{_moved(data, worst[0])}, {_verdict(worst[0])}."
+    kept = [row for row in worst if row.auroc >= KEPT]
+    weakened = [row for row in worst if CHANCE <= row.auroc < KEPT]
+    lost = [row for row in worst if row.auroc < CHANCE]
+    clauses = []
+    for verb, level, rows in (
+        ("keep", f"an AUROC of at least {KEPT}", kept),
+        ("end", f"between {CHANCE} and {KEPT}", weakened),
+        ("fall", "below chance", lost),
+    ):
         if rows:
-            who = (
-                f"all {len(worst)} detectors"
-                if len(rows) == len(worst)
-                else f"{len(rows)} of {len(worst)} detectors"
-            )
-            parts.append(f"{who} {verb}{'s' * (len(rows) == 1)} {where} ({_moves(source, rows)})")
-    return begin + "; ".join(parts) + "."
+            subject = _subject(rows, worst, verb)
+            clauses.append(f"{subject} {level} ({_moves(data, rows)})")
+    return beginning + "; ".join(clauses) + "."
 
 
-def _reach(source: Source, model: str, group: str, norm: str) -> str:
-    """Say up to which of several radii a model's detectors keep their AUROC, or where none does,
-    stay above chance.
-    """
-    curves = {name: source.by_radius(model, name, group, norm) for name in source.detectors}
-    attacked = {name: [point for point in curve if point[0] > 0] for name, curve in curves.items()}
+def _worst_rows(data: ReportData, models: Iterable[str], group: str) -> list[Row]:
+    """Return the worst mean of each network and detector that was attacked."""
+    rows = []
+    for model in models:
+        for detector in data.detectors:
+            row = data.worst(model, detector, group)
+            if row is not None:
+                rows.append(row)
+    return rows
+
+
+def _verdict(row: Row) -> str:
+    if row.auroc >= KEPT:
+        return "kept"
+    if row.auroc < CHANCE:
+        return "below chance"
+    return "weakened"
+
+
+def _subject(rows: Sequence[Row], total: Sequence[Row], verb: str) -> str:
+    """Return how many of all detectors, with the verb in the right number."""
+    ending = "s" if len(rows) == 1 else ""
+    if len(rows) == len(total):
+        return f"all {len(total)} detectors {verb}{ending}"
+    return f"{len(rows)} of {len(total)} detectors {verb}{ending}"
+
+
+def _reach(data: ReportData, model: str, group: str, norm: str) -> str:
+    """Say up to which radius a model's detectors keep their AUROC, or else stay above chance."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for detector in data.detectors:
+        points = data.by_radius(model, detector, group, norm)
+        attacked = [point for point in points if point[0] > 0]
+        if len(attacked) > 1:
+            curves[detector] = attacked
     for level in (KEPT, CHANCE):
-        reached: dict[float, list[str]] = {}
-        for name, points in attacked.items():
-            if len(points) > 1:
-                reached.setdefault(_furthest(points, level), []).append(name)
-        nowhere = reached.pop(0.0, [])
-        if reached:
-            parts = [
-                f"{_listed(names)} up to {radius_text(norm, radius)}"
-                for radius, names in sorted(reached.items())
+        detectors_by_radius: dict[float, list[str]] = {}
+        for detector, points in curves.items():
+            detectors_by_radius.setdefault(_furthest(points, level), []).append(detector)
+        nowhere = detectors_by_radius.pop(0.0, [])
+        if detectors_by_radius:
+            reached = [
+                f"{_listed(detectors)} up to {radius_text(norm, radius)}"
+                for radius, detectors in sorted(detectors_by_radius.items())
             ]
-            none = f"; {_count(len(nowhere), 'detector')} at no radius" if nowhere else ""
-            return f"{model}, {group} OOD, by radius: an AUROC of at least {level} stays with {_listed(parts)}{none}."
+            text = (
+                f"{model}, {group} OOD, by radius: an AUROC of at least {level} stays with "
+                f"{_listed(reached)}"
+            )
+            if nowhere:
+                text += f"; {_count(len(nowhere), 'detector')} at no radius"
+            return f"{text}."
     return ""
 
 
@@ -143,82 +177,100 @@ def _furthest(points: Sequence[tuple[float, float]], level: float) -> float:
     return furthest
 
 
-def _moves(source: Source, rows: Sequence[Row]) -> str:
-    shown = [_moved(source, row) for row in sorted(rows, key=lambda row: -row.auroc)]
-    return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
+def _moves(data: ReportData, rows: Sequence[Row]) -> str:
+    """Return the AUROCs of detectors, clean and attacked, the best first."""
+    ordered = sorted(rows, key=lambda row: -row.auroc)
+    text = ", ".join(_moved(data, row) for row in ordered[:MOST_NAMED])
+    if len(ordered) > MOST_NAMED:
+        text += f" and {len(ordered) - MOST_NAMED} more"
+    return text
 
 
-def _moved(source: Source, row: Row) -> str:
-    clean = source.clean(row)
-    return (
-        f"{row.detector} {rate(clean.auroc)} → {rate(row.auroc)}"
-        if clean
-        else f"{row.detector} {rate(row.auroc)}"
-    )
+def _moved(data: ReportData, row: Row) -> str:
+    clean = data.clean(row)
+    if clean is None:
+        return f"{row.detector} {rate(row.auroc)}"
+    return f"{row.detector} {rate(clean.auroc)} → {rate(row.auroc)}"
 
 
-def _best(source: Source, group: str) -> str:
-    every = [
-        row for m in source.models for d in source.detectors if (row := source.worst(m, d, group))
-    ]
-    if len(every) < 2:
+def _best(data: ReportData, group: str) -> str:
+    """Say which pair of network and detector is the most robust one."""
+    rows = _worst_rows(data, data.models, group)
+    if len(rows) < 2:
         return ""
-    best = max(every, key=lambda row: row.auroc)
-    equal = [row for row in every if rate(row.auroc) == rate(best.auroc)]
-    text = f"Best under its strongest attack on {group} OOD: "
+    best = max(rows, key=lambda row: row.auroc)
     if best.auroc < CHANCE:
-        return f"Under its strongest attack on {group} OOD, no pair of network and detector stays above chance."
+        return (
+            f"Under its strongest attack on {group} OOD, no pair of network and detector stays "
+            "above chance."
+        )
+    text = f"Best under its strongest attack on {group} OOD: "
+    equal = [row for row in rows if rate(row.auroc) == rate(best.auroc)]
     if len(equal) > 1:
-        return f"{text}{len(equal)} of {len(every)} pairs of network and detector, all at {rate(best.auroc)}."
+        pairs = f"{len(equal)} of {len(rows)} pairs of network and detector"
+        return f"{text}{pairs}, all at {rate(best.auroc)}."
     text += f"{best.model} with {best.detector}, {rate(best.auroc)}"
-    interval = source.interval(best)
+    interval = data.interval(best)
     if interval:
-        text += f" (95 % interval {rate(interval[0])} to {rate(interval[1])})"
-    if any(
-        warning.startswith(f"{best.model}, {best.detector}:") for warning in source.results.warnings
-    ):
-        text += ", but a sanity warning doubts it"
+        low, high = interval
+        text += f" (95 % interval {rate(low)} to {rate(high)})"
+    prefix = f"{best.model}, {best.detector}:"
+    if any(warning.startswith(prefix) for warning in data.results.warnings):
+        text += ", but a sanity warning casts doubt on it"
     return text + "."
 
 
-def _accuracy(source: Source) -> list[str]:
+def _accuracy(data: ReportData) -> str:
     """Say what robustness costs in clean accuracy, and what is left of accuracy under attack."""
-    clean = {row.model: row for row in source.results.classification if row.attack == "none"}
+    clean: dict[str, Accuracy] = {}
+    attacked: dict[str, Accuracy] = {}  # by model, the lowest
+    for row in data.results.classification:
+        if row.attack == "none":
+            clean[row.model] = row
+        elif row.model not in attacked or row.accuracy < attacked[row.model].accuracy:
+            attacked[row.model] = row
     if not clean:
-        return []
-    hit: dict[str, Accuracy] = {}
-    for row in source.results.classification:
-        if row.attack != "none" and (
-            row.model not in hit or row.accuracy < hit[row.model].accuracy
-        ):
-            hit[row.model] = row
-    top = max(clean.values(), key=lambda row: row.accuracy) if _comparable(source) else None
-    parts = []
+        return ""
+    best = None
+    if _comparable(data):
+        best = max(clean.values(), key=lambda row: row.accuracy)
+    clauses = []
     for model, row in clean.items():
         text = f"{model} {percent(row.accuracy)}"
-        if top is not None and row is not top:
-            text += f" ({100 * (row.accuracy - top.accuracy):+.1f} points)".replace(
-                "-", "\N{MINUS SIGN}"
-            )
-        if model in hit:
-            text += f", under {hit[model].attack} {percent(hit[model].accuracy)}"
-        parts.append(text)
-    return [f"Classification accuracy: {'; '.join(parts)}."]
+        if best is not None and row is not best:
+            points = signed(100 * (row.accuracy - best.accuracy), 1)
+            text += f" ({points} points)"
+        if model in attacked:
+            lowest = attacked[model]
+            text += f", under {lowest.attack} {percent(lowest.accuracy)}"
+        clauses.append(text)
+    return f"Classification accuracy: {'; '.join(clauses)}."
 
 
-def _uncertainty(source: Source) -> list[str]:
-    widths = [one.auroc[1] - one.auroc[0] for one in source.results.intervals]
+def _uncertainty(data: ReportData) -> str:
+    widths = list(_interval_widths(data))
     if not widths:
-        return []
-    return [
-        f"The 95 % intervals of AUROC are up to {max(widths):.3f} wide: smaller differences may be chance in the "
-        "draw of test images. They do not cover the chance of training."
-    ]
+        return ""
+    return (
+        f"The 95 % intervals of AUROC are up to {max(widths):.3f} wide: smaller differences may be "
+        "due to the draw of the test images. They do not cover the randomness of training."
+    )
+
+
+def _interval_widths(data: ReportData) -> Iterator[float]:
+    for interval in data.results.intervals:
+        low, high = interval.auroc
+        yield high - low
 
 
 def rate(value: float) -> str:
     """Return a rate with three decimals."""
     return f"{value:.3f}"
+
+
+def signed(value: float, decimals: int) -> str:
+    """Return a difference with its sign, a minus sign and not a hyphen."""
+    return f"{value:+.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def percent(value: float) -> str:
@@ -228,12 +280,17 @@ def percent(value: float) -> str:
 
 def radius_text(norm: str, radius: float) -> str:
     """Return norm and radius in words, an Linf radius in 255ths."""
-    return f"{norm} {radius * 255:g}/255" if norm == "Linf" else f"{norm} {radius:g}"
+    if norm == "Linf":
+        return f"{norm} {radius * 255:g}/255"
+    return f"{norm} {radius:g}"
 
 
 def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    ending = "" if number == 1 else "s"
+    return f"{number} {noun}{ending}"
 
 
 def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    if len(names) == 1:
+        return names[0]
+    return f"{', '.join(names[:-1])} and {names[-1]}"

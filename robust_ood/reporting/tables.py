@@ -1,26 +1,56 @@
-"""The report's tables as plain data: what each cell shows, what it sorts by, and what its colour
-means.
-"""
+"""The tables of a report as plain data: text, sort value and colour of each cell, and a legend."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from robust_ood.evaluation import Row
 from robust_ood.evaluation.records import METRICS
-from robust_ood.reporting.source import Source
-from robust_ood.reporting.summary import CHANCE, percent, radius_text, rate
+from robust_ood.reporting.report_data import ReportData
+from robust_ood.reporting.summary import CHANCE, percent, radius_text, rate, signed
 
-_STRONG = 0.5  # a difference of this size has the full colour
+FULL_COLOUR = 0.5  # a difference of this size has the full colour
+
+BELOW_CHANCE = "\N{BLACK DOWN-POINTING SMALL TRIANGLE} marks an AUROC below chance (0.5)."
+BETTER = "AUROC: higher is better; FPR95: lower is better."
+COLOURS = "A change is orange where the attack made it worse, blue where better."
+INTERVALS = "Small numbers: the 95 % interval, where there is one"
+
+SURVIVAL_LEGEND = (
+    "Means over the OOD sets of each group. “Attacked” is the attack with the lowest AUROC, on "
+    f"inliers and outliers. {BETTER} {BELOW_CHANCE} {COLOURS} {INTERVALS}, and below the attacked "
+    "AUROC the attack."
+)
+ATTACK_LEGEND = (
+    "Each line is one OOD set or the mean of a group. The columns say which images were attacked: "
+    f"none (clean), inliers, outliers or both. {BETTER} {BELOW_CHANCE} {COLOURS} {INTERVALS}."
+)
+CLEAN_LEGEND = f"Each line is one OOD set. {BETTER} {BELOW_CHANCE} {INTERVALS}."
+ACCURACY_LEGEND = (
+    "Share of test images that the classifier gets right, clean and under attacks on the "
+    "classifier with the same budgets; higher is better. n: how many images."
+)
+METRICS_LEGEND = (
+    "Higher is better for auroc, aupr_in, aupr_out and tpr_deployed, lower for the others; "
+    "Definitions, below, says what each metric is."
+)
+WINNERS_LEGEND = (
+    "An attack that is a suite keeps, image by image, the worst that any member found; “clean” is "
+    "an image that no member could worsen. The shares of a line add up to 100 %."
+)
+RECIPES_LEGEND = (
+    "Mean ± sample standard deviation over the checkpoints of one recipe. Both sides are attacked. "
+    "AUROC and accuracy: higher is better; FPR95: lower is better."
+)
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A cell: its text, the number that it sorts by, further lines, and how it is marked.
 
-    tint: of differences, -1 (worse) to 1 (better). chance: an AUROC below that of a coin. name: a
-    row's header.
+    tint: of differences, -1 (worse) to 1 (better). chance: an AUROC below chance. name: a header
+    of the row.
     """
 
     text: str
@@ -33,206 +63,214 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: columns are `(title, explanation)`; the first `names` of them name the row."""
+    """A table. legend: what its numbers mean, shown before it. columns: titles and explanations.
+
+    heads: titles that span several columns, with how many they span.
+    """
 
     caption: str
     columns: Sequence[tuple[str, str]]
-    rows: Sequence[Sequence[Cell]]
-    heads: Sequence[tuple[str, int]] = field(default_factory=list)  # titles over several columns
+    rows: Sequence[Sequence[TableCell]]
+    heads: Sequence[tuple[str, int]] = field(default_factory=list)
+    legend: str = ""
+
+    def full_titles(self) -> list[str]:
+        """Return each column's title with the title that spans it."""
+        spanning = [title for title, span in self.heads for _ in range(span)]
+        if not spanning:
+            return [title for title, _ in self.columns]
+        pairs = zip(spanning, self.columns, strict=True)
+        return [f"{head} {title}".strip() for head, (title, _) in pairs]
 
 
-def survival(source: Source) -> Table:
-    """Return clean against attacked for each detector: the mean of each group under the strongest
-    attack.
-    """
-    columns = [("Network", ""), ("Detector", "")]
+def survival(data: ReportData) -> Table:
+    """Return group means for each detector, clean and under the strongest attack."""
+    columns = titled("Network", "Detector")
     heads = [("", 2)]
-    for group in source.groups:
+    for group in data.groups:
         heads += [(f"{group} OOD: AUROC", 3), (f"{group} OOD: FPR95", 2)]
-        columns += [
-            ("clean", ""),
-            ("attacked", ""),
-            ("change", ""),
-            ("clean", ""),
-            ("attacked", ""),
-        ]
+        columns += titled("clean", "attacked", "change", "clean", "attacked")
     rows = []
-    for model in source.models:
-        for detector in source.detectors:
-            cells = []
-            for group in source.groups:
-                worst = source.worst(model, detector, group)
-                clean = (
-                    source.clean(worst) if worst else _only_clean(source, model, detector, group)
-                )
-                cells += [
-                    _auroc(source, clean),
-                    _auroc(source, worst, with_attack=True),
-                    _change(clean, worst),
-                ]
-                cells += [_fpr(source, clean), _fpr(source, worst)]
+    for model in data.models:
+        for detector in data.detectors:
+            cells: list[TableCell] = []
+            for group in data.groups:
+                cells += _survival_cells(data, model, detector, group)
             if any(cell.text for cell in cells):
-                rows.append([_name(model), _name(detector), *cells])
-    return Table(
-        "Detection, clean and under the strongest attack on inliers and outliers",
-        columns,
-        rows,
-        heads,
-    )
+                rows.append([*names(model, detector), *cells])
+    caption = "Detection, clean and under the strongest attack on inliers and outliers"
+    return Table(caption, columns, rows, heads, SURVIVAL_LEGEND)
 
 
-def by_attack(source: Source) -> list[Table]:
-    """Return for each attack a table of every detector on every OOD set: clean, each side attacked,
-    and both.
-    """
-    attacks = list(dict.fromkeys(row.attack for row in source.sets if row.attack != "none"))
-    return [_of_attack(source, attack) for attack in attacks] or [_unattacked(source)]
-
-
-def _of_attack(source: Source, attack: str) -> Table:
-    found: dict[tuple[str, str, str, bool, str], dict[str, Row]] = {}
-    for means, rows in ((False, source.sets), (True, source.means)):
-        for row in rows:
-            # The mean over a single set says nothing that the set does not.
-            if row.attack == attack and not (means and source.is_single(row)):
-                found.setdefault((row.model, row.detector, row.group, means, row.ood), {})[
-                    row.attacked
-                ] = row
-    columns = [("Network", ""), ("Detector", ""), ("OOD set", ""), ("clean", ""), ("inliers", ""),
-               ("outliers", ""), ("both", ""), ("change", ""), ("clean", ""), ("both", ""), ("change", "")]  # fmt: skip
-    lines = []
-    order = {name: index for index, name in enumerate([*source.models, *source.detectors])}
-    for (model, detector, group, is_mean, ood), sides in sorted(
-        found.items(), key=lambda item: (order[item[0][0]], order[item[0][1]])
-    ):
-        both = sides.get("both")
-        clean = source.clean(next(iter(sides.values())))
-        name = f"mean of {group}" if is_mean else ood
-        attacked = [_auroc(source, sides.get(side)) for side in ("in", "out", "both")]
-        names = [_name(text) for text in (model, detector, name)]
-        lines.append(
-            [*names, _auroc(source, clean), *attacked, _change(clean, both),
-             _fpr(source, clean), _fpr(source, both), _change(clean, both, "fpr95", better=-1)]
-        )  # fmt: skip
-    first = next(row for row in source.sets if row.attack == attack)
-    caption = f"{attack}: {budget(first)}, {first.steps} steps, {first.restarts} restart{'s' * (first.restarts != 1)}"
-    return Table(
-        caption,
-        columns,
-        lines,
-        [("", 3), ("AUROC: clean, then attacked", 5), ("FPR95: clean, attacked", 3)],
-    )
-
-
-def _unattacked(source: Source) -> Table:
-    columns = [("Network", ""), ("Detector", ""), ("OOD set", ""), ("AUROC", ""), ("FPR95", "")]
-    lines = [
-        [
-            _name(row.model),
-            _name(row.detector),
-            _name(row.ood),
-            _auroc(source, row),
-            _fpr(source, row),
-        ]
-        for row in source.sets
+def _survival_cells(data: ReportData, model: str, detector: str, group: str) -> list[TableCell]:
+    clean = _clean_mean(data, model, detector, group)
+    worst = data.worst(model, detector, group)
+    if worst is not None:
+        # With several in-distributions, the clean mean has to be of the same one.
+        clean = data.clean(worst)
+    return [
+        _auroc(data, clean),
+        _auroc(data, worst, with_attack=True),
+        _change(clean, worst),
+        _fpr(data, clean),
+        _fpr(data, worst),
     ]
-    return Table("Without attack", columns, lines)
 
 
-def accuracies(source: Source) -> Table:
+def by_attack(data: ReportData) -> list[Table]:
+    """Return a table for each attack: every detector and OOD set, each side attacked and both."""
+    attacks = list(dict.fromkeys(row.attack for row in data.sets if row.attack != "none"))
+    if not attacks:
+        return [_without_attack(data)]
+    return [_under_attack(data, attack) for attack in attacks]
+
+
+def _under_attack(data: ReportData, attack: str) -> Table:
+    columns = titled("Network", "Detector", "OOD set")
+    columns += titled("clean", "inliers", "outliers", "both", "change")
+    columns += titled("clean", "both", "change")
+    heads = [("", 3), ("AUROC: clean, then attacked", 5), ("FPR95: clean, attacked", 3)]
+    lines = []
+    for name, sides in _sides_by_subject(data, attack):
+        both = sides.get("both")
+        first = next(iter(sides.values()))
+        clean = data.clean(first)
+        line = names(first.model, first.detector, name)
+        line.append(_auroc(data, clean))
+        for side in ("in", "out", "both"):
+            line.append(_auroc(data, sides.get(side)))
+        line.append(_change(clean, both))
+        line += [_fpr(data, clean), _fpr(data, both)]
+        line.append(_change(clean, both, "fpr95", better=-1))
+        lines.append(line)
+    row = next(row for row in data.sets if row.attack == attack)
+    plural = "" if row.restarts == 1 else "s"
+    caption = f"{attack}: {budget(row)}, {row.steps} steps, {row.restarts} restart{plural}"
+    return Table(caption, columns, lines, heads, ATTACK_LEGEND)
+
+
+def _sides_by_subject(data: ReportData, attack: str) -> list[tuple[str, dict[str, Row]]]:
+    """Return the rows of each network, detector and OOD set or mean, by attacked side."""
+    sides: dict[tuple[str, str, str, str], dict[str, Row]] = {}
+    for row in data.sets:
+        if row.attack == attack:
+            key = (row.model, row.detector, row.group, row.ood)
+            sides.setdefault(key, {})[row.attacked] = row
+    for row in data.means:
+        # The mean over a single set says nothing that the set does not.
+        if row.attack == attack and not data.is_single(row):
+            key = (row.model, row.detector, row.group, f"mean of {row.group}")
+            sides.setdefault(key, {})[row.attacked] = row
+    models = {name: index for index, name in enumerate(data.models)}
+    detectors = {name: index for index, name in enumerate(data.detectors)}
+    ordered = sorted(sides, key=lambda key: (models[key[0]], detectors[key[1]]))
+    return [(key[3], sides[key]) for key in ordered]
+
+
+def _without_attack(data: ReportData) -> Table:
+    columns = titled("Network", "Detector", "OOD set", "AUROC", "FPR95")
+    lines = []
+    for row in data.sets:
+        cells = [_auroc(data, row), _fpr(data, row)]
+        lines.append([*names(row.model, row.detector, row.ood), *cells])
+    return Table("Without attack", columns, lines, legend=CLEAN_LEGEND)
+
+
+def accuracies(data: ReportData) -> Table:
     """Return the classification accuracy of each network, clean and under each attack."""
-    rows = source.results.classification
+    rows = data.results.classification
     attacks = list(dict.fromkeys(row.attack for row in rows))
     lines = []
     for model in dict.fromkeys(row.model for row in rows):
-        own = {row.attack: row for row in rows if row.model == model}
-        cells = [
-            Cell(percent(own[attack].accuracy), own[attack].accuracy, note=f"n = {own[attack].n:,}")
-            if attack in own
-            else Cell("")
-            for attack in attacks
-        ]
-        lines.append([_name(model), *cells])
-    columns = [
-        ("Network", ""),
-        *(("clean" if attack == "none" else attack, "") for attack in attacks),
-    ]
-    return Table("Share of test images classified correctly", columns, lines)
+        by_name = {row.attack: row for row in rows if row.model == model}
+        line = names(model)
+        for attack in attacks:
+            if attack in by_name:
+                row = by_name[attack]
+                line.append(TableCell(percent(row.accuracy), row.accuracy, f"n = {row.n:,}"))
+            else:
+                line.append(TableCell(""))
+        lines.append(line)
+    columns = titled("Network", *(attack_name(attack) for attack in attacks))
+    caption = "Share of test images classified correctly"
+    return Table(caption, columns, lines, legend=ACCURACY_LEGEND)
 
 
-def metrics(source: Source) -> Table:
+def metrics(data: ReportData) -> Table:
     """Return every metric of every set, clean and with both sides attacked."""
-    columns = [
-        ("Network", ""),
-        ("Detector", ""),
-        ("OOD set", ""),
-        ("Attack", ""),
-        *((name, "") for name in METRICS),
-    ]
+    columns = titled("Network", "Detector", "OOD set", "Attack", *METRICS)
     lines = []
-    for row in source.sets:
-        if row.attacked in ("none", "both"):
-            names = [_name(text) for text in (row.model, row.detector, row.ood)]
-            attack = Cell("clean" if row.attack == "none" else row.attack)
-            lines.append([*names, attack, *(_number(getattr(row, name)) for name in METRICS)])
-    return Table("All metrics of all sets, clean and with both sides attacked", columns, lines)
+    for row in data.sets:
+        if row.attacked not in ("none", "both"):
+            continue
+        line = names(row.model, row.detector, row.ood)
+        line.append(TableCell(attack_name(row.attack)))
+        for name in METRICS:
+            value = getattr(row, name)
+            line.append(TableCell(rate(value), value))
+        lines.append(line)
+    caption = "All metrics of all sets, clean and with both sides attacked"
+    return Table(caption, columns, lines, legend=METRICS_LEGEND)
 
 
-def winners(source: Source) -> Table | None:
-    """Return for how many images each member of an attack's suite was the strongest, where any
-    attack has several.
-    """
-    accounts = [one for one in source.results.members if len(one.wins.keys() - {"clean"}) > 1]
-    if not accounts:
+def winners(data: ReportData) -> Table | None:
+    """Return how often each member of a suite was the strongest; None without such a suite."""
+    records = [record for record in data.results.members if len(record.wins.keys() - {"clean"}) > 1]
+    if not records:
         return None
-    members = list(dict.fromkeys(name for one in accounts for name in one.wins))
-    columns = [
-        ("Network", ""),
-        ("Detector", ""),
-        ("Attack", ""),
-        ("Images", ""),
-        *((name, "") for name in members),
-    ]
+    members = list(dict.fromkeys(name for record in records for name in record.wins))
+    columns = titled("Network", "Detector", "Attack", "Images", *members)
     lines = []
-    for one in accounts:
-        shares = [one.wins.get(name, 0) / one.n for name in members]
-        names = [
-            _name(one.model),
-            _name(one.detector or "classifier"),
-            Cell(one.attack),
-            Cell(one.images),
-        ]
-        lines.append([*names, *(Cell(f"{100 * share:.0f} %", share) for share in shares)])
-    return Table(
-        "Share of images for which each member of the suite found the worst image", columns, lines
-    )
+    for record in records:
+        line = names(record.model, record.detector or "classifier")
+        line += [TableCell(record.attack), TableCell(record.images)]
+        for name in members:
+            share = record.wins.get(name, 0) / record.n
+            line.append(TableCell(f"{100 * share:.0f} %", share))
+        lines.append(line)
+    caption = "Share of images for which each member of the suite found the worst image"
+    return Table(caption, columns, lines, legend=WINNERS_LEGEND)
 
 
-def recipes(source: Source) -> Table | None:
-    """Return mean and deviation over the checkpoints of a recipe, where there are several."""
-    found = [
-        one
-        for one in source.results.summary
-        if one.attacked in ("none", "both") and one.ood == one.group
-    ]
-    accuracy = [one for one in source.results.summary if one.detector is None]
-    if not found and not accuracy:
+def recipes(data: ReportData) -> Table | None:
+    """Return mean and deviation over the checkpoints of a recipe; None without several."""
+    detection = []
+    classification = []
+    for record in data.results.summary:
+        if record.attacked in ("none", "both") and record.ood == record.group:
+            detection.append(record)
+        if record.detector is None:
+            classification.append(record)
+    if not detection and not classification:
         return None
-    columns = [("Recipe", ""), ("Detector", ""), ("OOD", ""), ("Attack", ""), ("AUROC", "mean ± deviation"),
-               ("FPR95", "mean ± deviation"), ("Accuracy", "mean ± deviation"), ("Checkpoints", "")]  # fmt: skip
+    columns = titled("Recipe", "Detector", "OOD", "Attack")
+    columns += [(name, "mean ± deviation") for name in ("AUROC", "FPR95", "Accuracy")]
+    columns += titled("Checkpoints")
     lines = []
-    for one in [*found, *accuracy]:
-        names = [
-            Cell(one.recipe, name=True),
-            Cell(one.detector or "classifier", name=True),
-            Cell(one.group or ""),
-        ]
-        attack = Cell("clean" if one.attack == "none" else one.attack)
-        cells = [_spread(one.mean, one.std, metric) for metric in ("auroc", "fpr95", "accuracy")]
-        lines.append([*names, attack, *cells, Cell(str(len(one.models)), len(one.models))])
-    return Table(
-        "Mean and sample standard deviation over the checkpoints of one recipe", columns, lines
-    )
+    for record in [*detection, *classification]:
+        line = names(record.recipe, record.detector or "classifier")
+        line += [TableCell(record.group or ""), TableCell(attack_name(record.attack))]
+        for metric in ("auroc", "fpr95", "accuracy"):
+            line.append(_spread(record.mean, record.std, metric))
+        line.append(TableCell(str(len(record.models)), len(record.models)))
+        lines.append(line)
+    caption = "Mean and sample standard deviation over the checkpoints of one recipe"
+    return Table(caption, columns, lines, legend=RECIPES_LEGEND)
+
+
+def titled(*titles: str) -> list[tuple[str, str]]:
+    """Return columns with these titles and without explanations."""
+    return [(title, "") for title in titles]
+
+
+def names(*texts: str) -> list[TableCell]:
+    """Return cells that name a row."""
+    return [TableCell(text, name=True) for text in texts]
+
+
+def attack_name(attack: str) -> str:
+    """Return an attack's name as tables show it."""
+    return "clean" if attack == "none" else attack
 
 
 def budget(row: Row) -> str:
@@ -240,55 +278,51 @@ def budget(row: Row) -> str:
     return radius_text(row.norm, row.radius)
 
 
-def _spread(mean: dict[str, float], std: dict[str, float], metric: str) -> Cell:
-    return (
-        Cell(f"{mean[metric]:.3f} ± {std[metric]:.3f}", mean[metric])
-        if metric in mean
-        else Cell("")
-    )
+def interval_text(interval: tuple[float, float] | None) -> str:
+    """Return an interval as tables show it, or nothing."""
+    if interval is None:
+        return ""
+    low, high = interval
+    return f"{rate(low)}\N{EN DASH}{rate(high)}"
 
 
-def _only_clean(source: Source, model: str, detector: str, group: str) -> Row | None:
-    wanted = (model, detector, group, "none")
-    return next(
-        (r for r in source.means if (r.model, r.detector, r.group, r.attacked) == wanted), None
-    )
+def _spread(mean: dict[str, float], std: dict[str, float], metric: str) -> TableCell:
+    if metric not in mean:
+        return TableCell("")
+    return TableCell(f"{mean[metric]:.3f} ± {std[metric]:.3f}", mean[metric])
 
 
-def _name(text: str) -> Cell:
-    return Cell(text, name=True)
+def _clean_mean(data: ReportData, model: str, detector: str, group: str) -> Row | None:
+    for row in data.means_of(model, detector, group):
+        if row.attack == "none":
+            return row
+    return None
 
 
-def _number(value: float) -> Cell:
-    return Cell(rate(value), value)
-
-
-def _auroc(source: Source, row: Row | None, *, with_attack: bool = False) -> Cell:
+def _auroc(data: ReportData, row: Row | None, *, with_attack: bool = False) -> TableCell:
     if row is None:
-        return Cell("")
-    interval = source.interval(row)
-    note = f"{rate(interval[0])}\N{EN DASH}{rate(interval[1])}" if interval else ""
+        return TableCell("")
+    notes = [interval_text(data.interval(row))]
     if with_attack:
-        note = "\n".join(part for part in (note, row.attack) if part)
-    return Cell(rate(row.auroc), row.auroc, note, chance=row.auroc < CHANCE)
+        notes.append(row.attack)
+    return TableCell(rate(row.auroc), row.auroc, _lines(notes), chance=row.auroc < CHANCE)
 
 
-def _fpr(source: Source, row: Row | None) -> Cell:
+def _fpr(data: ReportData, row: Row | None) -> TableCell:
     if row is None:
-        return Cell("")
-    interval = source.interval(row, "fpr95")
-    return Cell(
-        rate(row.fpr95),
-        row.fpr95,
-        f"{rate(interval[0])}\N{EN DASH}{rate(interval[1])}" if interval else "",
-    )
+        return TableCell("")
+    return TableCell(rate(row.fpr95), row.fpr95, interval_text(data.interval(row, "fpr95")))
 
 
 def _change(
     clean: Row | None, attacked: Row | None, metric: str = "auroc", better: int = 1
-) -> Cell:
+) -> TableCell:
     if clean is None or attacked is None:
-        return Cell("")
+        return TableCell("")
     change = getattr(attacked, metric) - getattr(clean, metric)
-    text = f"{change:+.3f}".replace("-", "\N{MINUS SIGN}")
-    return Cell(text, change, tint=max(-1.0, min(1.0, better * change / _STRONG)))
+    tint = max(-1.0, min(1.0, better * change / FULL_COLOUR))
+    return TableCell(signed(change, 3), change, tint=tint)
+
+
+def _lines(texts: Iterable[str]) -> str:
+    return "\n".join(text for text in texts if text)

@@ -230,7 +230,8 @@ def test_tables_sort_by_number_and_by_name(tab, page):
     tab.open(page, 1200, 800)
     rows = "[...document.querySelectorAll('#survival tbody tr')]"
     column = rows + ".map(row => row.cells[{0}].dataset.value ?? row.cells[{0}].textContent)"
-    press = "document.querySelectorAll('#survival thead tr:last-child th')[{}].querySelector('button').click()"
+    heads = "document.querySelectorAll('#survival thead tr:last-child th')"
+    press = heads + "[{}].querySelector('button').click()"
     before = [float(v) for v in tab.run(column.format(3))]
     assert before != sorted(before)
     tab.run(press.format(3))

@@ -1,6 +1,4 @@
-"""The papers' numbers: that they agree with each other as the papers say, and which results they
-stand beside.
-"""
+"""The papers' numbers: how they agree with each other, and which results they are compared with."""
 
 from __future__ import annotations
 
@@ -14,9 +12,9 @@ from robust_ood.evaluation import Accuracy, Results, Row
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 from robust_ood import reporting
-from robust_ood.reporting.comparison import comparisons
-from robust_ood.reporting.published import content, printed, recognised
-from robust_ood.reporting.source import read
+from robust_ood.reporting.papers.comparison import comparisons
+from robust_ood.reporting.papers.published import content, published_results, recognised
+from robust_ood.reporting.report_data import read_folders
 
 RATES = {"auroc", "accuracy", "fpr95", "fpr95_ood_positive", "detection_error"}
 MISPRINTED = [
@@ -25,7 +23,7 @@ MISPRINTED = [
 
 
 def tables_of(paper: str) -> set[int]:
-    return {one.table for one in printed() if one.paper == paper}
+    return {result.table for result in published_results() if result.paper == paper}
 
 
 def test_every_table_that_has_numbers_is_there_with_all_its_rows():
@@ -49,20 +47,24 @@ def test_every_table_that_has_numbers_is_there_with_all_its_rows():
     ]
 
 
-def test_rates_are_fractions_and_no_setting_of_a_table_stands_twice():
-    for one in printed():
+def test_rates_are_fractions_and_no_setting_of_a_table_is_duplicated():
+    for result in published_results():
         assert all(
-            0 <= value <= 1 for name, value in one.values.items() if name != "loss of AUROC"
-        ), one
-        assert (one.setting.detector == "") == all(
-            name.startswith("accuracy") for name in one.values
+            0 <= value <= 1 for name, value in result.values.items() if name != "loss of AUROC"
+        ), result
+        assert (result.key.detector == "") == all(
+            name.startswith("accuracy") for name in result.values
         )
         assert (
-            (one.setting.attacked == "none")
-            == (one.setting.norm == "none")
-            == (one.setting.radius == 0)
+            (result.key.attacked == "none")
+            == (result.key.norm == "none")
+            == (result.key.radius == 0)
         )
-    named = [(*one[:3], *one.values) for one in printed() if one.paper in ("ALOE", "PRO")]
+    named = [
+        (*result[:3], *result.values)
+        for result in published_results()
+        if result.paper in ("ALOE", "PRO")
+    ]
     assert len(named) == len(set(named))
 
 
@@ -70,16 +72,16 @@ def test_the_minimum_over_thresholds_is_not_above_the_error_at_one_of_them():
     """ALOE: the detection error is at most the mean of the two errors where 95 % of the inliers are
     accepted.
     """
-    rows = [one.values for one in printed() if "detection_error" in one.values]
+    rows = [result.values for result in published_results() if "detection_error" in result.values]
     assert len(rows) == 27 * 2 + 18 * 3
     assert all(row["detection_error"] <= (0.05 + row["fpr95"]) / 2 + 1e-4 for row in rows)
 
 
 def test_what_the_aloe_paper_says_of_its_tables_in_words():
     rows = {
-        (one.table, *one.setting[:5]): one.values
-        for one in printed()
-        if one.paper == "ALOE" and one.table != 3
+        (result.table, *result.key[:5]): result.values
+        for result in published_results()
+        if result.paper == "ALOE" and result.table != 3
     }
     assert rows[1, "OE", "odin", "CIFAR-10", "far", "none"]["fpr95"] == pytest.approx(0.0417)
     assert rows[1, "OE", "odin", "CIFAR-10", "far", "both"]["fpr95"] == pytest.approx(0.9902)
@@ -94,10 +96,10 @@ def test_what_the_aloe_paper_says_of_its_tables_in_words():
 @pytest.mark.parametrize("metric", ["fpr95_ood_positive", "auroc"])
 def test_the_averages_that_the_pro_paper_prints_are_those_of_its_columns(metric):
     rows: dict[tuple[str, str], dict[str, float]] = {}
-    for one in printed():
-        if (one.paper, one.table) == ("PRO", 1):
-            rows.setdefault((one.setting.network, one.setting.detector), {})[one.setting.ood] = (
-                one.values[metric]
+    for result in published_results():
+        if (result.paper, result.table) == ("PRO", 1):
+            rows.setdefault((result.key.network, result.key.detector), {})[result.key.ood] = (
+                result.values[metric]
             )
     assert len(rows) == 26
     for row in rows.values():
@@ -109,34 +111,34 @@ def test_the_averages_that_the_pro_paper_prints_are_those_of_its_columns(metric)
 
 
 def test_the_losses_that_fort_prints_are_those_of_his_columns():
-    found = [one for one in printed() if one.paper == "Fort"]
+    found = [result for result in published_results() if result.paper == "Fort"]
     clean = {
-        (one.table, *one.setting[:4]): one.values["auroc"]
-        for one in found
-        if one.setting.attacked == "none"
+        (result.table, *result.key[:4]): result.values["auroc"]
+        for result in found
+        if result.key.attacked == "none"
     }
     losses = []
-    for one in found:
-        if one.setting.attacked == "out":
-            loss = one.values["auroc"] - clean[(one.table, *one.setting[:4])]
-            losses.append((f"{100 * one.values['loss of AUROC']:.2f}", f"{100 * loss:.2f}"))
+    for result in found:
+        if result.key.attacked == "out":
+            loss = result.values["auroc"] - clean[(result.table, *result.key[:4])]
+            losses.append((f"{100 * result.values['loss of AUROC']:.2f}", f"{100 * loss:.2f}"))
     assert len(losses) == 3 + 6 + 4 + 2
     assert [(as_printed, loss) for as_printed, loss in losses if as_printed != loss] == MISPRINTED
 
 
 def test_attacks_lower_the_accuracies_that_the_papers_print():
     pairs: dict[tuple[object, ...], dict[str, dict[str, float]]] = {}
-    for one in printed():
-        if not one.setting.detector:
-            key = (one.paper, one.table, *one.setting[:3])
-            pairs.setdefault(key, {})[one.setting.attacked] = one.values
+    for result in published_results():
+        if not result.key.detector:
+            key = (result.paper, result.table, *result.key[:3])
+            pairs.setdefault(key, {})[result.key.attacked] = result.values
     assert len(pairs) > 20
     for sides in pairs.values():
         assert all(sides["in"][name] <= clean for name, clean in sides["none"].items())
 
 
 def test_detectors_are_called_as_in_the_registry():
-    beyond = {one.setting.detector for one in printed()} - set(REGISTRY) - {""}
+    beyond = {result.key.detector for result in published_results()} - set(REGISTRY) - {""}
     assert {name.split()[0] for name in beyond} <= {
         "odin",
         "mahalanobis-layers",
@@ -170,9 +172,7 @@ def test_names_are_recognised_by_whole_words(name, kind, paper):
 def make_results(
     model: str = "ALOE", inliers: str = "cifar10_test", radius: float = 1 / 255
 ) -> Results:
-    """Make results of one network with MSP, clean and attacked, on one near and two far sets, with
-    their means.
-    """
+    """Make results of a network with MSP on one near and two far sets, with their means."""
     rates = [0.75, 0.5, 0.5, 0.25, 0.375, 0.125, 0.95, 0.25]
     results = Results(environment={"checks": True})
     for attack, attacked, budget in (
@@ -210,12 +210,12 @@ def make_results(
 def compared(tmp_path, results: Results) -> dict[str, list[list[str]]]:
     results.write(tmp_path)
     return {
-        one.title: [[c.text for c in row] for row in one.table.rows]
-        for one in comparisons(read([tmp_path]))
+        result.title: [[c.text for c in row] for row in result.table.rows]
+        for result in comparisons(read_folders([tmp_path]))
     }
 
 
-def test_printed_numbers_stand_beside_the_measured_ones(tmp_path):
+def test_printed_numbers_are_shown_beside_the_measured_ones(tmp_path):
     found = compared(tmp_path, make_results())
     assert list(found) == ["ALOE paper, Table 1", "ALOE paper, Table 4"]
     clean = ["ALOE", "msp", "mean of far", "clean"]
@@ -255,7 +255,7 @@ def test_a_single_set_and_the_other_convention_of_fpr95(tmp_path):
 
 def test_what_differs_is_said(tmp_path):
     make_results().write(tmp_path)
-    first = comparisons(read([tmp_path]))[0]
+    first = comparisons(read_folders([tmp_path]))[0]
     text = " ".join(first.words)
     assert "DenseNet-BC" in text
     assert "Here: 50 in-distribution images" in text

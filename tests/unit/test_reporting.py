@@ -23,7 +23,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 from robust_ood import reporting
 from robust_ood.reporting import summary, tables
-from robust_ood.reporting.source import read
+from robust_ood.reporting.report_data import read_folders
 
 RADII = {"none": 0.0, "pgd-4/255": 4 / 255, "suite": 8 / 255}
 VOID = {
@@ -54,14 +54,14 @@ def make_row(
     }
     rates = {"aupr_in": 0.5, "aupr_out": 0.5, "fpr95_ood_positive": 0.25, "detection_error": 0.125}
     deployed = {"tpr_deployed": 0.95, "fpr_deployed": 0.0625}
-    return Row(model=model, detector=detector, attack=attack, attacked=attacked, id="digits", ood=ood, group=group,
-               n_id=50, n_ood=40, auroc=auroc, fpr95=1 - auroc, seconds=1.0, **budget, **rates, **deployed)  # fmt: skip
+    names = {"model": model, "detector": detector, "attack": attack, "attacked": attacked}
+    images = {"id": "digits", "ood": ood, "group": group, "n_id": 50, "n_ood": 40}
+    rates |= {"auroc": auroc, "fpr95": 1 - auroc}
+    return Row(**names, **budget, **images, **rates, **deployed, seconds=1.0)
 
 
 def make_results(model: str, fall: float) -> Results:
-    """Make results of two detectors, three OOD sets and two attacks; the AUROC falls by `fall`, or
-    half of it.
-    """
+    """Make results of two detectors, three OOD sets and two attacks, which cost up to `fall`."""
     results = Results(
         environment={
             "command": "evaluate.py --name <x>",
@@ -145,13 +145,21 @@ def add_pictures(folder: Path, model: str) -> None:
         traces |= {f"{side}_linf": 0.01 * steps, f"{side}_l2": 0.3 * steps}
     pixels = draws.integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
     groups = {"groups": ["in", "far"], "sets": ["digits", "svhn"]}
+    shifts = {side: draws.normal(0, 1, (2, 9)) for side in sides}
+    shifts["sizes"] = np.array([0.001, 0.01])
+    landscape = {"offsets": np.linspace(-0.1, 0.1, 5), "scores": draws.normal(0, 1, (2, 5, 5))}
+    strips = {
+        "clean": pixels,
+        "attacked": 255 - pixels,
+        "before": np.array([2.0, 0.0]),
+        "after": np.array([0.5, 1.5]),
+    }
     for kind, arrays, about in (
-        ("shift", {"sizes": np.array([0.001, 0.01])} | {side: draws.normal(0, 1, (2, 9)) for side in sides}, {}),
+        ("shift", shifts, {}),
         ("curves", traces, {"norm": "Linf"}),
-        ("landscape", {"offsets": np.linspace(-0.1, 0.1, 5), "scores": draws.normal(0, 1, (2, 5, 5))}, groups),
-        ("strips", {"clean": pixels, "attacked": 255 - pixels, "before": np.array([2.0, 0.0]),
-                    "after": np.array([0.5, 1.5])}, groups | {"attack": "suite"}),
-    ):  # fmt: skip
+        ("landscape", landscape, groups),
+        ("strips", strips, groups | {"attack": "suite"}),
+    ):
         write_picture(folder, Picture(kind, model, "msp", arrays, about))
     write_picture(
         folder, Picture("shift", model, "knn", {}, {"failed": "its score has no gradient"})
@@ -253,6 +261,15 @@ def test_tables_have_captions_and_scopes_and_figures_have_words(page):
     assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
+def test_every_table_has_its_legend_before_it(report, folders):
+    before_tables = report.read_text().split("<table")[:-1]
+    for text in before_tables:
+        legend, _, rest = text.rpartition('<p class="legend">')[2].partition("</p>")
+        assert len(legend) > 60
+        assert re.fullmatch(r'\s*<div class="scroll" [^>]*>\s*', rest)
+    assert len(before_tables) >= 5
+
+
 def test_numbers_are_those_of_the_results(report, folders):
     """Each table row carries the unrounded values; those of `results.json` are all among them."""
     shown = {float(value) for value in re.findall(r'data-value="([^"]+)"', report.read_text())}
@@ -265,7 +282,7 @@ def test_numbers_are_those_of_the_results(report, folders):
 
 
 def test_survival_compares_clean_with_the_strongest_attack(folders):
-    table = tables.survival(read(folders))
+    table = tables.survival(read_folders(folders))
     (line,) = [row for row in table.rows if [c.text for c in row[:2]] == ["OE", "knn"]]
     near_clean, near_attacked, near_change = (cell.value for cell in line[2:5])
     assert (near_clean, near_attacked) == pytest.approx((0.9, 0.9 - 0.85))
@@ -279,7 +296,7 @@ def test_survival_compares_clean_with_the_strongest_attack(folders):
 
 
 def test_summary_says_what_survived_and_what_did_not(folders):
-    text = summary.sentences(read(folders))
+    text = summary.sentences(read_folders(folders))
     near = next(line for line in text if line.startswith("OE, near"))
     assert near.endswith(
         "all 2 detectors fall below chance (msp 0.900 → 0.200, knn 0.900 → 0.050)."
@@ -298,8 +315,8 @@ def test_summary_says_what_survived_and_what_did_not(folders):
     assert lower.endswith(
         "an AUROC of at least 0.5 stays with msp up to Linf 4/255; 1 detector at no radius."
     )
-    equal = [replace(row, auroc=0.75) for row in read(folders).means]
-    source = read(folders)
+    equal = [replace(row, auroc=0.75) for row in read_folders(folders).means]
+    source = read_folders(folders)
     source.means = equal
     assert "4 of 4 pairs of network and detector, all at 0.750" in " ".join(
         summary.sentences(source)
@@ -324,7 +341,7 @@ def test_warnings_failures_and_markup_in_names_are_shown_first_and_as_text(repor
 
 
 def test_different_protocols_interruptions_and_missing_checks_are_said(folders):
-    source = read(folders)
+    source = read_folders(folders)
     assert summary.caveats(source) == []
     source.results.complete = False
     source.environments[0][1]["checks"] = False
@@ -342,8 +359,17 @@ def test_each_figure_has_a_picture_and_its_data(report):
     beside = report.parent / "all_files"
     pictures = {path.stem for path in beside.glob("*.png")}
     assert pictures == {path.stem for path in beside.glob("*.csv")}
-    assert {"auroc-by-radius-linf", "scores-msp", "scores-knn", "shifts-msp", "landscape-oe-msp", "images-aloe-msp",
-            "auroc-by-norm-linf-outliers", "auroc-by-norm-l2-outliers"} <= pictures  # fmt: skip
+    expected = {
+        "auroc-by-radius-linf",
+        "auroc-by-norm-linf-outliers",
+        "auroc-by-norm-l2-outliers",
+        "scores-msp",
+        "scores-knn",
+        "shifts-msp",
+        "landscape-oe-msp",
+        "images-aloe-msp",
+    }
+    assert expected <= pictures
     assert all((beside / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in pictures)
     with (beside / "auroc-by-radius-linf.csv").open() as file:
         lines = list(csv.DictReader(file))
@@ -407,7 +433,9 @@ def test_tensorboard_gets_the_numbers_the_tables_and_the_figures_and_the_page_st
     assert "OE, knn: the gradients are masked <b>" in texts["warnings/text_summary"]
     assert "all 2 detectors fall below chance" in texts["findings/text_summary"]
     (survival,) = [text for tag, text in texts.items() if "strongest attack on inliers" in tag]
-    lines = survival.splitlines()
+    legend, blank, *lines = survival.splitlines()
+    assert legend == tables.SURVIVAL_LEGEND
+    assert blank == ""
     assert lines[0].startswith(
         "| Network | Detector | near OOD: AUROC clean | near OOD: AUROC attacked |"
     )
@@ -427,7 +455,7 @@ def test_two_folders_with_one_name_stay_apart(folders, tmp_path):
     results = make_results("OE", 0.1)
     results.warnings = ["OE, msp: doubtful"]
     results.write(other)
-    source = read([folders[0], other])
+    source = read_folders([folders[0], other])
     assert source.models == ["OE", "OE (second)"]
     assert "OE (second), msp: doubtful" in source.results.warnings
     assert {row.model for row in source.results.classification} == {"OE", "OE (second)"}

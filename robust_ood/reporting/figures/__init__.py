@@ -1,6 +1,4 @@
-"""Figures as pure functions of arrays: each gives a drawing, the words that replace it, and its
-data.
-"""
+"""Figures as pure functions of arrays: a drawing, the text that can replace it, and its data."""
 
 from robust_ood.reporting.figures.canvas import Figure
 

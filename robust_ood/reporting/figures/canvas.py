@@ -1,6 +1,4 @@
-"""How figures look: one drawing for light, dark and print, as SVG whose colours are the page's, and
-as PNG.
-"""
+"""How figures look: one drawing as SVG in the page's colours, light, dark or print, and as PNG."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from html import escape
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -20,10 +18,13 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as Drawing
 from numpy.typing import NDArray
 
-# Each is a colour of the PNG files and, by its value, stands for a variable of the page's style
-# sheet.
-INK, MUTED, RULE = "#1f2430", "#5f6776", "#e3e6ea"
-INLIERS, NEAR, FAR = "#0068a8", "#b8790b", "#c8501a"
+# The colours of the PNG files; in the SVG, variables of the page's style sheet replace them.
+INK = "#1f2430"
+MUTED = "#5f6776"
+RULE = "#e3e6ea"
+INLIERS = "#0068a8"
+NEAR = "#b8790b"
+FAR = "#c8501a"
 LINES = ("#0067a9", "#c84f19", "#0a8a63", "#a8559a", "#b8780a", "#3a9fd8", "#6b6f7a", "#7a5c1e")
 SIDES = {"in": INLIERS, "id": INLIERS, "near": NEAR, "far": FAR}
 _VARIABLES = {
@@ -70,12 +71,20 @@ _STYLE: Any = {
 }
 
 
+class Words(NamedTuple):
+    """The text around a figure. alt: what it shows, for readers who cannot see it."""
+
+    title: str
+    caption: str
+    alt: str
+
+
 @dataclass(frozen=True)
 class Figure:
     """A figure of the report.
 
-    name: of its files. title, caption: words around it. alt: what it shows, for who cannot see it.
-    svg: an element to put into HTML. png: the same picture. columns, rows: its data.
+    name: of its files. title, caption, alt: as in `Words`. svg: an element to put into HTML. png:
+    the same picture. columns, rows: its data.
     """
 
     name: str
@@ -99,11 +108,10 @@ class Figure:
 def panels(
     rows: int, columns: int, *, width: float = 7.2, height: float = 2.3, **shared: Any
 ) -> tuple[Drawing, NDArray[Any]]:
-    """Return an empty drawing and its axes `(rows, columns)`; height is that of a row, in
-    inches.
-    """
+    """Return a drawing and its axes `(rows, columns)`; `height` is that of a row, in inches."""
     drawing = Drawing(figsize=(width, height * rows), layout="constrained")
-    return drawing, np.asarray(drawing.subplots(rows, columns, squeeze=False, **shared))
+    axes = drawing.subplots(rows, columns, squeeze=False, **shared)
+    return drawing, np.asarray(axes)
 
 
 def style() -> AbstractContextManager[None]:
@@ -127,57 +135,48 @@ def legend(drawing: Drawing, axes: Axes, columns: int = 4) -> None:
 def finish(
     drawing: Drawing,
     name: str,
-    *,
-    title: str,
-    caption: str,
-    alt: str,
+    words: Words,
     columns: Sequence[str],
     rows: Sequence[Sequence[object]],
 ) -> Figure:
     """Save a drawing and return the figure."""
-    svg, png = io.StringIO(), io.BytesIO()
+    svg = io.StringIO()
+    png = io.BytesIO()
+    # Identifiers and metadata are fixed, so that the same drawing gives the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": name}):
-        drawing.savefig(
-            svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
-        )
+        metadata = {"Date": None, "Creator": None}
+        drawing.savefig(svg, format="svg", transparent=True, metadata=metadata)
     drawing.savefig(png, format="png", facecolor="white", metadata={"Software": None})
-    return Figure(
-        name,
-        title,
-        caption,
-        alt,
-        _for_page(svg.getvalue(), name, alt),
-        png.getvalue(),
-        columns,
-        rows,
-    )
+    title, caption, alt = words
+    element = _for_page(svg.getvalue(), name, alt)
+    return Figure(name, title, caption, alt, element, png.getvalue(), columns, rows)
 
 
 def _for_page(svg: str, name: str, alt: str) -> str:
-    """Return the `<svg>` element with the page's colours and font, and with identifiers of its
-    own.
-    """
+    """Return the `<svg>` element with the page's colours and font, and with unique identifiers."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = (
-        re.sub(r'\s(xmlns(:\w+)?|version|width|height)="[^"]*"', "", svg.partition(">")[0])
-        + ">"
-        + svg.partition(">")[2]
-    )
-    used = set(re.findall(r'(?:url\(|href=")#([^")]+)', svg))
-    svg = re.sub(
-        r'\s*\bid="([^"]+)"',
-        lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "",
-        svg,
-    )
-    svg = re.sub(r'(url\(|href=")#', rf"\1#{name}-", svg)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    tag, _, content = svg.partition(">")
+    tag = re.sub(r'\s(xmlns(:\w+)?|version|width|height)="[^"]*"', "", tag)
+    svg = _with_unique_ids(f"{tag}>{content}", name)
     svg = svg.replace("xlink:href", "href")
     svg = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", svg)
-    svg = re.sub(r"#[0-9a-f]{6}", lambda found: _variable(found[0]), svg)
-    wide = float(svg.partition('viewBox="')[2].split()[2])  # in points; all figures at one scale
-    return svg.replace(
-        "<svg", f'<svg role="img" style="--width:{1.54 * wide:.0f}px" aria-label="{escape(alt)}"', 1
-    ).strip()
+    svg = re.sub(r"#[0-9a-f]{6}", lambda match: _variable(match[0]), svg)
+    width = 1.54 * float(svg.partition('viewBox="')[2].split()[2])  # all figures at one scale
+    attributes = f'role="img" style="--width:{width:.0f}px" aria-label="{escape(alt)}"'
+    return svg.replace("<svg", f"<svg {attributes}", 1).strip()
+
+
+def _with_unique_ids(svg: str, name: str) -> str:
+    """Return the drawing with its name in the identifiers it uses, and without unused ones."""
+    used = set(re.findall(r'(?:url\(|href=")#([^")]+)', svg))
+
+    def renamed(match: re.Match[str]) -> str:
+        identifier = match[1]
+        return f' id="{name}-{identifier}"' if identifier in used else ""
+
+    svg = re.sub(r'\s*\bid="([^"]+)"', renamed, svg)
+    return re.sub(r'(url\(|href=")#', rf"\1#{name}-", svg)
 
 
 def _variable(colour: str) -> str:
@@ -190,11 +189,10 @@ def slug(*words: str) -> str:
 
 
 def look(index: int) -> Mapping[str, Any]:
-    """Return colour, dash and marker of the line with that number; no two of the first 24 are
-    alike.
-    """
+    """Return colour, dash and marker of the line with that number; the first 24 all differ."""
+    dash = index // len(LINES) % len(DASHES)
     return {
         "color": LINES[index % len(LINES)],
-        "linestyle": DASHES[index // len(LINES) % len(DASHES)],
+        "linestyle": DASHES[dash],
         "marker": MARKERS[index % len(MARKERS)],
     }

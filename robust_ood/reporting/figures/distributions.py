@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
@@ -16,6 +17,7 @@ from robust_ood.reporting.figures.canvas import (
     MUTED,
     SIDES,
     Figure,
+    Words,
     finish,
     gridlines,
     panels,
@@ -23,7 +25,11 @@ from robust_ood.reporting.figures.canvas import (
 )
 
 _BINS = 40
+_OUTERMOST = 0.005  # the share of the values at either end that the bins leave out
+_FILL = 0.28  # opacity of the inliers' bars
 _NAMES = {"id": "in-distribution", "in": "in-distribution", "near": "near OOD", "far": "far OOD"}
+_INLIERS = ("id", "in")
+
 Values = Mapping[str, NDArray[np.float64]]
 """Values by side: "id" (or "in"), "near", "far"."""
 
@@ -34,8 +40,9 @@ def score_histograms(
     detector: str,
     name: str,
 ) -> Figure:
-    """Return histograms of one detector's scores, clean and attacked, a row for each network (ALOE
-    paper, Fig. 2).
+    """Return histograms of scores, clean and attacked, with a row for each network.
+
+    Source: ALOE paper, Fig. 2.
 
     Args:
         scores: by network, clean and attacked scores of each side.
@@ -44,57 +51,51 @@ def score_histograms(
         name: of the figure's files.
     """
     rows: list[list[object]] = []
-    words = []
+    sentences = []
     with style():
         drawing, axes = panels(len(scores), 2, height=1.9, sharex="row", sharey="row")
-        for line, (model, both) in enumerate(scores.items()):
-            edges = bin_edges([values for sides in both for values in sides.values()])
-            threshold = deployed_threshold(torch.from_numpy(both[0]["id"]))
-            for column, (sides, what) in enumerate(
-                zip(both, ("clean", attacks[model]), strict=True)
-            ):
-                rows += _bars(axes[line, column], sides, edges, [model, detector, what])
-                axes[line, column].axvline(
-                    threshold, color=MUTED, linewidth=0.9, linestyle=(0, (3, 2))
-                )
-                title = (
-                    f"{model}, clean" if column == 0 else f"{model}, both sides attacked by {what}"
-                )
-                axes[line, column].set_title(title, loc="left")
-            words.append(f"{model}: {_accepted(both, threshold)}")
-            axes[line, 0].set_ylabel("% of images")
-        for one in axes[-1]:
-            one.set_xlabel(f"{detector} score, higher = more in-distribution")
-        _side_legend(
-            drawing, list(dict.fromkeys(side for both in scores.values() for side in both[0]))
-        )
-        return finish(
-            drawing,
-            name,
+        for line, (model, (clean, attacked)) in enumerate(scores.items()):
+            edges = bin_edges([*clean.values(), *attacked.values()])
+            threshold = deployed_threshold(torch.from_numpy(clean["id"]))
+            attack = attacks[model]
+            rows += _bars(axes[line, 0], clean, edges, [model, detector, "clean"])
+            rows += _bars(axes[line, 1], attacked, edges, [model, detector, attack])
+            axes[line, 0].set_title(f"{model}, clean", loc="left")
+            axes[line, 1].set_title(f"{model}, both sides attacked by {attack}", loc="left")
+            for panel in axes[line]:
+                panel.axvline(threshold, color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)))
+            sentences.append(f"{model}: {_accepted(clean, attacked, threshold)}")
+        _label(axes, f"{detector} score, higher = more in-distribution")
+        sides = [side for clean, _ in scores.values() for side in clean]
+        _side_legend(drawing, list(dict.fromkeys(sides)))
+        words = Words(
             title=f"Scores of {detector}",
-            caption="Scores of all images, inliers against OOD sets pooled by group, clean and under the attack that "
-            "costs this detector the most AUROC (ALOE paper, Fig. 2). Right of the dashed line lie 95 % of the clean "
-            "inliers: what a deployed detector accepts. The outermost bars hold what lies beyond.",
-            alt=f"Histograms of {detector} scores. {' '.join(words)}",
-            columns=["model", "detector", "attack", "side", "bin_low", "bin_high", "share"],
-            rows=rows,
+            caption="Scores of all images, inliers against OOD sets pooled by group, clean and "
+            "under the attack that costs this detector the most AUROC (ALOE paper, Fig. 2). Right "
+            "of the dashed line are 95 % of the clean inliers: what a deployed detector accepts. "
+            "The outermost bars include all values beyond them.",
+            alt=f"Histograms of {detector} scores. {' '.join(sentences)}",
         )
+        columns = ["model", "detector", "attack", "side", "bin_low", "bin_high", "share"]
+        return finish(drawing, name, words, columns, rows)
 
 
-def _accepted(both: tuple[Values, Values], threshold: float) -> str:
-    """Say what the threshold of 95 % of clean inliers accepts, before and after."""
-    parts = []
-    for side in both[0]:
-        before, after = (float((sides[side] >= threshold).mean()) for sides in both)
-        parts.append(f"{_NAMES[side]} accepted {before:.0%} clean and {after:.0%} attacked")
-    return ", ".join(parts) + "."
+def _accepted(clean: Values, attacked: Values, threshold: float) -> str:
+    """Say what the threshold of 95 % of clean inliers accepts, clean and attacked."""
+    clauses = []
+    for side in clean:
+        before = float((clean[side] >= threshold).mean())
+        after = float((attacked[side] >= threshold).mean())
+        clauses.append(f"{_NAMES[side]} accepted {before:.0%} clean and {after:.0%} attacked")
+    return ", ".join(clauses) + "."
 
 
 def score_shifts(
     shifts: Mapping[str, tuple[NDArray[Any], Values]], detector: str, name: str
 ) -> Figure:
-    """Return histograms of score shifts under one gradient step, a row for each network (PRO paper,
-    Fig. 3 and 7).
+    """Return histograms of score shifts under one gradient step, with a row for each network.
+
+    Source: PRO paper, Fig. 3 and 7.
 
     Args:
         shifts: by network, step sizes `(S,)` and shifts `(S, N)` by side.
@@ -102,44 +103,46 @@ def score_shifts(
         name: of the figure's files.
     """
     rows: list[list[object]] = []
-    words = []
-    sizes = [float(size) for size in next(iter(shifts.values()))[0]]
+    sentences = []
+    first_sizes, first_sides = next(iter(shifts.values()))
+    sizes = [float(size) for size in first_sizes]
     with style():
         drawing, axes = panels(len(shifts), len(sizes), height=1.9)
         for line, (model, (_, sides)) in enumerate(shifts.items()):
             for column, size in enumerate(sizes):
-                own = {side: values[column] for side, values in sides.items()}
+                panel = axes[line, column]
+                values = {side: shifted[column] for side, shifted in sides.items()}
                 rows += _bars(
-                    axes[line, column], own, bin_edges(list(own.values())), [model, detector, size]
+                    panel, values, bin_edges(list(values.values())), [model, detector, size]
                 )
-                axes[line, column].axvline(0, color=MUTED, linewidth=0.9)
-                axes[line, column].set_title(f"{model}, step {size:g}", loc="left")
-                medians = ", ".join(
-                    f"{_NAMES[side]} {np.median(values):.3g}" for side, values in own.items()
-                )
-                words.append(f"{model}, step {size:g}: median shift {medians}.")
-            axes[line, 0].set_ylabel("% of images")
-        for one in axes[-1]:
-            one.set_xlabel(f"change of the {detector} score")
-        _side_legend(drawing, list(next(iter(shifts.values()))[1]))
-        return finish(
-            drawing,
-            name,
+                panel.axvline(0, color=MUTED, linewidth=0.9)
+                panel.set_title(f"{model}, step {size:g}", loc="left")
+                sentences.append(f"{model}, step {size:g}: median shift {_medians(values)}.")
+        _label(axes, f"change of the {detector} score")
+        _side_legend(drawing, list(first_sides))
+        words = Words(
             title=f"Score shifts of {detector} under one step",
-            caption="Change of the score after one sign-gradient step that lowers it, for inliers and outliers alike, "
-            "in pixel fractions (PRO paper, Fig. 3 and 7). PRO separates well where OOD images shift further than "
-            "inliers. The outermost bars hold what lies beyond.",
-            alt=f"Histograms of the change of {detector} scores. {' '.join(words)}",
-            columns=["model", "detector", "step_size", "side", "bin_low", "bin_high", "share"],
-            rows=rows,
+            caption="Change of the score after one sign-gradient step that lowers it, for inliers "
+            "and outliers alike; step sizes are fractions of the pixel range (PRO paper, Fig. 3 "
+            "and 7). PRO separates well where OOD images shift further than inliers. The outermost "
+            "bars include all values beyond them.",
+            alt=f"Histograms of the change of {detector} scores. {' '.join(sentences)}",
         )
+        columns = ["model", "detector", "step_size", "side", "bin_low", "bin_high", "share"]
+        return finish(drawing, name, words, columns, rows)
+
+
+def _medians(sides: Values) -> str:
+    medians = [f"{_NAMES[side]} {np.median(values):.3g}" for side, values in sides.items()]
+    return ", ".join(medians)
 
 
 def bin_edges(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     """Return edges of equal bins over all but the outermost 0.5 % of the values at either end."""
-    low, high = np.quantile(np.concatenate(parts), [0.005, 0.995])
+    low, high = np.quantile(np.concatenate(parts), [_OUTERMOST, 1 - _OUTERMOST])
     if not high > low:
-        low, high = low - 0.5, high + 0.5
+        low -= 0.5
+        high += 0.5
     return np.linspace(low, high, _BINS + 1)
 
 
@@ -149,33 +152,34 @@ def _bars(
     """Draw each side's share of images by bin, the inliers filled, and return the data."""
     gridlines(axes)
     axes.locator_params(axis="x", nbins=5)
+    lows = edges[:-1].tolist()
+    highs = edges[1:].tolist()
     rows: list[list[object]] = []
     for side, values in sides.items():
         counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
         shares = counts / len(values)
-        filled = side in ("id", "in")
-        if filled:
-            axes.stairs(100 * shares, edges, fill=True, color=SIDES[side], alpha=0.28, linewidth=0)
-        axes.stairs(
-            100 * shares,
-            edges,
-            color=SIDES[side],
-            linewidth=1.3,
-            linestyle=(0, (3, 1.5)) if side == "near" else "-",
-        )
-        rows += [
-            [*facts, side, low, high, share]
-            for low, high, share in zip(
-                edges[:-1].tolist(), edges[1:].tolist(), shares.tolist(), strict=True
-            )
-        ]
+        colour = SIDES[side]
+        if side in _INLIERS:
+            axes.stairs(100 * shares, edges, fill=True, color=colour, alpha=_FILL, linewidth=0)
+        dash: Any = (0, (3, 1.5)) if side == "near" else "-"
+        axes.stairs(100 * shares, edges, color=colour, linewidth=1.3, linestyle=dash)
+        for low, high, share in zip(lows, highs, shares.tolist(), strict=True):
+            rows.append([*facts, side, low, high, share])
     return rows
 
 
-def _side_legend(drawing: Any, sides: Sequence[str]) -> None:
-    handles = [
-        Patch(facecolor=(SIDES[side], 0.28) if side in ("id", "in") else "none", edgecolor=SIDES[side],
-              linestyle="--" if side == "near" else "-", label=_NAMES[side])
-        for side in sides
-    ]  # fmt: skip
+def _label(axes: NDArray[Any], words: str) -> None:
+    for panel in axes[:, 0]:
+        panel.set_ylabel("% of images")
+    for panel in axes[-1]:
+        panel.set_xlabel(words)
+
+
+def _side_legend(drawing: Drawing, sides: Sequence[str]) -> None:
+    handles = []
+    for side in sides:
+        colour = SIDES[side]
+        face: Any = (colour, _FILL) if side in _INLIERS else "none"
+        dash: Any = "--" if side == "near" else "-"
+        handles.append(Patch(facecolor=face, edgecolor=colour, linestyle=dash, label=_NAMES[side]))
     drawing.legend(handles=handles, loc="outside lower center", ncols=len(handles))

@@ -1,11 +1,9 @@
-"""Figures around single images: the score's landscape, and what an attack did to image and
-score.
-"""
+"""Figures around single images: the landscape of the score, and what an attack changed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,12 +14,30 @@ from robust_ood.reporting.figures.canvas import (
     MUTED,
     RULE,
     Figure,
+    Words,
     finish,
     panels,
     style,
 )
 
 _LINE = "#20242f"  # on the map, which is light in either theme
+_CONTOURS = 14
+_SMALL = 7.5  # font size of the titles of single images
+
+
+class AttackedImages(NamedTuple):
+    """Images before and after an attack.
+
+    clean, attacked: `(N, H, W, C)` uint8. before, after: true scores `(N,)`. groups: of each image,
+    "in", "near" or "far". sets: the name of its set.
+    """
+
+    clean: NDArray[Any]
+    attacked: NDArray[Any]
+    before: NDArray[Any]
+    after: NDArray[Any]
+    groups: Sequence[str]
+    sets: Sequence[str]
 
 
 def landscapes(
@@ -32,76 +48,111 @@ def landscapes(
     subject: str,
     name: str,
 ) -> Figure:
-    """Return the change of a score over two random directions around images (PRO paper, Fig. 6).
+    """Return the change of a score over two random directions around images.
+
+    Source: PRO paper, Fig. 6.
 
     Args:
         offsets: `(P,)` root mean square changes of the pixels along either direction, increasing, 0
             in the middle.
         scores: `(N, P, P)`, the first direction along the last axis.
-        groups: by image, "in", "near" or "far".
-        sets: by image, the name of its set.
+        groups: of each image, "in", "near" or "far".
+        sets: of each image, the name of its set.
         subject: network and detector.
         name: of the figure's files.
     """
     middle = len(offsets) // 2
     centres = scores[:, middle, middle]
-    change = scores - centres[:, None, None]
-    reach = float(np.abs(change).max()) or 1.0
-    inside = [float(np.abs(change[i]).max()) for i, group in enumerate(groups) if group == "in"]
-    outside = [float(np.abs(change[i]).max()) for i, group in enumerate(groups) if group != "in"]
-    extent = (255 * offsets[0], 255 * offsets[-1], 255 * offsets[0], 255 * offsets[-1])
-    wide = sum(group == "in" for group in groups)
+    changes = scores - centres[:, None, None]
+    reach = float(np.abs(changes).max()) or 1.0  # a constant score still needs a colour scale
+    across = list(groups).count("in")
+    down = -(-len(groups) // across)
     with style():
-        drawing, axes = panels(-(-len(groups) // wide), wide, height=2.0, width=1.6 * wide + 0.8)
-        for index, one in enumerate(axes.ravel()):
-            if index >= len(groups):
-                one.set_visible(False)
-                continue
-            shown = one.imshow(change[index], cmap=DIVERGING, vmin=-reach, vmax=reach, extent=extent, origin="lower",
-                               interpolation="none")  # fmt: skip
-            if np.ptp(change[index]) > 0:
-                one.contour(255 * offsets, 255 * offsets, change[index], levels=np.linspace(-reach, reach, 14),
-                            colors=_LINE, linewidths=0.5, linestyles="solid")  # fmt: skip
-            one.plot(0, 0, marker="x", color=_LINE, markersize=5)
-            one.set_title(
-                f"{_side(groups[index])}\n{sets[index]}\nscore {centres[index]:.4g}",
-                loc="left",
-                fontsize=7.5,
-            )
-            one.set_xticks([extent[0], 0, extent[1]])
-            one.set_yticks([extent[0], 0, extent[1]])
-            one.xaxis.set_major_formatter("{x:.3g}")
-            one.yaxis.set_major_formatter("{x:.3g}")
-            one.label_outer()
+        drawing, axes = panels(down, across, height=2.0, width=1.6 * across + 0.8)
+        maps = axes.ravel()
+        for index, group in enumerate(groups):
+            shown = _map(maps[index], 255 * offsets, changes[index], reach)
+            title = f"{_side(group)}\n{sets[index]}\nscore {centres[index]:.4g}"
+            maps[index].set_title(title, loc="left", fontsize=_SMALL)
+        for unused in maps[len(groups) :]:
+            unused.set_visible(False)
         drawing.colorbar(shown, ax=axes, label="change of the score", fraction=0.03, aspect=30)
-        steps = offsets.tolist()
-        rows = [
-            [subject, index, groups[index], sets[index], a, b, float(scores[index, row, column])]
-            for index in range(len(groups))
-            for row, b in enumerate(steps)
-            for column, a in enumerate(steps)
-        ]
-        return finish(
-            drawing,
-            name,
+        words = Words(
             title=f"Score landscape of {subject}",
-            caption="Change of the score around single images over two random directions, the same in all panels, in "
-            "255ths of the pixel range (root mean square; PRO paper, Fig. 6). One colour scale for all: flat panels "
-            "are scores that random perturbations hardly move.",
-            alt=f"Heat maps of the change of the score of {subject}. Around inliers it reaches at most "
-            f"{max(inside, default=0):.3g}, around outliers {max(outside, default=0):.3g}.",
-            columns=["subject", "image", "side", "set", "offset_u", "offset_v", "score"],
-            rows=rows,
+            caption="Change of the score around single images over two random directions, the same "
+            "in all panels, in 255ths of the pixel range (root mean square; PRO paper, Fig. 6). "
+            "All panels have one colour scale: flat ones are scores that random perturbations "
+            "hardly change.",
+            alt=f"Heat maps of the change of the score of {subject}. {_largest(changes, groups)}",
         )
+        columns = ["subject", "image", "side", "set", "offset_u", "offset_v", "score"]
+        rows = _landscape_rows(offsets.tolist(), scores, groups, sets, subject)
+        return finish(drawing, name, words, columns, rows)
+
+
+def _map(axes: Axes, offsets: NDArray[Any], change: NDArray[Any], reach: float) -> Any:
+    """Draw the change `(P, P)` of one image's score and return what the colour bar describes."""
+    low = offsets[0]
+    high = offsets[-1]
+    shown = axes.imshow(
+        change,
+        cmap=DIVERGING,
+        vmin=-reach,
+        vmax=reach,
+        extent=(low, high, low, high),
+        origin="lower",
+        interpolation="none",
+    )
+    if np.ptp(change) > 0:
+        axes.contour(
+            offsets,
+            offsets,
+            change,
+            levels=np.linspace(-reach, reach, _CONTOURS),
+            colors=_LINE,
+            linewidths=0.5,
+            linestyles="solid",
+        )
+    axes.plot(0, 0, marker="x", color=_LINE, markersize=5)
+    axes.set_xticks([low, 0, high])
+    axes.set_yticks([low, 0, high])
+    axes.xaxis.set_major_formatter("{x:.3g}")
+    axes.yaxis.set_major_formatter("{x:.3g}")
+    axes.label_outer()
+    return shown
+
+
+def _largest(changes: NDArray[Any], groups: Sequence[str]) -> str:
+    """Say how far the score changes at most around inliers and around outliers."""
+    inliers = 0.0
+    outliers = 0.0
+    for change, group in zip(changes, groups, strict=True):
+        largest = float(np.abs(change).max())
+        if group == "in":
+            inliers = max(inliers, largest)
+        else:
+            outliers = max(outliers, largest)
+    return f"Around inliers it is at most {inliers:.3g}, around outliers at most {outliers:.3g}."
+
+
+def _landscape_rows(
+    offsets: list[float],
+    scores: NDArray[Any],
+    groups: Sequence[str],
+    sets: Sequence[str],
+    subject: str,
+) -> list[list[object]]:
+    rows: list[list[object]] = []
+    for index, group in enumerate(groups):
+        for row, second in enumerate(offsets):
+            for column, first in enumerate(offsets):
+                score = float(scores[index, row, column])
+                rows.append([subject, index, group, sets[index], first, second, score])
+    return rows
 
 
 def image_strips(
-    clean: NDArray[Any],
-    attacked: NDArray[Any],
-    before: NDArray[Any],
-    after: NDArray[Any],
-    groups: Sequence[str],
-    sets: Sequence[str],
+    images: AttackedImages,
     *,
     attack: str,
     subject: str,
@@ -111,78 +162,79 @@ def image_strips(
     """Return images before and after an attack and what it added, with their scores.
 
     Args:
-        clean, attacked: `(N, H, W, C)` uint8.
-        before, after: true scores `(N,)`.
-        groups, sets: by image, "in", "near" or "far", and the name of its set.
+        images: the images and their scores.
         attack: its label.
         subject: network and detector.
         name: of the figure's files.
-        threshold: the score from which on images are accepted as in-distribution, where it is
-            known.
+        threshold: the lowest score that is accepted as in-distribution, where it is known.
     """
-    added = attacked.astype(int) - clean
-    largest = int(np.abs(added).max()) or 1
+    count = len(images.clean)
+    added = images.attacked.astype(int) - images.clean  # (N, H, W, C)
+    factor = _factor(added)
     with style():
-        drawing, axes = panels(3, len(clean), height=1.25, width=max(3.6, 0.95 * len(clean)))
-        for index in range(len(clean)):
-            for row, pixels in enumerate(
-                (clean[index], attacked[index], _visible(added[index], largest))
-            ):
-                _show(axes[row, index], pixels)
-            axes[0, index].set_title(
-                f"{_side(groups[index])}\n{_verdict(before[index], threshold)}", fontsize=7.5
-            )
-            axes[1, index].set_title(_verdict(after[index], threshold), fontsize=7.5)
-        for row, words in enumerate(
-            ("clean", "attacked", f"added \N{MULTIPLICATION SIGN} {_factor(largest)}")
-        ):
-            axes[row, 0].set_ylabel(words, color=MUTED)
-        changed = [
-            f"{s} ({_side(g)}) {b:.4g} to {a:.4g}"
-            for s, g, b, a in zip(sets, groups, before, after, strict=True)
-        ]
-        rule = "" if threshold is None else (
-            " + accepted, \N{MINUS SIGN} rejected at the threshold that accepts 95 % of clean inliers."
-        )  # fmt: skip
-        return finish(
-            drawing,
-            name,
+        drawing, axes = panels(3, count, height=1.25, width=max(3.6, 0.95 * count))
+        for index in range(count):
+            _show(axes[0, index], images.clean[index])
+            _show(axes[1, index], images.attacked[index])
+            _show(axes[2, index], _visible(added[index], factor))
+            before = _verdict(images.before[index], threshold)
+            after = _verdict(images.after[index], threshold)
+            axes[0, index].set_title(f"{_side(images.groups[index])}\n{before}", fontsize=_SMALL)
+            axes[1, index].set_title(after, fontsize=_SMALL)
+        axes[0, 0].set_ylabel("clean", color=MUTED)
+        axes[1, 0].set_ylabel("attacked", color=MUTED)
+        axes[2, 0].set_ylabel(f"added \N{MULTIPLICATION SIGN} {factor}", color=MUTED)
+        words = Words(
             title=f"Images under {attack}, scored by {subject}",
-            caption=f"True scores before and after {attack}: inliers are pushed down, outliers up.{rule} The last row "
-            "is what the attack added, magnified, around grey.",
-            alt=f"Pairs of images before and after an attack. Scores: {'; '.join(changed)}.",
-            columns=["subject", "attack", "image", "side", "set", "score_clean", "score_attacked"],
-            rows=[
-                [
-                    subject,
-                    attack,
-                    index,
-                    groups[index],
-                    sets[index],
-                    float(before[index]),
-                    float(after[index]),
-                ]
-                for index in range(len(clean))
-            ],
+            caption=f"True scores before and after {attack}: inliers are pushed down, outliers up."
+            f"{_rule(threshold)} The last row is what the attack added, magnified, around grey.",
+            alt="Pairs of images before and after an attack. Scores: "
+            f"{'; '.join(_score_changes(images))}.",
         )
+        columns = ["subject", "attack", "image", "side", "set", "score_clean", "score_attacked"]
+        return finish(drawing, name, words, columns, _strip_rows(images, subject, attack))
 
 
-def _factor(largest: int) -> int:
+def _rule(threshold: float | None) -> str:
+    if threshold is None:
+        return ""
+    return (
+        " + accepted, \N{MINUS SIGN} rejected at the threshold that accepts 95 % of clean inliers."
+    )
+
+
+def _score_changes(images: AttackedImages) -> list[str]:
+    changes = []
+    for index, group in enumerate(images.groups):
+        before = f"{images.before[index]:.4g}"
+        after = f"{images.after[index]:.4g}"
+        changes.append(f"{images.sets[index]} ({_side(group)}) {before} to {after}")
+    return changes
+
+
+def _strip_rows(images: AttackedImages, subject: str, attack: str) -> list[list[object]]:
+    rows: list[list[object]] = []
+    for index, group in enumerate(images.groups):
+        before = float(images.before[index])
+        after = float(images.after[index])
+        rows.append([subject, attack, index, group, images.sets[index], before, after])
+    return rows
+
+
+def _factor(added: NDArray[Any]) -> int:
+    """Return by how much the added pixels can be multiplied within the range of a byte."""
+    largest = int(np.abs(added).max()) or 1
     return max(1, 127 // largest)
 
 
-def _visible(added: NDArray[Any], largest: int) -> NDArray[Any]:
-    return np.asarray(np.clip(128 + added * _factor(largest), 0, 255), dtype=np.uint8)
+def _visible(added: NDArray[Any], factor: int) -> NDArray[Any]:
+    return np.asarray(np.clip(128 + added * factor, 0, 255), dtype=np.uint8)
 
 
 def _show(axes: Axes, pixels: NDArray[Any]) -> None:
-    axes.imshow(
-        pixels[..., 0] if pixels.shape[-1] == 1 else pixels,
-        cmap="gray",
-        vmin=0,
-        vmax=255,
-        interpolation="none",
-    )
+    if pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]  # (H, W): matplotlib's form of grey images
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="none")
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
@@ -191,8 +243,10 @@ def _show(axes: Axes, pixels: NDArray[Any]) -> None:
 
 
 def _verdict(score: float, threshold: float | None) -> str:
-    mark = "" if threshold is None else "+ " if score >= threshold else "\N{MINUS SIGN} "
-    return f"{mark}{score:.4g}"
+    if threshold is None:
+        return f"{score:.4g}"
+    sign = "+" if score >= threshold else "\N{MINUS SIGN}"
+    return f"{sign} {score:.4g}"
 
 
 def _side(group: str) -> str:

@@ -1,4 +1,4 @@
-"""AUROC as a function of what the attacker may do."""
+"""AUROC as a function of what the attacker is allowed to do."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from robust_ood.reporting.figures.canvas import (
     MUTED,
     Figure,
+    Words,
     finish,
     gridlines,
     legend,
@@ -19,119 +20,114 @@ from robust_ood.reporting.figures.canvas import (
 )
 
 Points = Sequence[tuple[float, float]]
-"""Radius or size, in pixel fractions, and AUROC; the first is the clean one, at 0."""
+"""Radius or size, in pixel fractions, and AUROC; the first point is the clean one, at 0."""
+
+Panels = Mapping[tuple[str, str], Mapping[str, Points]]
+"""By network and group ("near" or "far"), by detector, its points."""
+
+Labelled = tuple[float, tuple[str, str], str]
+"""A number with the panel and the detector that it belongs to."""
+
+_FEW = 8  # up to so many points, each has a marker and a tick
+_MOST_ACROSS = 4  # networks side by side
 
 
-def auroc_by_radius(
-    lines: Mapping[tuple[str, str], Mapping[str, Points]], norm: str, name: str
-) -> Figure:
-    """Return AUROC against the radius of the strongest attack, a panel for each network and group,
-    a line a detector.
+def auroc_by_radius(lines: Panels, norm: str, name: str) -> Figure:
+    """Return AUROC against the radius of the strongest attack, a line for each detector.
 
     Args:
-        lines: by network and group ("near" or "far"), by detector, radius and AUROC.
+        lines: radius and AUROC; each network and group gets a panel.
         norm: of the radii; "Linf" radii are labelled in 255ths.
         name: of the figure's files.
     """
-    columns = ["model", "group", "detector", "norm", "radius", "auroc"]
-    rows = [
-        [model, group, detector, norm, radius, auroc]
-        for (model, group), found in lines.items()
-        for detector, points in found.items()
-        for radius, auroc in points
-    ]
-    drops = [(points[0][1] - points[-1][1], where, detector)
-             for where, found in lines.items() for detector, points in found.items()]  # fmt: skip
-    most, least = max(drops), min(drops)
-    alt = (
-        f"Lines of AUROC against {norm} radius. The largest fall is that of {most[2]} on {' '.join(most[1])} OOD, by "
-        f"{most[0]:.3f}; the smallest that of {least[2]} on {' '.join(least[1])} OOD, by {least[0]:.3f}."
+    falls = []
+    for panel, detectors in lines.items():
+        for detector, points in detectors.items():
+            falls.append((points[0][1] - points[-1][1], panel, detector))
+    largest = max(falls)
+    smallest = min(falls)
+    words = Words(
+        title=f"AUROC against {norm} radius",
+        caption=f"Mean AUROC of each group of OOD sets, both sides attacked, at each {norm} radius "
+        "under the strongest attack of that radius; radius 0 is clean. Below the dashed line a "
+        "detector is worse than chance.",
+        alt=f"Lines of AUROC against {norm} radius. The largest fall is that of "
+        f"{_subject(largest)}, by {largest[0]:.3f}; the smallest that of {_subject(smallest)}, by "
+        f"{smallest[0]:.3f}.",
     )
-    caption = (
-        f"Mean AUROC of each group of OOD sets, both sides attacked, at each {norm} radius under the strongest "
-        "attack of that radius; radius 0 is clean. Below the dashed line a detector is worse than a coin."
-    )
-    return _lines(lines, norm, name, f"AUROC against {norm} radius", caption, alt, columns, rows)
+    return _draw(lines, norm, name, words, "radius")
 
 
-def auroc_by_size(
-    lines: Mapping[tuple[str, str], Mapping[str, Points]],
-    norm: str,
-    name: str,
-    attacked: str,
-    images: int,
-) -> Figure:
-    """Return AUROC against the size that perturbations have reached along one attack (Fort 2022,
-    Fig. 7).
+def auroc_by_size(lines: Panels, norm: str, name: str, attacked: str, images: int) -> Figure:
+    """Return AUROC against the size that perturbations have reached along one attack.
 
-    Args: as `auroc_by_radius`; attacked: whose images are perturbed; images: how many there are a
-    side.
+    Source: Fort 2022, Fig. 7.
+
+    Args:
+        lines: size and AUROC; each network and group gets a panel.
+        norm: of the sizes; "Linf" sizes are labelled in 255ths.
+        name: of the figure's files.
+        attacked: whose images are perturbed.
+        images: how many there are on each side.
     """
-    columns = ["model", "group", "detector", "norm", "size", "auroc"]
-    rows = [
-        [model, group, detector, norm, size, auroc]
-        for (model, group), found in lines.items()
-        for detector, points in found.items()
-        for size, auroc in points
-    ]
-    ends = [
-        (points[-1][1], where, detector)
-        for where, found in lines.items()
-        for detector, points in found.items()
-    ]
-    low, high = min(ends), max(ends)
-    alt = (
-        f"Lines of AUROC against the {norm} norm of the perturbation. At the right end {high[2]} on "
-        f"{' '.join(high[1])} OOD is highest with {high[0]:.3f}, {low[2]} on {' '.join(low[1])} OOD lowest with "
-        f"{low[0]:.3f}."
+    ends = []
+    for panel, detectors in lines.items():
+        for detector, points in detectors.items():
+            ends.append((points[-1][1], panel, detector))
+    lowest = min(ends)
+    highest = max(ends)
+    words = Words(
+        title=f"AUROC against {norm} norm, {attacked} perturbed",
+        caption=f"AUROC as {attacked} move away from the clean image in equal gradient steps, at "
+        f"each {norm} size of the perturbation (Fort 2022, Fig. 7), from {images} images on each "
+        "side. A steep beginning is a vulnerable detector.",
+        alt=f"Lines of AUROC against the {norm} norm of the perturbation. At the right end "
+        f"{_subject(highest)} is highest with {highest[0]:.3f}, {_subject(lowest)} lowest with "
+        f"{lowest[0]:.3f}.",
     )
-    caption = (
-        f"AUROC as {attacked} move away from the clean image in equal gradient steps, at each {norm} size of the "
-        f"perturbation (Fort 2022, Fig. 7), from {images} images a side: steep beginnings are vulnerable detectors."
-    )
-    return _lines(
-        lines,
-        norm,
-        name,
-        f"AUROC against {norm} norm, {attacked} perturbed",
-        caption,
-        alt,
-        columns,
-        rows,
-    )
+    return _draw(lines, norm, name, words, "size")
 
 
-def _lines(
-    lines: Mapping[tuple[str, str], Mapping[str, Points]],
-    norm: str,
-    name: str,
-    title: str,
-    caption: str,
-    alt: str,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[object]],
-) -> Figure:
-    models, groups = _each(where[0] for where in lines), _each(where[1] for where in lines)
-    detectors = _each(detector for found in lines.values() for detector in found)
-    upright = 1 < len(models) <= 4  # networks side by side, groups below each other
-    down, across = (groups, models) if upright else (models, groups)
+def _subject(labelled: Labelled) -> str:
+    _, (model, group), detector = labelled
+    return f"{detector} on {model} {group} OOD"
+
+
+def _draw(lines: Panels, norm: str, name: str, words: Words, x_name: str) -> Figure:
+    models = _unique(model for model, _ in lines)
+    groups = _unique(group for _, group in lines)
+    detectors = _unique(detector for panel in lines.values() for detector in panel)
+    # A few networks are side by side, with the groups below each other; many are the other way.
+    networks_across = 1 < len(models) <= _MOST_ACROSS
+    down = groups if networks_across else models
+    across = models if networks_across else groups
     with style():
         drawing, axes = panels(len(down), len(across), height=2.5, sharey=True)
-        for (row, column), one in np.ndenumerate(axes):
-            where = (across[column], down[row]) if upright else (down[row], across[column])
-            _panel(one, where, lines.get(where, {}), detectors, norm)
-            one.set_ylabel("AUROC" if column == 0 else "")
-            one.label_outer()
+        for (row, column), panel in np.ndenumerate(axes):
+            key = (down[row], across[column])
+            if networks_across:
+                key = (across[column], down[row])
+            _panel(panel, key, lines.get(key, {}), detectors, norm)
+            panel.set_ylabel("AUROC" if column == 0 else "")
+            panel.label_outer()
         axes[0, 0].set_ylim(-0.03, 1.03)
         legend(drawing, axes[0, 0])
-        return finish(
-            drawing, name, title=title, caption=caption, alt=alt, columns=columns, rows=rows
-        )
+        columns = ["model", "group", "detector", "norm", x_name, "auroc"]
+        return finish(drawing, name, words, columns, _rows(lines, norm))
+
+
+def _rows(lines: Panels, norm: str) -> list[list[object]]:
+    rows: list[list[object]] = []
+    for (model, group), detectors in lines.items():
+        for detector, points in detectors.items():
+            for x, auroc in points:
+                rows.append([model, group, detector, norm, x, auroc])
+    return rows
 
 
 def _panel(
     axes: Axes,
-    where: tuple[str, str],
+    key: tuple[str, str],
     lines: Mapping[str, Points],
     detectors: Sequence[str],
     norm: str,
@@ -139,24 +135,29 @@ def _panel(
     scale = 255 if norm == "Linf" else 1
     gridlines(axes)
     axes.axhline(0.5, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+    # Detectors without points are drawn too: each keeps its colour, and the legend names all.
     for index, detector in enumerate(detectors):
         points = lines.get(detector, ())
-        few = len(points) <= 8
+        few = len(points) <= _FEW
         axes.plot(
             [x * scale for x, _ in points],
-            [y for _, y in points],
+            [auroc for _, auroc in points],
             label=detector,
             linewidth=1.5,
             markersize=4 if few else 0,
             **look(index),
         )
         if few:
-            axes.set_xticks(
-                sorted({round(x * scale, 6) for found in lines.values() for x, _ in found})
-            )
-    axes.set_title(f"{where[0]}, {where[1]} OOD", loc="left")
+            axes.set_xticks(_ticks(lines, scale))
+    model, group = key
+    axes.set_title(f"{model}, {group} OOD", loc="left")
     axes.set_xlabel(f"{norm}, 255ths" if norm == "Linf" else norm)
 
 
-def _each(names: Iterable[str]) -> list[str]:
+def _ticks(lines: Mapping[str, Points], scale: int) -> list[float]:
+    ticks = {round(x * scale, 6) for points in lines.values() for x, _ in points}
+    return sorted(ticks)
+
+
+def _unique(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))

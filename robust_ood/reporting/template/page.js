@@ -26,18 +26,18 @@
   for (const table of document.querySelectorAll("table.sortable")) {
     const body = table.tBodies[0];
     const heads = [...table.tHead.rows[table.tHead.rows.length - 1].cells];
-    heads.forEach((head, place) => {
-      if (body.rows.length && [...body.rows].some((row) => row.cells[place].dataset.value !== undefined)) { head.classList.add("numeric"); }
+    heads.forEach((head, column) => {
+      if (body.rows.length && [...body.rows].some((row) => row.cells[column].dataset.value !== undefined)) { head.classList.add("numeric"); }
       const button = document.createElement("button");
       button.type = "button";
       button.append(...head.childNodes);
       head.append(button);
       button.addEventListener("click", () => {
         const down = head.getAttribute("aria-sort") === "ascending";
-        const rows = [...body.rows].map((row, index) => ({ row, index, cell: row.cells[place] }));
+        const rows = [...body.rows].map((row, index) => ({ row, index, cell: row.cells[column] }));
         rows.sort((a, b) => (down ? compare(b.cell, a.cell) : compare(a.cell, b.cell)) || a.index - b.index);
         body.append(...rows.map(({ row }) => row));
-        heads.forEach((other) => other.removeAttribute("aria-sort"));
+        heads.forEach((sorted) => sorted.removeAttribute("aria-sort"));
         head.setAttribute("aria-sort", down ? "descending" : "ascending");
       });
     });
@@ -46,7 +46,7 @@
   let opened = [];
   addEventListener("beforeprint", () => {
     opened = [...document.querySelectorAll("details:not([open])")];
-    opened.forEach((one) => { one.open = true; });
+    opened.forEach((details) => { details.open = true; });
   });
-  addEventListener("afterprint", () => { opened.forEach((one) => { one.open = false; }); });
+  addEventListener("afterprint", () => { opened.forEach((details) => { details.open = false; }); });
 })();

@@ -1,0 +1,218 @@
+"""The input of a report: results, scores and pictures of one or several folders, read as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robust_ood.errors import UserError
+from robust_ood.evaluation import Results, Row, read_cell
+from robust_ood.evaluation.picture_files import Picture, read_pictures
+from robust_ood.evaluation.records import CellFiles, Interval
+
+GROUPS = ("near", "far")
+
+# The lists of `Results` whose records name a model.
+_RECORDS_OF_MODELS = ("rows", "classification", "intervals", "members", "failures", "cells")
+
+
+class SetScores(NamedTuple):
+    """Scores `(N,)` of one set of images; group: "id", "near" or "far"."""
+
+    images: str
+    group: str
+    values: NDArray[np.float64]
+
+
+@dataclass
+class ReportData:
+    """The merged results of all folders; models with the same name carry their folder's name."""
+
+    results: Results
+    environments: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    _cells: list[tuple[Path, CellFiles]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.sets, self.means = _split(self.results.rows)
+        self._averages = set(self.means)
+        self._intervals: dict[tuple[str, ...], Interval] = {}
+        for interval in self.results.intervals:
+            self._intervals[_row_key(interval)] = interval
+        self._clean: dict[tuple[object, ...], Row] = {}
+        for row in self.results.rows:
+            if row.attacked == "none":
+                self._clean[self._clean_key(row)] = row
+        self._members: dict[tuple[str, ...], list[Row]] = {}
+        for row in self.sets:
+            self._members.setdefault(_mean_key(row), []).append(row)
+
+    @property
+    def models(self) -> list[str]:
+        """The models in the order of the folders."""
+        return list(dict.fromkeys(row.model for row in self.results.rows))
+
+    @property
+    def detectors(self) -> list[str]:
+        """The detectors in the order of the rows."""
+        return list(dict.fromkeys(row.detector for row in self.results.rows))
+
+    @property
+    def groups(self) -> list[str]:
+        """Those of "near" and "far" that have rows."""
+        present = {row.group for row in self.means}
+        return [group for group in GROUPS if group in present]
+
+    @property
+    def norms(self) -> list[str]:
+        """The norms of the attacks."""
+        return list(dict.fromkeys(row.norm for row in self.means if row.attacked == "both"))
+
+    def is_single(self, mean: Row) -> bool:
+        """Return whether a mean is that of a single set."""
+        return len(self._members.get(_mean_key(mean), [])) == 1
+
+    def interval(self, row: Row, metric: str = "auroc") -> tuple[float, float] | None:
+        """Return a row's interval; a mean has one only where its group is a single set."""
+        if row in self._averages:
+            members = self._members.get(_mean_key(row), [])
+            if len(members) != 1:
+                return None
+            row = members[0]
+        interval = self._intervals.get(_row_key(row))
+        if interval is None:
+            return None
+        bounds: tuple[float, float] = getattr(interval, metric)
+        return bounds
+
+    def means_of(self, model: str, detector: str, group: str) -> list[Row]:
+        """Return the means of a network and detector over a group of OOD sets, for all attacks."""
+        subject = (model, detector, group)
+        return [row for row in self.means if (row.model, row.detector, row.group) == subject]
+
+    def worst(self, model: str, detector: str, group: str) -> Row | None:
+        """Return the mean with the lowest AUROC, both sides attacked; ties: the largest radius."""
+        rows = [row for row in self.means_of(model, detector, group) if row.attacked == "both"]
+        return min(rows, key=lambda row: (row.auroc, -row.radius), default=None)
+
+    def by_radius(
+        self, model: str, detector: str, group: str, norm: str
+    ) -> list[tuple[float, float]]:
+        """Return `(radius, lowest mean AUROC)` with both sides attacked; the clean one is first."""
+        aurocs: dict[float, float] = {}
+        for row in self.means_of(model, detector, group):
+            if row.attacked == "none":
+                aurocs[0.0] = row.auroc
+            if row.attacked == "both" and row.norm == norm:
+                aurocs[row.radius] = min(row.auroc, aurocs.get(row.radius, 1.0))
+        return sorted(aurocs.items())
+
+    def clean(self, row: Row) -> Row | None:
+        """Return the row of the same detector and OOD set, or mean, without attack."""
+        return self._clean.get(self._clean_key(row))
+
+    def _clean_key(self, row: Row) -> tuple[object, ...]:
+        return (row.model, row.detector, row.id, row.ood, row.group, row in self._averages)
+
+    def scores(self, model: str, detector: str, attack: str) -> list[SetScores]:
+        """Return the scores of all sets under an attack (or "none"), where they were stored."""
+        scores = []
+        for folder, cell in self._cells:
+            if (cell.model, cell.detector, cell.attack) == (model, detector, attack):
+                values = [_read_scores(folder / name) for name in cell.files]
+                scores.append(SetScores(cell.images, cell.group, np.concatenate(values)))
+        return scores
+
+
+def read_folders(folders: Sequence[Path]) -> ReportData:
+    """Read and merge folders of results.
+
+    Raises:
+        UserError: no folder; a folder whose results are missing, damaged or of another schema.
+    """
+    if not folders:
+        raise UserError("results: expected at least one folder with a results.json, got none")
+    merged = ReportData(Results())
+    for folder in folders:
+        _add_folder(merged, folder)
+    if not merged.results.rows and not merged.results.failures:
+        raise UserError(f"results: {folders[0] / 'results.json'} has no rows")
+    # Made again, because the indices over the rows are built at construction.
+    return ReportData(merged.results, merged.environments, merged.pictures, merged._cells)
+
+
+def _add_folder(merged: ReportData, folder: Path) -> None:
+    results = Results.read(folder)
+    pictures = read_pictures(folder)
+    models = list(dict.fromkeys(row.model for row in results.rows))
+    earlier = set(merged.models)
+    for model in models:
+        if model in earlier:
+            taken = earlier | {row.model for row in results.rows}
+            _rename(results, pictures, model, _free_name(model, folder, taken))
+    # Pictures of other networks or detectors are left from an earlier evaluation.
+    evaluated = {(row.model, row.detector) for row in results.rows}
+    for picture in pictures:
+        if (picture.model, picture.detector) in evaluated:
+            merged.pictures.append(picture)
+    for cell in results.cells:
+        merged._cells.append((folder, cell))
+    names = ", ".join(dict.fromkeys(row.model for row in results.rows))
+    merged.environments.append((names, results.environment))
+    merged.results.extend(results)
+
+
+def _free_name(model: str, folder: Path, taken: set[str]) -> str:
+    folder_name = folder.resolve().name
+    name = f"{model} ({folder_name})"
+    count = 2
+    while name in taken:
+        name = f"{model} ({folder_name} {count})"
+        count += 1
+    return name
+
+
+def _rename(results: Results, pictures: list[Picture], old: str, new: str) -> None:
+    for name in _RECORDS_OF_MODELS:
+        _rename_model(getattr(results, name), old, new)
+    _rename_model(pictures, old, new)
+    for index, warning in enumerate(results.warnings):
+        if warning.startswith(f"{old}, "):
+            results.warnings[index] = new + warning[len(old) :]
+
+
+def _rename_model(records: list[Any], old: str, new: str) -> None:
+    for index, record in enumerate(records):
+        if record.model == old:
+            records[index] = replace(record, model=new)
+
+
+def _split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Return the rows of sets and those of means: a mean is the last row named after its group."""
+    last = {_mean_key(row): index for index, row in enumerate(rows) if row.ood == row.group}
+    mean_indices = set(last.values())
+    sets = [row for index, row in enumerate(rows) if index not in mean_indices]
+    means = [rows[index] for index in sorted(mean_indices)]
+    return sets, means
+
+
+def _mean_key(row: Row) -> tuple[str, ...]:
+    return (row.model, row.detector, row.attack, row.attacked, row.id, row.group)
+
+
+def _row_key(row: Row | Interval) -> tuple[str, ...]:
+    return (row.model, row.detector, row.attack, row.attacked, row.id, row.ood, row.group)
+
+
+def _read_scores(path: Path) -> NDArray[np.float64]:
+    try:
+        return np.asarray(read_cell(path).arrays["scores"], dtype=np.float64)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"results: {path} is missing; evaluate again, which computes only what is missing"
+        ) from error
