@@ -50,7 +50,7 @@ def main() -> int:
                         "--seed_everything", str(seed), "--trainer.max_epochs", str(options.epochs),
                         "--guards.limit", "0", "--output", str(folder))  # fmt: skip
                     run("evaluate.py", "-c", "configs/evaluate/quickstart.yaml", "--limit", str(options.limit),
-                        "--attacks", ATTACK, "--detectors", "[msp]", "--checks", "false", "--name", name,
+                        "--attacks", ATTACK, "--detectors", "[msp]", "--sanity", "false", "--name", name,
                         "--checkpoint", str(folder / "last.ckpt"), "--output", str(folder))  # fmt: skip
                 found[method, seed, name] = Results.read(folder)
     lost = {

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                  "--report", "false"]  # fmt: skip
         if options.short:
             fit += ["--trainer.max_steps", "3"]
-            score += ["--limit", "2", "--checks", "false", "--figures", "[shift]"]
+            score += ["--limit", "2", "--sanity", "false", "--figures", "[shift]"]
         for name, command, run in (("train", fit, train), ("evaluate", score, evaluate)):
             console.rule(command_line(name, command), align="left", style="dim")
             code = run(command)

@@ -68,7 +68,7 @@ what is often changed:
   --figures '[curves]'   which figures of a few images to draw: true, false, or of shift, curves, landscape, strips
   --report false         do not end with report.html
   --tensorboard true     also write its tables and figures for TensorBoard (tensorboard --logdir DIR)
-  --checks false         do not look for signs that an attack failed (masked gradients, too few steps)
+  --sanity false         do not look for signs that an attack failed (masked gradients, too few steps)
   --name NAME            what the table calls the network (default: the checkpoint's folder)
   --replace true         replace results of other networks or data in the output folder
   --print_config         show the settings that would be used, and stop

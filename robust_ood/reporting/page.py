@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from robust_ood.errors import UserError
-from robust_ood.evaluation.table import describe_failure
+from robust_ood.evaluation.terminal import describe_failure
 from robust_ood.reporting import gallery, summary, tables
 from robust_ood.reporting.comparison import comparisons
 from robust_ood.reporting.definitions import DEFINITIONS
@@ -98,7 +98,7 @@ def page(source: Source, radius: Sequence[Figure], sections: Sequence[Section], 
     environment.filters["whole"] = _whole
     text = {name: _resource(name) for name in ("page.html.j2", "page.css", "page.js")}
     results = source.results
-    tested = all(env.get("checks") is True for _, env in source.environments)
+    tested = all(env.get("sanity", env.get("checks")) is True for _, env in source.environments)
     return environment.from_string(text["page.html.j2"]).render(
         css=Markup(text["page.css"]),
         js=Markup(text["page.js"]),

@@ -37,7 +37,8 @@ def caveats(source: Source) -> list[str]:
         found.append(
             f"Models were evaluated under different attacks or on different images ({several}): compare with care."
         )
-    if any(environment.get("checks") is False for _, environment in source.environments):
+    # Older results call it "checks".
+    if any(env.get("sanity", env.get("checks")) is False for _, env in source.environments):
         found.append(
             "The sanity checks were switched off: nothing has looked for masked gradients or attacks that fail."
         )

@@ -90,7 +90,7 @@ def evaluated(grid, trained_run, tmp_path_factory) -> Path:
                 f"[{','.join(DETECTORS)}]",
                 "--name",
                 "aloe",
-                "--checks",
+                "--sanity",
                 "false",
             ]
         )
@@ -232,7 +232,7 @@ def test_the_same_evaluation_gives_the_same_numbers_in_other_batches(
         "--output",
         str(tmp_path),
     ]
-    assert cli.evaluate([*arguments, "--data.evaluation_batch_size", "7", "--checks", "false"]) == 0
+    assert cli.evaluate([*arguments, "--data.evaluation_batch_size", "7", "--sanity", "false"]) == 0
     again = json.loads((tmp_path / "results.json").read_text())["rows"]
     for row, before in zip(again, [r for r in rows if r["detector"] == "msp"], strict=True):
         for name in RATES:
@@ -310,7 +310,7 @@ def test_the_script_prints_a_table_and_nothing_else(grid, trained_run, tmp_path)
         trained_run / "last.ckpt",
     ]
     done = subprocess.run(
-        [*command, "--output", "out", "--checks", "false"],
+        [*command, "--output", "out", "--sanity", "false"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -31,7 +31,7 @@ CHECKED = [
     "20",
     *PLAIN,
 ]
-SETTINGS = [*CHECKED, "--checks", "false"]
+SETTINGS = [*CHECKED, "--sanity", "false"]
 
 
 def arguments(grid, run, output, *more) -> list[str]:
@@ -163,7 +163,7 @@ def test_several_checkpoints_and_radii(capsys, grid, trained_run, tmp_path):
     radii = [
         "--attacks",
         "[{name: pgd, radius: [2/255, 8/255], steps: 2}]",
-        "--checks",
+        "--sanity",
         "false",
         "--intervals",
         "0",
@@ -247,7 +247,7 @@ def test_a_checkpoint_must_be_given(capsys, grid):
     assert capsys.readouterr().err.startswith("error: checkpoint: not given")
 
 
-QUICK = ["--limit", "2", "--attacks", "[]", "--checks", "false", "--intervals", "0", *PLAIN]
+QUICK = ["--limit", "2", "--attacks", "[]", "--sanity", "false", "--intervals", "0", *PLAIN]
 
 
 def other(folder, **changes) -> str:
