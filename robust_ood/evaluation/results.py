@@ -37,11 +37,11 @@ METRICS = (
 class Row:
     """One detector against one attack on one OOD set: rates in [0, 1].
 
-    `robust_ood.metrics` defines the rates. attacked: which images the attack changed, "none", "in", "out" or "both". ood: the set, or
-    "near" / "far" for the mean over a group. fpr95: share of OOD accepted when 95 % of ID is
-    accepted. fpr95_ood_positive: share of ID rejected when 95 % of OOD is rejected. tpr_deployed,
-    fpr_deployed: shares of ID and OOD accepted at the threshold that accepts 95 % of the *clean*
-    ID. seconds: what computing the scores took, whenever that was.
+    `robust_ood.metrics` defines the rates. attacked: which images the attack changed, "none", "in",
+    "out" or "both". ood: the set, or "near" / "far" for the mean over a group. fpr95: share of OOD
+    accepted when 95 % of ID is accepted. fpr95_ood_positive: share of ID rejected when 95 % of OOD
+    is rejected. tpr_deployed, fpr_deployed: shares of ID and OOD accepted at the threshold that
+    accepts 95 % of the *clean* ID. seconds: what computing the scores took, whenever that was.
     """
 
     model: str

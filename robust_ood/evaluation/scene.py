@@ -129,8 +129,8 @@ def _take(images: ImageSet, start: int, stop: int, device: torch.device | str) -
 def shift(detector: Detector, scene: Scene) -> Drawing:
     """Return the score shifts `g(x + delta) - g(x)`, `(sizes, N)` a side, under one sign step.
 
-    The step lowers the score. Source: PRO paper, Sec. 3.2 and Fig. 3 (and 7, for size 0.001): inliers and outliers get the
-    same perturbation, which is neither projected nor clipped.
+    The step lowers the score. Source: PRO paper, Sec. 3.2 and Fig. 3 (and 7, for size 0.001):
+    inliers and outliers get the same perturbation, which is neither projected nor clipped.
     """
     arrays: dict[str, NDArray[Any]] = {"sizes": np.array(SHIFT_SIZES)}
     for side in scene.many:

@@ -226,7 +226,7 @@ MISTAKES = [
     ("--attacks [{name:pgd,radius:[]}]", "attacks.pgd.radius", "no radius"),
     ("--attacks [{name:pgd,radius:[1/255,1/255]}]", "attacks", "stands twice"),
     ("--models {a:[]}", "models.a", "no checkpoint"),
-    ("--models {tiny:x.ckpt}", "models", "'tiny' stands twice"),
+    ("--models {tiny:x.ckpt}", "models", "'tiny' is duplicated"),
     ("--models {a:missing.ckpt}", "checkpoint", "missing.ckpt"),
     ("--models {a:other.ckpt} --name b", "name", "several"),
 ]

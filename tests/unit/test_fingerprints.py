@@ -19,7 +19,6 @@ from robust_ood.data import ImageSet
 from robust_ood.data.files import Fit, ImageFiles
 from robust_ood.evaluation import fingerprints
 from robust_ood.evaluation.fingerprints import content, fingerprint
-from robust_ood.evaluation.versions import code_version
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {

@@ -10,7 +10,8 @@ from robust_ood.attacks import PGD, attack_score
 from robust_ood.data import OODData
 from robust_ood.detectors import MSP, PRO, Detector
 from robust_ood.errors import UserError
-from robust_ood.evaluation import pictures, scene as scenes
+from robust_ood.evaluation import pictures
+from robust_ood.evaluation import scene as scenes
 from robust_ood.evaluation.pictures import Picture, read_pictures, write_picture
 from robust_ood.evaluation.scene import Scene, Side
 from robust_ood.regions import Linf

@@ -52,8 +52,8 @@ def test_code_that_changed_has_a_new_number_or_was_recorded_anew(part):
         if recorded["modules"].get(name) != found.get(name)
     }
     assert not changed, (
-        f"{sorted(changed)} changed. If scores, alarms or pictures change by it, raise the number of "
-        f"{part!r} in robust_ood/evaluation/versions.py. Then, in both cases: {COMMAND}"
+        f"{sorted(changed)} changed. If scores, alarms or pictures change by it, raise the number "
+        f"of {part!r} in robust_ood/evaluation/versions.py. Then, in both cases: {COMMAND}"
     )
     assert recorded["number"] == PARTS[part].number, (
         f"a new number of {part!r}; record it: {COMMAND}"
