@@ -15,7 +15,7 @@ from robust_ood.attacks.objectives import Direction
 from robust_ood.data import ImageSet, OODData, to_float
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
-from robust_ood.evaluation.curves import concatenate, trace
+from robust_ood.evaluation.curves import ScoreTrace, concatenate, loss_of_auroc, trace
 from robust_ood.perturb import minimize
 from robust_ood.randomness import generator
 from robust_ood.regions import NORMS, Linf, Region, Unbounded
@@ -155,19 +155,28 @@ def curves(detector: Detector, scene: Scene) -> Drawing:
     """Return true scores and sizes of the perturbation along an attack to twice the largest radius.
 
     Source: Fort 2022, Sec. 3.1, Fig. 3 and 7. Equal steps from the clean image; `evaluation.curves`
-    reads them.
+    reads them. Beside the arrays, `loss_of_auroc` has the numbers of his Tables 1 to 5 by group of
+    OOD images, both sides attacked: AUROC before, at Linf 1/255, and their difference.
     """
     region = scene.region.scaled(2)
     attack = PGD(
         region, steps=_TRACE_STEPS, step_size=region.radius / _TRACE_STEPS, random_start=False
     )
     arrays: dict[str, NDArray[Any]] = {}
+    runs: dict[str, ScoreTrace] = {}
     for side in scene.many:
         batches = _batches(side.images[:_TRACED], scene.batch_size)
         run = concatenate(trace(detector, batch, attack, side.direction) for batch in batches)
         for name, values in run._asdict().items():
             arrays[f"{side.name}_{name}"] = _array(values)
-    facts = {"norm": region.name, "radius": float(region.radius), "steps": _TRACE_STEPS}
+        runs[side.name] = run
+    inliers = runs.pop("in")
+    facts = {
+        "norm": region.name,
+        "radius": float(region.radius),
+        "steps": _TRACE_STEPS,
+        "loss_of_auroc": {group: loss_of_auroc(inliers, run) for group, run in runs.items()},
+    }
     return arrays, {"sets": _names(scene.many), **facts}
 
 
