@@ -81,7 +81,7 @@ def evaluate(options: argparse.Namespace) -> None:
     )
     given = ["-c", str(ROOT / "configs/evaluate/cifar10_methods.yaml"), "--data.root", options.root,
              "--models", f"{{{models}}}", "--limit", str(options.limit), "--chunk", str(CHUNK),
-             "--checks", options.checks, "--output", str(options.folder)]  # fmt: skip
+             "--sanity", options.checks, "--output", str(options.folder)]  # fmt: skip
     code = subprocess.run(
         [sys.executable, str(ROOT / "evaluate.py"), *given], check=False
     ).returncode

@@ -26,7 +26,7 @@ from workbench import Parts, parser, resnet20
 
 from robust_ood import detectors
 from robust_ood.data import EvaluationLoader, load_set
-from robust_ood.evaluation.scores import clean_scores, on_device
+from robust_ood.evaluation.scoring import Scorer, as_input
 from robust_ood.models import outputs
 from robust_ood.modes import evaluating
 
@@ -90,7 +90,7 @@ def in_a_process(chosen: argparse.Namespace, count: int) -> dict[str, float]:
 def bare_pass(net: nn.Module, images: EvaluationLoader) -> None:
     with evaluating(net), torch.no_grad():
         for batch in images:
-            net(on_device(batch, CPU)).cpu()
+            net(as_input(batch.images, CPU)).cpu()
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -111,13 +111,13 @@ def timings(chosen: argparse.Namespace) -> dict[str, Any]:
     )  # the only one whose cost grows with the images
     images = loader("cifar10_test", chosen, chosen.limit)
     pairs = [
-        (seconds(lambda: bare_pass(net, images)), seconds(lambda: clean_scores(ready, images, CPU)))
+        (seconds(lambda: bare_pass(net, images)), seconds(lambda: Scorer(CPU).score(ready, images)))
         for _ in range(chosen.repeats)
     ]
     own = dict.fromkeys(NAMES, 0.0)
     with evaluating(net), torch.no_grad():
         for batch in images:
-            out = outputs(net, on_device(batch, CPU))
+            out = outputs(net, as_input(batch.images, CPU))
             for name, detector in ready.items():
                 own[name] += seconds(partial(detector.score, out))
     return {"pairs": pairs, "own": own}

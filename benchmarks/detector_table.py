@@ -21,7 +21,7 @@ from workbench import FAR, NEAR, Parts, networks, parser
 from robust_ood import Linf, detectors
 from robust_ood.attacks import PGD
 from robust_ood.data import EvaluationLoader, ImageSet, load_set
-from robust_ood.evaluation.scores import attacked_scores, clean_scores
+from robust_ood.evaluation.scoring import Scorer
 from robust_ood.metrics import auroc
 
 INLIERS = "cifar10_test"
@@ -81,13 +81,9 @@ def measure(
     for label, attack in ATTACKS.items():
         for images, count in ((INLIERS, limit), *((ood, limit // 2) for ood in sets.ood)):
             loader = sets.loader(sets.ood.get(images, sets.inliers), count)
-            if attack is None:
-                found = clean_scores({"it": detector}, loader, device)["it"]
-            else:
-                found = attacked_scores(
-                    detector, loader, attack, 1 if images == INLIERS else -1, device
-                )
-            scores[f"{label} {images}"] = found.tolist()
+            direction = 1 if images == INLIERS else -1
+            scored = Scorer(device).score({"it": detector}, loader, attack, direction)
+            scores[f"{label} {images}"] = scored.scores["it"].tolist()
     return {"scores": scores}
 
 

@@ -116,7 +116,7 @@ def measure(checkpoint: Path, arrays: Path, folder: Path, count: int) -> int:
             "[msp, energy]",
             "--attacks",
             "[{name: fgsm, radius: 8/255}]",
-            "--checks",
+            "--sanity",
             "false",
         ),
         *("--intervals", "200", "--data.num_classes", "10"),

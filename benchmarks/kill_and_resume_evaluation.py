@@ -42,7 +42,7 @@ GRID = [
         "32",
         "--limit",
         "96",
-        "--checks",
+        "--sanity",
         "false",
     ),
     *("--detectors", "[msp, odin, pro-msp, {name: knn, neighbours: 5}]", "--intervals", "50"),

@@ -51,7 +51,7 @@ def main() -> int:
                         "--guards.limit", "0", "--output", str(folder))  # fmt: skip
                     run("evaluate.py", "-c", "configs/evaluate/quickstart.yaml",
                         "--limit", str(options.limit),
-                        "--attacks", ATTACK, "--detectors", "[msp]", "--checks", "false",
+                        "--attacks", ATTACK, "--detectors", "[msp]", "--sanity", "false",
                         "--name", name,
                         "--checkpoint", str(folder / "last.ckpt"),
                         "--output", str(folder))  # fmt: skip

@@ -20,7 +20,7 @@ from workbench import FAR, NEAR, Parts, networks, parser
 from robust_ood import Linf, detectors
 from robust_ood.attacks import PGD, transferred
 from robust_ood.data import EvaluationLoader, load_set
-from robust_ood.evaluation.scores import attacked_scores, clean_scores
+from robust_ood.evaluation.scoring import Scorer
 from robust_ood.metrics import auroc
 
 DETECTORS = {
@@ -87,10 +87,9 @@ def measure(
     device: torch.device,
 ) -> dict[str, Any]:
     """Return the detector's scores of one set."""
-    if attack is None:
-        return {"scores": clean_scores({"it": detector}, loader, device)["it"].tolist()}
     direction = 1 if images == "cifar10_test" else -1
-    return {"scores": attacked_scores(detector, loader, attack, direction, device).tolist()}
+    scored = Scorer(device).score({"it": detector}, loader, attack, direction)
+    return {"scores": scored.scores["it"].tolist()}
 
 
 def write(

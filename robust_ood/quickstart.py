@@ -75,7 +75,7 @@ def _commands(method: str, folder: Path, *, short: bool) -> tuple[list[str], lis
     score += ["--report", "false"]
     if short:
         fit += ["--trainer.max_steps", "3"]
-        score += ["--limit", "2", "--checks", "false", "--figures", "[shift]"]
+        score += ["--limit", "2", "--sanity", "false", "--figures", "[shift]"]
     return fit, score
 
 

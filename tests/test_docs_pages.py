@@ -32,7 +32,7 @@ SHORTENED = {
     "tutorials/five_lines.md": {"count=32": "count=8", "steps=20": "steps=3"},
 }
 QUICK = {
-    "--checks": "false",
+    "--sanity": "false",
     "--figures": "[shift]",
 }  # of evaluations that do not say it themselves
 SMALL = [
@@ -84,7 +84,7 @@ def workspace(tmp_path_factory) -> Path:
         str(ROOT / "configs/evaluate/digits.yaml"),
         "--limit",
         "4",
-        "--checks",
+        "--sanity",
         "false",
     ]
     command += ["--detectors", "[msp]", "--attacks", "[{name: fgsm, radius: 8/255}]"]

@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 from robust_ood.attacks import PGD, fgsm
 from robust_ood.data import Batch, OODData
 from robust_ood.errors import UserError
-from robust_ood.evaluation.scores import correct
+from robust_ood.evaluation.scoring import Scorer
 from robust_ood.losses import wide
 from robust_ood.training import Method
 
@@ -121,9 +121,9 @@ class Guards(Callback):
     def _accuracy(self, trainer: Trainer, module: Method, data: OODData, attack: PGD) -> float:
         loader = data.evaluation_loader(data.inliers("validation"), self.limit)
         mean = MeanMetric().to(module.device)
-        if len(loader):
-            correct_images = correct(module.net, loader, attack, module.device)  # (N,)
-            mean.update(correct_images.float().to(module.device))
+        right = Scorer(module.device).correct(module.net, loader, attack).scores[""]
+        if len(right):
+            mean.update(right.to(module.device))
         return float(mean.compute())
 
 

@@ -17,8 +17,8 @@ from robust_ood.callbacks.dashboard import add_scores, add_strips
 from robust_ood.data import ImageSet, OODData
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
-from robust_ood.evaluation.checks import check_attacks
-from robust_ood.evaluation.scores import attacked_scores, clean_scores, correct
+from robust_ood.evaluation.grid import check_attacks
+from robust_ood.evaluation.scoring import Scorer
 from robust_ood.metrics import AUROC, FPR95
 from robust_ood.training import Method
 
@@ -27,8 +27,7 @@ _FIT = 2000  # images of each kind that detectors are fitted on
 
 
 class RobustValidation(Callback):
-    """Scores validation images clean and attacked, and logs how well detectors separate them from
-    OOD images.
+    """Scores validation images clean and attacked, and logs how well detectors tell OOD from them.
 
     Logs `val/<ood>/<detector>/<attack>/auroc` and `.../fpr95` (ID positive), where <attack> is
     `none`, or an attack's label with `-in`, `-out` or `-both` for the side it was applied to;
@@ -62,56 +61,42 @@ class RobustValidation(Callback):
         for field, value in (("every_n_epochs", every_n_epochs), ("limit", limit)):
             if value < 1:
                 raise UserError(f"robust_validation.{field}: {value} is not >= 1")
-        for field, given, method in (
-            ("detectors", detectors, "surrogate"),
-            ("attacks", attacks, "on_score"),
-        ):
-            for label, one in given.items() if isinstance(given, Mapping) else ():
-                if not hasattr(one, method):
-                    raise UserError(
-                        f"robust_validation.{field}: {label!r} is {one!r}; a config gives a list of names, or of "
-                        "mappings with a name and settings"
-                    )
+        _check_parts("detectors", detectors, "surrogate")
+        _check_parts("attacks", attacks, "on_score")
         self.detector_specs = detectors or []
-        built = (
-            attacks if isinstance(attacks, Mapping) else attack_registry.build_all(attacks or [])
-        )
-        self.attacks: dict[str, Any] = dict(built)
+        if not isinstance(attacks, Mapping):
+            attacks = attack_registry.build_all(attacks or [])
+        self.attacks: dict[str, Any] = dict(attacks)
         check_attacks(self.attacks, "robust_validation.attacks")
-        self.every_n_epochs, self.limit = every_n_epochs, limit
+        self.every_n_epochs = every_n_epochs
+        self.limit = limit
         self._detectors: dict[str, Detector] = {}
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        """Build the detectors on the network, and make sure that there is something to validate
-        on.
-        """
+        """Build the detectors on the network, and check that there are images to validate on."""
         if not self.detector_specs or self._detectors or not isinstance(module, Method):
             return
-        given = self.detector_specs
-        self._detectors = (
-            dict(given)
-            if isinstance(given, Mapping)
-            else detector_registry.build_all(given, module.net)
-        )
-        if stage in ("fit", "validate"):
-            _data(trainer).inliers("validation")
-            if self._learns_from_outliers():
-                _data(trainer).outliers()
-            if not _data(trainer).validation_ood_sets():
-                raise UserError(
-                    "data.validation_ood: not given, and robust_validation needs OOD images"
-                )
+        if isinstance(self.detector_specs, Mapping):
+            self._detectors = dict(self.detector_specs)
+        else:
+            self._detectors = detector_registry.build_all(self.detector_specs, module.net)
+        if stage not in ("fit", "validate"):
+            return
+        data = _data(trainer)
+        data.inliers("validation")
+        if self._learns_from_outliers():
+            data.outliers()
+        if not data.validation_ood_sets():
+            raise UserError(
+                "data.validation_ood: not given, and robust_validation needs OOD images"
+            )
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Score, log."""
-        last = trainer.current_epoch + 1 == trainer.max_epochs
-        due = last or (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        if (
-            not self._detectors
-            or trainer.sanity_checking
-            or not isinstance(module, Method)
-            or not due
-        ):
+        if not self._detectors or trainer.sanity_checking or not isinstance(module, Method):
+            return
+        epochs = trainer.current_epoch + 1
+        if epochs != trainer.max_epochs and epochs % self.every_n_epochs != 0:
             return
         for name, value in self.validate(trainer, module).items():
             # The values are equal in all processes already; `sync_dist` only says that this is so.
@@ -119,97 +104,124 @@ class RobustValidation(Callback):
 
     def validate(self, trainer: Trainer, module: Method) -> dict[str, float]:
         """Return the numbers to log, by name."""
-        data, device = _data(trainer), module.device
-        inliers, outliers = data.inliers("validation"), data.validation_ood_sets()
-        self._fit(data, device)
-        id_scores = self._scores(data, inliers, 1, device)
+        data = _data(trainer)
+        scorer = Scorer(module.device)
+        inliers = data.inliers("validation")
+        outliers = data.validation_ood_sets()
+        self._fit(data, module.device)
+        id_scores = self._scores(scorer, data, inliers, 1)
         values: dict[str, float] = {}
         worst = []
         for ood in outliers:
-            ood_scores = self._scores(data, ood, -1, device)
+            ood_scores = self._scores(scorer, data, ood, -1)
             for name in self._detectors:
-                both = []
-                for label, (id_key, ood_key) in self._comparisons().items():
-                    pair = id_scores[name][id_key], ood_scores[name][ood_key]
-                    prefix = f"val/{ood.name}/{name}/{label}"
-                    values[f"{prefix}/auroc"], values[f"{prefix}/fpr95"] = _separation(
-                        *pair, device
-                    )
-                    if label.endswith("-both") or not self.attacks:
-                        both.append(values[f"{prefix}/auroc"])
-                worst.append(min(both))
+                prefix = f"val/{ood.name}/{name}"
+                rates = self._separations(id_scores[name], ood_scores[name], module.device)
+                values |= {f"{prefix}/{label}": rate for label, rate in rates.items()}
+                worst.append(min(rates[f"{label}/auroc"] for label in self._worst_cases()))
                 add_scores(trainer, f"{ood.name}/{name}", id_scores[name], ood_scores[name])
         for label, attack in self.attacks.items():
-            values[f"val/{label}/accuracy"] = self._accuracy(module, data, inliers, attack)
-        for label, attack in list(self.attacks.items())[
-            :1
-        ]:  # pictures of one attack are enough, and cost as much again
-            name, detector = next(iter(self._detectors.items()))
-            add_strips(trainer, f"{name}/{label}", detector, attack, inliers, outliers[0], device)
+            values[f"val/{label}/accuracy"] = self._accuracy(scorer, module, data, inliers, attack)
+        if self.attacks:
+            self._add_strips(trainer, inliers, outliers[0], module.device)
         values["val/robust_auroc"] = sum(worst) / len(worst)
         return values
 
+    def _add_strips(
+        self, trainer: Trainer, inliers: ImageSet, outliers: ImageSet, device: torch.device
+    ) -> None:
+        """Show images under the first attack on the first detector: each costs an attack more."""
+        name, detector = next(iter(self._detectors.items()))
+        label, attack = next(iter(self.attacks.items()))
+        add_strips(trainer, f"{name}/{label}", detector, attack, inliers, outliers, device)
+
     def _fit(self, data: OODData, device: torch.device) -> None:
         """Fit the detectors on some images of each kind, of which each process reads its share."""
-        outliers = data.outliers() if self._learns_from_outliers() else None
+        outliers = None
+        if self._learns_from_outliers():
+            auxiliary = data.outliers()
+            if auxiliary is not None:
+                outliers = data.evaluation_loader(auxiliary, _FIT)
         detector_registry.fit(
             [detector.to(device) for detector in self._detectors.values()],
             data.evaluation_loader(data.inliers("train"), _FIT),
             validation=data.evaluation_loader(data.inliers("validation"), _FIT),
-            outliers=None if outliers is None else data.evaluation_loader(outliers, _FIT),
+            outliers=outliers,
         )
 
     def _learns_from_outliers(self) -> bool:
         return any("outliers" in detector.learns_from for detector in self._detectors.values())
 
     def _comparisons(self) -> dict[str, tuple[str, str]]:
-        """Return, for each label, which scores of the inliers are compared with which of the
-        outliers.
-        """
+        """Return, by label, which scores of inliers and of outliers are compared."""
         pairs = {"none": ("none", "none")}
         for label in self.attacks:
-            pairs |= {
-                f"{label}-in": (label, "none"),
-                f"{label}-out": ("none", label),
-                f"{label}-both": (label, label),
-            }
+            pairs[f"{label}-in"] = (label, "none")
+            pairs[f"{label}-out"] = ("none", label)
+            pairs[f"{label}-both"] = (label, label)
         return pairs
 
+    def _worst_cases(self) -> list[str]:
+        """Return the labels of the comparisons with both sides attacked; without attacks, clean."""
+        return [f"{label}-both" for label in self.attacks] or ["none"]
+
+    def _separations(
+        self,
+        id_scores: Mapping[str, Tensor],
+        ood_scores: Mapping[str, Tensor],
+        device: torch.device,
+    ) -> dict[str, float]:
+        """Return AUROC and FPR95 of each comparison."""
+        rates = {}
+        for label, (id_label, ood_label) in self._comparisons().items():
+            auroc, fpr95 = _separation(id_scores[id_label], ood_scores[ood_label], device)
+            rates[f"{label}/auroc"] = auroc
+            rates[f"{label}/fpr95"] = fpr95
+        return rates
+
     def _scores(
-        self, data: OODData, images: ImageSet, side: Direction, device: torch.device
+        self, scorer: Scorer, data: OODData, images: ImageSet, side: Direction
     ) -> dict[str, dict[str, Tensor]]:
-        """Return this process's scores of a set by detector and attack label, "none" for clean
-        images.
+        """Return this process's scores of a set by detector and attack, "none" for clean images.
 
         side: +1 where attacks lower scores, -1 where they raise them.
         """
         loader = data.evaluation_loader(images, self.limit)
-        if not len(loader):
-            return {
-                name: dict.fromkeys(["none", *self.attacks], torch.empty(0))
-                for name in self._detectors
-            }
-        found = {
-            name: {"none": column}
-            for name, column in clean_scores(self._detectors, loader, device).items()
-        }
+        clean = scorer.score(self._detectors, loader).scores
+        scores = {name: {"none": column} for name, column in clean.items()}
         for name, detector in self._detectors.items():
             for label, attack in self.attacks.items():
-                found[name][label] = attacked_scores(detector, loader, attack, side, device)
-        return found
+                scored = scorer.score({name: detector}, loader, attack, side)
+                scores[name][label] = scored.scores[name]
+        return scores
 
-    def _accuracy(self, module: Method, data: OODData, images: ImageSet, attack: Any) -> float:
-        loader, mean = data.evaluation_loader(images, self.limit), MeanMetric().to(module.device)
-        if len(loader):
-            mean.update(
-                correct(module.net, loader, attack, module.device).float().to(module.device)
-            )
+    def _accuracy(
+        self, scorer: Scorer, module: Method, data: OODData, images: ImageSet, attack: Any
+    ) -> float:
+        mean = MeanMetric().to(module.device)
+        loader = data.evaluation_loader(images, self.limit)
+        right = scorer.correct(module.net, loader, attack).scores[""]
+        if len(right):
+            mean.update(right.to(module.device))
         return float(mean.compute())
+
+
+def _check_parts(field: str, parts: Specs | dict[str, Any] | None, method: str) -> None:
+    """Raise `UserError` for a mapping, by label, to what is no detector or attack."""
+    if not isinstance(parts, Mapping):
+        return
+    for label, value in parts.items():
+        if not hasattr(value, method):
+            raise UserError(
+                f"robust_validation.{field}: {label!r} is {value!r}; a config gives a list of "
+                "names, or of mappings with a name and settings"
+            )
 
 
 def _separation(id_scores: Tensor, ood_scores: Tensor, device: torch.device) -> tuple[float, float]:
     """Return AUROC and FPR95 of the scores of all processes."""
-    auroc, fpr95 = AUROC().to(device), FPR95().to(device)
+    auroc = AUROC().to(device)
+    fpr95 = FPR95().to(device)
     for metric in (auroc, fpr95):
         metric.update(id_scores.to(device), True)
         metric.update(ood_scores.to(device), False)

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from robust_ood.cli.messages import parse
+from robust_ood.cli.messages import parse_arguments
 from robust_ood.cli.parsing import CommandParser
 from robust_ood.data import CATALOGUE, EMBEDDED, GROUPS, ImageSet, SetSpec, load_set
 from robust_ood.data.catalogue import Entry, find_entry
@@ -78,7 +78,7 @@ def parser() -> CommandParser:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one of the data commands and return the exit code."""
-    config = parse(parser(), arguments)
+    config = parse_arguments(parser(), arguments)
     COMMANDS[config.subcommand][0](config[config.subcommand], Console(soft_wrap=True))
     return 0
 

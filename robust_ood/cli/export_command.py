@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robust_ood.cli.messages import parse, user_errors
+from robust_ood.cli.messages import parse_arguments, user_errors
 from robust_ood.cli.networks import add_network_arguments
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import CommandParser
@@ -29,7 +29,7 @@ def parser() -> CommandParser:
 def run(arguments: Sequence[str]) -> int:
     """Export a network and return the exit code."""
     commands = parser()
-    config = parse(commands, arguments)
+    config = parse_arguments(commands, arguments)
     if config.checkpoint is None:
         raise UserError("checkpoint: not given, and this command needs it")
     check_writable(config.output)

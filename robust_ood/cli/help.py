@@ -73,7 +73,7 @@ frequent settings:
                          strips
   --report false         do not write report.html
   --tensorboard true     also write tables and figures for TensorBoard (tensorboard --logdir DIR)
-  --checks false         do not look for signs of a failed attack (masked gradients, too few steps)
+  --sanity false         do not look for signs of a failed attack (masked gradients, too few steps)
   --name NAME            name of the network in tables (default: the checkpoint's folder)
   --replace true         replace results of other networks or data in the output folder
   --print_config         show the settings that would be used, and stop

@@ -49,7 +49,7 @@ _SETTINGS_OF = {
 """Settings of one command that another does not know: a config meant for the former."""
 
 
-def parse(parser: ArgumentParser, arguments: Sequence[str] | None) -> Namespace:
+def parse_arguments(parser: ArgumentParser, arguments: Sequence[str] | None) -> Namespace:
     """Return the settings of a command line.
 
     Raises: `UserError` for whatever the parser refuses.

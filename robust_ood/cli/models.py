@@ -1,6 +1,4 @@
-"""Which networks an evaluation is of, and attacks at several radii: how configs name several of a
-thing.
-"""
+"""How configs name several of a thing: networks of an evaluation, and attacks at several radii."""
 
 from __future__ import annotations
 
@@ -15,8 +13,7 @@ Checkpoints = Path | list[Path]
 
 
 class Models(NamedTuple):
-    """Checkpoints by the name that rows carry, and the models of each recipe that was given several
-    of.
+    """Checkpoints by the name that rows carry, and the models of each recipe with several.
 
     A network that brings its own weights has no checkpoint; where nobody names it, its name is "".
     """
@@ -38,68 +35,75 @@ def choose_models(
         name: name of the one checkpoint.
 
     Raises:
-        UserError: an empty list, a name for several, a name that stands twice.
+        UserError: an empty list, a name for several, a duplicated name.
     """
-    given = [checkpoint] if isinstance(checkpoint, Path) else list(checkpoint or [])
-    if not given and not models:
+    files = checkpoint or []
+    if isinstance(files, Path):
+        files = [files]
+    if not files and not models:
         return Models({name or "": None}, {})
-    if name is not None and (len(given) != 1 or models):
+    if name is not None and (len(files) != 1 or models):
         raise UserError(
-            f"name: {name!r} is for one checkpoint; give several their names with models: {{NAME: FILE}}"
+            f"name: {name!r} is for one checkpoint; "
+            "give several their names with models: {NAME: FILE}"
         )
-    folders = [name_of(path, None) for path in given]
-    alike = {folder for folder in folders if folders.count(folder) > 1}
-    named: list[tuple[str, Path | None]] = [
-        (name or (f"{folder}/{path.stem}" if folder in alike else folder), path)
-        for folder, path in zip(folders, given, strict=True)
-    ]
+    named = list(zip([name] if name else _names(files), files, strict=True))
     recipes: dict[str, list[str]] = {}
-    for recipe, files in (models or {}).items():
-        if isinstance(files, Path):
-            named.append((recipe, files))
+    for recipe, members in (models or {}).items():
+        if isinstance(members, Path):
+            named.append((recipe, members))
             continue
-        if not files:
-            raise UserError(f"models.{recipe}: no checkpoint; a file or a list of files is wanted")
-        recipes[recipe] = [f"{recipe}-{number}" for number in range(1, len(files) + 1)]
-        named += zip(recipes[recipe], files, strict=True)
-    names = [label for label, _ in named]
-    for label in names:
-        if names.count(label) > 1:
+        if not members:
+            raise UserError(f"models.{recipe}: no checkpoint; expected a file or a list of files")
+        recipes[recipe] = [f"{recipe}-{number}" for number in range(1, len(members) + 1)]
+        named += zip(recipes[recipe], members, strict=True)
+    labels = [label for label, _ in named]
+    for label in labels:
+        if labels.count(label) > 1:
             raise UserError(
-                f"models: {label!r} stands twice; give each its own name with models: {{NAME: FILE}}"
+                f"models: {label!r} is duplicated; "
+                "give each its own name with models: {NAME: FILE}"
             )
     return Models(dict(named), recipes)
 
 
+def _names(files: Sequence[Path]) -> list[str]:
+    """Return what rows call checkpoints: after their folders, and themselves if need be."""
+    folders = [name_of(path, None) for path in files]
+    names = []
+    for folder, path in zip(folders, files, strict=True):
+        shared = folders.count(folder) > 1
+        names.append(f"{folder}/{path.stem}" if shared else folder)
+    return names
+
+
 def several_checkpoints(arguments: Sequence[str]) -> list[str]:
-    """Return command-line arguments in which a repeated `--checkpoint` adds a file instead of
-    replacing the first.
-    """
-    joined = [part for argument in arguments for part in _parted(argument)]
+    """Return arguments in which a repeated `--checkpoint` adds a file, and replaces none."""
+    joined = []
+    for argument in arguments:
+        if argument.startswith("--checkpoint="):
+            joined += argument.split("=", 1)
+        else:
+            joined.append(argument)
     if joined.count("--checkpoint") < 2:
         return list(arguments)
     return ["--checkpoint+" if part == "--checkpoint" else part for part in joined]
 
 
-def _parted(argument: str) -> list[str]:
-    return argument.split("=", 1) if argument.startswith("--checkpoint=") else [argument]
-
-
 def each_radius(attacks: Sequence[str | dict[str, Any]]) -> list[str | dict[str, Any]]:
-    """Return a config's attacks with one for each radius of those that list several: `radius:
-    [2/255, 4/255]`.
-    """
-    found: list[str | dict[str, Any]] = []
+    """Return attacks with one for each radius of those that list several: `[2/255, 4/255]`."""
+    expanded: list[str | dict[str, Any]] = []
     for attack in attacks:
-        radii = attack.get("radius") if isinstance(attack, dict) else None
-        if not isinstance(attack, dict) or not isinstance(radii, list):
-            found.append(attack)
+        if not isinstance(attack, dict) or not isinstance(attack.get("radius"), list):
+            expanded.append(attack)
             continue
-        if not radii:
+        if not attack["radius"]:
             raise UserError(
-                f"attacks.{attack.get('name')}.radius: [] lists no radius; one or several are wanted"
+                f"attacks.{attack.get('name')}.radius: [] lists no radius; expected one or several"
             )
-        for radius in radii:
-            label = {"label": f"{attack['label']}-{radius}"} if "label" in attack else {}
-            found.append({**attack, **label, "radius": radius})
-    return found
+        for radius in attack["radius"]:
+            single = {**attack, "radius": radius}
+            if "label" in attack:
+                single["label"] = f"{attack['label']}-{radius}"
+            expanded.append(single)
+    return expanded

@@ -29,7 +29,8 @@ def add_network_arguments(parser: ArgumentParser, *, several: bool = False) -> N
         "--key_map",
         type=str | dict[str, str] | None,
         default=None,
-        help="how the file names the network's weights: a known map, or regular expressions and replacements",
+        help="how the file names the network's weights: a known map, "
+        "or regular expressions and replacements",
     )
 
 
@@ -61,8 +62,7 @@ def load(
 
 
 def find_parts(net: nn.Module, image_shape: tuple[int, int]) -> tuple[nn.Module, str | None]:
-    """Return the network with its head and feature layers known, and in words what was found or
-    given of them.
+    """Return the network with its head and feature layers known, and in words what they are.
 
     Networks that name their own, as ours do, come back as they are, with None.
     """
@@ -76,8 +76,7 @@ def find_parts(net: nn.Module, image_shape: tuple[int, int]) -> tuple[nn.Module,
 def name_of(checkpoint: Path | None, net: nn.Module | None) -> str:
     """Return what results call a network that nobody named."""
     if checkpoint is not None:
-        place = checkpoint.resolve()
-        return place.name if place.is_dir() else place.parent.name
-    return str(
-        getattr(net, "settings", {}).get("name") or type(getattr(net, "module", net)).__name__
-    )
+        path = checkpoint.resolve()
+        return path.name if path.is_dir() else path.parent.name
+    module = getattr(net, "module", net)
+    return str(getattr(net, "settings", {}).get("name") or type(module).__name__)

@@ -3,68 +3,66 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import torch
 from rich.console import Console
+from rich.status import Status
 
 from robust_ood import reporting
-from robust_ood.attacks import Attack
-from robust_ood.data import OODData
 from robust_ood.errors import UserError
-from robust_ood.evaluation import Grid
-from robust_ood.evaluation.pictures import draw_into, kinds_of, set_scene
+from robust_ood.evaluation import Grid, Progress
+from robust_ood.evaluation.pictures import draw_into, kinds_of
+from robust_ood.evaluation.scene import set_scene
 
 
-def choose_figures(figures: bool | Sequence[str], report: bool, tensorboard: bool) -> list[str]:
-    """Return the kinds of pictures to draw; called before any work, it refuses what could not be
-    done after it.
+class Ending(NamedTuple):
+    """What follows the results: kinds of pictures, whether a report, and for TensorBoard too."""
+
+    kinds: list[str]
+    report: bool
+    tensorboard: bool
+
+
+class _StatusProgress(Progress):
+    """Shows what is drawn."""
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+
+    def begin(self, title: str) -> None:
+        self._status.update(title)
+
+
+def choose_ending(figures: bool | Sequence[str], report: bool, tensorboard: bool) -> Ending:
+    """Return what follows the results.
+
+    Raises: `UserError` before any work for what could not be done after it.
     """
     if tensorboard and not report:
         raise UserError("tensorboard: true shows what a report has; it needs --report true")
     if report:
         reporting.check_installed()
-    return kinds_of(figures)
+    return Ending(kinds_of(figures), report, tensorboard)
 
 
 def command_line(name: str, arguments: Sequence[str]) -> str:
-    """Return how a command is given here: by its script where the current folder has it, else by
-    `robust-ood`.
-    """
+    """Return how a command is given here: by its script if the folder has it, or `robust-ood`."""
     script = f"python {name}.py" if Path(f"{name}.py").exists() else f"robust-ood {name}"
     return f"{script} {shlex.join(arguments)}"
 
 
-def present(
-    folder: Path,
-    grid: Grid,
-    data: OODData,
-    attacks: Mapping[str, Attack],
-    *,
-    kinds: Sequence[str],
-    report: bool,
-    tensorboard: bool,
-    limit: int | None,
-    device: torch.device | str,
-    console: Console,
-) -> None:
-    """Draw what is missing of the pictures into the folder, write the report there, and say where
-    it is.
-    """
-    if kinds or (folder / "figures").is_dir():  # those of an earlier evaluation may be out of date
-        scene = set_scene(data, attacks, limit, device)
+def present(folder: Path, grid: Grid, ending: Ending, console: Console) -> None:
+    """Draw the pictures that the folder lacks, write the report there, and say where it is."""
+    # Pictures of an earlier evaluation may be out of date.
+    if ending.kinds or (folder / "figures").is_dir():
+        scene = set_scene(grid.data, grid.attacks, grid.limit, grid.device)
         with console.status("drawing figures") as status:
-            for plan in grid.plans:
-                subject = plan.subject
-                grid.bring(subject)
-                draw_into(
-                    folder,
-                    subject.name,
-                    subject.detectors,
-                    scene,
-                    kinds,
-                    lambda step: status.update(step),
-                )
-    if report:
-        console.print(f"wrote {reporting.write_report([folder], tensorboard=tensorboard)}")
+            progress = _StatusProgress(status)
+            for model in grid.models:
+                grid.bring(model)
+                draw_into(folder, model.name, model.detectors, scene, ending.kinds, progress)
+    if ending.report:
+        page = reporting.write_report([folder], tensorboard=ending.tensorboard)
+        console.print(f"wrote {page}")

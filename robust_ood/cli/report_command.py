@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from robust_ood.cli.messages import parse
+from robust_ood.cli.messages import parse_arguments
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import CommandParser
 from robust_ood.errors import UserError
@@ -41,7 +41,7 @@ def parser() -> CommandParser:
 
 def run(arguments: Sequence[str]) -> int:
     """Write a report and return the exit code."""
-    config = parse(parser(), arguments)
+    config = parse_arguments(parser(), arguments)
     for folder in config.results:
         if not folder.is_dir():
             raise UserError(f"results: {folder} is no folder; expected folders with a results.json")

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from robust_ood import attacks, detectors
 from robust_ood.attacks import Attack, attack_score
 from robust_ood.cli.configs import with_includes
-from robust_ood.cli.messages import parse, user_errors
+from robust_ood.cli.evaluate_checks import choose_device
+from robust_ood.cli.messages import parse_arguments, user_errors
 from robust_ood.cli.networks import add_network_arguments, find_parts, load
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import CommandParser
@@ -33,7 +34,6 @@ from robust_ood.detectors import Detector
 from robust_ood.detectors.registry import REGISTRY
 from robust_ood.detectors.search import SearchResult, Trial, clean_score, search
 from robust_ood.errors import UserError
-from robust_ood.evaluation.checks import choose_device
 from robust_ood.settings import PartSpec, read_part
 from robust_ood.writing import replace_file
 
@@ -98,7 +98,7 @@ def run(arguments: Sequence[str]) -> int:
     """Choose settings and return the exit code."""
     quiet()
     commands = parser()
-    config = parse(commands, with_includes(arguments))
+    config = parse_arguments(commands, with_includes(arguments))
     if config.limit is not None and config.limit < 1:
         raise UserError(f"limit: expected a number of images >= 1, got {config.limit}")
     candidates = read_candidates(config.detectors)

@@ -30,7 +30,7 @@ from robust_ood.callbacks import (
 from robust_ood.callbacks.checkpoints import checkpoints_in, recent
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.long_form import short_options
-from robust_ood.cli.messages import parse, user_errors
+from robust_ood.cli.messages import parse_arguments, user_errors
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import TracedParser
 from robust_ood.cli.preconditions import (
@@ -132,7 +132,7 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments; a mistake becomes a `UserError` of one line."""
-        self.config = parse(parser, args)
+        self.config = parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: hyper-parameters are in the config, not in the checkpoint."""

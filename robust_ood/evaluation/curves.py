@@ -22,8 +22,9 @@ Norm = Literal["Linf", "L2"]
 
 
 class ScoreTrace(NamedTuple):
-    """True scores and sizes of the perturbation at each step of an attack, each `(steps + 1, N)`;
-    row 0 is clean.
+    """True scores and sizes of the perturbation along an attack, `(steps + 1, N)`.
+
+    Row 0 is clean.
     """
 
     scores: Tensor
@@ -61,7 +62,7 @@ def trace(detector: Detector, images: Tensor, attack: PGD, direction: Direction)
         return direction * scores[-1]
 
     with evaluating(detector):
-        found = minimize(
+        run = minimize(
             lambda x: direction * detector.surrogate(x),
             ordinary(images),
             attack.region,
@@ -71,27 +72,29 @@ def trace(detector: Detector, images: Tensor, attack: PGD, direction: Direction)
             judge=judge,
             trace=True,
         )
-    assert found.trace is not None
-    return ScoreTrace(torch.stack(scores), found.trace.linf, found.trace.l2)
+    assert run.trace is not None
+    return ScoreTrace(torch.stack(scores), run.trace.linf, run.trace.l2)
 
 
 def scores_at(run: ScoreTrace, size: float, norm: Norm = "Linf") -> Tensor:
-    """Return each image's score at a size of the perturbation, `(N,)`, by its own piecewise linear
-    interpolation.
+    """Return each image's score at a size of the perturbation, `(N,)`, interpolated linearly.
 
-    Source: Fort 2022, Sec. 3.1. Where the size does not grow from one step to the next, the later
-    step is placed no lower than the earlier one; beyond an image's last size its last score stays.
+    Source: Fort 2022, Sec. 3.1: each image has an interpolation of its own. Where the size does not
+    grow from one step to the next, the later step is placed no lower than the earlier one; beyond
+    an image's last size its last score stays.
     """
     sizes = run.sizes(norm).cummax(0).values.double().cpu().numpy()
     scores = run.scores.double().cpu().numpy()
-    columns = [_interpolate(size, x, y) for x, y in zip(sizes.T, scores.T, strict=True)]
-    return torch.tensor(columns, dtype=torch.float64)
+    values = []
+    for image in range(sizes.shape[1]):
+        values.append(_interpolate(size, sizes[:, image], scores[:, image]))
+    return torch.tensor(values, dtype=torch.float64)
 
 
-def _interpolate(at: float, x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+def _interpolate(size: float, sizes: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
     # Of several steps of one size, the last is where the attack stood.
-    last = np.append(x[1:] > x[:-1], True)
-    return float(np.interp(at, x[last], y[last]))
+    last = np.append(sizes[1:] > sizes[:-1], True)
+    return float(np.interp(size, sizes[last], scores[last]))
 
 
 def curve(
@@ -100,8 +103,9 @@ def curve(
     sizes: Sequence[float],
     norm: Norm = "Linf",
 ) -> Curve:
-    """Return the AUROC at each size of the perturbation; a tensor of scores `(N,)` stands for a
-    side left clean.
+    """Return the AUROC at each size of the perturbation.
+
+    A tensor of scores `(N,)` stands for a side left clean.
 
     Raises:
         UserError: a negative size, or no trace at all.
@@ -112,10 +116,10 @@ def curve(
         raise UserError(
             "inliers, outliers: neither is a trace of an attack, so there is nothing to vary"
         )
-    return Curve(
-        list(sizes),
-        [auroc(_side(inliers, size, norm), _side(outliers, size, norm)) for size in sizes],
-    )
+    aurocs = []
+    for size in sizes:
+        aurocs.append(auroc(_side(inliers, size, norm), _side(outliers, size, norm)))
+    return Curve(list(sizes), aurocs)
 
 
 def loss_of_auroc(
@@ -124,11 +128,10 @@ def loss_of_auroc(
     size: float = 1 / 255,
     norm: Norm = "Linf",
 ) -> tuple[float, float, float]:
-    """Return the AUROC before, the AUROC at a size of the perturbation, and their difference (<= 0
-    where it hurts).
+    """Return the AUROC before, the AUROC at a size of the perturbation, and their difference.
 
-    Source: Fort 2022, Tables 1 to 5, at 1/255 in Linf. A tensor of scores `(N,)` stands for a side
-    left clean.
+    Source: Fort 2022, Tables 1 to 5, at 1/255 in Linf. The difference is <= 0 where it hurts. A
+    tensor of scores `(N,)` stands for a side left clean.
     """
     before, after = curve(inliers, outliers, [0.0, size], norm).aurocs
     return before, after, after - before
@@ -136,7 +139,12 @@ def loss_of_auroc(
 
 def concatenate(runs: Iterable[ScoreTrace]) -> ScoreTrace:
     """Return the traces of several batches as one."""
-    return ScoreTrace(*(torch.cat(column, dim=1) for column in zip(*runs, strict=True)))
+    runs = list(runs)
+    return ScoreTrace(
+        scores=torch.cat([run.scores for run in runs], dim=1),
+        linf=torch.cat([run.linf for run in runs], dim=1),
+        l2=torch.cat([run.l2 for run in runs], dim=1),
+    )
 
 
 def _side(side: ScoreTrace | Tensor, size: float, norm: Norm) -> Tensor:

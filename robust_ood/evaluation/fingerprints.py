@@ -1,8 +1,8 @@
-"""Short names of everything that determines a score: networks, detectors, attacks, images, and this
-code.
+"""Short names of everything that determines a score: networks, detectors, attacks, images.
 
-Equal fingerprints mean equal scores, on every machine; what cannot be seen in a thing's settings,
-tensors and source text (the version of torch, the device) is not in them.
+Equal fingerprints mean equal scores, on every machine. What cannot be seen in a thing's settings,
+tensors and source text (the version of torch, the device) is not in them; `versions` numbers our
+own code.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import ast
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Mapping
-from functools import cache, partial
-from importlib.metadata import version
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache, partial, singledispatchmethod
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -24,191 +24,219 @@ from torch import Tensor, nn
 
 from robust_ood.data import ImageSet
 from robust_ood.data.files import ImageFiles
+from robust_ood.evaluation.versions import digest
 
-_PACKAGE = Path(__file__).parents[1]
-_NUMERIC = (
-    *(
-        "losses.py",
-        "modes.py",
-        "perturb.py",
-        "randomness.py",
-        "regions.py",
-        "rules.py",
-        "safe_spots.py",
-    ),
-    *("attacks", "detectors", "models", "evaluation/cells.py", "evaluation/scores.py"),
-    *("data/files.py", "data/loaders.py"),
-)
-_INTERNAL = {
-    *vars(nn.Module()),
-    "training",
-}  # hooks, flags, and the parts that are described on their own
-_PLAIN = (bool, int, float, str, type(None))
+# Hooks and flags say nothing of scores; parameters, buffers and children are described apart.
+_INTERNAL = {*vars(nn.Module()), "training"}
 _OURS = ("robust_ood.", "torch.", "builtins.", "abc.", "typing.", "collections.")
 
 
 def fingerprint(thing: Any, known: Mapping[int, str] | None = None) -> str:
-    """Return 32 hexadecimal digits that are the same for equal things, in every process and on
-    every device.
+    """Return 32 hexadecimal digits that are the same for equal things, everywhere.
 
     Args:
         thing: plain values, tensors, dataclasses, functions, modules (settings, parameters,
-            buffers, parts; not their train or eval flags), and collections of them. Of classes
-            outside of this package and of torch, the source text counts too.
+            buffers, parts; not their train or eval flags), and collections of them. Of classes and
+            functions outside of this package and of torch, the source text counts too.
         known: fingerprints by `id` of parts that have been taken already, such as a large
             network's.
     """
-    return _hash([json.dumps(_describe(thing, known or {}, ()), sort_keys=True).encode()])
+    description = _Describer(known or {}).describe(thing)
+    return _hash([json.dumps(description, sort_keys=True).encode()])
 
 
 def content(images: ImageSet, start: int, stop: int) -> str:
-    """Return the fingerprint of the pixels of some images; of image files, their bytes and how they
-    are fitted.
+    """Return the fingerprint of the pixels of the images `start` to `stop` of a set.
+
+    Of image files these are their bytes, and how they are made square.
 
     Raises: `UserError` where more images cannot be read than the set allows.
     """
-    storage, indices = images.images, torch.arange(start, stop)
+    storage = images.images
+    indices = torch.arange(start, stop)
     if isinstance(storage, ImageFiles):
-        return _hash(_file_parts(storage, indices.tolist()))
+        return _hash(_file_contents(storage, indices.tolist()))
     taken = images.take(indices)
     images.note_unreadable(taken.unreadable)
     return fingerprint([taken.images, taken.indices])
 
 
-@cache
-def code_version(*others: str) -> str:
-    """Return the package's version and the fingerprint of the source that scores depend on.
-
-    Comments, docstrings and formatting do not count. `others` are further files of the package, by
-    relative path.
-    """
-    paths = [path for name in (*_NUMERIC, *others) for path in _sources(_PACKAGE / name)]
-    return f"{version('robust-ood')}+{_hash(_code(path) for path in paths)[:12]}"
-
-
-def _sources(path: Path) -> list[Path]:
-    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
-
-
-def _code(path: Path) -> bytes:
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-            node.body = [part for part in node.body if not _is_text(part)] or [ast.Pass()]
-    return f"{path.relative_to(_PACKAGE).as_posix()} {ast.dump(tree)}".encode()
-
-
-def _is_text(part: ast.stmt) -> bool:
-    return (
-        isinstance(part, ast.Expr)
-        and isinstance(part.value, ast.Constant)
-        and isinstance(part.value.value, str)
-    )
-
-
 def _hash(parts: Iterable[bytes]) -> str:
-    found = hashlib.blake2b(digest_size=16)
+    state = hashlib.blake2b(digest_size=16)
     for part in parts:
-        found.update(len(part).to_bytes(8, "little") + part)
-    return found.hexdigest()
+        state.update(len(part).to_bytes(8, "little") + part)
+    return state.hexdigest()
 
 
-def _file_parts(files: ImageFiles, indices: list[int]) -> Iterable[bytes]:
+def _file_contents(files: ImageFiles, indices: list[int]) -> Iterator[bytes]:
     yield repr(files.fit).encode()
     for index in indices:
         path = files.path(index)
-        yield f"{index} ".encode() + (path.read_bytes() if path.is_file() else b"")
+        pixels = path.read_bytes() if path.is_file() else b""
+        yield f"{index} ".encode() + pixels
 
 
-def _describe(thing: Any, known: Mapping[int, str], above: tuple[int, ...]) -> Any:
-    """Return what a thing is made of, as JSON has it."""
-    if isinstance(thing, _PLAIN):
-        return thing
-    if isinstance(thing, np.generic):
-        return _describe(thing.item(), known, above)
-    if id(thing) in known:
-        return {"known": known[id(thing)]}
-    if id(thing) in above:
-        return {"above": above.index(id(thing))}  # a part that refers to its whole
+class _Describer:
+    """Says what things are made of, as JSON has it.
 
-    def inside(part: Any) -> Any:
-        return _describe(part, known, (*above, id(thing)))
+    Args:
+        known: fingerprints by `id` of parts that need no description.
+    """
 
-    if isinstance(thing, Tensor):
+    def __init__(self, known: Mapping[int, str]) -> None:
+        self.known = known
+        self.above: list[int] = []  # ids of the things that contain the one described
+
+    def describe(self, thing: Any) -> Any:
+        """Return the description of a thing, with those of its parts inside."""
+        if isinstance(thing, (bool, int, float, str, type(None))):
+            return thing
+        if id(thing) in self.known:
+            return {"known": self.known[id(thing)]}
+        if id(thing) in self.above:  # a part that refers to its whole
+            return {"above": self.above.index(id(thing))}
+        self.above.append(id(thing))
+        description = self._parts(thing)
+        self.above.pop()
+        return description
+
+    @singledispatchmethod
+    def _parts(self, thing: Any) -> Any:
+        if hasattr(thing, "__dict__"):
+            return [_class(type(thing)), self.describe(vars(thing))]
+        # Where this holds an address, what depends on it is computed again: rather that than
+        # something stale.
+        return [_class(type(thing)), repr(thing)]
+
+    @_parts.register
+    def _(self, thing: np.generic) -> Any:
+        return self.describe(thing.item())
+
+    @_parts.register
+    def _(self, thing: Tensor) -> Any:
         flat = thing.detach().cpu().contiguous().reshape(-1)
-        return {
-            str(thing.dtype): list(thing.shape),
-            "bytes": _hash([flat.view(torch.uint8).numpy().tobytes()]),
-        }
-    if isinstance(thing, np.ndarray):
+        pixels = flat.view(torch.uint8).numpy().tobytes()
+        return {str(thing.dtype): list(thing.shape), "bytes": _hash([pixels])}
+
+    @_parts.register
+    def _(self, thing: np.ndarray) -> Any:
         return {str(thing.dtype): list(thing.shape), "bytes": _hash([thing.tobytes()])}
-    if isinstance(thing, nn.Module):
+
+    @_parts.register
+    def _(self, thing: nn.Module) -> Any:
+        settings = {name: value for name, value in vars(thing).items() if name not in _INTERNAL}
         tensors = {**thing._parameters, **thing._buffers}
-        own = {name: value for name, value in vars(thing).items() if name not in _INTERNAL}
-        return [_kind(type(thing)), inside(own), inside(tensors), inside(dict(thing._modules))]
-    if isinstance(thing, Mapping):
-        return {"mapping": [[inside(key), inside(value)] for key, value in thing.items()]}
-    if isinstance(thing, (list, tuple)):
-        return [inside(part) for part in thing]
-    if isinstance(thing, (set, frozenset)):
-        return {"set": sorted(json.dumps(inside(part)) for part in thing)}
-    if isinstance(thing, partial):
-        return ["partial", inside(thing.func), inside(thing.args), inside(thing.keywords)]
-    if isinstance(thing, MethodType):
-        return ["method", inside(thing.__func__), inside(thing.__self__)]
-    if isinstance(thing, FunctionType):
+        children = dict(thing._modules)
+        return [_class(type(thing)), *map(self.describe, (settings, tensors, children))]
+
+    @_parts.register
+    def _(self, thing: Mapping) -> Any:  # type: ignore[type-arg]
+        return {"mapping": [[self.describe(key), self.describe(thing[key])] for key in thing]}
+
+    @_parts.register(list)
+    @_parts.register(tuple)
+    def _(self, thing: Any) -> Any:
+        return [self.describe(item) for item in thing]
+
+    @_parts.register(set)
+    @_parts.register(frozenset)
+    def _(self, thing: Any) -> Any:
+        return {"set": sorted(json.dumps(self.describe(item)) for item in thing)}
+
+    @_parts.register
+    def _(self, thing: partial) -> Any:  # type: ignore[type-arg]
+        return ["partial", *map(self.describe, (thing.func, thing.args, thing.keywords))]
+
+    @_parts.register
+    def _(self, thing: MethodType) -> Any:
+        return ["method", self.describe(thing.__func__), self.describe(thing.__self__)]
+
+    @_parts.register
+    def _(self, thing: FunctionType) -> Any:
         held = [cell.cell_contents for cell in thing.__closure__ or ()]
         defaults = [thing.__defaults__, thing.__kwdefaults__]
-        return [*_function(thing), inside(held), inside(defaults)]
-    if isinstance(thing, type):
-        return _kind(thing)
-    if isinstance(thing, BuiltinFunctionType):  # its text holds an address
-        bound = None if isinstance(thing.__self__, ModuleType) else inside(thing.__self__)
-        return [thing.__qualname__, bound]
-    if isinstance(thing, (torch.dtype, torch.device, Path)):
+        return [*_function(thing), self.describe(held), self.describe(defaults)]
+
+    @_parts.register
+    def _(self, thing: BuiltinFunctionType) -> Any:  # its text holds an address
+        if isinstance(thing.__self__, ModuleType):
+            return [thing.__qualname__, None]
+        return [thing.__qualname__, self.describe(thing.__self__)]
+
+    @_parts.register
+    def _(self, thing: type) -> Any:
+        return _class(thing)
+
+    @_parts.register(torch.dtype)
+    @_parts.register(torch.device)
+    @_parts.register(Path)
+    def _(self, thing: Any) -> Any:
         return str(thing)
-    if hasattr(thing, "__dict__"):
-        return [_kind(type(thing)), inside(vars(thing))]
-    # Where this holds an address, what depends on it is computed again: rather that than something
-    # stale.
-    return [_kind(type(thing)), repr(thing)]
 
 
-def _function(thing: FunctionType) -> list[Any]:
-    """Return a function's name and, where no version that we know fixes what it does, what it
-    computes.
-    """
-    name = f"{thing.__module__}.{thing.__qualname__}"
-    return (
-        [name] if name.startswith(_OURS) and "<" not in name else [name, _computed(thing.__code__)]
-    )
-
-
-def _computed(code: CodeType) -> list[Any]:
-    return [code.co_code.hex(), [_constant(one) for one in code.co_consts], code.co_names]
-
-
-def _constant(one: Any) -> Any:
-    if isinstance(one, CodeType):
-        return _computed(one)
-    # A set of texts has another order in each process.
-    return sorted(map(repr, one)) if isinstance(one, frozenset) else repr(one)
-
-
-def _kind(kind: type) -> list[str]:
-    """Return a class's name and, for classes whose code is in no version that we know, its
-    source.
-    """
+def _class(kind: type) -> list[str]:
+    """Return a class's name, and the source of those of its bases that are no code of ours."""
     theirs = [base for base in kind.__mro__ if not f"{base.__module__}.".startswith(_OURS)]
-    return [
-        f"{kind.__module__}.{kind.__qualname__}",
-        *(_hash([_text(base).encode()]) for base in theirs),
-    ]
+    return [f"{kind.__module__}.{kind.__qualname__}", *(_digest(_text(base)) for base in theirs)]
+
+
+def _function(function: FunctionType) -> list[Any]:
+    """Return a function's name, and what it computes unless a version of ours says that."""
+    name = f"{function.__module__}.{function.__qualname__}"
+    if name.startswith(_OURS) and "<" not in name:
+        return [name]
+    text = _text(function)
+    if function.__name__ == "<lambda>":
+        text = _lambda(text)
+    if text:
+        return [name, _digest(text)]
+    return [name, _computed(function.__code__)]
 
 
 @cache
-def _text(kind: type) -> str:
+def _text(thing: type | FunctionType) -> str:
+    """Return the source text of a class or function; "" where there is none.
+
+    There is none of what was typed into an interpreter, or is not written in Python.
+    """
     try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):  # typed into an interpreter, or not written in Python
+        return textwrap.dedent(inspect.getsource(thing))
+    except (OSError, TypeError):
         return ""
+
+
+def _lambda(lines: str) -> str:
+    """Return the text of the one lambda in some lines; "" where there are several, or part of one.
+
+    The lines of a lambda hold what is around it, too, and need not be whole statements.
+    """
+    for start in [place for place in range(len(lines)) if lines.startswith("lambda", place)][:1]:
+        for stop in range(len(lines), start, -1):
+            try:
+                tree = ast.parse(f"({lines[start:stop]})", mode="eval").body
+            except (SyntaxError, ValueError):
+                continue
+            if isinstance(tree, ast.Lambda) and lines.count("lambda") == 1:
+                return f"({lines[start:stop]})"
+    return ""
+
+
+def _digest(text: str) -> str:
+    try:
+        return digest(text)
+    except SyntaxError:
+        return _hash([text.encode()])
+
+
+def _computed(code: CodeType) -> list[Any]:
+    """Return what bytecode computes; another version of Python says it in other words."""
+    constants = [_constant(constant) for constant in code.co_consts]
+    return [code.co_code.hex(), constants, code.co_names]
+
+
+def _constant(constant: Any) -> Any:
+    if isinstance(constant, CodeType):
+        return _computed(constant)
+    if isinstance(constant, frozenset):  # a set of texts has another order in each process
+        return sorted(map(repr, constant))
+    return repr(constant)

@@ -1,34 +1,40 @@
-"""The grid: every network's detectors against every attack on every OOD set, each cell computed
-once.
-"""
+"""The grid: networks' detectors against every attack on every set, each cell computed once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from robust_ood.attacks import Attack
+from robust_ood.attacks import Attack, Budget
 from robust_ood.data import OODData
+from robust_ood.deprecation import warn_renamed
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
-from robust_ood.evaluation.batches import CHUNK, Batches, Chunk, chunks
-from robust_ood.evaluation.cells import Machine
-from robust_ood.evaluation.checks import check_attacks, check_count
-from robust_ood.evaluation.fingerprints import fingerprint
-from robust_ood.evaluation.fitting import fit_missing, missing_sources
-from robust_ood.evaluation.jobs import Runner
-from robust_ood.evaluation.plan import FEW, Plan, Subject, TestSet, make_plan
-from robust_ood.evaluation.progress import Progress
-from robust_ood.evaluation.results import Results, describe_environment
-from robust_ood.evaluation.rows import Table, interval
+from robust_ood.evaluation.results import Interval, Results, describe_environment
+from robust_ood.evaluation.rows import ModelRecords, ScoredRow, interval_of
+from robust_ood.evaluation.runner import Runner
+from robust_ood.evaluation.scoring import CHUNK, Scorer, TestSet, chunks, proposal_group
 from robust_ood.evaluation.store import FolderStore, Store
+from robust_ood.evaluation.tasks import (
+    AccuracyTask,
+    FitTask,
+    IntervalTask,
+    Model,
+    SanityTask,
+    ScoreTask,
+    Task,
+)
+from robust_ood.evaluation.terminal import Progress
+
+FEW = 16  # images of each side that the sanity checks use
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913
     net: nn.Module,
     *,
     detectors: Mapping[str, Detector],
@@ -37,10 +43,11 @@ def evaluate(
     model: str = "model",
     limit: int | None = None,
     device: torch.device | str = "cpu",
-    checks: bool = True,
+    sanity: bool = True,
     intervals: int = 1000,
     folder: Path | str | None = None,
     progress: Progress | None = None,
+    checks: bool | None = None,
 ) -> Results:
     """Score every detector on clean and attacked images and return the results.
 
@@ -53,13 +60,14 @@ def evaluate(
         model: the name that rows carry.
         limit: use only the first so many images of each set.
         device: where to compute.
-        checks: also look, on a few images, for signs that an attack failed for a reason other than
+        sanity: also look, on a few images, for signs that an attack failed for a reason other than
             a robust detector.
         intervals: resamples of the bootstrap intervals; 0 leaves them out.
         folder: where cells are kept as soon as they are computed, so that a second call computes
             only what is missing; None keeps them in memory until the call ends. `Results.write`
             writes the results themselves.
         progress: told what is computed.
+        checks: the old name of `sanity`, for one release.
 
     Returns:
         The results. A detector that cannot be fitted, attacked or scored is in their `failures`;
@@ -69,8 +77,11 @@ def evaluate(
         UserError: no OOD set, no detector, images of different sizes, a detector to fit without
             training images.
     """
+    if checks is not None:
+        warn_renamed("evaluate(checks=...)", "evaluate(sanity=...)")
+        sanity = checks
     store = Store() if folder is None else FolderStore(Path(folder))
-    grid = Grid(data, attacks, store, limit=limit, device=device, checks=checks, progress=progress)
+    grid = Grid(data, attacks, store, limit=limit, device=device, sanity=sanity, progress=progress)
     grid.add(model, net, detectors)
     grid.compute()
     return grid.results(intervals)
@@ -80,7 +91,7 @@ class Grid:
     """Networks, detectors, attacks and sets whose scores lie in one store.
 
     Args:
-        data, attacks, limit, device, checks, progress: as in `evaluate`.
+        data, attacks, limit, device, sanity, progress, checks: as in `evaluate`.
         store: where cells are kept.
         batch_size: images of a batch, halved where they do not fit into memory. None begins on a
             GPU with a whole chunk and on the CPU with `data.evaluation_batch_size`.
@@ -90,7 +101,7 @@ class Grid:
         UserError: no OOD set, a number of images below 1.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         data: OODData,
         attacks: Mapping[str, Attack],
@@ -98,27 +109,38 @@ class Grid:
         *,
         limit: int | None = None,
         device: torch.device | str = "cpu",
-        checks: bool = True,
+        sanity: bool = True,
         progress: Progress | None = None,
         batch_size: int | None = None,
         chunk: int = CHUNK,
+        checks: bool | None = None,
     ) -> None:
-        for field, number in (("limit", limit), ("batch_size", batch_size), ("chunk", chunk)):
-            check_count(field, number)
+        if checks is not None:
+            warn_renamed("Grid(checks=...)", "Grid(sanity=...)")
+            sanity = checks
+        check_count("limit", limit)
+        check_count("batch_size", batch_size)
+        check_count("chunk", chunk)
         check_attacks(attacks)
-        self.data, self.attacks, self.store, self.limit = data, attacks, store, limit
-        self.device, self.checks = torch.device(device), checks
-        start = chunk if self.device.type != "cpu" else data.evaluation_batch_size
-        self.machine = Machine(self.device, Batches(batch_size or start))
+        self.data = data
+        self.attacks = attacks
+        self.store = store
+        self.limit = limit
+        self.device = torch.device(device)
+        self.sanity = sanity
+        if batch_size is None:
+            batch_size = data.evaluation_batch_size if self.device.type == "cpu" else chunk
+        self.scorer = Scorer(self.device, batch_size)
         self.runner = Runner(store, progress or Progress())
-        inliers, ood = data.inliers("test"), data.ood_sets()
-        if not ood:
+        inliers = data.inliers("test")
+        ood_sets = data.ood_sets()
+        if not ood_sets:
             raise UserError("data: neither near nor far names an OOD set to evaluate on")
-        sets = [("id", inliers), *ood]
-        self.sets = [TestSet(images, group, chunks(images, limit, chunk)) for group, images in sets]
-        self.plans: list[Plan] = []
+        self.sets = [TestSet(inliers, "id", chunks(inliers, limit, chunk))]
+        for group, images in ood_sets:
+            self.sets.append(TestSet(images, group, chunks(images, limit, chunk)))
+        self.models: list[Model] = []
         self._notes: list[str] = []
-        self._on_device: Subject | None = None
 
     def add(self, model: str, net: nn.Module, detectors: Mapping[str, Detector]) -> None:
         """Plan the evaluation of a network, and fit those of its detectors that must be.
@@ -127,25 +149,18 @@ class Grid:
         """
         if not detectors:
             raise UserError("detectors: none given")
-        chosen = Subject(model, net, dict(detectors))
-
-        def before() -> None:
-            self.bring(chosen)
-
-        self._notes += [
-            f"{model}, {name}: {note}"
-            for name, notes in missing_sources(self.data, detectors).items()
-            for note in notes
-        ]
-        fitted = fit_missing(model, net, detectors, self.data, self.runner, before)
-        subject = Subject(model, net, fitted)
-        self.plans.append(
-            make_plan(subject, self.sets, self.attacks, self.machine, self._few(), before)
-        )
+        added = Model(model, net, dict(detectors))
+        if not all(detector.fitted for detector in detectors.values()):
+            self._notes += self._missing_sources(added)
+            fit = FitTask(added, self.data, self.scorer)
+            self.runner.run([fit])
+            fit.load(self.store)
+        added.tasks += self._tasks(added)
+        self.models.append(added)
 
     def compute(self) -> None:
         """Compute what is missing in the store, unless another process does."""
-        self.runner.run([job for plan in self.plans for job in plan.jobs])
+        self.runner.run(self._all_tasks())
 
     def results(self, intervals: int = 1000, *, new: bool = True) -> Results:
         """Return the results of what is in the store.
@@ -154,55 +169,117 @@ class Grid:
             intervals: resamples of the bootstrap intervals.
             new: compute those that are not in the store.
         """
+        results = Results()
+        precisions: dict[str, set[str]] = {}
+        for model in self.models:
+            records = ModelRecords(model, self.sets, self.attacks, self.store)
+            results.classification += records.accuracies()
+            results.warnings += records.warnings()
+            results.members += records.wins()
+            results.cells += records.files()
+            for precision, users in records.precisions().items():
+                precisions.setdefault(precision, set()).update(users)
+            for scored in records.rows():
+                results.rows.append(scored.row)
+                interval = self._interval(scored, intervals, new=new)
+                if interval is not None:
+                    results.intervals.append(interval)
+        results.environment = self._environment(precisions)
+        results.failures = list(self.runner.failures)
+        results.warnings += [*self._notes, *self.store.damage.values()]
+        results.complete = not self.runner.unfinished(self._all_tasks())
+        return results
+
+    def bring(self, model: Model) -> None:
+        """Move a model of the grid to the device, and the one before back."""
+        self.scorer.bring(model.net, model.detectors)
+
+    def _all_tasks(self) -> list[Task]:
+        return [task for model in self.models for task in model.tasks]
+
+    def _tasks(self, model: Model) -> Iterator[Task]:
+        """Yield the tasks in the order in which results become complete."""
+        fingerprints = {label: model.fingerprint(label) for label in model.detectors}
+        budgets: dict[str, Attack | None] = {"none": None, **self.attacks}
+        for label, attack in budgets.items():
+            for chunk in self.sets[0].chunks:
+                yield AccuracyTask(model, chunk, label, attack, self.scorer)
+            for names in self._groups(model, attack):
+                group = {name: fingerprints[name] for name in names}
+                for index, test_set in enumerate(self.sets):
+                    for chunk in test_set.chunks:
+                        yield ScoreTask(
+                            model, group, test_set, index, chunk, label, attack, self.scorer
+                        )
+        if self.sanity:
+            yield from self._sanity_tasks(model)
+
+    def _groups(self, model: Model, attack: Attack | None) -> list[list[str]]:
+        """Return the labels of detectors, those together that are scored on the same images."""
+        groups: dict[Hashable, list[str]] = {}
+        for name, detector in model.detectors.items():
+            group: Hashable = None
+            if attack is not None:
+                group = proposal_group(attack, detector) or name
+            groups.setdefault(group, []).append(name)
+        return list(groups.values())
+
+    def _sanity_tasks(self, model: Model) -> Iterator[SanityTask]:
+        few = min(FEW, self.limit or FEW)
+        (inliers,) = chunks(self.sets[0].images, few)
+        (outliers,) = chunks(self.sets[1].images, few)
+        for label in model.detectors:
+            yield SanityTask(model, label, inliers, outliers, self.attacks, self.scorer)
+
+    def _missing_sources(self, model: Model) -> list[str]:
+        """Say what detectors do for want of images that the data does not name."""
+        notes = []
+        for label, detector in model.detectors.items():
+            if detector.fitted:
+                continue
+            for source, instead in detector.learns_from.items():
+                if self.data.names[source] is None:
+                    missing = f"data.{source} is not given"
+                    notes.append(f"{model.name}, {label}: {missing}, so {instead}")
+        return notes
+
+    def _interval(self, scored: ScoredRow, samples: int, *, new: bool) -> Interval | None:
+        if not samples or not len(scored.inliers):
+            return None
+        row = scored.row
+        task = IntervalTask(row.model, row.detector, scored.inliers, scored.outliers, samples)
+        if new:
+            self.runner.run([task])
+        return interval_of(row, task, self.store)
+
+    def _environment(self, precisions: Mapping[str, set[str]]) -> dict[str, Any]:
         settings: dict[str, Any] = {
             "limit": self.limit,
             "device": str(self.device),
-            "checks": self.checks,
+            "sanity": self.sanity,
+            "checks": self.sanity,  # its old name, for one release
+            "networks": {model.name: model.weights_fingerprint() for model in self.models},
+            "attack_precisions": {name: sorted(users) for name, users in precisions.items()},
         }
-        settings["networks"] = {
-            plan.subject.name: fingerprint(dict(plan.subject.net.state_dict()))
-            for plan in self.plans
-        }
-        precisions: dict[str, list[str]] = {}
-        results = Results(
-            environment=describe_environment({**settings, "attack_precisions": precisions})
+        return describe_environment(settings)
+
+
+def check_count(field: str, number: int | None) -> None:
+    """Raise `UserError` unless a number of images is absent or at least one."""
+    if number is not None and number < 1:
+        raise UserError(f"{field}: {number} is not a number of images >= 1")
+
+
+def check_attacks(attacks: Mapping[str, Attack], field: str = "attacks") -> None:
+    """Raise `UserError`, naming the field, for attacks, by label, that no row could describe."""
+    if "none" in attacks:
+        raise UserError(
+            f"{field}: 'none' is the label of clean images; give the attack another 'label'"
         )
-        for plan in self.plans:
-            table = Table(plan, self.sets, self.attacks, self.store)
-            results.classification += table.accuracies()
-            results.warnings += table.warnings()
-            results.members += table.wins()
-            results.cells += table.files()
-            for precision, users in table.precisions().items():
-                precisions[precision] = sorted(users.union(precisions.get(precision, ())))
-            for row, inliers, outliers in table.rows():
-                results.rows.append(row)
-                if intervals and len(inliers):
-                    found = interval(row, inliers, outliers, intervals, self.store, new=new)
-                    results.intervals += [] if found is None else [found]
-        results.failures = list(self.runner.failures)
-        results.warnings += [*self._notes, *self.store.damage.values()]
-        results.complete = not self.runner.left(job for plan in self.plans for job in plan.jobs)
-        return results
-
-    def _few(self) -> tuple[Chunk, Chunk] | None:
-        """Return the images of the sanity checks, where they are wanted."""
-        if not self.checks:
-            return None
-        few = min(FEW, self.limit or FEW)
-        (inliers,), (outliers,) = (chunks(part.images, few) for part in self.sets[:2])
-        return inliers, outliers
-
-    def bring(self, subject: Subject) -> None:
-        """Move a network and its detectors to the device, and those before back, so that there is
-        room for one.
-        """
-        before = self._on_device
-        if before is not None and before.net is subject.net:
-            return
-        for part in (before.net, *before.detectors.values()) if before is not None else ():
-            part.to("cpu")
-        subject.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for detector in subject.detectors.values():
-            detector.to(self.device)
-        self._on_device = subject
+    for label, attack in attacks.items():
+        if not math.isfinite(attack.settings()["radius"]):
+            raise UserError(
+                f"{field}.{label}: no radius; accepted: attacks within an Linf or L2 radius"
+            )
+        if isinstance(attack, Budget):
+            attack.warn_if_short(f"{field}.{label}")

@@ -1,5 +1,4 @@
-"""Alarms for numbers that lie: signs that an attack failed for a reason other than a robust
-detector.
+"""Alarms for misleading numbers: signs that an attack failed although the detector is not robust.
 
 After Carlini et al. 2019 ("On evaluating adversarial robustness") and the checks of AutoAttack.
 """
@@ -37,12 +36,11 @@ def check(
     name: str = "detector",
     limit: int = 16,
 ) -> list[str]:
-    """Return warnings, one line each, that name the detector and what to do; none for a healthy
-    detector.
+    """Return warnings, one line each, that say what to do; none for a healthy detector.
 
-    The probes are short attacks of the checks' own in float32, one set of them for each norm and
-    radius that occurs, however many attacks share it; what two radii have in common, such as twice
-    the one being the other, is computed once.
+    The probes are short attacks in float32, one set of them for each norm and radius that occurs,
+    however many attacks share it. What two radii have in common, such as one being twice the other,
+    is computed once.
 
     Args:
         detector: the detector that numbers are reported of.
@@ -61,29 +59,31 @@ def check(
     with evaluating(detector):
         warnings = list(_of_scores(probe))
         # Without gradients there is no white-box attack to compare with.
-        if differentiable := probe.differentiable():
+        differentiable = probe.differentiable()
+        if differentiable:
             warnings += _of_gradients(probe, next(iter(budgets), Linf(1 / 255)))
         else:
             warnings.append(
-                "its score carries no gradient, so no white-box attack can work; give it a differentiable surrogate"
+                "its score carries no gradient, so no white-box attack can work; "
+                "give it a differentiable surrogate"
             )
-        budgets = {region: sharing for region, sharing in budgets.items() if region.radius > 0}
-        if budgets and differentiable:
+        radii = [region for region in budgets if region.radius > 0]
+        if radii and differentiable:
             warnings += _of_everything(probe)
-        for region, sharing in budgets.items():
-            warnings += (
-                _of_attacks(probe, region, sharing)
-                if differentiable
-                else _of_black_boxes(probe, region)
-            )
+        for region in radii:
+            if differentiable:
+                warnings += _of_attacks(probe, region, budgets[region])
+            else:
+                warnings += _of_black_boxes(probe, region)
         for attack in attacks:
             warnings += _of_members(detector, attack)
     return [f"{name}: {warning}" for warning in dict.fromkeys(warnings)]
 
 
 class _BothSides(Detector):
-    """A detector whose scores of outliers, which come last, are turned around: what lowers it
-    attacks both sides.
+    """A detector with the scores of outliers, which come last, negated.
+
+    So one attack that lowers its score attacks both sides.
     """
 
     signs: Tensor
@@ -114,7 +114,7 @@ class _Probe:
 
     def __post_init__(self) -> None:
         self.images = torch.cat([self.inliers, self.outliers])
-        self._found: dict[PGD | Square, float] = {}
+        self._aurocs: dict[PGD | Square, float] = {}
 
     def scores(self) -> Tensor:
         with torch.no_grad():
@@ -132,17 +132,14 @@ class _Probe:
         return auroc(low, high)
 
     def probed(self, attack: PGD | Square) -> float:
-        """Return the AUROC under an attack through the detector, on both sides in one batch; each
-        is run once.
-        """
-        if attack not in self._found:
-            both = _BothSides(self.detector, len(self.inliers), len(self.outliers)).to(
-                self.images.device
-            )
-            indices = torch.cat([torch.arange(len(part)) for part in (self.inliers, self.outliers)])
-            values = both.signs * attack_score(both, self.images, attack, 1, indices=indices).values
-            self._found[attack] = self.auroc(values)
-        return self._found[attack]
+        """Return the AUROC under an attack on both sides in one batch; each is run once."""
+        if attack not in self._aurocs:
+            both = _BothSides(self.detector, len(self.inliers), len(self.outliers))
+            both = both.to(self.images.device)
+            indices = torch.cat([torch.arange(len(self.inliers)), torch.arange(len(self.outliers))])
+            attacked = attack_score(both, self.images, attack, 1, indices=indices)
+            self._aurocs[attack] = self.auroc(both.signs * attacked.values)
+        return self._aurocs[attack]
 
     def gradients(self) -> Tensor:
         """Return the surrogate's input gradients at all images."""
@@ -152,9 +149,7 @@ class _Probe:
         return ordinary(gradient)
 
     def differentiable(self) -> bool:
-        """Whether the surrogate depends on the images: what detaches them may still have gradients
-        of its weights.
-        """
+        """Return whether the surrogate depends on the images, and not on its weights alone."""
         with differentiating():
             leaf = self.inliers[:1].clone().requires_grad_()
             values = self.detector.surrogate(leaf)
@@ -167,15 +162,19 @@ class _Probe:
 def _region(attack: ScoreAttack) -> Region:
     settings = attack.settings()
     if settings["norm"] not in NORMS:
-        raise UserError(f"attack: the checks need an Linf or L2 budget, not {settings['norm']}")
+        raise UserError(f"attack: expected an Linf or L2 budget, got {settings['norm']}")
     return NORMS[settings["norm"]](settings["radius"])
 
 
 def _of_scores(probe: _Probe) -> Iterator[str]:
-    first, second = probe.scores(), probe.scores()
+    first = probe.scores()
+    second = probe.scores()
     broken = (~first.isfinite()).float().mean().item()
     if broken:
-        yield f"{broken:.0%} of its scores are not finite; compute the operation that overflows in logarithms"
+        yield (
+            f"{broken:.0%} of its scores are not finite; "
+            "compute the operation that overflows in logarithms"
+        )
         return
     if (first - second).abs().max() > 1e-4 * first.std() + 1e-7:
         yield (
@@ -185,8 +184,9 @@ def _of_scores(probe: _Probe) -> Iterator[str]:
     clean = probe.auroc(first)
     if clean < 0.4:
         yield (
-            f"clean AUROC {clean:.2f} on {len(probe.outliers)} images of the first OOD set: the network is surer of "
-            "them than of its own, or the score has the wrong sign (higher must mean in-distribution)"
+            f"clean AUROC {clean:.2f} on {len(probe.outliers)} images of the first OOD set: "
+            "the network is surer of them than of its own, "
+            "or the score has the wrong sign (higher must mean in-distribution)"
         )
 
 
@@ -194,12 +194,15 @@ def _of_gradients(probe: _Probe, region: Region) -> Iterator[str]:
     gradients = probe.gradients()
     broken = (~gradients.flatten(1).isfinite().all(1)).float().mean().item()
     if broken:
-        yield f"{broken:.0%} of the images have non-finite input gradients; compute the surrogate in logarithms"
+        yield (
+            f"{broken:.0%} of the images have non-finite input gradients; "
+            "compute the surrogate in logarithms"
+        )
     zero = (gradients == 0).flatten(1).all(1).float().mean().item()
     if zero > 0.05:
         yield (
-            f"{zero:.0%} of the images have an input gradient of exactly zero (saturation, rounding, fp16); "
-            "attack logits or log-odds instead, in float32"
+            f"{zero:.0%} of the images have an input gradient of exactly zero "
+            "(saturation, rounding, fp16); attack logits or log-odds instead, in float32"
         )
         return
     with torch.no_grad():
@@ -209,8 +212,8 @@ def _of_gradients(probe: _Probe, region: Region) -> Iterator[str]:
     wrong = (moved > probe.scores()).float().mean().item()
     if wrong > 0.6:
         yield (
-            f"a small step down its surrogate raises the true score of {wrong:.0%} of the images; the surrogate "
-            "has the wrong sign or belongs to another score"
+            f"a small step down its surrogate raises the true score of {wrong:.0%} of the images; "
+            "the surrogate has the wrong sign or belongs to another score"
         )
 
 
@@ -218,39 +221,49 @@ def _of_everything(probe: _Probe) -> Iterator[str]:
     everything = probe.probed(_exact(Linf(1.0), steps=2 * _STEPS, random_start=False))
     if everything > 0.2:
         yield (
-            f"with every image allowed (Linf 1) the attacked AUROC is still {everything:.2f} and not near 0; "
-            "the gradients are masked, so report a black-box attack too"
+            f"with every image allowed (Linf 1) the attacked AUROC is still {everything:.2f} "
+            "and not near 0; the gradients are masked, so report a black-box attack too"
         )
 
 
 def _of_attacks(probe: _Probe, region: Region, attacks: list[ScoreAttack]) -> Iterator[str]:
-    found = probe.probed(_exact(region, steps=_STEPS))
+    attacked = probe.probed(_exact(region, steps=_STEPS))
     wider = probe.probed(_exact(region.scaled(2), steps=_STEPS))
-    if wider > found + _SLACK:
-        yield f"twice the radius is a weaker attack (AUROC {found:.2f} -> {wider:.2f}); try more steps and Auto-PGD"
+    if wider > attacked + _SLACK:
+        yield (
+            f"twice the radius is a weaker attack (AUROC {attacked:.2f} -> {wider:.2f}); "
+            "try more steps and Auto-PGD"
+        )
     longer = probe.probed(_exact(region, steps=3 * _STEPS))
-    if longer > found + _SLACK:
-        yield f"three times the steps are a weaker attack (AUROC {found:.2f} -> {longer:.2f}); check the gradients"
+    if longer > attacked + _SLACK:
+        yield (
+            f"three times the steps are a weaker attack (AUROC {attacked:.2f} -> {longer:.2f}); "
+            "check the gradients"
+        )
     if any(_rounded(probe, attack) for attack in attacks):
         rounded = probe.probed(PGD(region, steps=3 * _STEPS, precision="bfloat16"))
         if rounded > longer + _SLACK:
             yield (
-                f"the attack in bfloat16 is weaker than in float32 (AUROC {longer:.2f} -> {rounded:.2f}); "
+                "the attack in bfloat16 is weaker than in float32 "
+                f"(AUROC {longer:.2f} -> {rounded:.2f}); "
                 "set its precision to float32, or needs_float32 in the detector's attack_surface"
             )
-    found = min(found, longer)
-    yield from _blind_beats(probe, region, found)
+    attacked = min(attacked, longer)
+    yield from _blind_beats(probe, region, attacked)
     if _idle(probe, region):
-        yield "restarts never help and the loss is flat along the attack; start elsewhere or attack another objective"
+        yield (
+            "restarts never help and the loss is flat along the attack; "
+            "start elsewhere or attack another objective"
+        )
     for attack in attacks:
         settings = attack.settings()
         if _plain(attack) or settings["steps"] * settings["restarts"] > 100:
             continue
         reported = probe.attacked(attack)
-        if reported > found + _FAR:
+        if reported > attacked + _FAR:
             yield (
-                f"the reported attack (AUROC {reported:.2f}) is far weaker than one through the detector "
-                f"({found:.2f}); report the adaptive one"
+                f"the reported attack (AUROC {reported:.2f}) is far weaker than one through the "
+                f"detector ({attacked:.2f}); report the adaptive one"
             )
 
 
@@ -270,14 +283,15 @@ def _rounded(probe: _Probe, attack: ScoreAttack) -> bool:
 
 
 def _plain(attack: ScoreAttack) -> bool:
-    """Return whether an attack is a longer version of the checks' own: it cannot be far weaker."""
+    """Return whether an attack is a longer version of the probes: it cannot be far weaker."""
     if not isinstance(attack, PGD) or attack.noise:
         return False
-    reaches = attack.steps >= _STEPS and attack.steps * attack.step_size >= attack.region.radius
-    return attack.objective == "score" and attack.keep == "best" and reaches
+    if attack.objective != "score" or attack.keep != "best" or attack.steps < _STEPS:
+        return False
+    return attack.steps * attack.step_size >= attack.region.radius
 
 
-def _blind_beats(probe: _Probe, region: Region, found: float) -> Iterator[str]:
+def _blind_beats(probe: _Probe, region: Region, attacked: float) -> Iterator[str]:
     """Compare with attacks that should be weaker than those through the detector."""
     values = {"random noise": _under_noise(probe, region)}
     values["Square"] = probe.probed(Square(region, queries=4 * _STEPS))
@@ -285,16 +299,20 @@ def _blind_beats(probe: _Probe, region: Region, found: float) -> Iterator[str]:
         transferred = _exact(region, steps=_STEPS, objective="msp", keep="objective")
         values["the attack transferred from MSP"] = probe.attacked(transferred)
     for name, value in values.items():
-        if value < found - _SLACK:
+        if value < attacked - _SLACK:
             yield (
-                f"{name} (AUROC {value:.2f}) beats the attack through its gradients ({found:.2f}), which are therefore "
-                "of little use; fix the surrogate and report the standard suite"
+                f"{name} (AUROC {value:.2f}) beats the attack through its gradients "
+                f"({attacked:.2f}), which are therefore of little use; "
+                "fix the surrogate and report the standard suite"
             )
 
 
 def _of_black_boxes(probe: _Probe, region: Region) -> Iterator[str]:
-    found = probe.probed(Square(region, queries=10 * _STEPS))
-    yield f"only black-box attacks apply to it: AUROC {found:.2f} under Square; report no gradient-based number"
+    attacked = probe.probed(Square(region, queries=10 * _STEPS))
+    yield (
+        f"only black-box attacks apply to it: AUROC {attacked:.2f} under Square; "
+        "report no gradient-based number"
+    )
 
 
 def _under_noise(probe: _Probe, region: Region) -> float:
@@ -312,13 +330,12 @@ def _under_noise(probe: _Probe, region: Region) -> float:
 
 
 def _idle(probe: _Probe, region: Region) -> bool:
-    """Return whether the restarts of an attack on inliers all end where they began, at the same
-    value.
-    """
+    """Return whether the restarts of an attack on inliers all end at the value they began at."""
     objective = probe.detector.surrogate
     attack = _exact(region, steps=2, restarts=2)
-    found = attack.run(objective, probe.inliers, attack.draws(torch.arange(len(probe.inliers))))
-    ends = torch.stack([run.values for run in found if run.values is not None])  # (restarts, N)
+    draws = attack.draws(torch.arange(len(probe.inliers)))
+    runs = attack.run(objective, probe.inliers, draws)
+    ends = torch.stack([run.values for run in runs if run.values is not None])  # (restarts, N)
     with torch.no_grad():
         begin = objective(probe.inliers)
     flat = (ends - begin).abs().amax(0) <= 1e-6 * begin.abs().clamp_min(1e-6)
@@ -326,7 +343,5 @@ def _idle(probe: _Probe, region: Region) -> bool:
 
 
 def _exact(region: Region, **settings: Any) -> PGD:
-    """Return PGD in float32: what bfloat16 rounds away must not pass for a property of the
-    detector.
-    """
+    """Return PGD in float32: what bfloat16 rounds away is no property of the detector."""
     return PGD(region, precision="float32", **settings)

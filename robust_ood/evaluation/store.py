@@ -1,9 +1,8 @@
 """The store: what has been computed, under a key of everything that determines it.
 
 A folder holds `cells/KEY.npz`, each written in one move, and `locks/`, by which processes that
-share the folder divide
-the work: what one of them computes, the others leave alone, and the system frees a dead process's
-claims.
+share the folder divide the work: what one of them computes, the others leave alone. The system
+frees a dead process's locks.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from robust_ood.writing import replace_file
 
 LAYOUT = 1
 Arrays = Mapping[str, NDArray[Any]]
-_DAMAGE = (
+_DAMAGED = (
     ValueError,
     KeyError,
     EOFError,
@@ -40,7 +39,7 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class Cell:
-    """What one step of an evaluation found.
+    """What one task of an evaluation found.
 
     arrays: `scores (n,)` float32 (higher = more in-distribution; of a classifier 1 where it is
     right, else 0), `indices (n,)` of the images in their set, and under an attack `winners (n,)`,
@@ -72,19 +71,18 @@ class Store:
 
     @contextmanager
     def claim(self, name: str, *, wait: bool) -> Iterator[bool]:
-        """Keep others from the work of that name inside the block; gives False where another one is
-        at it.
-        """
+        """Keep others from the task of that name inside the block; gives False if one runs it."""
         yield True
 
     def path(self, key: str) -> str | None:
-        """Return where a cell lies, relative to the folder of results; None for cells in memory."""
+        """Return where a cell lies, relative to the folder of results; None if in memory."""
         return None
 
 
 class FolderStore(Store):
-    """Cells in a folder of results, for any number of processes. Nothing is made before the first
-    claim.
+    """Cells in a folder of results, for any number of processes.
+
+    Nothing is made before the first claim.
 
     Args:
         folder: the folder of results; cells and locks are in its `store/`.
@@ -100,9 +98,7 @@ class FolderStore(Store):
         self._check_layout()
 
     def read(self, key: str) -> Cell | None:
-        """Return a cell, or None where there is none or its file is damaged, which is noted in
-        `damage`.
-        """
+        """Return a cell, or None where there is none; a damaged file is noted in `damage`."""
         try:
             cell = read_cell(self._file(key), key)
         except FileNotFoundError:
@@ -120,17 +116,16 @@ class FolderStore(Store):
     def write(self, key: str, cell: Cell) -> None:
         """Write a cell in one move: readers see all of it or nothing."""
         content = io.BytesIO()
-        arrays: dict[str, Any] = {
-            **cell.arrays,
-            "about": np.array(json.dumps({**cell.about, "key": key})),
-        }
+        about = np.array(json.dumps({**cell.about, "key": key}))
+        arrays: dict[str, Any] = {**cell.arrays, "about": about}
         np.savez(content, **arrays)
         replace_file(self._file(key), content.getvalue())
 
     @contextmanager
     def claim(self, name: str, *, wait: bool) -> Iterator[bool]:
-        """Hold a lock of that name inside the block; gives False where another process has it and
-        `wait` is False.
+        """Hold a lock of that name inside the block.
+
+        Gives False where another process holds it and `wait` is False.
         """
         lock = FileLock(self._locks() / f"{name}.lock")
         try:
@@ -156,26 +151,28 @@ class FolderStore(Store):
 
     def _locks(self) -> Path:
         locks = self.folder / "locks"
-        if not locks.is_dir():  # made last, so that who sees it sees the rest
+        # Made last, so that a process that sees it sees the rest.
+        if not locks.is_dir():
             (self.folder / "cells").mkdir(parents=True, exist_ok=True)
             replace_file(self.folder / "store.json", json.dumps({"layout": LAYOUT}))
             locks.mkdir(exist_ok=True)
         return locks
 
     def _check_layout(self) -> None:
-        path = self.folder / "store.json"
-        made = {entry.name for entry in self.folder.iterdir()} if self.folder.is_dir() else set()
-        if all(name == "cells" or name.startswith(".") for name in made):
-            return  # none yet, or being made by another process
+        if not self.folder.is_dir():
+            return
+        names = [entry.name for entry in self.folder.iterdir()]
+        if all(name == "cells" or name.startswith(".") for name in names):
+            return  # another process is making it
         try:
-            found = json.loads(path.read_text()).get("layout")
+            layout = json.loads((self.folder / "store.json").read_text()).get("layout")
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(
                 f"output: {self.folder} is no store of results; take another folder"
             ) from error
-        if found != LAYOUT:
+        if layout != LAYOUT:
             raise UserError(
-                f"output: {self.folder} has layout {found}, {LAYOUT} is wanted; take another folder"
+                f"output: {self.folder} has layout {layout}, expected {LAYOUT}; take another folder"
             )
 
 
@@ -190,7 +187,7 @@ def read_cell(path: Path, key: str | None = None) -> Cell:
         about = json.loads(str(arrays.pop("about")))
         if about["key"] != (key or path.stem):
             raise ValueError("of another key")
-    except _DAMAGE as error:
+    except _DAMAGED as error:
         reason = " ".join(str(error).split())[:80] or type(error).__name__
         raise UserError(f"the cell {path} is unreadable ({reason})") from error
     return Cell(arrays, about)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from robust_ood.evaluation.curves import ScoreTrace, curve
-from robust_ood.evaluation.picture_files import Picture
+from robust_ood.evaluation.pictures import Picture
 from robust_ood.metrics import deployed_threshold
 from robust_ood.reporting.figures import Figure
 from robust_ood.reporting.figures.canvas import slug

@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from robust_ood.errors import UserError
-from robust_ood.evaluation.table import describe_failure
+from robust_ood.evaluation.terminal import describe_failure
 from robust_ood.reporting import gallery, summary, tables
 from robust_ood.reporting.definitions import DEFINITIONS
 from robust_ood.reporting.figures import Figure
@@ -161,7 +161,10 @@ def _trust(data: ReportData) -> dict[str, Any]:
         "caveats": summary.caveats(data),
         "warnings": list(dict.fromkeys(data.results.warnings)),
         "failures": failures + gallery.failures(data),
-        "tested": all(entries.get("checks") is True for _, entries in data.environments),
+        # Older results call it "checks".
+        "tested": all(
+            entries.get("sanity", entries.get("checks")) is True for _, entries in data.environments
+        ),
     }
 
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from robust_ood.errors import UserError
 from robust_ood.evaluation import Results, Row, read_cell
-from robust_ood.evaluation.picture_files import Picture, read_pictures
-from robust_ood.evaluation.records import CellFiles, Interval
+from robust_ood.evaluation.pictures import Picture, read_pictures
+from robust_ood.evaluation.results import CellFiles, Interval
 
 GROUPS = ("near", "far")
 

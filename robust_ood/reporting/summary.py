@@ -42,7 +42,11 @@ def caveats(data: ReportData) -> list[str]:
             "Models were evaluated under different attacks or on different images "
             f"({protocols}): compare with care."
         )
-    if any(environment.get("checks") is False for _, environment in data.environments):
+    # Older results call it "checks".
+    switched_off = [
+        entries.get("sanity", entries.get("checks")) is False for _, entries in data.environments
+    ]
+    if any(switched_off):
         reasons.append(
             "The sanity checks were switched off: nothing looked for masked gradients or attacks "
             "that fail."

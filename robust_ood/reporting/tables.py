@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from robust_ood.evaluation import Row
-from robust_ood.evaluation.records import METRICS
+from robust_ood.evaluation.results import METRICS
 from robust_ood.reporting.report_data import ReportData
 from robust_ood.reporting.summary import CHANCE, percent, radius_text, rate, signed
 

@@ -251,7 +251,7 @@ def test_evaluation(path, root, tmp_path, capsys):
         "2",
         "--device",
         "cpu",
-        "--checks",
+        "--sanity",
         "false",
         "--figures",
         "false",

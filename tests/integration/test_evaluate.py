@@ -19,6 +19,7 @@ import torch
 from robust_ood import cli
 from robust_ood.attacks import lower_score, raise_score
 from robust_ood.attacks.registry import build_all
+from robust_ood.cli import evaluate_command
 from robust_ood.detectors import MSP
 from robust_ood.evaluation import Results
 from robust_ood.metrics import ood_metrics
@@ -90,7 +91,7 @@ def evaluated(grid, trained_run, tmp_path_factory) -> Path:
                 f"[{','.join(DETECTORS)}]",
                 "--name",
                 "aloe",
-                "--checks",
+                "--sanity",
                 "false",
             ]
         )
@@ -232,7 +233,7 @@ def test_the_same_evaluation_gives_the_same_numbers_in_other_batches(
         "--output",
         str(tmp_path),
     ]
-    assert cli.evaluate([*arguments, "--data.evaluation_batch_size", "7", "--checks", "false"]) == 0
+    assert cli.evaluate([*arguments, "--data.evaluation_batch_size", "7", "--sanity", "false"]) == 0
     again = json.loads((tmp_path / "results.json").read_text())["rows"]
     for row, before in zip(again, [r for r in rows if r["detector"] == "msp"], strict=True):
         for name in RATES:
@@ -267,9 +268,38 @@ def test_checks_warn_in_the_file_and_below_the_table(capsys, grid, trained_run, 
     feeble = "[{name: pgd, radius: 64/255, steps: 1, step_size: 0.001, random_start: false}]"
     assert cli.evaluate([*arguments, "--attacks", feeble]) == 0
     content = json.loads((tmp_path / "results.json").read_text())
-    assert content["environment"]["checks"] is True
+    assert content["environment"]["sanity"] is content["environment"]["checks"] is True
     assert any("reported attack" in warning for warning in content["warnings"])
     assert "warning: tiny, msp:" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "config", "expected"),
+    [
+        ([], "checks:\n", True),
+        ([], "sanity:\n", True),
+        (["--sanity", "false"], "", False),
+        (["--sanity", "false"], "checks: true\n", False),
+    ],
+)
+def test_whether_to_look_for_failed_attacks(tmp_path, options, config, expected):
+    path = tmp_path / "more.yaml"
+    path.write_text(f"limit: 3\n{config}")
+    request = evaluate_command.parse([*options, "-c", str(path), "--output", str(tmp_path / "out")])
+    assert request.config.sanity is expected
+    assert request.settings["sanity"] is expected
+    assert "checks" not in request.settings
+
+
+@pytest.mark.parametrize("written", ["option", "config"])
+def test_checks_is_the_old_name_of_sanity_and_warns(tmp_path, written):
+    path = tmp_path / "more.yaml"
+    path.write_text("checks: false\n" if written == "config" else "limit: 3\n")
+    options = ["--checks", "false"] if written == "option" else []
+    command = [*options, "-c", str(path), "--output", str(tmp_path / "out")]
+    with pytest.warns(DeprecationWarning, match=r"checks.* use --sanity \(config: sanity\)"):
+        request = evaluate_command.parse(command)
+    assert request.config.sanity is False
 
 
 def test_weights_of_others_with_a_network_from_the_config(grid, trained_run, tmp_path):
@@ -310,7 +340,7 @@ def test_the_script_prints_a_table_and_nothing_else(grid, trained_run, tmp_path)
         trained_run / "last.ckpt",
     ]
     done = subprocess.run(
-        [*command, "--output", "out", "--checks", "false"],
+        [*command, "--output", "out", "--sanity", "false"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -31,7 +31,7 @@ CHECKED = [
     "20",
     *PLAIN,
 ]
-SETTINGS = [*CHECKED, "--checks", "false"]
+SETTINGS = [*CHECKED, "--sanity", "false"]
 
 
 def arguments(grid, run, output, *more) -> list[str]:
@@ -163,7 +163,7 @@ def test_several_checkpoints_and_radii(capsys, grid, trained_run, tmp_path):
     radii = [
         "--attacks",
         "[{name: pgd, radius: [2/255, 8/255], steps: 2}]",
-        "--checks",
+        "--sanity",
         "false",
         "--intervals",
         "0",
@@ -226,7 +226,7 @@ MISTAKES = [
     ("--attacks [{name:pgd,radius:[]}]", "attacks.pgd.radius", "no radius"),
     ("--attacks [{name:pgd,radius:[1/255,1/255]}]", "attacks", "stands twice"),
     ("--models {a:[]}", "models.a", "no checkpoint"),
-    ("--models {tiny:x.ckpt}", "models", "'tiny' stands twice"),
+    ("--models {tiny:x.ckpt}", "models", "'tiny' is duplicated"),
     ("--models {a:missing.ckpt}", "checkpoint", "missing.ckpt"),
     ("--models {a:other.ckpt} --name b", "name", "several"),
 ]
@@ -247,7 +247,7 @@ def test_a_checkpoint_must_be_given(capsys, grid):
     assert capsys.readouterr().err.startswith("error: checkpoint: not given")
 
 
-QUICK = ["--limit", "2", "--attacks", "[]", "--checks", "false", "--intervals", "0", *PLAIN]
+QUICK = ["--limit", "2", "--attacks", "[]", "--sanity", "false", "--intervals", "0", *PLAIN]
 
 
 def other(folder, **changes) -> str:

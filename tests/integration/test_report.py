@@ -28,7 +28,7 @@ def evaluated(grid, trained_run, tmp_path_factory) -> Path:
         str(output),
     ]
     options = [
-        "--checks",
+        "--sanity",
         "false",
         "--limit",
         "8",
@@ -78,7 +78,7 @@ def test_a_second_evaluation_draws_no_picture_again(evaluated, grid, trained_run
     ]
     assert (
         cli.evaluate(
-            [*command, "--checks", "false", "--limit", "8", "--figures", "[shift, curves]"]
+            [*command, "--sanity", "false", "--limit", "8", "--figures", "[shift, curves]"]
         )
         == 0
     )

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from robust_ood.evaluation import Accuracy, Results, Row
-from robust_ood.evaluation.picture_files import Picture, write_picture
+from robust_ood.evaluation.pictures import Picture, write_picture
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")

@@ -24,7 +24,16 @@ from robust_ood.callbacks import RobustValidation
 from robust_ood.data import OODData
 from robust_ood.models import WideResNet
 from robust_ood.randomness import generator, generators
-from robust_ood.training import ADV, ALOE, AOE, OE, Optimization, GaussianNoise, SafeSpotAware, Standard
+from robust_ood.training import (
+    ADV,
+    ALOE,
+    AOE,
+    OE,
+    GaussianNoise,
+    Optimization,
+    SafeSpotAware,
+    Standard,
+)
 
 RADIUS = 8 / 255
 FAST = PGD(Linf(RADIUS), steps=1, step_size=1.25 * RADIUS)

@@ -18,7 +18,7 @@ from robust_ood.attacks import PGD, apgd, standard
 from robust_ood.data import ImageSet
 from robust_ood.data.files import Fit, ImageFiles
 from robust_ood.evaluation import fingerprints
-from robust_ood.evaluation.fingerprints import code_version, content, fingerprint
+from robust_ood.evaluation.fingerprints import content, fingerprint
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
@@ -145,7 +145,8 @@ import sys, torch
 sys.path.insert(0, "tests")
 from robust_ood import detectors, models
 from robust_ood.attacks import standard
-from robust_ood.evaluation.fingerprints import code_version, fingerprint
+from robust_ood.evaluation.fingerprints import fingerprint
+from robust_ood.evaluation.versions import code_version
 torch.manual_seed(0)
 net = models.WideResNet(10, 1, 4)
 known = lambda name: name in {"near", "far", "id", "outliers", "validation"}
@@ -203,24 +204,27 @@ def test_image_files_by_their_bytes(tmp_path):
     assert content(sets[8], 0, 3) != before
 
 
-def test_the_code_counts_but_not_its_comments(tmp_path, monkeypatch):
-    monkeypatch.setattr(fingerprints, "_PACKAGE", tmp_path)
-    monkeypatch.setattr(fingerprints, "_NUMERIC", ("one.py", "parts"))
-    (tmp_path / "parts").mkdir()
-    (tmp_path / "parts" / "two.py").write_text("x = 1\n")
+def test_functions_by_their_source_which_no_version_of_python_changes(monkeypatch):
+    def scaled(value):
+        """Scales."""
+        return value * 2.0
 
-    def version(code):
-        (tmp_path / "one.py").write_text(code)
-        code_version.cache_clear()
-        return code_version()
+    before = fingerprint(scaled)
+    alone = lambda value: value * 2.0  # noqa: E731
+    lambdas = fingerprint(alone)
+    monkeypatch.setattr(fingerprints, "_computed", None)  # another version's bytecode
+    assert fingerprint(scaled) == before
+    assert fingerprint(alone) == lambdas
+    with pytest.raises(TypeError):  # where two share a line, only the bytecode tells them apart
+        fingerprint((lambda x: x, lambda x: 2 * x))
 
-    try:
-        plain = version("def f(x):\n    return x + 1\n")
-        assert plain == version(
-            '"""Says."""\ndef f(x):\n    """Adds."""\n    # why\n    return x+1\n"""Is."""\n'
-        )
-        assert plain != version("def f(x):\n    return x + 2\n")
-        (tmp_path / "parts" / "two.py").write_text("x = 2\n")
-        assert plain != version("def f(x):\n    return x + 1\n")
-    finally:
-        code_version.cache_clear()
+
+def test_two_lambdas_of_different_text_differ_and_of_the_same_text_do_not():
+    first = lambda x: x + 1.0  # noqa: E731
+    second = lambda x: x + 2.0  # noqa: E731
+    assert fingerprints._function(first)[1] != fingerprints._function(second)[1]
+    listed = [
+        lambda x: x + 1.0,
+        lambda x: x + 1.0,  # a comment
+    ]
+    assert fingerprint(listed[0]) == fingerprint(listed[1])

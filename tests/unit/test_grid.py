@@ -34,8 +34,10 @@ from robust_ood.attacks import (
 )
 from robust_ood.attacks.apply import attack_labels
 from robust_ood.attacks.suite import Suite
+from robust_ood.cli.evaluate_checks import check_output
 from robust_ood.data import OODData, SetSpec
 from robust_ood.data.reading import Reading
+from robust_ood.data.sets import Taken
 from robust_ood.detectors import MSP, PRO, Detector, Energy
 from robust_ood.errors import UserError
 from robust_ood.evaluation import (
@@ -43,16 +45,15 @@ from robust_ood.evaluation import (
     Grid,
     Progress,
     Results,
-    cells,
     print_results,
     read_cell,
-    rows,
+    scoring,
+    tasks,
 )
-from robust_ood.evaluation.batches import Batches
-from robust_ood.evaluation.cells import Machine
-from robust_ood.evaluation.checks import check_output
-from robust_ood.evaluation.fingerprints import code_version
-from robust_ood.evaluation.rows import summarise
+from robust_ood.evaluation.rows import ModelRecords, summarise
+from robust_ood.evaluation.scoring import Batches
+from robust_ood.evaluation.tasks import AccuracyTask, SanityTask, ScoreTask
+from robust_ood.evaluation.versions import code_version
 from robust_ood.metrics import auroc, bootstrap_intervals, fpr95
 from robust_ood.randomness import generator
 from robust_ood.regions import Linf, Unbounded
@@ -93,34 +94,35 @@ def net(make_net):
 def counted(monkeypatch):
     """Count what is computed: (stage, detector, attack steps) to images."""
     counts: Counter[tuple[str, str, int]] = Counter()
-    score, classify, check = Machine.score, Machine.classify, Machine.check
+    runs = {kind: kind.run for kind in (ScoreTask, AccuracyTask, SanityTask)}
 
-    def counting_score(self, detectors, chunk, attack, direction):
+    def steps(task):
+        return task.perturbation.steps if task.perturbation else 0
+
+    def counting_scores(task, labels):
         counts.update(
-            {
-                ("score", name, attack.steps if attack else 0): chunk.stop - chunk.start
-                for name in detectors
-            }
+            {("score", label, steps(task)): task.chunk.stop - task.chunk.start for label in labels}
         )
-        return score(self, detectors, chunk, attack, direction)
+        return runs[ScoreTask](task, labels)
 
-    def counting_classify(self, net, chunk, attack):
-        counts["classify", "", attack.steps if attack else 0] += chunk.stop - chunk.start
-        return classify(self, net, chunk, attack)
+    def counting_accuracy(task, labels):
+        counts["classify", "", steps(task)] += task.chunk.stop - task.chunk.start
+        return runs[AccuracyTask](task, labels)
 
-    def counting_check(self, detector, *arguments):
-        counts["check", type(detector).__name__, 0] += 1
-        return check(self, detector, *arguments)
+    def counting_sanity(task, labels):
+        (label,) = labels
+        counts["check", type(task.subject.detectors[label]).__name__, 0] += 1
+        return runs[SanityTask](task, labels)
 
-    monkeypatch.setattr(Machine, "score", counting_score)
-    monkeypatch.setattr(Machine, "classify", counting_classify)
-    monkeypatch.setattr(Machine, "check", counting_check)
+    monkeypatch.setattr(ScoreTask, "run", counting_scores)
+    monkeypatch.setattr(AccuracyTask, "run", counting_accuracy)
+    monkeypatch.setattr(SanityTask, "run", counting_sanity)
     return counts
 
 
 def run(net, data, chosen, folder=None, attacks=None, model="net", **settings):
     store = FolderStore(folder) if folder else robust_ood.evaluation.Store()
-    settings = {"checks": False, "chunk": CHUNK} | settings
+    settings = {"sanity": False, "chunk": CHUNK} | settings
     grid = Grid(data, {"pgd": ATTACK} if attacks is None else attacks, store, **settings)
     grid.add(model, net, chosen)
     grid.compute()
@@ -153,7 +155,7 @@ def test_rows_are_those_of_the_plain_functions(net, arrays):
 
 def test_a_second_run_computes_nothing_and_says_the_same(net, arrays, tmp_path, counted):
     chosen = {"msp": MSP(net), "energy": Energy(net)}
-    first = run(net, data_of(arrays), chosen, tmp_path / "out", checks=True)
+    first = run(net, data_of(arrays), chosen, tmp_path / "out", sanity=True)
     images = sum(SIZES.values())
     assert counted == {
         ("score", "msp", 0): images, ("score", "energy", 0): images, ("score", "msp", 2): images,
@@ -161,7 +163,7 @@ def test_a_second_run_computes_nothing_and_says_the_same(net, arrays, tmp_path, 
         ("check", "MSP", 0): 1, ("check", "Energy", 0): 1,
     }  # fmt: skip
     counted.clear()
-    second = run(net, data_of(arrays), chosen, tmp_path / "out", checks=True)
+    second = run(net, data_of(arrays), chosen, tmp_path / "out", sanity=True)
     assert counted == {}
     assert {**first.as_dict(), "environment": 0} == {
         **second.as_dict(),
@@ -260,7 +262,7 @@ def test_the_environment_says_which_precision_attacks_used(net, arrays, tmp_path
     chosen = {
         "attacks": {"pgd": ATTACK},
         "data": data_of(arrays),
-        "checks": False,
+        "sanity": False,
         "folder": tmp_path / "cells",
     }
     expected = {"bfloat16": ["classifier", "msp"], "float32": ["ash"]}
@@ -330,7 +332,7 @@ class Exact(MSP):
 def test_a_transferred_attack_is_made_once_for_all_detectors(net, arrays, monkeypatch, source):
     calls = []
     monkeypatch.setattr(
-        cells, "attack_score", lambda *a, **k: calls.append(a) or attack_score(*a, **k)
+        scoring, "attack_score", lambda *a, **k: calls.append(a) or attack_score(*a, **k)
     )
     attack = {"transfer": transferred(ATTACK, source)}
     chosen = {"msp": MSP(net), "energy": Energy(net), "pro": PRO(MSP(net)), "exact": Exact(net)}
@@ -402,8 +404,8 @@ def test_images_that_were_scored_are_let_go(net, arrays, monkeypatch):
 
         return follow
 
-    monkeypatch.setattr(cells, "attack_score", watch(attack_score))
-    monkeypatch.setattr(cells, "attack_labels", watch(attack_labels))
+    monkeypatch.setattr(scoring, "attack_score", watch(attack_score))
+    monkeypatch.setattr(scoring, "attack_labels", watch(attack_labels))
     assert run(net, data_of(arrays), {"msp": MSP(net)}, chunk=10, batch_size=2).rows
     assert len(made) > 10
     assert max(most) == 0
@@ -411,7 +413,7 @@ def test_images_that_were_scored_are_let_go(net, arrays, monkeypatch):
 
 def test_a_size_that_fits_is_kept():
     seen, batches = [], Batches(8)
-    images = cells.Taken(torch.zeros(9, 1), torch.zeros(9), torch.arange(9))
+    images = Taken(torch.zeros(9, 1), torch.zeros(9), torch.arange(9))
 
     def work(part):
         seen.append(len(part.images))
@@ -510,9 +512,9 @@ def test_what_another_process_is_at_is_left_to_it_and_waited_for(net, arrays, tm
     done.
     """
     store = FolderStore(tmp_path)
-    grid = Grid(data_of(arrays), {"pgd": ATTACK}, store, checks=False, chunk=CHUNK)
+    grid = Grid(data_of(arrays), {"pgd": ATTACK}, store, sanity=False, chunk=CHUNK)
     grid.add("net", net, {"msp": MSP(net)})
-    first = grid.plans[0].jobs[0]
+    first = grid.models[0].tasks[0]
     other = FileLock(tmp_path / "store" / "locks" / f"{first.name}.lock")
     with store.claim("any", wait=False):
         other.acquire()
@@ -547,7 +549,7 @@ class Impatient(Progress):
 def test_what_was_done_before_an_interruption_is_a_valid_result(net, arrays, tmp_path, jobs):
     chosen = {"msp": MSP(net), "energy": Energy(net)}
     whole = run(net, data_of(arrays), chosen)
-    grid = Grid(data_of(arrays), {"pgd": ATTACK}, FolderStore(tmp_path), checks=False, chunk=CHUNK,
+    grid = Grid(data_of(arrays), {"pgd": ATTACK}, FolderStore(tmp_path), sanity=False, chunk=CHUNK,
                 progress=Impatient(jobs))  # fmt: skip
     grid.add("net", net, chosen)
     try:
@@ -592,19 +594,19 @@ def test_an_interval_that_another_process_is_at_is_waited_for(net, arrays, tmp_p
     wanted = run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out").intervals
     others = FolderStore(tmp_path / "out")
     grid = Grid(
-        data_of(arrays), {"pgd": ATTACK}, FolderStore(tmp_path / "new"), checks=False, chunk=CHUNK
+        data_of(arrays), {"pgd": ATTACK}, FolderStore(tmp_path / "new"), sanity=False, chunk=CHUNK
     )
     grid.add("net", net, {"msp": MSP(net)})
     grid.compute()
 
     @contextmanager
     def claim(name, *, wait):
-        assert wait
-        grid.store.write(name, others.read(name))  # the other process ends while this one waits
-        yield True
+        if wait:
+            grid.store.write(name, others.read(name))  # the other process ends meanwhile
+        yield wait
 
     monkeypatch.setattr(grid.store, "claim", claim)
-    monkeypatch.setattr(rows, "bootstrap_intervals", None)
+    monkeypatch.setattr(tasks, "bootstrap_intervals", None)
     assert grid.results(50).intervals == wanted
 
 
@@ -643,12 +645,12 @@ def test_tables_hold_one_column_at_a_time_and_read_no_file_to_say_where_it_is(
 ):
     suite = Suite({"strong": PGD(Linf(RADIUS), steps=2)}, {"strong": ATTACK})
     grid = Grid(
-        data_of(arrays), {"suite": suite}, FolderStore(tmp_path / "out"), checks=False, chunk=CHUNK
+        data_of(arrays), {"suite": suite}, FolderStore(tmp_path / "out"), sanity=False, chunk=CHUNK
     )
     grid.add("net", net, {"msp": MSP(net), "energy": Energy(net)})
     grid.compute()
-    table = rows.Table(grid.plans[0], grid.sets, grid.attacks, grid.store)
-    held, most, column = [], [], rows.Table.column
+    table = ModelRecords(grid.models[0], grid.sets, grid.attacks, grid.store)
+    held, most, column = [], [], ModelRecords.column
 
     def follow(self, *place):
         most.append(sum(scores() is not None for scores in held))
@@ -656,7 +658,7 @@ def test_tables_hold_one_column_at_a_time_and_read_no_file_to_say_where_it_is(
         held.append(weakref.ref(found.scores))
         return found
 
-    monkeypatch.setattr(rows.Table, "column", follow)
+    monkeypatch.setattr(ModelRecords, "column", follow)
     assert len(table.wins()) == 7
     assert max(most) == 1
     monkeypatch.setattr(FolderStore, "read", None)
@@ -823,3 +825,28 @@ def test_what_was_learned_from_other_outliers_is_learned_again(arrays, net, tmp_
         )
         weights.append(chosen["layered"].weights.tolist())
     assert weights[0] == weights[2] != weights[1]
+
+
+def test_the_old_name_of_sanity_works_and_warns(net, arrays):
+    chosen = {"detectors": {"msp": MSP(net)}, "attacks": {}, "data": data_of(arrays)}
+    with pytest.warns(
+        DeprecationWarning, match=r"evaluate\(checks=\.\.\.\) .* use evaluate\(sanity"
+    ):
+        results = robust_ood.evaluate(net, **chosen, intervals=0, checks=False)
+    assert results.environment["sanity"] is False
+    with pytest.warns(DeprecationWarning, match=r"Grid\(checks=\.\.\.\)"):
+        grid = Grid(data_of(arrays), {}, robust_ood.evaluation.Store(), checks=False)
+    assert grid.sanity is False
+
+
+def test_the_validation_callback_and_an_evaluation_score_alike(net, arrays):
+    """One scoring path: in whole batches of a loader, or in parts of a chunk."""
+    data = data_of(arrays)
+    chosen = {"msp": MSP(net), "pro": PRO(Energy(net), steps=1, step_size=0.01)}
+    loader = data.evaluation_loader(data.inliers("test"))
+    for attack in (None, ATTACK):
+        for name, detector in chosen.items():
+            loaded = scoring.Scorer("cpu").score({name: detector}, loader, attack, 1)
+            (chunk,) = scoring.chunks(data.inliers("test"), None)
+            parts = scoring.Scorer("cpu", 3).score({name: detector}, [chunk.read()], attack, 1)
+            torch.testing.assert_close(loaded.scores, parts.scores)

@@ -8,7 +8,7 @@ import pytest
 from jsonargparse import ArgumentParser
 from torch import nn
 
-from robust_ood.cli.messages import WORDING, causes, parse, read, with_full_name
+from robust_ood.cli.messages import WORDING, causes, parse_arguments, read, with_full_name
 from robust_ood.cli.parsing import CommandParser, ParserError
 from robust_ood.cli.types import register_types
 from robust_ood.errors import UserError
@@ -140,7 +140,7 @@ def chain(parser: ArgumentParser, arguments: list[str]) -> list[BaseException]:
 )
 def test_a_mistake_names_the_setting_and_what_it_expects(arguments, message):
     with pytest.raises(UserError) as caught:
-        parse(parser(), arguments)
+        parse_arguments(parser(), arguments)
     assert str(caught.value) == message
 
 
@@ -164,7 +164,7 @@ def test_a_mistake_names_the_setting_and_what_it_expects(arguments, message):
 )
 def test_a_class_that_cannot_be_used_is_named(arguments, start):
     with pytest.raises(UserError) as caught:
-        parse(parser(), arguments)
+        parse_arguments(parser(), arguments)
     assert str(caught.value).startswith(start)
     assert "\n" not in str(caught.value)
 
@@ -185,13 +185,13 @@ def test_a_class_that_cannot_be_used_is_named(arguments, start):
 )
 def test_a_mistake_of_a_command_is_its_own(arguments, message):
     with pytest.raises(UserError) as caught:
-        parse(with_commands(), arguments)
+        parse_arguments(with_commands(), arguments)
     assert str(caught.value) == message
 
 
 def test_long_values_are_cut():
     with pytest.raises(UserError) as caught:
-        parse(parser(), ["--steps", "x" * 5000])
+        parse_arguments(parser(), ["--steps", "x" * 5000])
     assert len(str(caught.value)) < 100 + LONGEST_VALUE
 
 

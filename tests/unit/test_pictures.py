@@ -11,8 +11,10 @@ from robust_ood.data import OODData
 from robust_ood.detectors import MSP, PRO, Detector
 from robust_ood.errors import UserError
 from robust_ood.evaluation import pictures
-from robust_ood.evaluation.picture_files import Picture, read_pictures, write_picture
-from robust_ood.evaluation.pictures import Scene, Side
+from robust_ood.evaluation import scene as scenes
+from robust_ood.evaluation.pictures import Picture, read_pictures, write_picture
+from robust_ood.evaluation.scene import Scene, Side
+from robust_ood.metrics import auroc
 from robust_ood.regions import Linf
 
 
@@ -30,7 +32,7 @@ def detector(trained) -> Detector:
 
 
 def test_shift_is_the_change_of_the_true_score_after_one_sign_step_down(detector, scene):
-    arrays, about = pictures.shift(detector, scene)
+    arrays, about = scenes.shift(detector, scene)
     assert about["sets"] == {"in": "patterns", "far": "noise"}
     for row, size in enumerate(arrays["sizes"]):
         for side in scene.many:
@@ -44,7 +46,12 @@ def test_shift_is_the_change_of_the_true_score_after_one_sign_step_down(detector
 
 
 def test_curves_begin_at_the_clean_scores_and_reach_twice_the_radius(detector, scene):
-    arrays, _ = pictures.curves(detector, scene)
+    arrays, about = scenes.curves(detector, scene)
+    clean = [torch.from_numpy(arrays[f"{side}_scores"][0]) for side in ("in", "far")]
+    before, after, loss = about["loss_of_auroc"]["far"]
+    assert before == pytest.approx(auroc(*clean))
+    assert after < before
+    assert loss == after - before
     for side, sign in (("in", 1), ("far", -1)):
         images = next(one.images for one in scene.many if one.name == side)
         with torch.no_grad():
@@ -56,7 +63,7 @@ def test_curves_begin_at_the_clean_scores_and_reach_twice_the_radius(detector, s
 
 
 def test_landscape_is_the_score_on_a_plane_through_the_image(detector, scene):
-    arrays, about = pictures.landscape(detector, scene)
+    arrays, about = scenes.landscape(detector, scene)
     offsets, scores = arrays["offsets"], arrays["scores"]
     assert about["groups"] == ["in", "in", "far", "far", "far"]
     assert scores.shape == (5, 13, 13)
@@ -66,7 +73,7 @@ def test_landscape_is_the_score_on_a_plane_through_the_image(detector, scene):
     assert offsets[-1] == -offsets[0] == pytest.approx(32 / 255)
     # The same directions for every image, u along columns and v along rows.
     u, v = (
-        torch.randn(images[0].shape, generator=pictures.generator(0, "landscape", axis))
+        torch.randn(images[0].shape, generator=scenes.generator(0, "landscape", axis))
         for axis in range(2)
     )
     u, v = (noise / noise.square().mean().sqrt() for noise in (u, v))
@@ -76,7 +83,7 @@ def test_landscape_is_the_score_on_a_plane_through_the_image(detector, scene):
 
 
 def test_strips_show_what_the_attack_finds(detector, scene):
-    arrays, about = pictures.strips(detector, scene)
+    arrays, about = scenes.strips(detector, scene)
     assert (about["attack"], about["radius"]) == ("pgd", 16 / 255)
     lost = attack_score(detector, scene.shown[0].images, scene.attack, 1)
     assert arrays["after"][:2] == pytest.approx(lost.values.numpy(), abs=1e-5)
@@ -153,7 +160,7 @@ def test_the_scene_takes_the_first_images_of_each_group_and_the_largest_radius(t
     )
     attacks = {str(radius): PGD(Linf(radius)) for radius in (0.1, 0.3, 0.2)}
     data.setup("test")
-    scene = pictures.set_scene(data, attacks, limit=5)
+    scene = scenes.set_scene(data, attacks, limit=5)
     assert scene.label == "0.3"
     assert [(side.name, len(side.images), side.sets) for side in scene.many] == [
         ("in", 5, ("test",)), ("near", 5, ("near",)), ("far", 5, ("far",))]  # fmt: skip
@@ -163,7 +170,7 @@ def test_the_scene_takes_the_first_images_of_each_group_and_the_largest_radius(t
     assert scene.shown[1].images[1].permute(1, 2, 0).mul(
         255
     ).round().byte().numpy() == pytest.approx(stored)
-    assert pictures.set_scene(data, {}).region == Linf(8 / 255)
+    assert scenes.set_scene(data, {}).region == Linf(8 / 255)
 
 
 def test_kinds_are_all_none_or_those_named():

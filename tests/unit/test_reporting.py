@@ -15,8 +15,8 @@ import pytest
 
 from robust_ood.errors import UserError
 from robust_ood.evaluation import Accuracy, FolderStore, Results, Row
-from robust_ood.evaluation.picture_files import Picture, write_picture
-from robust_ood.evaluation.records import CellFiles, Failure, Interval, Wins
+from robust_ood.evaluation.pictures import Picture, write_picture
+from robust_ood.evaluation.results import CellFiles, Failure, Interval, Wins
 from robust_ood.evaluation.store import Cell
 
 pytest.importorskip("matplotlib")

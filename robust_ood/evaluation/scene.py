@@ -1,0 +1,272 @@
+"""What some figures need a network and images for: a few images, and what is computed on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robust_ood.attacks import PGD, Attack, attack_score
+from robust_ood.attacks.objectives import Direction
+from robust_ood.data import ImageSet, OODData, to_float
+from robust_ood.detectors import Detector
+from robust_ood.errors import UserError
+from robust_ood.evaluation.curves import ScoreTrace, concatenate, loss_of_auroc, trace
+from robust_ood.perturb import minimize
+from robust_ood.randomness import generator
+from robust_ood.regions import NORMS, Linf, Region, Unbounded
+
+FEW = 64  # images of each side whose scores are followed
+SHOWN = 4  # images of each side that are shown, or around which the score is mapped
+SHIFT_SIZES = (0.001, 0.01)
+_TRACED = 32  # images of each side along an attack, which costs a gradient a step
+_TRACE_STEPS = 10
+_MAP_POINTS = 13
+
+Arrays = Mapping[str, NDArray[Any]]
+Drawing = tuple[Arrays, Mapping[str, Any]]
+"""The arrays of a picture, and what they are of."""
+
+
+class Side(NamedTuple):
+    """Images of one side: "in", or the group of an OOD set, "near" or "far".
+
+    sets: the name of the set that all images are from, or of each image's set.
+    """
+
+    name: str
+    images: Tensor
+    sets: tuple[str, ...]
+
+    @property
+    def direction(self) -> Direction:
+        """+1 where an attack lowers scores, -1 where it raises them."""
+        return 1 if self.name == "in" else -1
+
+
+class Scene(NamedTuple):
+    """What the pictures are made of.
+
+    many: for each side, `FEW` images of its first set. shown: `SHOWN` inliers, and as many outliers
+    from the OOD sets in turn. attack, label: the attack of the largest radius, if any. batch_size:
+    images scored at a time.
+    """
+
+    many: Sequence[Side]
+    shown: Sequence[Side]
+    attack: Attack | None
+    label: str
+    batch_size: int
+
+    @property
+    def region(self) -> Region:
+        """The attack's region; without an attack, Linf 8/255."""
+        if self.attack is None:
+            return Linf(8 / 255)
+        settings = self.attack.settings()
+        return NORMS[settings["norm"]](settings["radius"])
+
+
+def set_scene(
+    data: OODData,
+    attacks: Mapping[str, Attack],
+    limit: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Scene:
+    """Return the few images and the attack of the largest radius that pictures are made of.
+
+    Args:
+        data: the test part is the in-distribution; `near` and `far` are the OOD sets.
+        attacks: attacks by label.
+        limit: use only the first so many images of each set.
+        device: where to compute.
+    """
+    inliers = data.inliers("test")
+    sets = [("in", inliers), *data.ood_sets()]
+    firsts: dict[str, ImageSet] = {}
+    for group, images in sets:
+        firsts.setdefault(group, images)
+    many = []
+    for group, images in firsts.items():
+        pixels = _take(images, 0, min(FEW, limit or FEW), device)
+        many.append(Side(group, pixels, (images.name,)))
+    count = min(SHOWN, limit or SHOWN)
+    turns = [*_in_turn(sets[:1], count), *_in_turn(sets[1:], count)]
+    shown = []
+    for group in firsts:
+        names: list[str] = []
+        parts = []
+        for name, images, index in turns:
+            if name == group:
+                parts.append(_take(images, index, index + 1, device))
+                names += [images.name] * len(parts[-1])
+        if names:
+            shown.append(Side(group, torch.cat(parts), tuple(names)))
+    label = "none"
+    attack = None
+    if attacks:
+        label, attack = max(attacks.items(), key=lambda item: item[1].settings()["radius"])
+    return Scene(many, shown, attack, label, data.evaluation_batch_size)
+
+
+def _in_turn(sets: Sequence[tuple[str, ImageSet]], count: int) -> list[tuple[str, ImageSet, int]]:
+    """Return which images to show: the first of each set, then the second of each, and so on."""
+    turns = []
+    for index in range(count):
+        turns += [(group, images, index) for group, images in sets if index < len(images)]
+    return turns[:count]
+
+
+def _take(images: ImageSet, start: int, stop: int, device: torch.device | str) -> Tensor:
+    indices = torch.arange(start, min(stop, len(images)))
+    return to_float(images.take(indices).images.to(device))
+
+
+def shift(detector: Detector, scene: Scene) -> Drawing:
+    """Return the score shifts `g(x + delta) - g(x)`, `(sizes, N)` a side, under one sign step.
+
+    The step lowers the score. Source: PRO paper, Sec. 3.2 and Fig. 3 (and 7, for size 0.001):
+    inliers and outliers get the same perturbation, which is neither projected nor clipped.
+    """
+    arrays: dict[str, NDArray[Any]] = {"sizes": np.array(SHIFT_SIZES)}
+    for side in scene.many:
+        batches = _batches(side.images, scene.batch_size)
+        rows = []
+        for size in SHIFT_SIZES:
+            rows.append(torch.cat([_shifted(detector, batch, size) for batch in batches]))
+        arrays[side.name] = _array(torch.stack(rows))
+    return arrays, {"sets": _names(scene.many)}
+
+
+def _shifted(detector: Detector, images: Tensor, size: float) -> Tensor:
+    moved = minimize(
+        detector.surrogate, images, Unbounded(clip=False), steps=1, step_size=size, keep="last"
+    ).images
+    with torch.no_grad():
+        after: Tensor = detector(moved) - detector(images)
+    return after
+
+
+def curves(detector: Detector, scene: Scene) -> Drawing:
+    """Return true scores and sizes of the perturbation along an attack to twice the largest radius.
+
+    Source: Fort 2022, Sec. 3.1, Fig. 3 and 7. Equal steps from the clean image; `evaluation.curves`
+    reads them. Beside the arrays, `loss_of_auroc` has the numbers of his Tables 1 to 5 by group of
+    OOD images, both sides attacked: AUROC before, at Linf 1/255, and their difference.
+    """
+    region = scene.region.scaled(2)
+    attack = PGD(
+        region, steps=_TRACE_STEPS, step_size=region.radius / _TRACE_STEPS, random_start=False
+    )
+    arrays: dict[str, NDArray[Any]] = {}
+    runs: dict[str, ScoreTrace] = {}
+    for side in scene.many:
+        batches = _batches(side.images[:_TRACED], scene.batch_size)
+        run = concatenate(trace(detector, batch, attack, side.direction) for batch in batches)
+        for name, values in run._asdict().items():
+            arrays[f"{side.name}_{name}"] = _array(values)
+        runs[side.name] = run
+    inliers = runs.pop("in")
+    facts = {
+        "norm": region.name,
+        "radius": float(region.radius),
+        "steps": _TRACE_STEPS,
+        "loss_of_auroc": {group: loss_of_auroc(inliers, run) for group, run in runs.items()},
+    }
+    return arrays, {"sets": _names(scene.many), **facts}
+
+
+def landscape(detector: Detector, scene: Scene) -> Drawing:
+    """Return the scores at `x + a u + b v` on a square around each image, `(N, points, points)`.
+
+    Source: PRO paper, Eq. 5.3 and Fig. 6. u and v are Gaussian directions of root mean square 1,
+    the same for all images and detectors, so a and b are root mean square changes of the pixels.
+    Pixels are clipped to [0, 1].
+    """
+    reach = 32 / 255
+    if scene.region.name == "Linf":
+        reach = max(2 * float(scene.region.radius), 8 / 255)
+    offsets = torch.linspace(-reach, reach, _MAP_POINTS)
+    maps = []
+    for side in scene.shown:
+        maps += [_map(detector, image, offsets, scene.batch_size) for image in side.images]
+    arrays = {"offsets": offsets.numpy(), "scores": _array(torch.stack(maps))}
+    return arrays, _of_images(scene.shown)
+
+
+def _map(detector: Detector, image: Tensor, offsets: Tensor, batch_size: int) -> Tensor:
+    u = _direction(image, 0)
+    v = _direction(image, 1)
+    a, b = torch.meshgrid(offsets, offsets, indexing="xy")  # a along columns, b along rows
+    weights = torch.stack([a.flatten(), b.flatten()], 1).to(image)  # (points^2, 2)
+    scores = []
+    with torch.no_grad():
+        for batch in _batches(weights, batch_size):
+            along_u = batch[:, 0].view(-1, 1, 1, 1) * u  # (n, C, H, W)
+            along_v = batch[:, 1].view(-1, 1, 1, 1) * v
+            scores.append(detector((image + along_u + along_v).clamp(0, 1)))
+    return torch.cat(scores).view(len(offsets), len(offsets))
+
+
+def _direction(image: Tensor, axis: int) -> Tensor:
+    noise = torch.randn(image.shape, generator=generator(0, "landscape", axis))
+    return (noise / noise.square().mean().sqrt()).to(image)
+
+
+def strips(detector: Detector, scene: Scene) -> Drawing:
+    """Return images `(N, H, W, C)` and scores before and after the attack of the largest radius."""
+    if scene.attack is None:
+        raise UserError("attacks: none given, so there is no attacked image to show")
+    columns: dict[str, list[Tensor]] = {"clean": [], "attacked": [], "before": [], "after": []}
+    for side in scene.shown:
+        attacked = attack_score(detector, side.images, scene.attack, side.direction)
+        with torch.no_grad():
+            before = detector(side.images)
+        columns["clean"].append(_pixels(side.images))
+        columns["attacked"].append(_pixels(attacked.images))
+        columns["before"].append(before)
+        columns["after"].append(attacked.values)
+    arrays = {name: _array(torch.cat(parts)) for name, parts in columns.items()}
+    facts = {"attack": scene.label, **scene.attack.settings()}
+    return arrays, {**_of_images(scene.shown), **facts}
+
+
+KINDS: dict[str, Callable[[Detector, Scene], Drawing]] = {
+    "shift": shift,
+    "curves": curves,
+    "landscape": landscape,
+    "strips": strips,
+}
+
+
+def _batches(rows: Tensor, size: int) -> list[Tensor]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _of_images(sides: Sequence[Side]) -> dict[str, list[str]]:
+    """Return the side and the set of each image."""
+    groups = []
+    sets = []
+    for side in sides:
+        groups += [side.name] * len(side.images)
+        sets += list(side.sets)
+    return {"groups": groups, "sets": sets}
+
+
+def _names(sides: Sequence[Side]) -> dict[str, str]:
+    return {side.name: side.sets[0] for side in sides}
+
+
+def _array(values: Tensor) -> NDArray[Any]:
+    values = values.detach().cpu()
+    if values.is_floating_point():
+        values = values.float()
+    return np.asarray(values.numpy())
+
+
+def _pixels(images: Tensor) -> Tensor:
+    return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1)

@@ -1,0 +1,314 @@
+"""Scoring: images to scores, clean or attacked through a detector, in batches that fit into memory.
+
+Evaluations, the validation callback and benchmarks all score here.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from robust_ood.attacks import PGD, LabelAttack, ScoreAttack, attack_labels, attack_score
+from robust_ood.attacks.apply import Attacked
+from robust_ood.attacks.objectives import READ_CLASSIFIERS, Direction
+from robust_ood.data import ImageSet, to_float
+from robust_ood.data.sets import Taken
+from robust_ood.detectors import Detector, OutputsDetector
+from robust_ood.detectors.contract import full_precision, widened
+from robust_ood.evaluation.fingerprints import content
+from robust_ood.models import outputs
+from robust_ood.modes import evaluating
+
+T = TypeVar("T")
+CHUNK = 512
+"""How many images are scored and stored together, by default."""
+_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
+
+
+class Chunk(NamedTuple):
+    """The images `start` to `stop` of a set, and the fingerprint of their pixels."""
+
+    images: ImageSet
+    start: int
+    stop: int
+    content: str
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def read(self) -> Taken:
+        """Return the images that can be read, uint8, with labels and indices."""
+        taken = self.images.take(torch.arange(self.start, self.stop))
+        self.images.note_unreadable(taken.unreadable)
+        return taken
+
+    def read_labels(self) -> Tensor:
+        """Return the labels `(n,)` of all images, also of those that cannot be read."""
+        return self.images.read_labels(torch.arange(self.start, self.stop))
+
+
+def chunks(images: ImageSet, limit: int | None, size: int = CHUNK) -> list[Chunk]:
+    """Return a set, or its first `limit` images, in chunks of at most `size`."""
+    total = min(limit or len(images), len(images))
+    parts = []
+    for start in range(0, total, size):
+        stop = min(start + size, total)
+        parts.append(Chunk(images, start, stop, content(images, start, stop)))
+    return parts
+
+
+class TestSet(NamedTuple):
+    """Images to score: the in-distribution (`group` "id") or an OOD set."""
+
+    images: ImageSet
+    group: str
+    chunks: list[Chunk]
+
+    @property
+    def direction(self) -> Direction:
+        """+1 where an attack lowers scores, -1 where it raises them."""
+        return 1 if self.group == "id" else -1
+
+
+class _Images(Protocol):
+    """A batch: images `(n, 3, H, W)`, labels and indices `(n,)`."""
+
+    @property
+    def images(self) -> Tensor: ...
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def indices(self) -> Tensor: ...
+
+
+class Scored(NamedTuple):
+    """Scores of images, on the CPU.
+
+    scores: `(N,)` by detector. precisions: those of the attack's gradients. members: what found the
+    images under an attack that sees this score, else none; winners: `(N,)` positions in it.
+    """
+
+    scores: dict[str, Tensor]
+    precisions: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
+    winners: Tensor | None = None
+
+
+class Batches:
+    """Splits images into batches; what runs out of memory is done again in halves.
+
+    Args:
+        size: images of the first batch; None takes all that come together.
+    """
+
+    def __init__(self, size: int | None = None) -> None:
+        self.size = size
+        self._fitting: dict[Hashable, int] = {}
+
+    def map(self, kind: Hashable, images: _Images, work: Callable[[Taken], T]) -> list[T]:
+        """Return what `work` gives for consecutive batches; a size that fits is kept for its kind.
+
+        Results do not depend on the size but by rounding: attacks are keyed by the index of each
+        image.
+        """
+        results: list[T] = []
+        start = 0
+        count = len(images.images)
+        while start < count:
+            size = self._fitting.get(kind, self.size or count)
+            chosen = slice(start, start + size)
+            batch = Taken(images.images[chosen], images.labels[chosen], images.indices[chosen])
+            try:
+                results.append(work(batch))
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error) or len(batch.images) == 1:
+                    raise
+            else:
+                start += size
+                continue
+            # Out of the handler, whose traceback holds on to the tensors.
+            self._fitting[kind] = max(1, len(batch.images) // 2)
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        return results
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return True
+    return any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+class Scorer:
+    """Scores images on a device.
+
+    Args:
+        device: where to compute; `bring` moves networks and detectors there.
+        batch_size: images that are scored at a time, halved where they do not fit into memory; None
+            takes them as they come.
+    """
+
+    def __init__(self, device: torch.device | str, batch_size: int | None = None) -> None:
+        self.device = torch.device(device)
+        self.batches = Batches(batch_size)
+        self._held: tuple[nn.Module, list[Detector]] | None = None
+
+    def bring(self, net: nn.Module, detectors: Mapping[str, Detector]) -> None:
+        """Move a network and its detectors to the device, and those before back.
+
+        So there is room for one network after the other.
+        """
+        if self._held is not None:
+            held_net, held_detectors = self._held
+            if held_net is net:
+                return
+            for module in (held_net, *held_detectors):
+                module.to("cpu")
+        net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for detector in detectors.values():
+            detector.to(self.device)
+        self._held = (net, list(detectors.values()))
+
+    def score(
+        self,
+        detectors: Mapping[str, Detector],
+        batches: Iterable[_Images],
+        attack: ScoreAttack | None = None,
+        direction: Direction = 1,
+    ) -> Scored:
+        """Return the true scores of several detectors on the same images.
+
+        Args:
+            detectors: by label.
+            batches: uint8 or float images, with the indices that key an attack's draws.
+            attack: None leaves the images clean; else they are attacked through the first detector.
+            direction: +1 where the attack lowers scores, -1 where it raises them.
+        """
+        work = partial(self._score, detectors, attack, direction)
+        return _joined(detectors, self._results((*detectors, id(attack)), batches, work))
+
+    def correct(
+        self, net: nn.Module, batches: Iterable[_Images], attack: LabelAttack | None = None
+    ) -> Scored:
+        """Return whether a classifier is right, 1 or 0, under the label ""; attacked if asked."""
+        work = partial(self._classify, net, attack)
+        return _joined([""], self._results(("label", id(attack)), batches, work))
+
+    def _results(
+        self, kind: Hashable, batches: Iterable[_Images], work: Callable[[Taken], Scored]
+    ) -> list[Scored]:
+        results = []
+        for batch in batches:
+            results += self.batches.map(kind, batch, work)
+        return results
+
+    def _score(
+        self,
+        detectors: Mapping[str, Detector],
+        attack: ScoreAttack | None,
+        direction: Direction,
+        batch: Taken,
+    ) -> Scored:
+        images = as_input(batch.images, self.device)
+        if attack is None:
+            return Scored(score_images(detectors, images))
+        first = next(iter(detectors.values()))
+        attacked = attack_score(first, images, attack, direction, indices=batch.indices)
+        # Scored once more, because a random score that an attack has chosen by is biased.
+        scores = score_images(detectors, attacked.images)
+        if proposal_group(attack, first) is not None:
+            return Scored(scores, attacked.precisions)
+        return _of_attack(scores, attacked)
+
+    def _classify(self, net: nn.Module, attack: LabelAttack | None, batch: Taken) -> Scored:
+        images = as_input(batch.images, self.device)
+        labels = batch.labels.to(self.device)
+        if attack is None:
+            return Scored({"": _is_right(net, images, labels)})
+        attacked = attack_labels(net, images, labels, attack, indices=batch.indices)
+        return _of_attack({"": _is_right(net, attacked.images, labels)}, attacked)
+
+
+def _is_right(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    with evaluating(net), torch.no_grad():
+        right: Tensor = net(images).argmax(1) == labels
+    return right.float().cpu()
+
+
+def _of_attack(scores: dict[str, Tensor], attacked: Attacked) -> Scored:
+    """Return scores with the attack's account, and without its images, which are large."""
+    return Scored(scores, attacked.precisions, attacked.members, attacked.winners.cpu())
+
+
+def _joined(labels: Iterable[str], parts: list[Scored]) -> Scored:
+    """Return the scores of all batches as one; none where no image could be read."""
+    scores = {}
+    for label in labels:
+        scores[label] = torch.cat([torch.empty(0), *(part.scores[label] for part in parts)])
+    precisions = {precision for part in parts for precision in part.precisions}
+    members = list(dict.fromkeys(name for part in parts for name in part.members))
+    winners = []
+    for part in parts:
+        if part.winners is not None:
+            # Batches need not name their members in the same order.
+            positions = torch.tensor([members.index(name) for name in part.members])
+            winners.append(positions[part.winners])
+    return Scored(
+        scores, tuple(sorted(precisions)), tuple(members), torch.cat(winners) if winners else None
+    )
+
+
+def score_images(detectors: Mapping[str, Detector], images: Tensor) -> dict[str, Tensor]:
+    """Return each detector's scores `(N,)`, on the CPU, of float images `(N, C, H, W)`.
+
+    Detectors that read the outputs of one network share a forward pass.
+    """
+    scores: dict[str, Tensor] = {}
+    with evaluating(*detectors.values()), torch.no_grad():
+        for net, readers in _by_network(detectors):
+            layers = {layer for reader in readers.values() for layer in reader.layers}
+            out = widened(outputs(net, images, tuple(sorted(layers))))
+            with full_precision(images):
+                for name, reader in readers.items():
+                    scores[name] = reader.score(out).cpu()
+        for name, detector in detectors.items():
+            if name not in scores:
+                scores[name] = detector(images).cpu()
+    return scores
+
+
+def _by_network(
+    detectors: Mapping[str, Detector],
+) -> list[tuple[nn.Module, dict[str, OutputsDetector]]]:
+    groups: dict[int, tuple[nn.Module, dict[str, OutputsDetector]]] = {}
+    for name, detector in detectors.items():
+        if isinstance(detector, OutputsDetector):
+            _, readers = groups.setdefault(id(detector.net), (detector.net, {}))
+            readers[name] = detector
+    return list(groups.values())
+
+
+def proposal_group(attack: ScoreAttack, detector: Detector) -> Hashable | None:
+    """Return what detectors have in common on which this attack proposes the same images.
+
+    A transferred attack on classifiers looks at nothing but them, so its images serve every
+    detector that reads them. None where the attack goes through the detector itself.
+    """
+    if not isinstance(attack, PGD):
+        return None
+    if attack.keep == "best" or attack.objective not in READ_CLASSIFIERS:
+        return None
+    return tuple(id(net) for net in detector.networks) or None
+
+
+def as_input(images: Tensor, device: torch.device) -> Tensor:
+    """Return images `(N, C, H, W)` as floats in [0, 1], channels last, on the device."""
+    return to_float(images.to(device)).contiguous(memory_format=torch.channels_last)

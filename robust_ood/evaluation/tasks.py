@@ -1,0 +1,394 @@
+"""Tasks: what an evaluation computes, each under a key, once, by whichever process comes first."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robust_ood import detectors as detector_module
+from robust_ood.attacks import Attack
+from robust_ood.data import ImageSet, OODData
+from robust_ood.detectors import Detector
+from robust_ood.detectors.fitting import Split
+from robust_ood.errors import UserError
+from robust_ood.evaluation import sanity
+from robust_ood.evaluation.fingerprints import fingerprint
+from robust_ood.evaluation.scoring import Chunk, Scored, Scorer, TestSet, as_input, chunks
+from robust_ood.evaluation.store import Cell, Store
+from robust_ood.evaluation.versions import code_version
+from robust_ood.metrics import bootstrap_intervals
+from robust_ood.randomness import generator
+
+LEVEL = 0.95  # of the bootstrap intervals
+_SANITY_WORK = 32 * 200.0  # in clean scores, for each attack
+
+
+@dataclass
+class Model:
+    """A network and its detectors under the name that rows carry, and what is computed for it."""
+
+    name: str
+    net: nn.Module
+    detectors: dict[str, Detector]
+    tasks: list[Task] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.net_fingerprint = fingerprint(self.net)
+
+    def fingerprint(self, label: str) -> str:
+        """Return the fingerprint of a detector, as it is now."""
+        return fingerprint(self.detectors[label], {id(self.net): self.net_fingerprint})
+
+    def weights_fingerprint(self) -> str:
+        """Return the fingerprint of the network's weights, by which results are told apart."""
+        return fingerprint(dict(self.net.state_dict()))
+
+
+class Task(ABC):
+    """Cells that are computed together.
+
+    stage: "fit", "score", "classify", "check" or "interval". model: the name of whose cells these
+    are. attack: the attack's label, "none" without one. keys: the cells' keys, by the label of
+    their detector ("" for the network itself). name: what processes that share a store call it,
+    without spaces. title: what a user is told. work: how long one cell takes, in clean scores of
+    one image.
+    """
+
+    stage: ClassVar[str]
+    model: str
+    attack: str = "none"
+    keys: Mapping[str, str]
+    name: str
+    title: str
+    work: float = 0.0
+
+    @abstractmethod
+    def run(self, labels: Sequence[str]) -> Mapping[str, Cell]:
+        """Return the cells of some detectors, by label; given are all those that are missing."""
+
+    def missing(self, store: Store, failed: Container[str] = ()) -> list[str]:
+        """Return the labels whose cells are to be computed."""
+        candidates = [label for label in self.keys if label not in failed]
+        return [label for label in candidates if not store.has(self.keys[label])]
+
+
+class _ImagesTask(Task):
+    """Scores of one chunk of a set."""
+
+    set_index: int
+    chunk: Chunk
+    perturbation: Attack | None
+
+    def cells(self, scored: Scored, indices: Tensor, seconds: float) -> dict[str, Cell]:
+        """Return what was scored, with provenance."""
+        arrays: dict[str, Any] = {"indices": indices.numpy()}
+        about: dict[str, Any] = {
+            "images": self.chunk.images.name,
+            "start": self.chunk.start,
+            "stop": self.chunk.stop,
+            "code": code_version(),
+            "settings": {} if self.perturbation is None else dict(self.perturbation.settings()),
+            "precisions": list(scored.precisions),
+            "seconds": seconds,
+        }
+        if scored.winners is not None:
+            arrays["winners"] = scored.winners.numpy().astype(np.int16)
+            about["members"] = list(scored.members)
+        cells = {}
+        for label, scores in scored.scores.items():
+            cells[label] = Cell({"scores": scores.float().numpy(), **arrays}, about)
+        return cells
+
+
+class ScoreTask(_ImagesTask):
+    """The scores of detectors on one chunk, clean or under an attack.
+
+    Args:
+        model: whose detectors they are.
+        fingerprints: of the detectors, by label; all of them share the attacked images.
+        test_set, set_index: the set, and its position among the sets.
+        chunk: the images.
+        label, attack: the attack; "none" and None for clean images.
+        scorer: computes.
+    """
+
+    stage = "score"
+
+    def __init__(
+        self,
+        model: Model,
+        fingerprints: Mapping[str, str],
+        test_set: TestSet,
+        set_index: int,
+        chunk: Chunk,
+        label: str,
+        attack: Attack | None,
+        scorer: Scorer,
+    ) -> None:
+        self.subject = model
+        self.model = model.name
+        self.attack = label
+        self.perturbation = attack
+        self.direction = test_set.direction
+        self.set_index = set_index
+        self.chunk = chunk
+        self.scorer = scorer
+        images = [fingerprint(attack), self.direction if attack else 0, chunk.content]
+        self.keys = {}
+        for name, detector in fingerprints.items():
+            self.keys[name] = fingerprint(["score", code_version(), detector, *images])
+        self.name = fingerprint(["scores", model.net_fingerprint, *images])
+        if len(self.keys) == 1:
+            (self.name,) = self.keys.values()
+        self.title = _title(model.name, "clean scores", label, chunk)
+        self.work = float(len(chunk)) / len(self.keys)
+        if attack is not None:
+            self.title = _title(model.name, ", ".join(self.keys), label, chunk)
+            self.work *= attack_work(attack) + len(self.keys)
+
+    def run(self, labels: Sequence[str]) -> Mapping[str, Cell]:
+        """Return the scores.
+
+        Raises: `UserError` for scores that are not finite.
+        """
+        self.scorer.bring(self.subject.net, self.subject.detectors)
+        begin = time.perf_counter()
+        detectors = {label: self.subject.detectors[label] for label in labels}
+        images = self.chunk.read()
+        scored = self.scorer.score(detectors, [images], self.perturbation, self.direction)
+        seconds = (time.perf_counter() - begin) / len(detectors)
+        for scores in scored.scores.values():
+            broken = int((~scores.isfinite()).sum())
+            if broken:
+                raise UserError(f"{broken} of {len(scores)} scores are not finite")
+        return self.cells(scored, images.indices, seconds)
+
+
+class AccuracyTask(_ImagesTask):
+    """Which images of one chunk the network classifies correctly, clean or under an attack.
+
+    Args:
+        model: the network.
+        chunk: labelled images.
+        label, attack: the attack; "none" and None for clean images.
+        scorer: computes.
+    """
+
+    stage = "classify"
+    set_index = 0
+
+    def __init__(
+        self,
+        model: Model,
+        chunk: Chunk,
+        label: str,
+        attack: Attack | None,
+        scorer: Scorer,
+    ) -> None:
+        self.subject = model
+        self.model = model.name
+        self.attack = label
+        self.perturbation = attack
+        self.chunk = chunk
+        self.scorer = scorer
+        answers = fingerprint(chunk.read_labels())
+        parts = [model.net_fingerprint, fingerprint(attack), chunk.content, answers]
+        self.name = fingerprint(["classify", code_version(), *parts])
+        self.keys = {"": self.name}
+        self.title = _title(model.name, "accuracy", label, chunk)
+        self.work = attack_work(attack) * len(chunk)
+
+    def run(self, labels: Sequence[str]) -> Mapping[str, Cell]:
+        """Return the right answers."""
+        self.scorer.bring(self.subject.net, self.subject.detectors)
+        begin = time.perf_counter()
+        images = self.chunk.read()
+        scored = self.scorer.correct(self.subject.net, [images], self.perturbation)
+        return self.cells(scored, images.indices, time.perf_counter() - begin)
+
+
+class SanityTask(Task):
+    """The alarms of a detector under attacks on a few images.
+
+    Args:
+        model, label: the detector.
+        inliers, outliers: the images.
+        attacks: by label.
+        scorer: computes.
+    """
+
+    stage = "check"
+
+    def __init__(
+        self,
+        model: Model,
+        label: str,
+        inliers: Chunk,
+        outliers: Chunk,
+        attacks: Mapping[str, Attack],
+        scorer: Scorer,
+    ) -> None:
+        self.subject = model
+        self.model = model.name
+        self.inliers = inliers
+        self.outliers = outliers
+        self.attacks = attacks
+        self.scorer = scorer
+        code = code_version("metrics", "sanity")
+        parts = [model.fingerprint(label), attacks, inliers.content, outliers.content]
+        self.name = fingerprint(["sanity", code, *parts])
+        self.keys = {label: self.name}
+        self.title = f"{model.name}: sanity of {label}"
+        self.work = _SANITY_WORK * max(1, len(attacks))
+
+    def run(self, labels: Sequence[str]) -> Mapping[str, Cell]:
+        """Return the alarms as `warnings`."""
+        self.scorer.bring(self.subject.net, self.subject.detectors)
+        begin = time.perf_counter()
+        (label,) = labels
+        inliers = as_input(self.inliers.read().images, self.scorer.device)
+        outliers = as_input(self.outliers.read().images, self.scorer.device)
+        alarms = sanity.check(
+            self.subject.detectors[label],
+            inliers,
+            outliers,
+            *self.attacks.values(),
+            name="",
+            limit=max(len(inliers), len(outliers)),
+        )
+        warnings = [alarm.removeprefix(": ") for alarm in alarms]
+        return {label: Cell({}, {"warnings": warnings, "seconds": time.perf_counter() - begin})}
+
+
+class FitTask(Task):
+    """What detectors learn from images.
+
+    Args:
+        model: its detectors that are not fitted are those that learn.
+        data: its training images, and where detectors learn from them its validation images and
+            auxiliary outliers.
+        scorer: computes.
+    """
+
+    stage = "fit"
+
+    def __init__(self, model: Model, data: OODData, scorer: Scorer) -> None:
+        self.subject = model
+        self.model = model.name
+        self.data = data
+        self.scorer = scorer
+        detectors = model.detectors.items()
+        self.detectors = {label: detector for label, detector in detectors if not detector.fitted}
+        self.images = self._images()
+        contents = {source: _content(images) for source, images in self.images.items()}
+        self.keys = {}
+        for label, detector in self.detectors.items():
+            sources = ("inliers", *sorted(detector.learns_from))
+            read = [contents[source] for source in sources if source in contents]
+            unfitted = model.fingerprint(label)
+            self.keys[label] = fingerprint(["fit", code_version(), unfitted, *read])
+        self.name = f"fit-{fingerprint([model.net_fingerprint, contents])}"
+        self.title = f"{model.name}: fitting {', '.join(self.detectors)}"
+        self.work = 4.0 * sum(len(images) for images in self.images.values())
+
+    def run(self, labels: Sequence[str]) -> Mapping[str, Cell]:
+        """Fit the detectors together, and return what each learned."""
+        self.scorer.bring(self.subject.net, self.subject.detectors)
+        loaders: dict[str, Any] = {}
+        for source, images in self.images.items():
+            loaders[source] = self.data.evaluation_loader(images)
+        detectors = {label: self.detectors[label] for label in labels}
+        detector_module.fit(detectors.values(), loaders.pop("inliers"), **loaders)
+        cells = {}
+        for label, detector in detectors.items():
+            state = detector.state_dict()
+            cells[label] = Cell({name: state[name].cpu().numpy() for name in _learned(detector)})
+        return cells
+
+    def load(self, store: Store) -> None:
+        """Give the detectors what the store has, and leave out of the model those it lacks.
+
+        Right after fitting, too: then every process goes on from the same bits.
+        """
+        for label, detector in self.detectors.items():
+            cell = store.read(self.keys[label])
+            if cell is None:
+                del self.subject.detectors[label]
+                continue
+            learned = {name: torch.from_numpy(array.copy()) for name, array in cell.arrays.items()}
+            detector.load_state_dict({**detector.state_dict(), **learned})
+
+    def _images(self) -> dict[Split, ImageSet]:
+        images: dict[Split, ImageSet] = {"inliers": self.data.inliers("train")}
+        sources = {source for d in self.detectors.values() for source in d.learns_from}
+        if "validation" in sources and self.data.names["validation"] is not None:
+            images["validation"] = self.data.inliers("validation")
+        if "outliers" in sources:
+            outliers = self.data.outliers()
+            if outliers is not None:
+                images["outliers"] = outliers
+        return images
+
+
+def _content(images: ImageSet) -> str:
+    return fingerprint([[chunk.content for chunk in chunks(images, None)], images.labels])
+
+
+def _learned(detector: Detector) -> list[str]:
+    """Return the names of all that is learned, in a detector and in those inside it."""
+    names = []
+    for prefix, module in detector.named_modules():
+        if isinstance(module, Detector):
+            names += [f"{prefix}.{name}".lstrip(".") for name in module.declared]
+    return names
+
+
+class IntervalTask(Task):
+    """Bootstrap intervals of AUROC and FPR95.
+
+    Args:
+        model, detector: whose scores they are.
+        inliers, outliers: scores `(N,)` and `(M,)`.
+        samples: resamples.
+    """
+
+    stage = "interval"
+
+    def __init__(
+        self, model: str, detector: str, inliers: Tensor, outliers: Tensor, samples: int
+    ) -> None:
+        self.model = model
+        self.inliers = inliers
+        self.outliers = outliers
+        self.samples = samples
+        code = code_version("metrics")
+        self.name = fingerprint(["interval", code, samples, LEVEL, inliers, outliers])
+        self.keys = {detector: self.name}
+        self.title = f"{model}: intervals of {detector}"
+
+    def run(self, labels: Sequence[str]) -> Mapping[str, Cell]:
+        """Return the bounds, by metric."""
+        (label,) = labels
+        draws = generator(0, "bootstrap")
+        bounds = bootstrap_intervals(self.inliers, self.outliers, draws, self.samples, LEVEL)
+        return {label: Cell({}, dict(bounds))}
+
+
+def attack_work(attack: Attack | None) -> float:
+    """Return how long an image takes, in clean scores."""
+    if attack is None:
+        return 1
+    settings = attack.settings()
+    return 1 + 3.0 * settings["steps"] * settings["restarts"]
+
+
+def _title(model: str, subject: str, attack: str, chunk: Chunk) -> str:
+    under = "" if attack == "none" else f" under {attack}"
+    return f"{model}: {subject}{under} on {chunk.images.name} {chunk.start}-{chunk.stop}"

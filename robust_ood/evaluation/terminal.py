@@ -1,0 +1,227 @@
+"""What the terminal shows: how far an evaluation is, and tables of what survived, in 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from robust_ood.evaluation.results import Failure, Results, Row
+
+_ATTACKED = {"none": "clean", "in": "inliers", "out": "outliers", "both": "both"}
+
+
+class Progress:
+    """Told what is computed, in units of one clean score of one image; shows nothing."""
+
+    def expect(self, work: float) -> None:
+        """Add work to what is to be done; negative for work that turns out to be done already."""
+
+    def begin(self, title: str) -> None:
+        """Say what is computed next."""
+
+    def done(self, work: float) -> None:
+        """Say that so much work is done."""
+
+
+class ProgressBar(Progress):
+    """A bar with the time left, on a terminal only; it is gone when the block ends."""
+
+    def __init__(self, console: Console) -> None:
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(24),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+            # Clean passes and attacks differ in what they say of the time left.
+            speed_estimate_period=300,
+        )
+        self._task = self._bar.add_task("reading", total=None)
+        self._total = 0.0
+
+    def __enter__(self) -> ProgressBar:
+        if not self._bar.disable:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        # Older versions of rich end a bar that was never shown with an empty line.
+        if not self._bar.disable:
+            self._bar.stop()
+
+    def expect(self, work: float) -> None:
+        """Add work to what is to be done."""
+        self._total += work
+        self._bar.update(self._task, total=self._total)
+
+    def begin(self, title: str) -> None:
+        """Show what is computed next."""
+        self._bar.update(self._task, description=title)
+
+    def done(self, work: float) -> None:
+        """Move the bar."""
+        self._bar.advance(self._task, work)
+
+
+def print_results(results: Results, console: Console | None = None) -> None:
+    """Print AUROC and FPR95, clean and attacked, by attack and detector, then the accuracies."""
+    console = console or Console()
+    for table in _detection_tables(results.rows):
+        console.print(table, "")
+    console.print(
+        "AUROC/FPR95 with clean images, attacked inliers, attacked outliers, and both attacked.\n"
+        "FPR95 is the share of OOD accepted when 95 % of ID is accepted.",
+        highlight=False,
+    )
+    console.print()
+    console.print(_accuracy(results))
+    if results.summary:
+        console.print(_summary(results), "")
+    for warning in results.warnings:
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
+    for failure in results.failures:
+        console.print(f"[red]failed:[/red] {escape(describe_failure(failure))}")
+
+
+def _detection_tables(rows: Sequence[Row]) -> Iterator[Table]:
+    """Yield a table for each attack, in the order of the config; without any, the clean one."""
+    clean = {_subject(row): row for row in rows if row.attacked == "none"}
+    attacked = [row for row in rows if row.attacked != "none"]
+    if not attacked:
+        yield _detection("no attack", {subject: {"none": row} for subject, row in clean.items()})
+    for attack in dict.fromkeys(row.attack for row in attacked):
+        rows = [row for row in attacked if row.attack == attack]
+        lines: dict[tuple[str, ...], dict[str, Row | None]] = {}
+        for row in rows:
+            line = lines.setdefault(_subject(row), {"none": clean.get(_subject(row))})
+            line[row.attacked] = row
+        first = rows[0]
+        budget = f"{_count(first.steps, 'step')}, {_count(first.restarts, 'restart')}"
+        yield _detection(f"attack {attack}: {first.norm} {first.radius:.4f}, {budget}", lines)
+
+
+def describe_failure(failure: Failure) -> str:
+    """Return who failed, in what, and why, in one line."""
+    subject = f"{failure.model}, {failure.detector}" if failure.detector else failure.model
+    under = "" if failure.attack == "none" else f" under {failure.attack}"
+    return f"{subject} ({failure.stage}{under}): {failure.error}"
+
+
+def _subject(row: Row) -> tuple[str, ...]:
+    return (row.model, row.detector, row.ood, row.group)
+
+
+def _table(title: str) -> Table:
+    """Return an empty table, tight, so that its cells fit into 80 columns."""
+    return Table(
+        title=title,
+        min_width=min(len(title), 60),
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+
+
+def _detection(title: str, lines: Mapping[tuple[str, ...], Mapping[str, Row | None]]) -> Table:
+    table = _table(title)
+    for name in ("model", "detector", "OOD set"):
+        table.add_column(name, overflow="fold")
+    for name in _ATTACKED.values():
+        table.add_column(name, justify="right", no_wrap=True)
+    # A set counts for its group's mean, whose row is called like the group.
+    sets = {(model, detector, group): 0 for model, detector, _, group in lines}
+    for model, detector, ood, group in lines:
+        sets[model, detector, group] += ood != group
+    shown_model = ""
+    shown_detector = ""
+    for (model, detector, ood, group), cells in lines.items():
+        count = sets[model, detector, group]
+        is_mean = ood == group and count > 0
+        if is_mean and count == 1:
+            continue  # the mean of a single set
+        if shown_model not in ("", model):
+            table.add_section()
+        names = [model, detector, f"mean of {group}" if is_mean else ood]
+        if detector == shown_detector and model == shown_model:
+            names[1] = ""
+        if model == shown_model:
+            names[0] = ""
+        table.add_row(*names, *(_cell(cells.get(attacked)) for attacked in _ATTACKED))
+        shown_model = model
+        shown_detector = detector
+    return table
+
+
+def _summary(results: Results) -> Table:
+    table = _table(
+        "mean +- standard deviation over the checkpoints of a recipe: "
+        "AUROC (accuracy where no detector is)"
+    )
+    for name in ("recipe", "detector", "attack", "attacked", "OOD set"):
+        table.add_column(name, overflow="fold")
+    table.add_column("", justify="right", no_wrap=True)
+    for line in results.summary:
+        metric = "auroc" if line.detector else "accuracy"
+        table.add_row(
+            line.recipe,
+            line.detector or "",
+            line.attack,
+            _ATTACKED.get(line.attacked or "", ""),
+            line.ood or "",
+            f"{_rate(line.mean[metric])} +- {_rate(line.std[metric])}",
+        )
+    return table
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    return f"{_rate(row.auroc)}/{_rate(row.fpr95)}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _rate(value: float) -> str:
+    """Return three decimals without the leading zero: `.987`, and `1.00` for one."""
+    text = f"{value:.3f}"
+    return text[1:] if text.startswith("0") else text[:4]
+
+
+def _accuracy(results: Results) -> Table:
+    table = _table("classification accuracy")
+    attacks = list(dict.fromkeys(row.attack for row in results.classification))
+    table.add_column("model")
+    for attack in attacks:
+        table.add_column("clean" if attack == "none" else attack, justify="right")
+    for model in dict.fromkeys(row.model for row in results.classification):
+        rows = [row for row in results.classification if row.model == model]
+        cells = {row.attack: _rate(row.accuracy) for row in rows}
+        table.add_row(model, *(cells.get(attack, "") for attack in attacks))
+    return table
