@@ -15,9 +15,9 @@ from robust_ood.models import read_checkpoint
 _FREE = (
     "checkpoints",
     "ckpt_path",
-    "data.on_device",
+    "data.reading.on_device",
+    "data.reading.workers",
     "data.root",
-    "data.workers",
     "experiment",
     "include",
     "init_from",
@@ -27,6 +27,12 @@ _FREE = (
     "trainer.enable_progress_bar",
 )
 """Settings that may differ, because they do not change what the run computes."""
+_RENAMED = {
+    "data.memory_limit": "data.reading.memory_limit",
+    "data.on_device": "data.reading.on_device",
+    "data.workers": "data.reading.workers",
+}
+"""Settings of older runs, which also work for one more release, by what they are called now."""
 
 
 def first_process() -> bool:
@@ -58,7 +64,8 @@ def newest_checkpoint(folder: Path) -> Path:
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise `UserError` naming each setting that differs from those of the resumed run."""
-    old, new = _flat(before), _flat(now)
+    old = _renamed(_flat(before))
+    new = _renamed(_flat(now))
     differing = [
         f"{field} (was {old.get(field)}, now {new.get(field)})"
         for field in sorted(old.keys() | new.keys())
@@ -70,6 +77,15 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             f"ckpt_path: the run was started with other settings: {', '.join(differing)}; "
             "give --resume_changed true to go on with the new ones"
         )
+
+
+def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings under their new names; a value given under an old name counts."""
+    renamed = {field: value for field, value in settings.items() if field not in _RENAMED}
+    for old, new in _RENAMED.items():
+        if old in settings:
+            renamed[new] = settings[old]
+    return renamed
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
