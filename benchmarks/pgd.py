@@ -26,7 +26,7 @@ from robust_ood import Linf, minimize
 from robust_ood.attacks import PGD, misclassify
 from robust_ood.attacks.objectives import wrong_label
 from robust_ood.attacks.precision import resolve
-from robust_ood.data.digits import digits
+from robust_ood.data.sources.digits import digits
 from robust_ood.models import ThinResNet, WideResNet
 
 RADIUS, STEP = 8 / 255, 2 / 255

@@ -16,9 +16,9 @@ from robust_ood.models import read_checkpoint
 _FREE = (
     "checkpoints",
     "ckpt_path",
-    "data.on_device",
+    "data.reading.on_device",
+    "data.reading.workers",
     "data.root",
-    "data.workers",
     "experiment",
     "include",
     "init_from",
@@ -29,6 +29,12 @@ _FREE = (
     "trainer.logger",
 )
 """Settings that may differ, because they do not change what the run computes."""
+_RENAMED = {
+    "data.memory_limit": "data.reading.memory_limit",
+    "data.on_device": "data.reading.on_device",
+    "data.workers": "data.reading.workers",
+}
+"""Settings of older runs, which also work for one more release, by what they are called now."""
 
 
 def first_process() -> bool:
@@ -60,8 +66,8 @@ def newest_checkpoint(folder: Path) -> Path:
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise `UserError` naming each setting that differs from those of the resumed run."""
-    old = _flat(_comparable(before))
-    new = _flat(_comparable(now))
+    old = _renamed(_flat(_comparable(before)))
+    new = _renamed(_flat(_comparable(now)))
     differing = []
     for field in sorted(old.keys() | new.keys()):
         if old.get(field) != new.get(field) and not _is_free(field):
@@ -83,6 +89,15 @@ def _comparable(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _is_free(field: str) -> bool:
     return any(field == free or field.startswith(f"{free}.") for free in _FREE)
+
+
+def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings under their new names; a value given under an old name counts."""
+    renamed = {field: value for field, value in settings.items() if field not in _RENAMED}
+    for old, new in _RENAMED.items():
+        if old in settings:
+            renamed[new] = settings[old]
+    return renamed
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:

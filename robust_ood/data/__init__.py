@@ -2,14 +2,14 @@
 Lightning module.
 """
 
-from robust_ood.data.arrays import load_arrays
 from robust_ood.data.catalogue import CATALOGUE, GROUPS
 from robust_ood.data.loaders import EvaluationLoader, TrainingLoader, to_float
 from robust_ood.data.module import Group, OODData
 from robust_ood.data.named import EMBEDDED, load_set
-from robust_ood.data.reading import Batch, Reading
+from robust_ood.data.reading import Batch, Reading, ReadingOptions
 from robust_ood.data.sets import ImageSet
-from robust_ood.data.spec import SetSpec
+from robust_ood.data.sources.arrays import load_arrays
+from robust_ood.data.sources.spec import SetSpec
 
 __all__ = [
     "CATALOGUE",
@@ -21,6 +21,7 @@ __all__ = [
     "ImageSet",
     "OODData",
     "Reading",
+    "ReadingOptions",
     "SetSpec",
     "TrainingLoader",
     "load_arrays",

@@ -1,6 +1,6 @@
 """Loaders whose every batch is a pure function of (seed, epoch, step, rank).
 
-They hold nothing that a checkpoint would have to restore except how far the epoch has gone.
+All that a checkpoint has to restore is how far the epoch has gone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from robust_ood.data.reading import Batch, Reader, Reading, Request
+from robust_ood.data.reading import Batch, BatchPlan, Reader, Reading
 from robust_ood.data.sets import ImageSet
 from robust_ood.errors import UserError
 from robust_ood.randomness import generator
@@ -20,10 +20,9 @@ from robust_ood.randomness import generator
 class TrainingLoader:
     """Shuffled batches of inliers, each with a batch of auxiliary outliers.
 
-    Inliers are shuffled anew each epoch and an incomplete last batch is left out. Outliers are one
-    endless stream of shuffled passes, so all are used equally often however the two sets' sizes
-    compare. Ranks get disjoint shards of both. Images that turn out unreadable are missing from
-    their batch.
+    Inliers are shuffled again in each epoch and an incomplete last batch is dropped. Outliers are
+    one endless stream of shuffled passes, so that all are used equally often whatever the two
+    sets' sizes. Ranks get disjoint shards of both. Unreadable images are missing from their batch.
 
     Args:
         inliers: labelled in-distribution images.
@@ -32,7 +31,7 @@ class TrainingLoader:
         outlier_batch_size: outliers per batch and rank.
         seed: the run's seed.
         rank, world: this process and the number of processes.
-        reading: who reads the images; the batches do not depend on it.
+        reading: how the images are read; the batches do not depend on it.
     """
 
     def __init__(
@@ -47,77 +46,91 @@ class TrainingLoader:
         world: int = 1,
         reading: Reading | None = None,
     ) -> None:
-        self.inliers, self.outliers = inliers, outliers if outlier_batch_size else None
-        self.batch_size, self.outlier_batch_size = batch_size, outlier_batch_size
-        self.seed, self.rank, self.world = seed, rank, world
-        self.epoch, self.position = 0, 0
+        self.inliers = inliers
+        self.outliers = outliers if outlier_batch_size else None
+        self.batch_size = batch_size
+        self.outlier_batch_size = outlier_batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.epoch = 0
+        self.position = 0
         self.sampler = self  # Lightning calls `loader.sampler.set_epoch`
         self._resume: tuple[int, int] | None = None
+        self._outlier_order: tuple[int, Tensor] | None = None
         self._reader = Reader(inliers, self.outliers, reading or Reading())
         if len(self) == 0:
             raise UserError(
-                f"batch_size: {batch_size} on {world} process(es) is more than the {len(inliers)} images of "
-                f"{inliers.name}"
+                f"batch_size: {batch_size} on {world} process(es) is more than the {len(inliers)} "
+                f"images of {inliers.name}"
             )
 
     def __len__(self) -> int:
         return len(self.inliers) // (self.batch_size * self.world)
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next iteration is."""
+        """Set which epoch the next iteration is."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        # A restored position counts once and for its own epoch: an epoch that someone cut short is
-        # not continued.
-        resume, self._resume = self._resume, None
-        self.position = resume[1] if resume is not None and resume[0] == self.epoch else 0
-        for batch in self._reader.batches(self._requests(self.epoch, self.position)):
+        self.position = self._take_resumed_position()
+        for batch in self._reader.batches(self._plans(self.epoch, self.position)):
             self.position = batch.step + 1
-            if not len(batch.images) or (self.outliers is not None and not len(batch.outliers)):
-                raise UserError(f"{self.inliers.name}: nothing of batch {batch.step} can be read")
+            no_outliers = self.outliers is not None and not len(batch.outliers)
+            if no_outliers or not len(batch.images):
+                raise UserError(f"{self.inliers.name}: no image of batch {batch.step} can be read")
             yield batch
-
-    def _requests(self, epoch: int, start: int) -> Iterator[Request]:
-        order = torch.randperm(
-            len(self.inliers), generator=generator(self.seed, "inlier order", epoch)
-        )
-        for step in range(start, len(self)):
-            first = (step * self.world + self.rank) * self.batch_size
-            indices = order[first : first + self.batch_size]
-            outliers = self._outlier_indices(epoch * len(self) + step)
-            yield Request(epoch, step, indices.numpy(), outliers.numpy())
-
-    def _outlier_indices(self, batch: int) -> Tensor:
-        if self.outliers is None:
-            return torch.empty(0, dtype=torch.int64)
-        first = (batch * self.world + self.rank) * self.outlier_batch_size
-        places = torch.arange(first, first + self.outlier_batch_size)
-        passes = places // len(self.outliers)
-        parts = []
-        for turn in range(int(passes[0]), int(passes[-1]) + 1):
-            parts.append(
-                self._outlier_order(turn, len(self.outliers))[
-                    places[passes == turn] % len(self.outliers)
-                ]
-            )
-        return torch.cat(parts)
-
-    def _outlier_order(self, turn: int, count: int) -> Tensor:
-        if getattr(self, "_cached_turn", None) != turn:
-            self._cached_turn = turn
-            self._cached_order = torch.randperm(
-                count, generator=generator(self.seed, "outlier order", turn)
-            )
-        return self._cached_order
 
     def state_dict(self) -> dict[str, int]:
         """Return which epoch it is and how many of its batches have been handed out."""
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue that epoch after that many batches, when it is next asked for."""
+        """Continue that epoch after that many batches, at its next iteration."""
         self._resume = (state["epoch"], state["position"])
+
+    def _take_resumed_position(self) -> int:
+        """Return the restored position once, for its own epoch only: an epoch that was cut short
+        on purpose is not continued.
+        """
+        resume = self._resume
+        self._resume = None
+        if resume is None:
+            return 0
+        epoch, position = resume
+        return position if epoch == self.epoch else 0
+
+    def _plans(self, epoch: int, start: int) -> Iterator[BatchPlan]:
+        source = generator(self.seed, "inlier order", epoch)
+        order = torch.randperm(len(self.inliers), generator=source)
+        for step in range(start, len(self)):
+            first = (step * self.world + self.rank) * self.batch_size
+            inliers = order[first : first + self.batch_size]
+            outliers = self._outlier_indices(epoch * len(self) + step)
+            yield BatchPlan(epoch, step, inliers.numpy(), outliers.numpy())
+
+    def _outlier_indices(self, batch: int) -> Tensor:
+        """Return the outliers of a batch, counted over all epochs: a piece of the endless stream,
+        which may cross from one shuffled pass to the next.
+        """
+        if self.outliers is None:
+            return torch.empty(0, dtype=torch.int64)
+        count = len(self.outliers)
+        first = (batch * self.world + self.rank) * self.outlier_batch_size
+        places = torch.arange(first, first + self.outlier_batch_size)
+        passes = places // count
+        pieces = []
+        for shuffle in range(int(passes[0]), int(passes[-1]) + 1):
+            order = self._order_of_pass(shuffle, count)
+            pieces.append(order[places[passes == shuffle] % count])
+        return torch.cat(pieces)
+
+    def _order_of_pass(self, shuffle: int, count: int) -> Tensor:
+        """Return the order of the outliers in a pass; the latest one is kept."""
+        if self._outlier_order is None or self._outlier_order[0] != shuffle:
+            source = generator(self.seed, "outlier order", shuffle)
+            self._outlier_order = (shuffle, torch.randperm(count, generator=source))
+        return self._outlier_order[1]
 
 
 class EvaluationLoader:
@@ -126,9 +139,9 @@ class EvaluationLoader:
     Args:
         images: the set.
         batch_size: images per batch and rank.
-        limit: use only the first so many images.
+        limit: use only the first this many images.
         rank, world: this process and the number of processes.
-        reading: who reads the images.
+        reading: how the images are read.
     """
 
     def __init__(
@@ -141,25 +154,28 @@ class EvaluationLoader:
         world: int = 1,
         reading: Reading | None = None,
     ) -> None:
-        self.images, self.batch_size = images, batch_size
-        self.indices = torch.arange(min(limit or len(images), len(images)))[rank::world]
+        self.images = images
+        self.batch_size = batch_size
+        count = min(limit or len(images), len(images))
+        self.indices = torch.arange(count)[rank::world]
         self._reader = Reader(images, None, reading or Reading())
 
     def __len__(self) -> int:
         return math.ceil(len(self.indices) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        return (batch for batch in self._reader.batches(self._requests()) if len(batch.images))
+        for batch in self._reader.batches(self._plans()):
+            if len(batch.images):
+                yield batch
 
-    def _requests(self) -> Iterator[Request]:
-        nothing = torch.empty(0, dtype=torch.int64).numpy()
+    def _plans(self) -> Iterator[BatchPlan]:
+        no_outliers = torch.empty(0, dtype=torch.int64).numpy()
         for step in range(len(self)):
             indices = self.indices[step * self.batch_size : (step + 1) * self.batch_size]
-            yield Request(0, step, indices.numpy(), nothing)
+            yield BatchPlan(0, step, indices.numpy(), no_outliers)
 
 
 def to_float(images: Tensor) -> Tensor:
     """Return uint8 images `(N, C, H, W)` as floats in [0, 1]."""
-    return images.div(
-        255
-    ).float()  # dividing integers gives floats already: one pass instead of two
+    # Dividing integers gives floats already: one pass over the images instead of two.
+    return images.div(255).float()

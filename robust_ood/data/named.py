@@ -11,25 +11,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from robust_ood.data import arrays, folders
-from robust_ood.data.catalogue import CATALOGUE, Entry, find_part
-from robust_ood.data.datasets import load_dataset
-from robust_ood.data.digits import DIGIT_SETS
-from robust_ood.data.files import Fit
+from robust_ood.data.catalogue import CATALOGUE, CatalogueEntry, find_part
+from robust_ood.data.memory import MEMORY_LIMIT, read_into_memory
 from robust_ood.data.sets import ImageSet
-from robust_ood.data.spec import SetSpec
-from robust_ood.data.storage import fitted, in_memory
-from robust_ood.data.synthetic import NOISE_SETS
+from robust_ood.data.sources import arrays
+from robust_ood.data.sources.datasets import load_dataset
+from robust_ood.data.sources.digits import DIGIT_SETS
+from robust_ood.data.sources.folders import load_folder
+from robust_ood.data.sources.image_lists import load_list
+from robust_ood.data.sources.resize import Resize, resize_set
+from robust_ood.data.sources.spec import SetSpec
+from robust_ood.data.sources.synthetic import NOISE_SETS
 from robust_ood.errors import UserError, nearest, unknown_name
 from robust_ood.randomness import generator
 
 EMBEDDED: dict[str, Callable[[], ImageSet]] = {**DIGIT_SETS, **NOISE_SETS}
 """Sets that come with the package's dependencies and need no file."""
-
-MEMORY_LIMIT = 2 * 2**30
-"""Bytes up to which a set of files or of a data set's items is read into memory once, instead of
-again each epoch.
-"""
 
 
 def load_set(
@@ -44,178 +41,79 @@ def load_set(
     Args:
         spec: what `SetSpec.source` describes, or a `SetSpec`. The suffix of an array file may be
             left out.
-        root: folder of the data: array files, image folders, and what `robust-ood data download`
-            brought.
+        root: folder of the data: array files, image folders, and downloads of `robust-ood data
+            download`.
         field: the config field, for messages.
-        size: side of the images in pixels, for sets that do not state their own; None takes them as
-            they are.
+        size: side of the images in pixels, for sets that do not state their own; None leaves them
+            unchanged.
         memory_limit: bytes up to which files are read into memory; larger sets are read batch by
             batch.
 
     Raises:
-        UserError: no such set or file, or one that is damaged or of the wrong kind.
+        UserError: there is no such set or file, or it is damaged or of the wrong kind.
     """
-    spec = SetSpec(spec) if isinstance(spec, str) else spec
-    fit = spec.fit(size)
-    images = replace(_source(spec, root, field, fit), max_unreadable=spec.max_unreadable)
+    if isinstance(spec, str):
+        spec = SetSpec(spec)
+    resize = spec.resize_to(size)
+    images = _load_source(spec, root, field, resize)
+    images = replace(images, max_unreadable=spec.max_unreadable)
     if spec.labels is not None:
-        images = replace(
-            images, labels=arrays.load_array(root / spec.labels, f"data.{field}: labels")
-        )
-    images = fitted(images, fit)
-    chosen = _chosen(spec, root, field, len(images))
-    if chosen is not None:
-        images = images.subset(chosen)
-    return in_memory(replace(images, name=spec.name or images.name), memory_limit)
+        labels = arrays.load_array(root / spec.labels, f"data.{field}: labels")
+        images = replace(images, labels=labels)
+    images = resize_set(images, resize)
+    indices = _select(spec, root, field, len(images))
+    if indices is not None:
+        images = images.subset(indices)
+    images = replace(images, name=spec.name or images.name)
+    return read_into_memory(images, memory_limit)
 
 
-def origin(spec: str | SetSpec, root: Path, field: str) -> str:
-    """Return what two names of one set have in common: the catalogue entry, the file, or the name
-    itself.
+def source_of(spec: str | SetSpec) -> str:
+    """Return the source that a config names, as it is written there."""
+    return spec if isinstance(spec, str) else spec.source
+
+
+def data_set_key(spec: str | SetSpec, root: Path, field: str) -> str:
+    """Return what all names of one data set have in common.
+
+    It is the name of the catalogue entry, whichever part, the resolved file, or the name itself.
 
     field: of `data`, for messages.
     """
-    source = spec if isinstance(spec, str) else spec.source
+    source = source_of(spec)
     if source in EMBEDDED:
         return source
-    found = _entry(source, root, field)
-    if found is not None:
-        return found[0].name
-    path = _existing(root / source)
-    return str(path.resolve()) if path is not None else source
+    entry_and_part = _find_in_catalogue(source, root, field)
+    if entry_and_part is not None:
+        return entry_and_part[0].name
+    path = _find_path(root / source)
+    return source if path is None else str(path.resolve())
 
 
-def part_of(spec: str | SetSpec, root: Path, field: str) -> str:
-    """Return what two names of the same images have in common: as `origin`, but another part is
-    another set.
+def part_key(spec: str | SetSpec, root: Path, field: str) -> str:
+    """Return what all names of the same images have in common.
+
+    As `data_set_key`, but the parts of a catalogue entry are different sets.
     """
-    source = spec if isinstance(spec, str) else spec.source
-    found = None if source in EMBEDDED else _entry(source, root, field)
-    return origin(spec, root, field) if found is None else f"{found[0].name}/{found[1]}"
+    source = source_of(spec)
+    if source not in EMBEDDED:
+        entry_and_part = _find_in_catalogue(source, root, field)
+        if entry_and_part is not None:
+            entry, part = entry_and_part
+            return f"{entry.name}/{part}"
+    return data_set_key(spec, root, field)
 
 
-def has_any_size(source: str, root: Path) -> bool:
-    """Return whether a source's images may have any size, so that whoever reads them has to state
-    one.
-    """
+def needs_size(source: str, root: Path) -> bool:
+    """Return whether a source's images may have any size, so that a size has to be given."""
     if source in EMBEDDED:
         return False
-    found = _entry(source, root)
-    if found is not None:
-        entry, part = found
+    entry_and_part = _find_in_catalogue(source, root)
+    if entry_and_part is not None:
+        entry, part = entry_and_part
         return entry.parts[part].sized
-    path = _existing(root / source)
+    path = _find_path(root / source)
     return path is None or path.suffix not in arrays.SUFFIXES
-
-
-def _source(spec: SetSpec, root: Path, field: str, fit: Fit | None) -> ImageSet:
-    source = spec.source
-    if source in EMBEDDED:
-        return EMBEDDED[source]()
-    found = _entry(source, root, field)
-    if found is not None:
-        entry, part = found
-        return entry.load(root, part, fit)
-    path = _existing(root / source)
-    if path is not None:
-        return _from_path(path, spec, root, field, fit)
-    if (
-        "/" not in source
-        and "." in source
-        and Path(source).suffix not in (*arrays.SUFFIXES, ".txt")
-    ):
-        return load_dataset(source, spec.arguments, _wanted(fit, source, field), spec.name)
-    known = difflib.get_close_matches(source, [*EMBEDDED, *CATALOGUE], cutoff=0.7)
-    if not root.is_dir() and not known:
-        raise UserError(f"data.root: no such folder: {root} (wanted for data.{field}: {source})")
-    if (root / source).suffix in arrays.SUFFIXES:
-        raise UserError(f"data.{field}: no such file: {root / source}")
-    if "/" in source and not known:
-        raise UserError(
-            f"data.{field}: no such file or folder: {root / source}{_sibling(root, source)}"
-        )
-    here = (
-        [path for path in root.iterdir() if not path.name.startswith(".")] if root.is_dir() else []
-    )
-    names = [path.stem if path.suffix in arrays.SUFFIXES else path.name for path in here]
-    raise unknown_name(f"data.{field}", source, {*EMBEDDED, *CATALOGUE, *names})
-
-
-def _sibling(root: Path, source: str) -> str:
-    """Return, for a message, what stands there of a similar name in place of the first part that
-    does not.
-    """
-    there, (first, *rest) = root, source.split("/")
-    while rest and (there / first).is_dir():
-        there, (first, *rest) = there / first, rest
-    near = nearest(first, [path.name for path in there.iterdir()])
-    return (
-        f"; did you mean {(there / '/'.join([near, *rest])).relative_to(root).as_posix()!r}?"
-        if near
-        else ""
-    )
-
-
-def _entry(source: str, root: Path, field: str | None = None) -> tuple[Entry, str] | None:
-    """Return the catalogue's entry and part of that name, or None; a path that is there and names
-    no part is no part.
-
-    Raises: `UserError` for a part that the catalogue does not know.
-    """
-    name, _, part = source.partition("/")
-    if name not in CATALOGUE or (
-        part and part not in CATALOGUE[name].parts and _existing(root / source) is not None
-    ):
-        return None
-    return find_part(source, CATALOGUE, "name" if field is None else f"data.{field}")
-
-
-def _existing(path: Path) -> Path | None:
-    candidates = [
-        path,
-        *(path.with_name(path.name + suffix) for suffix in arrays.SUFFIXES if path.name),
-    ]
-    return next((candidate for candidate in candidates if candidate.exists()), None)
-
-
-def _from_path(path: Path, spec: SetSpec, root: Path, field: str, fit: Fit | None) -> ImageSet:
-    if path.suffix in arrays.SUFFIXES:
-        return arrays.load_arrays(path)
-    if path.suffix != ".txt" and not path.is_dir():
-        raise UserError(
-            f"data.{field}: {path} is no {', '.join(arrays.SUFFIXES)}, image list (.txt) or folder of images"
-        )
-    fit = _wanted(fit, spec.source, field)
-    if path.is_dir():
-        return folders.load_folder(path, fit)
-    return folders.load_list(path, root / spec.base if spec.base else None, fit)
-
-
-def _wanted(fit: Fit | None, source: str, field: str) -> Fit:
-    if fit is None:
-        raise UserError(
-            f"data.size: not given, and the images of {source} (data.{field}) may have any size"
-        )
-    return fit
-
-
-def _chosen(spec: SetSpec, root: Path, field: str, available: int) -> NDArray[np.int64] | None:
-    """Return the indices that `exclude` and `count` leave; None where both are absent."""
-    if spec.exclude is None and spec.count is None:
-        return None
-    left = np.arange(available)
-    if spec.exclude is not None:
-        left = np.setdiff1d(
-            left, read_indices(root / spec.exclude, available, f"data.{field}: exclude")
-        )
-    if spec.count is not None:
-        if spec.count > len(left):
-            raise UserError(
-                f"data.{field}: count {spec.count} is more than the {len(left)} images of {spec.source}"
-            )
-        draw = torch.randperm(len(left), generator=generator(spec.seed, "count", spec.source))
-        left = left[np.sort(draw[: spec.count].numpy())]
-    return left
 
 
 def read_indices(path: Path, available: int, field: str) -> NDArray[np.int64]:
@@ -227,12 +125,146 @@ def read_indices(path: Path, available: int, field: str) -> NDArray[np.int64]:
         lines = path.read_text().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{field}: cannot read {path} ({error})") from error
-    indices = []
+    indices: list[int] = []
     for number, line in enumerate(lines, 1):
         text = line.partition("#")[0].strip()
-        if text and not (text.isdecimal() and int(text) < available):
+        if not text:
+            continue
+        if not text.isdecimal() or int(text) >= available:
             raise UserError(
-                f"{field}: line {number} of {path} is {text!r}; an index in 0..{available - 1} is wanted"
+                f"{field}: line {number} of {path}: expected an index in 0..{available - 1}, "
+                f"got {text!r}"
             )
-        indices += [int(text)] if text else []
+        indices.append(int(text))
     return np.array(indices, np.int64)
+
+
+def _load_source(spec: SetSpec, root: Path, field: str, resize: Resize | None) -> ImageSet:
+    """Return all images of a source: an embedded set, a catalogue entry, a path or a class path."""
+    source = spec.source
+    if source in EMBEDDED:
+        return EMBEDDED[source]()
+    entry_and_part = _find_in_catalogue(source, root, field)
+    if entry_and_part is not None:
+        entry, part = entry_and_part
+        return entry.load(root, part, resize)
+    path = _find_path(root / source)
+    if path is not None:
+        return _load_path(path, spec, root, field, resize)
+    if _is_class_path(source):
+        resize = _require_size(resize, source, field)
+        return load_dataset(source, spec.arguments, resize, spec.name)
+    raise _unknown_source(source, root, field)
+
+
+def _load_path(
+    path: Path, spec: SetSpec, root: Path, field: str, resize: Resize | None
+) -> ImageSet:
+    if path.suffix in arrays.SUFFIXES:
+        return arrays.load_arrays(path)
+    if path.is_dir():
+        return load_folder(path, _require_size(resize, spec.source, field))
+    if path.suffix == ".txt":
+        base = root / spec.base if spec.base else None
+        return load_list(path, base, _require_size(resize, spec.source, field))
+    accepted = ", ".join(arrays.SUFFIXES)
+    raise UserError(
+        f"data.{field}: expected {accepted}, an image list (.txt) or a folder of images, got {path}"
+    )
+
+
+def _require_size(resize: Resize | None, source: str, field: str) -> Resize:
+    if resize is None:
+        raise UserError(
+            f"data.size: not given, and the images of {source} (data.{field}) may have any size"
+        )
+    return resize
+
+
+def _is_class_path(source: str) -> bool:
+    file_suffix = Path(source).suffix in (*arrays.SUFFIXES, ".txt")
+    return "/" not in source and "." in source and not file_suffix
+
+
+def _find_in_catalogue(
+    source: str, root: Path, field: str | None = None
+) -> tuple[CatalogueEntry, str] | None:
+    """Return the catalogue's entry and part of that name, or None.
+
+    An existing path that names no part of an entry is a path, even in a folder called like the
+    entry.
+
+    Raises: `UserError` for a part that the catalogue does not know.
+    """
+    name, _, part = source.partition("/")
+    if name not in CATALOGUE:
+        return None
+    unknown_part = part and part not in CATALOGUE[name].parts
+    if unknown_part and _find_path(root / source) is not None:
+        return None
+    return find_part(source, CATALOGUE, "name" if field is None else f"data.{field}")
+
+
+def _find_path(path: Path) -> Path | None:
+    """Return the existing path of that name, with or without the suffix of an array file."""
+    if path.exists():
+        return path
+    if not path.name:
+        return None
+    for suffix in arrays.SUFFIXES:
+        array_file = path.with_name(path.name + suffix)
+        if array_file.exists():
+            return array_file
+    return None
+
+
+def _select(spec: SetSpec, root: Path, field: str, available: int) -> NDArray[np.int64] | None:
+    """Return the indices that `exclude` and `count` leave; None where both are absent."""
+    if spec.exclude is None and spec.count is None:
+        return None
+    indices = np.arange(available)
+    if spec.exclude is not None:
+        excluded = read_indices(root / spec.exclude, available, f"data.{field}: exclude")
+        indices = np.setdiff1d(indices, excluded)
+    if spec.count is None:
+        return indices
+    if spec.count > len(indices):
+        raise UserError(
+            f"data.{field}: count {spec.count} is more than the {len(indices)} images of "
+            f"{spec.source}"
+        )
+    source = generator(spec.seed, "count", spec.source)
+    drawn = torch.randperm(len(indices), generator=source)[: spec.count]
+    chosen: NDArray[np.int64] = indices[np.sort(drawn.numpy())]
+    return chosen
+
+
+def _unknown_source(source: str, root: Path, field: str) -> UserError:
+    """Return the error for a source that is neither a name nor a path, with the nearest name."""
+    similar = difflib.get_close_matches(source, [*EMBEDDED, *CATALOGUE], cutoff=0.7)
+    if not root.is_dir() and not similar:
+        return UserError(f"data.root: no such folder: {root} (needed for data.{field}: {source})")
+    if (root / source).suffix in arrays.SUFFIXES:
+        return UserError(f"data.{field}: no such file: {root / source}")
+    if "/" in source and not similar:
+        hint = _similar_path(root, source)
+        return UserError(f"data.{field}: no such file or folder: {root / source}{hint}")
+    names = {*EMBEDDED, *CATALOGUE}
+    for path in root.iterdir() if root.is_dir() else ():
+        if not path.name.startswith("."):
+            names.add(path.stem if path.suffix in arrays.SUFFIXES else path.name)
+    return unknown_name(f"data.{field}", source, names)
+
+
+def _similar_path(root: Path, source: str) -> str:
+    """Return a hint for a message: the path with its first missing folder or file corrected."""
+    folder = root
+    missing, *rest = source.split("/")
+    while rest and (folder / missing).is_dir():
+        folder = folder / missing
+        missing, *rest = rest
+    near = nearest(missing, [path.name for path in folder.iterdir()])
+    if near is None:
+        return ""
+    corrected = folder.joinpath(near, *rest).relative_to(root)
+    return f"; did you mean {corrected.as_posix()!r}?"

@@ -2,52 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
 from robust_ood.data.sets import ImageSet
 from robust_ood.randomness import generator
 
-_GAP, _TITLE = 4, 18
-_LEAST = 64  # side of a tile in pixels; smaller images are enlarged by whole factors
+_GAP = 4  # pixels between tiles
+_TEXT_HEIGHT = 18
+_CHARACTER_WIDTH = 6
+_SMALLEST_TILE = 64  # side in pixels; smaller images are enlarged by whole factors
 
 
 def contact_sheet(images: ImageSet, rows: int = 8, columns: int = 8, seed: int = 0) -> Image.Image:
-    """Return a picture of up to `rows * columns` images drawn by `seed`, sorted by class where they
-    have any.
+    """Return a picture of up to `rows * columns` images drawn by `seed`, sorted by class if any.
 
-    Under each stands its class, or its place in the set where it has none.
+    Below each image is its class, or its place in the set where it has none.
     """
     count = min(rows * columns, len(images))
-    drawn = (
-        torch.randperm(len(images), generator=generator(seed, "contact sheet"))[:count]
-        .sort()
-        .values
-    )
-    taken = images.take(drawn)
-    order = taken.labels.argsort(stable=True)
-    pixels = taken.images[order].permute(0, 2, 3, 1).numpy()  # (n, H, W, 3)
-    factor = max(1, -(-_LEAST // max(images.image_shape)))
-    height, width = images.image_shape[0] * factor + _TITLE, images.image_shape[1] * factor + _GAP
-    lines = -(-len(pixels) // columns)
-    sheet = Image.new("RGB", (columns * width + _GAP, lines * height + _TITLE + _GAP), "white")
+    drawn = torch.randperm(len(images), generator=generator(seed, "contact sheet"))[:count]
+    readable = images.take(drawn.sort().values)
+    order = readable.labels.argsort(stable=True)
+    pixels = readable.images[order].permute(0, 2, 3, 1).numpy()  # (n, H, W, 3)
+    indices = readable.indices[order].tolist()
+    labels = readable.labels[order].tolist()
+
+    height, width = images.image_shape
+    factor = math.ceil(_SMALLEST_TILE / max(height, width))
+    tile = (width * factor, height * factor)
+    column_width = tile[0] + _GAP
+    row_height = tile[1] + _TEXT_HEIGHT
+    lines = math.ceil(len(pixels) / columns)
+    sheet_size = (columns * column_width + _GAP, lines * row_height + _TEXT_HEIGHT + _GAP)
+    sheet = Image.new("RGB", sheet_size, "white")
     pen = ImageDraw.Draw(sheet)
-    pen.text(
-        (_GAP, _GAP),
-        f"{images.name}: {len(images)} images, {images.image_shape[0]} x {images.image_shape[1]}",
-        "black",
-    )
-    for place, (image, index, label) in enumerate(
-        zip(pixels, taken.indices[order], taken.labels[order], strict=True)
-    ):
-        top, left = _TITLE + _GAP + place // columns * height, _GAP + place % columns * width
-        sheet.paste(Image.fromarray(np.repeat(np.repeat(image, factor, 0), factor, 1)), (left, top))
-        pen.text(
-            (left, top + height - _TITLE), _caption(images, int(label), int(index), width), "black"
-        )
+    title = f"{images.name}: {len(images)} images, {height} x {width}"
+    pen.text((_GAP, _GAP), title, "black")
+    for position, image in enumerate(pixels):
+        line, column = divmod(position, columns)
+        left = _GAP + column * column_width
+        top = _TEXT_HEIGHT + _GAP + line * row_height
+        enlarged = Image.fromarray(image).resize(tile, Image.Resampling.NEAREST)
+        sheet.paste(enlarged, (left, top))
+        caption = _caption(images, labels[position], indices[position], column_width)
+        pen.text((left, top + tile[1]), caption, "black")
     return sheet
 
 
@@ -59,7 +60,10 @@ def save_contact_sheet(images: ImageSet, path: Path, rows: int = 8, columns: int
 
 
 def _caption(images: ImageSet, label: int, index: int, width: int) -> str:
-    text = (
-        str(index) if label < 0 else images.class_names[label] if images.class_names else str(label)
-    )
-    return text[: max(1, width // 6)]
+    if label < 0:
+        text = str(index)
+    elif images.class_names:
+        text = images.class_names[label]
+    else:
+        text = str(label)
+    return text[: max(1, width // _CHARACTER_WIDTH)]

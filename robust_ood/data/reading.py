@@ -1,7 +1,6 @@
-"""How the batches of a plan are read: in this process, from the device's memory, or by worker
-processes.
+"""How planned batches are read: in this process, from the device's memory, or by worker processes.
 
-All three give the same batches: what is in a batch is settled before anyone reads it.
+All three give the same batches: what is in a batch is decided before any image is read.
 """
 
 from __future__ import annotations
@@ -18,18 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from robust_ood.data.sets import ImageSet, Taken
+from robust_ood.data.memory import MEMORY_LIMIT
+from robust_ood.data.sets import ImageSet, ReadImages
 from robust_ood.errors import UserError
 from robust_ood.randomness import generator
 
 
 class Batch(NamedTuple):
-    """One training or evaluation batch.
+    """One training or evaluation batch; images that cannot be read are missing from it.
 
     images: `(N, 3, H, W)`, uint8 from the loader and float in [0, 1] once on its device. labels:
     `(N,)`, -1 where there are none. outliers: `(M, 3, H, W)` like images; M = 0 without auxiliary
     outliers. indices: `(N,)` places in the set. epoch, step: which batch this is; they key every
-    random draw made for it. Images that cannot be read are missing.
+    random draw made for it.
     """
 
     images: Tensor
@@ -40,13 +40,45 @@ class Batch(NamedTuple):
     step: int
 
 
-class Request(NamedTuple):
-    """Which images make a batch."""
+class BatchPlan(NamedTuple):
+    """Which images make a batch: indices `(N,)` of inliers and `(M,)` of outliers."""
 
     epoch: int
     step: int
     inliers: NDArray[np.int64]
     outliers: NDArray[np.int64]
+
+
+class ReadBatch(NamedTuple):
+    """A batch, and descriptions of its images that could not be read."""
+
+    batch: Batch
+    unreadable_inliers: tuple[str, ...]
+    unreadable_outliers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How the images of an experiment are read; the batches do not depend on it.
+
+    Args:
+        workers: processes that read images that are not in memory, to train, validate and fit
+            detectors, >= 0. Evaluations read the images that they score without workers. Sets in
+            memory are read faster without.
+        memory_limit: bytes up to which a set of files is read into memory once.
+        on_device: keep the training sets in the GPU's memory if together they take less than a
+            quarter of what is free.
+    """
+
+    workers: int = 0
+    memory_limit: int = MEMORY_LIMIT
+    on_device: bool = True
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise UserError(
+                f"data.reading.workers: expected a number of processes >= 0, got {self.workers}"
+            )
 
 
 @dataclass(frozen=True)
@@ -67,87 +99,93 @@ class Reading:
 
     def __post_init__(self) -> None:
         if self.workers < 0:
-            raise UserError(f"workers: {self.workers} is negative")
+            raise UserError(f"workers: expected a number of processes >= 0, got {self.workers}")
 
 
-class Reader(Dataset["_Read"]):
-    """Reads the batches that are asked for, in order.
+class Reader(Dataset[ReadBatch]):
+    """Reads planned batches, in order.
 
     Args:
-        inliers: the set that each request's `inliers` are places in.
-        outliers: likewise, or None.
+        inliers: the set that each plan's `inliers` are indices of.
+        outliers: the set of its `outliers`, or None.
         reading: how.
     """
 
     def __init__(self, inliers: ImageSet, outliers: ImageSet | None, reading: Reading) -> None:
-        self.inliers, self.outliers, self.reading = inliers, outliers, reading
-        self._from_inliers = _place(inliers, reading.device)
-        self._from_outliers = _place(outliers, reading.device) if outliers is not None else None
+        self.inliers = inliers
+        self.outliers = outliers
+        self.reading = reading
+        self._inlier_source = _on_device(inliers, reading.device)
+        self._outlier_source: ImageSet | DeviceImages | None = None
+        if outliers is not None:
+            self._outlier_source = _on_device(outliers, reading.device)
 
-    def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
+    def batches(self, plans: Iterable[BatchPlan]) -> Iterator[Batch]:
         """Return the batches.
 
-        Raises: `UserError` when more images of a set than its share cannot be read.
+        Raises: `UserError` when more images of a set cannot be read than its share.
         """
-        for batch, bad_inliers, bad_outliers in self._parts(requests):
-            self.inliers.note_unreadable(bad_inliers)
+        pin_here = self.reading.pin and not self.reading.workers  # else the workers' loader does
+        for batch, unreadable_inliers, unreadable_outliers in self._read(plans):
+            self.inliers.note_unreadable(unreadable_inliers)
             if self.outliers is not None:
-                self.outliers.note_unreadable(bad_outliers)
-            yield _pinned(batch) if self.reading.pin and not self.reading.workers else batch
+                self.outliers.note_unreadable(unreadable_outliers)
+            yield _pinned(batch) if pin_here else batch
 
-    def __getitem__(self, request: Request) -> _Read:
-        found = self._from_inliers.take(torch.from_numpy(request.inliers))
-        outliers, bad = (
-            torch.empty((0, *found.images.shape[1:]), dtype=torch.uint8),
-            tuple[str, ...](),
-        )
-        if self._from_outliers is not None and len(request.outliers):
-            outliers, _, _, bad = self._from_outliers.take(torch.from_numpy(request.outliers))
+    def __getitem__(self, plan: BatchPlan) -> ReadBatch:
+        inliers = self._inlier_source.take(torch.from_numpy(plan.inliers))
+        outliers = torch.empty((0, *inliers.images.shape[1:]), dtype=torch.uint8)
+        unreadable: tuple[str, ...] = ()
+        if self._outlier_source is not None and len(plan.outliers):
+            read = self._outlier_source.take(torch.from_numpy(plan.outliers))
+            outliers = read.images
+            unreadable = read.unreadable
         batch = Batch(
-            found.images, found.labels, outliers, found.indices, request.epoch, request.step
+            inliers.images, inliers.labels, outliers, inliers.indices, plan.epoch, plan.step
         )
-        return batch, found.unreadable, bad
+        return ReadBatch(batch, inliers.unreadable, unreadable)
 
-    def _parts(self, requests: Iterable[Request]) -> Iterable[_Read]:
+    def _read(self, plans: Iterable[BatchPlan]) -> Iterable[ReadBatch]:
         if not self.reading.workers:
-            return map(self.__getitem__, requests)
+            return map(self.__getitem__, plans)
+        # Forked workers share arrays and memory maps instead of copying them.
+        context = multiprocessing.get_context("fork") if sys.platform == "linux" else None
         return DataLoader(
             self,
             batch_size=None,
-            sampler=requests,
+            sampler=plans,
             num_workers=self.reading.workers,
             pin_memory=self.reading.pin,
-            # Forked workers share arrays and memory maps instead of copying them.
-            multiprocessing_context=multiprocessing.get_context("fork")
-            if sys.platform == "linux"
-            else None,
-            generator=generator(0, "worker processes"),  # or else it would draw from the global one
+            multiprocessing_context=context,
+            # Without one, it would draw from the global generator.
+            generator=generator(0, "worker processes"),
         )
 
 
-class _Resident:
-    """A set whose pixels are in a device's memory."""
+class DeviceImages:
+    """A set whose pixels are in a device's memory; it gives what `ImageSet.take` gives."""
 
     def __init__(self, images: ImageSet, device: torch.device) -> None:
         self.images = images
         self.pixels = torch.from_numpy(images.images[:]).to(device)  # (N, H, W, 3)
 
-    def take(self, indices: Tensor) -> Taken:
-        chosen = self.pixels.index_select(0, indices.to(self.pixels.device)).permute(0, 3, 1, 2)
-        return Taken(chosen, self.images.read_labels(indices), indices)
+    def take(self, indices: Tensor) -> ReadImages:
+        """Return the images and labels at `indices`."""
+        pixels = self.pixels.index_select(0, indices.to(self.pixels.device))  # (n, H, W, 3)
+        return ReadImages(pixels.permute(0, 3, 1, 2), self.images.read_labels(indices), indices)
 
 
-_Read = tuple[Batch, tuple[str, ...], tuple[str, ...]]
-
-
-def _place(images: ImageSet, device: torch.device | None) -> ImageSet | _Resident:
-    return _Resident(images, device) if device is not None and images.in_memory else images
+def _on_device(images: ImageSet, device: torch.device | None) -> ImageSet | DeviceImages:
+    if device is None or not images.in_memory:
+        return images
+    return DeviceImages(images, device)
 
 
 def _pinned(batch: Batch) -> Batch:
-    def pin(images: Tensor) -> Tensor:
-        return images if images.is_cuda else images.pin_memory()
-
     return batch._replace(
-        images=pin(batch.images), outliers=pin(batch.outliers), labels=pin(batch.labels)
+        images=_pin(batch.images), outliers=_pin(batch.outliers), labels=_pin(batch.labels)
     )
+
+
+def _pin(images: Tensor) -> Tensor:
+    return images if images.is_cuda else images.pin_memory()

@@ -1,87 +1,81 @@
-"""From one way of holding images to another: fitted to a size, and read into memory where they
-fit.
-"""
+"""What holds an image set's pixels, and views of it that copy nothing."""
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-
-from robust_ood.data.files import Fit
-from robust_ood.data.sets import ImageSet, ImageStorage, UnreadableImagesError
-
-_CHUNK = 64  # images read by one thread at a time
 
 
-class Fitted:
-    """A storage whose images are brought to another size when asked for."""
+class ImageStorage(Protocol):
+    """What holds the pixels: indexed by an integer array, it gives `uint8 (n, H, W, 3)`.
 
-    def __init__(self, images: ImageStorage, fit: Fit) -> None:
-        self.images, self.fit = images, fit
-        self.dtype, self.shape = np.dtype(np.uint8), (len(images), fit.size, fit.size, 3)
+    An array or a memory map is one; image files that are decoded when asked for are another.
+    """
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """`uint8`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(N, H, W, 3)`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Any, /) -> NDArray[np.uint8]: ...
+
+
+class UnreadableImagesError(Exception):
+    """Some of the requested images cannot be read.
+
+    Args:
+        positions: where these images are in the request.
+        reasons: for each of them, which image it is and why it cannot be read.
+    """
+
+    def __init__(self, positions: list[int], reasons: list[str]) -> None:
+        super().__init__(positions, reasons)
+        self.positions = positions
+        self.reasons = reasons
+
+
+class SubsetStorage:
+    """The images of a storage at the given indices, in that order, without a copy."""
+
+    def __init__(self, images: ImageStorage, indices: NDArray[np.int64]) -> None:
+        self.images = images
+        self.indices = indices
+        self.dtype = images.dtype
+        self.shape = (len(indices), *images.shape[1:])
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.indices)
 
     def __getitem__(self, indices: Any) -> NDArray[np.uint8]:
-        wanted = np.atleast_1d(np.asarray(indices))
-        images = zip(self.images[wanted], wanted.tolist(), strict=True)
-        return np.stack(
-            [np.asarray(self.fit(Image.fromarray(image), index)) for image, index in images]
-        )
+        return self.images[self.indices[indices]]
 
 
-def fitted(images: ImageSet, fit: Fit | None) -> ImageSet:
-    """Return a set of one size brought to another; the set itself where it has that size
-    already.
+class ExcludingStorage:
+    """A storage without some of its images.
+
+    It copies no image and keeps no list of the remaining ones, so the storage may be very large.
+    The i-th remaining image is the image i + j of the storage, where j is the number of excluded
+    images before it.
     """
-    if fit is None or images.image_shape == (fit.size, fit.size):
-        return images
-    return replace(images, images=Fitted(images.images, fit))
 
+    def __init__(self, images: ImageStorage, excluded: NDArray[np.int64]) -> None:
+        excluded = np.unique(excluded)
+        self.images = images
+        self.dtype = images.dtype
+        self.shape = (len(images) - len(excluded), *images.shape[1:])
+        # How many images remain before each excluded one.
+        self._remaining_before = excluded - np.arange(len(excluded))
 
-def in_memory(images: ImageSet, limit: int) -> ImageSet:
-    """Return the set read into memory, without what cannot be read, if it takes at most `limit`
-    bytes; else as it is.
+    def __len__(self) -> int:
+        return self.shape[0]
 
-    Memory maps stay mapped: the operating system keeps what is used of them in memory already.
-
-    Raises: `UserError` when more images than the set's share cannot be read.
-    """
-    if isinstance(images.images, np.ndarray) or int(np.prod(images.images.shape)) > limit:
-        return images
-    pixels = np.empty(images.images.shape, np.uint8)
-    starts = range(0, len(images), _CHUNK)
-    bad: list[int] = []
-    with ThreadPoolExecutor(
-        os.cpu_count()
-    ) as threads:  # decoding and resizing leave the interpreter's lock
-        for places, reasons in threads.map(
-            lambda start: _read(images.images, pixels, start), starts
-        ):
-            bad += places
-            images.note_unreadable(reasons)
-    if not bad:
-        return replace(images, images=pixels)
-    kept = np.setdiff1d(np.arange(len(images)), bad)
-    labels = None if images.labels is None else images.labels[kept]
-    return replace(images, images=pixels[kept], labels=labels, unreadable={})
-
-
-def _read(
-    images: ImageStorage, pixels: NDArray[np.uint8], start: int
-) -> tuple[list[int], tuple[str, ...]]:
-    wanted = np.arange(start, min(start + _CHUNK, len(images)))
-    try:
-        pixels[wanted] = images[wanted]
-    except UnreadableImagesError as error:
-        good = np.delete(wanted, error.places)
-        pixels[good] = images[good]
-        return [start + place for place in error.places], tuple(error.reasons)
-    return [], ()
+    def __getitem__(self, indices: Any) -> NDArray[np.uint8]:
+        excluded_before = np.searchsorted(self._remaining_before, indices, side="right")
+        return self.images[indices + excluded_before]

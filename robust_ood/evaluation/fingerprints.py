@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood.data import ImageSet
-from robust_ood.data.files import ImageFiles
+from robust_ood.data.sources.files import ImageFiles
 from robust_ood.evaluation.versions import digest
 
 # Hooks and flags say nothing of scores; parameters, buffers and children are described apart.

@@ -17,7 +17,7 @@ from robust_ood.attacks import PGD, LabelAttack, ScoreAttack, attack_labels, att
 from robust_ood.attacks.apply import Attacked
 from robust_ood.attacks.objectives import READ_CLASSIFIERS, Direction
 from robust_ood.data import ImageSet, to_float
-from robust_ood.data.sets import Taken
+from robust_ood.data.sets import ReadImages
 from robust_ood.detectors import Detector, OutputsDetector
 from robust_ood.detectors.contract import full_precision, widened
 from robust_ood.evaluation.fingerprints import content
@@ -41,7 +41,7 @@ class Chunk(NamedTuple):
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def read(self) -> Taken:
+    def read(self) -> ReadImages:
         """Return the images that can be read, uint8, with labels and indices."""
         taken = self.images.take(torch.arange(self.start, self.stop))
         self.images.note_unreadable(taken.unreadable)
@@ -112,7 +112,7 @@ class Batches:
         self.size = size
         self._fitting: dict[Hashable, int] = {}
 
-    def map(self, kind: Hashable, images: _Images, work: Callable[[Taken], T]) -> list[T]:
+    def map(self, kind: Hashable, images: _Images, work: Callable[[ReadImages], T]) -> list[T]:
         """Return what `work` gives for consecutive batches; a size that fits is kept for its kind.
 
         Results do not depend on the size but by rounding: attacks are keyed by the index of each
@@ -124,7 +124,7 @@ class Batches:
         while start < count:
             size = self._fitting.get(kind, self.size or count)
             chosen = slice(start, start + size)
-            batch = Taken(images.images[chosen], images.labels[chosen], images.indices[chosen])
+            batch = ReadImages(images.images[chosen], images.labels[chosen], images.indices[chosen])
             try:
                 results.append(work(batch))
             except (RuntimeError, MemoryError) as error:
@@ -203,7 +203,7 @@ class Scorer:
         return _joined([""], self._results(("label", id(attack)), batches, work))
 
     def _results(
-        self, kind: Hashable, batches: Iterable[_Images], work: Callable[[Taken], Scored]
+        self, kind: Hashable, batches: Iterable[_Images], work: Callable[[ReadImages], Scored]
     ) -> list[Scored]:
         results = []
         for batch in batches:
@@ -215,7 +215,7 @@ class Scorer:
         detectors: Mapping[str, Detector],
         attack: ScoreAttack | None,
         direction: Direction,
-        batch: Taken,
+        batch: ReadImages,
     ) -> Scored:
         images = as_input(batch.images, self.device)
         if attack is None:
@@ -228,7 +228,7 @@ class Scorer:
             return Scored(scores, attacked.precisions)
         return _of_attack(scores, attacked)
 
-    def _classify(self, net: nn.Module, attack: LabelAttack | None, batch: Taken) -> Scored:
+    def _classify(self, net: nn.Module, attack: LabelAttack | None, batch: ReadImages) -> Scored:
         images = as_input(batch.images, self.device)
         labels = batch.labels.to(self.device)
         if attack is None:

@@ -25,7 +25,7 @@ from robust_ood.attacks import (
     raise_score,
     standard,
 )
-from robust_ood.data.digits import digits, photograph_patches
+from robust_ood.data.sources.digits import digits, photograph_patches
 from robust_ood.detectors import surface_of
 from robust_ood.evaluation import sanity
 from robust_ood.metrics import auroc

@@ -18,7 +18,7 @@ from torchvision import datasets
 
 from robust_ood.cli import main
 from robust_ood.data import CATALOGUE, GROUPS, SetSpec, load_set
-from robust_ood.data.catalogue.balanced import Warped, warp
+from robust_ood.data.catalogue.balanced import WarpedStorage, warp
 from robust_ood.data.catalogue.layouts import first_of_each_class
 from robust_ood.errors import UserError
 
@@ -364,11 +364,11 @@ def test_groups_and_copies_name_known_sets():
 def test_balanced_classes(tmp_path, monkeypatch):
     from robust_ood.data.catalogue import layouts
     from robust_ood.data.catalogue.balanced import balanced
-    from robust_ood.data.files import Fit
+    from robust_ood.data.sources.resize import Resize
 
     gtsrb(tmp_path, monkeypatch)
-    plain = layouts.traffic_signs("train")(tmp_path, Fit(16), "signs")
-    found = balanced(layouts.traffic_signs("train"), 4)(tmp_path, Fit(16), "signs")
+    plain = layouts.traffic_signs("train")(tmp_path, Resize(16), "signs")
+    found = balanced(layouts.traffic_signs("train"), 4)(tmp_path, Resize(16), "signs")
     assert np.bincount(found.labels).tolist() == [4, 4, 4]
     everything = torch.arange(12)
     images, originals = found.read(everything), plain.read(torch.arange(9))
@@ -384,7 +384,7 @@ def test_balanced_classes(tmp_path, monkeypatch):
     assert not torch.equal(images[5], images[6])
     order = torch.tensor([7, 3, 5])
     assert torch.equal(found.read(order), images[order])  # whatever is read together
-    again = balanced(layouts.traffic_signs("train"), 4)(tmp_path, Fit(16), "signs")
+    again = balanced(layouts.traffic_signs("train"), 4)(tmp_path, Resize(16), "signs")
     assert torch.equal(again.read(everything), images)
 
 
@@ -420,7 +420,7 @@ def test_rotation_agrees_with_another_library():
 
 
 def test_warps_have_the_stated_ranges():
-    view = Warped(np.zeros((1, 8, 8, 3), np.uint8), np.zeros(4000, int), np.ones(4000, bool))
+    view = WarpedStorage(np.zeros((1, 8, 8, 3), np.uint8), np.zeros(4000, int), np.ones(4000, bool))
     assert view._draws.min() >= -1
     assert view._draws.max() <= 1
     assert abs(view._draws.mean()) < 0.02

@@ -18,8 +18,8 @@ import pytest
 from robust_ood.cli import main
 from robust_ood.data import CATALOGUE
 from robust_ood.data.catalogue import Link
-from robust_ood.data.download import fetch
-from robust_ood.data.unpack import unpack
+from robust_ood.data.catalogue.download import fetch
+from robust_ood.data.catalogue.unpack import unpack
 from robust_ood.errors import UserError
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)

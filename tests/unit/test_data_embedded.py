@@ -10,8 +10,8 @@ from scipy.stats import norm
 from sklearn.datasets import load_digits
 
 from robust_ood.data import EMBEDDED, OODData, load_set
-from robust_ood.data.digits import photograph_patches
-from robust_ood.data.synthetic import noise
+from robust_ood.data.sources.digits import photograph_patches
+from robust_ood.data.sources.synthetic import noise
 
 
 @pytest.fixture(scope="module")

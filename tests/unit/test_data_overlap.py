@@ -11,8 +11,8 @@ from scipy.fft import dctn
 
 from robust_ood.cli import main
 from robust_ood.data import ImageSet, SetSpec, load_set
-from robust_ood.data.digits import photograph_patches
 from robust_ood.data.overlap import overlap, perceptual_hash
+from robust_ood.data.sources.digits import photograph_patches
 from robust_ood.errors import UserError
 
 

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from robust_ood.data import EvaluationLoader, ImageSet, OODData, Reading, TrainingLoader
-from robust_ood.data.files import Fit, ImageFiles
+from robust_ood.data.sources.files import ImageFiles
+from robust_ood.data.sources.resize import Resize
 from robust_ood.errors import UserError
 
 
@@ -32,7 +33,7 @@ def in_files(tmp_path_factory):
     paths = [folder / f"{index:02}.png" for index in range(40)]
     for index, path in enumerate(paths):
         Image.fromarray(np.full((6, 6, 3), index, np.uint8)).save(path)
-    return ImageSet("pets", ImageFiles(paths, Fit(2), "pets"), np.arange(40) % 3)
+    return ImageSet("pets", ImageFiles(paths, Resize(2), "pets"), np.arange(40) % 3)
 
 
 def loader(inliers, outliers, reading=None):

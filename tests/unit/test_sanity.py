@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from robust_ood import L2, Linf
 from robust_ood.attacks import PGD, Square, aloe_softmax, attack_score, standard
-from robust_ood.data.digits import digits, photograph_patches
+from robust_ood.data.sources.digits import digits, photograph_patches
 from robust_ood.detectors import MSP, ODIN, PRO, AttackSurface, Detector, OutputsDetector
 from robust_ood.evaluation import sanity
 from robust_ood.metrics import auroc

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from robust_ood.data.files import Fit
 from robust_ood.data.sets import ImageSet
+from robust_ood.data.sources.resize import Resize
 from robust_ood.errors import UserError, unknown_name
 
 Role = Literal["in-distribution", "ood", "outliers"]
-Layout = Callable[[Path, Fit | None, str], ImageSet]
-"""Reads a set: the folder that holds it, how images of many sizes become one, and the set's
-name.
+Layout = Callable[[Path, Resize | None, str], ImageSet]
+"""Reads a set from the folder that holds it; then come how images of many sizes become one, and the
+set's name.
 """
 
 
@@ -26,9 +26,9 @@ class Link:
     Args:
         file: its name on disk.
         urls: where it is, tried in order.
-        md5: its published checksum; None where none is known, and the download is then checked for
-            its length alone.
-        folder: where in the data set's folder it goes, and is unpacked.
+        md5: its published checksum; None where none is known, and only the length of the download
+            is checked then.
+        folder: where in the data set's folder it is stored and unpacked.
         unpack: whether it is an archive.
     """
 
@@ -40,15 +40,15 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Part:
+class DatasetPart:
     """A part of a data set.
 
     Args:
-        marker: a file or folder of the original layout that shows that the part is there.
+        marker: a file or folder of the original layout; the part is present if it exists.
         layout: how to read it.
         count: how many images it has in the original; None where that depends on what is left out.
-        classes: how many classes; 0 where its labels are of no use here.
-        sized: whether its images come in many sizes, so that the experiment has to state one.
+        classes: how many classes; 0 where its labels are not used here.
+        sized: whether its images have many sizes, so that the experiment has to state one.
     """
 
     marker: str
@@ -57,22 +57,26 @@ class Part:
     classes: int = 0
     sized: bool = False
 
+    def folders(self, home: Path, root: Path) -> list[Path]:
+        """Return which of the data set's own folder and the root hold the part."""
+        return [folder for folder in (home, root) if (folder / self.marker).exists()]
+
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogueEntry:
     """A data set.
 
     Args:
-        name: what configs call it.
-        title: what people call it.
-        roles: what it serves for in the papers.
-        licence: what is known of the terms it comes under; a note, no advice.
+        name: its name in configs.
+        title: its usual name.
+        roles: what the papers use it for.
+        licence: what is known of its terms; a note, not legal advice.
         homepage: where it is described.
-        links: the files to download; empty where nobody may pass them on.
+        links: the files to download; empty where nobody may redistribute them.
         parts: its parts by name.
         default: the part that the bare name means.
         manual: what to do by hand where a download is refused or not offered.
-        note: what differs from the papers, if anything does.
+        note: how it differs from the papers, if it does.
     """
 
     name: str
@@ -81,55 +85,63 @@ class Entry:
     licence: str
     homepage: str
     links: tuple[Link, ...]
-    parts: Mapping[str, Part]
+    parts: Mapping[str, DatasetPart]
     default: str
     manual: str
     note: str = ""
 
+    def has(self, root: Path, part: str) -> bool:
+        """Return whether a part is present below the root."""
+        return bool(self.parts[part].folders(root / self.name, root))
+
     def home(self, root: Path, part: str) -> Path:
-        """Return the folder that holds a part: the data set's own below the root, or else the root
-        itself.
+        """Return the folder that holds a part: the data set's own below the root, or the root.
 
         Raises: `UserError` saying how to get the data set.
         """
+        folders = self.parts[part].folders(root / self.name, root)
+        if folders:
+            return folders[0]
+        how = "by hand"
+        if self.links:
+            how = f"`robust-ood data download {self.name} --root {root}`"
         marker = self.parts[part].marker
-        for folder in (root / self.name, root):
-            if (folder / marker).exists():
-                return folder
-        how = f"`robust-ood data download {self.name} --root {root}`" if self.links else "by hand"
         raise UserError(
             f"{self.name}/{part}: no {marker} in {root / self.name}; get it {how}: {self.manual}"
         )
 
-    def load(self, root: Path, part: str, fit: Fit | None) -> ImageSet:
+    def load(self, root: Path, part: str, resize: Resize | None) -> ImageSet:
         """Return a part, read from its original layout.
 
-        Raises: `UserError` where it is missing, damaged, or has images of many sizes and no size is
+        Raises: `UserError` if it is missing or damaged, or has images of many sizes and no size is
         given.
         """
-        wanted, folder = self.parts[part], self.home(root, part)
+        content = self.parts[part]
+        folder = self.home(root, part)
         name = self.name if part == self.default else f"{self.name}-{part}"
-        if wanted.sized and fit is None:
-            raise UserError(
-                f"data.size: not given, and the images of {self.name} come in many sizes"
-            )
-        images = replace(wanted.layout(folder, fit, name), name=name)
-        if wanted.count not in (None, len(images)):
+        if content.sized and resize is None:
+            raise UserError(f"data.size: not given, and the images of {self.name} have many sizes")
+        images = replace(content.layout(folder, resize, name), name=name)
+        if content.count not in (None, len(images)):
             warnings.warn(
-                f"{name}: {len(images)} images in {folder}, not the {wanted.count} expected",
+                f"{name}: expected {content.count} images, found {len(images)} in {folder}",
                 stacklevel=2,
             )
         return images
 
 
-def find_entry(name: str, entries: Mapping[str, Entry], field: str = "name") -> Entry:
+def find_entry(
+    name: str, entries: Mapping[str, CatalogueEntry], field: str = "name"
+) -> CatalogueEntry:
     """Return the entry of a name. Raises: `UserError` with the nearest known name."""
     if name not in entries:
         raise unknown_name(field, name, entries)
     return entries[name]
 
 
-def find_part(spec: str, entries: Mapping[str, Entry], field: str = "name") -> tuple[Entry, str]:
+def find_part(
+    spec: str, entries: Mapping[str, CatalogueEntry], field: str = "name"
+) -> tuple[CatalogueEntry, str]:
     """Return the entry and the part that `NAME` or `NAME/PART` means.
 
     Raises: `UserError` with the nearest known name.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Groups(NamedTuple):
+class OODGroups(NamedTuple):
     """Names of OOD test sets: `near` ones resemble the in-distribution, `far` ones do not."""
 
     near: tuple[str, ...]
@@ -14,12 +14,12 @@ class Groups(NamedTuple):
 
 _ALOE = ("svhn", "textures", "places365", "lsun-crop", "lsun-resize", "isun")
 
-GROUPS: dict[str, Groups] = {
-    "cifar10": Groups(("cifar100", "tinyimagenet"), ("mnist", *_ALOE)),
-    "cifar100": Groups(("cifar10", "tinyimagenet"), ("mnist", *_ALOE)),
-    "gtsrb": Groups((), (*_ALOE, "cifar10")),
-    "imagenet": Groups(("ssb-hard", "ninco"), ("inaturalist", "textures", "openimage-o")),
+GROUPS: dict[str, OODGroups] = {
+    "cifar10": OODGroups(("cifar100", "tinyimagenet"), ("mnist", *_ALOE)),
+    "cifar100": OODGroups(("cifar10", "tinyimagenet"), ("mnist", *_ALOE)),
+    "gtsrb": OODGroups((), (*_ALOE, "cifar10")),
+    "imagenet": OODGroups(("ssb-hard", "ninco"), ("inaturalist", "textures", "openimage-o")),
 }
-"""Near and far by in-distribution set: OpenOOD's benchmarks, and as far sets also those of the ALOE
-paper.
+"""Near and far OOD test sets by in-distribution set: OpenOOD's benchmarks, and as far sets also
+those of the ALOE paper. `robust-ood data download NAME --ood true` downloads them.
 """

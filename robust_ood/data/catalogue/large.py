@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 from robust_ood.data.catalogue import layouts
-from robust_ood.data.catalogue.entry import Entry, Link, Part
+from robust_ood.data.catalogue.entry import CatalogueEntry, DatasetPart, Link
 
 
 def google_drive(key: str) -> tuple[str, ...]:
-    """Return the link of a publicly shared file that skips the page about scanning large files for
-    viruses.
-    """
+    """Return the direct link of a publicly shared file, past the page about virus scans."""
     return (f"https://drive.usercontent.google.com/download?id={key}&export=download&confirm=t",)
 
 
 def _openood(
     name: str, title: str, licence: str, key: str, file: str, folder: str, count: int
-) -> Entry:
-    """One of the OOD tests for ImageNet that OpenOOD passes on; their archives have no published
-    checksum.
-    """
-    return Entry(
+) -> CatalogueEntry:
+    """One of the OOD tests for ImageNet that OpenOOD distributes, without checksums."""
+    return CatalogueEntry(
         name=name,
         title=title,
         roles=("ood",),
         licence=licence,
         homepage="https://github.com/Jingkang50/OpenOOD",
         links=(Link(file, google_drive(key), None, folder),),
-        parts={"test": Part(folder, layouts.tree(folder), count, sized=True)},
+        parts={"test": DatasetPart(folder, layouts.tree(folder), count, sized=True)},
         default="test",
-        manual=f"download {file} with OpenOOD's scripts/download/download.sh and unpack it into {folder}/ there",
+        manual=(
+            f"download {file} with OpenOOD's scripts/download/download.sh "
+            f"and unpack it into {folder}/ there"
+        ),
     )
 
 
-TINY_IMAGENET = Entry(
+def _celeba_part(number: int, count: int) -> DatasetPart:
+    table = "celeba/list_eval_partition.txt"
+    layout = layouts.partitioned("celeba/img_align_celeba", table, number)
+    return DatasetPart(table, layout, count, sized=True)
+
+
+TINY_IMAGENET = CatalogueEntry(
     name="tinyimagenet",
     title="Tiny-ImageNet-200",
     roles=("ood", "outliers"),
@@ -46,14 +51,14 @@ TINY_IMAGENET = Entry(
         ),
     ),
     parts={
-        "train": Part(
+        "train": DatasetPart(
             "tiny-imagenet-200/train",
             layouts.class_folders("tiny-imagenet-200/train"),
             100_000,
             200,
             True,
         ),
-        "val": Part(
+        "val": DatasetPart(
             "tiny-imagenet-200/val",
             layouts.annotated(
                 "tiny-imagenet-200/val/images", "tiny-imagenet-200/val/val_annotations.txt"
@@ -65,10 +70,13 @@ TINY_IMAGENET = Entry(
     },
     default="val",
     manual="unpack tiny-imagenet-200.zip there",
-    note="for CIFAR, OpenOOD leaves out the images of classes that CIFAR has: use its image list to do the same",
+    note=(
+        "for CIFAR, OpenOOD leaves out the images of classes that CIFAR has: "
+        "use its image list to do the same"
+    ),
 )
 
-CELEBA = Entry(
+CELEBA = CatalogueEntry(
     name="celeba",
     title="CelebA, aligned and cropped",
     roles=("ood",),
@@ -90,23 +98,15 @@ CELEBA = Entry(
         ),
     ),
     parts={
-        part: Part(
-            "celeba/list_eval_partition.txt",
-            layouts.partitioned(
-                "celeba/img_align_celeba", "celeba/list_eval_partition.txt", number
-            ),
-            count,
-            sized=True,
-        )
-        for number, (part, count) in enumerate(
-            {"train": 162_770, "val": 19_867, "test": 19_962}.items()
-        )
+        "train": _celeba_part(0, 162_770),
+        "val": _celeba_part(1, 19_867),
+        "test": _celeba_part(2, 19_962),
     },
     default="test",
     manual="put img_align_celeba/ (unpacked) and list_eval_partition.txt into celeba/ there",
 )
 
-IMAGENET = Entry(
+IMAGENET = CatalogueEntry(
     name="imagenet",
     title="ImageNet-1k (ILSVRC 2012)",
     roles=("in-distribution",),
@@ -114,17 +114,17 @@ IMAGENET = Entry(
     homepage="https://image-net.org/challenges/LSVRC/2012/",
     links=(),
     parts={
-        "train": Part("train", layouts.class_folders("train"), 1_281_167, 1000, True),
-        "val": Part("val", layouts.class_folders("val"), 50_000, 1000, True),
+        "train": DatasetPart("train", layouts.class_folders("train"), 1_281_167, 1000, True),
+        "val": DatasetPart("val", layouts.class_folders("val"), 50_000, 1000, True),
     },
     default="val",
     manual=(
-        "register at https://image-net.org, then put the images into train/nXXXXXXXX/ and val/nXXXXXXXX/ there "
-        "(torchvision.datasets.ImageNet sorts its archives so)"
+        "register at https://image-net.org, then put the images into train/nXXXXXXXX/ and "
+        "val/nXXXXXXXX/ there (torchvision.datasets.ImageNet sorts its archives like this)"
     ),
 )
 
-NINCO = Entry(
+NINCO = CatalogueEntry(
     name="ninco",
     title="NINCO",
     roles=("ood",),
@@ -138,7 +138,7 @@ NINCO = Entry(
         ),
     ),
     parts={
-        "test": Part(
+        "test": DatasetPart(
             "NINCO/NINCO_OOD_classes",
             layouts.class_folders("NINCO/NINCO_OOD_classes"),
             5_879,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from robust_ood.data.catalogue import layouts
-from robust_ood.data.catalogue.entry import Entry, Link, Part
+from robust_ood.data.catalogue.entry import CatalogueEntry, DatasetPart, Link
 
-RANDOM_IMAGES = Entry(
+RANDOM_IMAGES = CatalogueEntry(
     name="300k-random",
     title="300K Random Images",
     roles=("outliers",),
@@ -19,13 +19,20 @@ RANDOM_IMAGES = Entry(
             unpack=False,
         ),
     ),
-    parts={"all": Part("300K_random_images.npy", layouts.array("300K_random_images.npy"), 300_000)},
+    parts={
+        "all": DatasetPart(
+            "300K_random_images.npy", layouts.array("300K_random_images.npy"), 300_000
+        )
+    },
     default="all",
     manual="put 300K_random_images.npy there",
-    note="it stands in for 80 Million Tiny Images, with which the papers trained; it wants other hyper-parameters",
+    note=(
+        "it replaces 80 Million Tiny Images, with which the papers trained; "
+        "it needs other hyper-parameters"
+    ),
 )
 
-TINY_IMAGES = Entry(
+TINY_IMAGES = CatalogueEntry(
     name="80m-tiny",
     title="80 Million Tiny Images",
     roles=("outliers",),
@@ -33,14 +40,15 @@ TINY_IMAGES = Entry(
     homepage="https://groups.csail.mit.edu/vision/TinyImages/",
     links=(),
     parts={
-        "all": Part(
+        "all": DatasetPart(
             "tiny_images.bin", layouts.tiny_images("tiny_images.bin", "80mn_cifar_idxs.txt"), None
         ),
     },
     default="all",
     manual=(
-        "its authors withdrew it; who has a copy puts tiny_images.bin there, and the list of the images that CIFAR was "
-        "drawn from (80mn_cifar_idxs.txt of the outlier-exposure code: one number a line, counted from 1)"
+        "its authors withdrew it; if you have a copy, put tiny_images.bin there, and the list of "
+        "the images that CIFAR was drawn from (80mn_cifar_idxs.txt of the outlier-exposure code: "
+        "one number a line, counted from 1)"
     ),
     note="the original has 79,302,017 images; those that CIFAR was drawn from are left out",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from robust_ood.data.catalogue import layouts
 from robust_ood.data.catalogue.balanced import balanced
-from robust_ood.data.catalogue.entry import Entry, Link, Part
+from robust_ood.data.catalogue.entry import CatalogueEntry, DatasetPart, Link
 
 _GTSRB = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370/"
 _MNIST = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
@@ -18,30 +18,34 @@ _IDX = (
 
 
 def _idx_links(bases: tuple[str, ...], folder: str, md5s: tuple[str, ...]) -> tuple[Link, ...]:
-    return tuple(
-        Link(file, tuple(base + file for base in bases), md5, folder)
-        for file, md5 in zip(_IDX, md5s, strict=True)
-    )
+    links = []
+    for file, md5 in zip(_IDX, md5s, strict=True):
+        urls = tuple(base + file for base in bases)
+        links.append(Link(file, urls, md5, folder))
+    return tuple(links)
 
 
 def _odin(
     name: str, title: str, key: str, file: str, md5: str | None, marker: str, count: int
-) -> Entry:
+) -> CatalogueEntry:
     """One of the sets that the ODIN authors cut to 32 x 32 and published."""
-    return Entry(
+    return CatalogueEntry(
         name=name,
         title=title,
         roles=("ood",),
         licence="none stated by the ODIN authors; the scenes are research data",
         homepage="https://github.com/facebookresearch/odin",
         links=(Link(file, (f"https://www.dropbox.com/s/{key}/{file}?dl=1",), md5),),
-        parts={"test": Part(marker, layouts.tree(marker), count, sized=True)},
+        parts={"test": DatasetPart(marker, layouts.tree(marker), count, sized=True)},
         default="test",
-        manual=f"download {file} from the links of https://github.com/facebookresearch/odin and unpack it there",
+        manual=(
+            f"download {file} from the links of https://github.com/facebookresearch/odin "
+            "and unpack it there"
+        ),
     )
 
 
-CIFAR10 = Entry(
+CIFAR10 = CatalogueEntry(
     name="cifar10",
     title="CIFAR-10",
     roles=("in-distribution", "ood"),
@@ -55,14 +59,14 @@ CIFAR10 = Entry(
         ),
     ),
     parts={
-        "train": Part("cifar-10-batches-py", layouts.cifar(10, True), 50_000, 10),
-        "test": Part("cifar-10-batches-py", layouts.cifar(10, False), 10_000, 10),
+        "train": DatasetPart("cifar-10-batches-py", layouts.cifar(10, True), 50_000, 10),
+        "test": DatasetPart("cifar-10-batches-py", layouts.cifar(10, False), 10_000, 10),
     },
     default="test",
     manual="unpack cifar-10-python.tar.gz there",
 )
 
-CIFAR100 = Entry(
+CIFAR100 = CatalogueEntry(
     name="cifar100",
     title="CIFAR-100",
     roles=("in-distribution", "ood"),
@@ -76,14 +80,14 @@ CIFAR100 = Entry(
         ),
     ),
     parts={
-        "train": Part("cifar-100-python", layouts.cifar(100, True), 50_000, 100),
-        "test": Part("cifar-100-python", layouts.cifar(100, False), 10_000, 100),
+        "train": DatasetPart("cifar-100-python", layouts.cifar(100, True), 50_000, 100),
+        "test": DatasetPart("cifar-100-python", layouts.cifar(100, False), 10_000, 100),
     },
     default="test",
     manual="unpack cifar-100-python.tar.gz there",
 )
 
-GTSRB = Entry(
+GTSRB = CatalogueEntry(
     name="gtsrb",
     title="German Traffic Sign Recognition Benchmark",
     roles=("in-distribution",),
@@ -110,26 +114,29 @@ GTSRB = Entry(
         ),
     ),
     parts={
-        "train": Part(
+        "train": DatasetPart(
             "gtsrb/GTSRB/Training", layouts.traffic_signs("train"), 26_640, 43, sized=True
         ),
-        "train-balanced": Part(
+        "train-balanced": DatasetPart(
             "gtsrb/GTSRB/Training",
             balanced(layouts.traffic_signs("train"), 10_000),
             430_000,
             43,
             sized=True,
         ),
-        "test": Part(
+        "test": DatasetPart(
             "gtsrb/GT-final_test.csv", layouts.traffic_signs("test"), 12_630, 43, sized=True
         ),
     },
     default="test",
-    manual="unpack the training images, test images and test labels of the final benchmark into gtsrb/ there",
+    manual=(
+        "unpack the training images, test images and test labels of the final benchmark into "
+        "gtsrb/ there"
+    ),
     note="the ALOE paper has 34,799 training images; the archive that torchvision uses has 26,640",
 )
 
-SVHN = Entry(
+SVHN = CatalogueEntry(
     name="svhn",
     title="Street View House Numbers",
     roles=("ood",),
@@ -144,15 +151,15 @@ SVHN = Entry(
         ),
     ),
     parts={
-        "test": Part("test_32x32.mat", layouts.svhn("test", 1000), 10_000, 10),
-        "test-all": Part("test_32x32.mat", layouts.svhn("test"), 26_032, 10),
+        "test": DatasetPart("test_32x32.mat", layouts.svhn("test", 1000), 10_000, 10),
+        "test-all": DatasetPart("test_32x32.mat", layouts.svhn("test"), 26_032, 10),
     },
     default="test",
     manual="put test_32x32.mat there",
     note="the part test is the first 1,000 images of each class, as in the ALOE paper's code",
 )
 
-TEXTURES = Entry(
+TEXTURES = CatalogueEntry(
     name="textures",
     title="Describable Textures (DTD)",
     roles=("ood",),
@@ -165,12 +172,14 @@ TEXTURES = Entry(
             "fff73e5086ae6bdbea199a49dfb8a4c1",
         ),
     ),
-    parts={"all": Part("dtd/images", layouts.class_folders("dtd/images"), 5_640, 47, sized=True)},
+    parts={
+        "all": DatasetPart("dtd/images", layouts.class_folders("dtd/images"), 5_640, 47, sized=True)
+    },
     default="all",
     manual="unpack dtd-r1.0.1.tar.gz there",
 )
 
-PLACES365 = Entry(
+PLACES365 = CatalogueEntry(
     name="places365",
     title="Places365",
     roles=("ood",),
@@ -184,15 +193,18 @@ PLACES365 = Entry(
         ),
     ),
     parts={
-        "val": Part("val_256", layouts.tree("val_256"), 36_500, sized=True),
-        "test": Part("test_256", layouts.tree("test_256"), 328_500, sized=True),
+        "val": DatasetPart("val_256", layouts.tree("val_256"), 36_500, sized=True),
+        "test": DatasetPart("test_256", layouts.tree("test_256"), 328_500, sized=True),
     },
     default="val",
     manual="unpack val_256.tar there (or test_256.tar for the part test)",
-    note="the ALOE paper draws 10,000 of the test images; `count: 10000` draws as many of either part",
+    note=(
+        "the ALOE paper draws 10,000 of the test images; "
+        "`count: 10000` draws as many of either part"
+    ),
 )
 
-MNIST = Entry(
+MNIST = CatalogueEntry(
     name="mnist",
     title="MNIST",
     roles=("ood",),
@@ -209,14 +221,14 @@ MNIST = Entry(
         ),
     ),
     parts={
-        "train": Part("MNIST/raw", layouts.idx("MNIST", True), 60_000, 10),
-        "test": Part("MNIST/raw", layouts.idx("MNIST", False), 10_000, 10),
+        "train": DatasetPart("MNIST/raw", layouts.idx("MNIST", True), 60_000, 10),
+        "test": DatasetPart("MNIST/raw", layouts.idx("MNIST", False), 10_000, 10),
     },
     default="test",
     manual="unpack the four .gz files into MNIST/raw there",
 )
 
-FASHION_MNIST = Entry(
+FASHION_MNIST = CatalogueEntry(
     name="fashion-mnist",
     title="Fashion-MNIST",
     roles=("ood",),
@@ -233,8 +245,8 @@ FASHION_MNIST = Entry(
         ),
     ),
     parts={
-        "train": Part("FashionMNIST/raw", layouts.idx("FashionMNIST", True), 60_000, 10),
-        "test": Part("FashionMNIST/raw", layouts.idx("FashionMNIST", False), 10_000, 10),
+        "train": DatasetPart("FashionMNIST/raw", layouts.idx("FashionMNIST", True), 60_000, 10),
+        "test": DatasetPart("FashionMNIST/raw", layouts.idx("FashionMNIST", False), 10_000, 10),
     },
     default="test",
     manual="unpack the four .gz files into FashionMNIST/raw there",

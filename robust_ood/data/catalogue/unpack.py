@@ -1,4 +1,9 @@
-"""Archives unpacked without letting them write anywhere else."""
+"""Archives unpacked without letting them write anywhere else.
+
+`tarfile`'s own "data" filter and pooch's processors would not do: the first lets links inside the
+folder pass, is missing in early releases of Python 3.10 and 3.11, and there is none for zip files;
+the second write straight into the folder, so that half of a damaged archive stays there.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,8 @@ from pathlib import Path, PurePosixPath
 
 from robust_ood.errors import UserError
 
+_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+# What the standard library raises on damaged archives.
 _DAMAGE = (
     OSError,
     EOFError,
@@ -30,17 +37,17 @@ def unpack(archive: Path, folder: Path) -> None:
     """Unpack a `.zip`, a `.tar` of any compression, or a single `.gz` into a folder.
 
     Only plain files and folders are unpacked. Nothing appears in the folder unless the whole
-    archive is sound: members go to a hidden folder beside their place first.
+    archive is sound: members are first unpacked to a hidden folder inside it.
 
     Raises:
-        UserError: an archive that is damaged, of another kind, or that has a member with a path out
-            of the folder, a link or a device. The message names the member.
+        UserError: the archive is damaged or of another format, or it has a member whose path leads
+            out of the folder, a link or a device. The message names the member.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    kind = _kind(archive)
+    unpack_into = _unpacker(archive)
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder) as temporary:
         try:
-            kind(archive, Path(temporary))
+            unpack_into(archive, Path(temporary))
         except UserError:
             raise
         except _DAMAGE as error:
@@ -51,25 +58,25 @@ def unpack(archive: Path, folder: Path) -> None:
         _merge(Path(temporary), folder)
 
 
-def _kind(archive: Path) -> Callable[[Path, Path], None]:
+def _unpacker(archive: Path) -> Callable[[Path, Path], None]:
+    """Return the function that unpacks archives of this suffix into a folder."""
     name = archive.name.lower()
     if name.endswith(".zip"):
-        return _zip
-    if name.endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")):
-        return _tar
+        return _unpack_zip
+    if name.endswith(_TAR_SUFFIXES):
+        return _unpack_tar
     if name.endswith(".gz"):
-        return _gz
-    raise UserError(
-        f"{archive}: no archive of a known kind; .zip, .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz and .gz are"
-    )
+        return _unpack_gz
+    accepted = ", ".join((".zip", *_TAR_SUFFIXES, ".gz"))
+    raise UserError(f"{archive}: unknown archive format; accepted: {accepted}")
 
 
-def _zip(archive: Path, folder: Path) -> None:
+def _unpack_zip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as opened:
         for member in opened.infolist():
             mode = stat.S_IFMT(member.external_attr >> 16)
             plain = mode in (0, stat.S_IFREG, stat.S_IFDIR)
-            target = _inside(archive, folder, member.filename, plain)
+            target = _target(archive, folder, member.filename, plain)
             if member.is_dir():
                 target.mkdir(parents=True, exist_ok=True)
                 continue
@@ -78,10 +85,11 @@ def _zip(archive: Path, folder: Path) -> None:
                 shutil.copyfileobj(source, file)
 
 
-def _tar(archive: Path, folder: Path) -> None:
+def _unpack_tar(archive: Path, folder: Path) -> None:
     with tarfile.open(archive, "r:*") as opened:
         for member in opened:
-            target = _inside(archive, folder, member.name, member.isfile() or member.isdir())
+            plain = member.isfile() or member.isdir()
+            target = _target(archive, folder, member.name, plain)
             if member.isdir():
                 target.mkdir(parents=True, exist_ok=True)
                 continue
@@ -99,17 +107,19 @@ def _tar(archive: Path, folder: Path) -> None:
             raise EOFError("its end is missing")
 
 
-def _gz(archive: Path, folder: Path) -> None:
+def _unpack_gz(archive: Path, folder: Path) -> None:
     if archive.stat().st_size == 0:
         raise EOFError("empty file")
-    with gzip.open(archive) as source, (folder / archive.name[: -len(".gz")]).open("wb") as file:
+    target = folder / archive.name[: -len(".gz")]
+    with gzip.open(archive) as source, target.open("wb") as file:
         shutil.copyfileobj(source, file)
 
 
-def _inside(archive: Path, folder: Path, name: str, plain: bool) -> Path:
-    """Return where a member goes, refusing whatever could end up elsewhere."""
+def _target(archive: Path, folder: Path, name: str, plain: bool) -> Path:
+    """Return where a member is unpacked to; refuse whatever could end up elsewhere."""
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or (path.parts and ":" in path.parts[0]):
+    has_drive = bool(path.parts) and ":" in path.parts[0]
+    if path.is_absolute() or ".." in path.parts or has_drive:
         raise UserError(
             f"{archive}: member {name!r} points out of the folder; nothing was unpacked"
         )
@@ -119,7 +129,7 @@ def _inside(archive: Path, folder: Path, name: str, plain: bool) -> Path:
 
 
 def _merge(source: Path, folder: Path) -> None:
-    """Move files to their places, replacing what an earlier, interrupted unpacking left there."""
+    """Move files to their final places, replacing those of an earlier, interrupted unpacking."""
     for path in sorted(source.rglob("*")):
         target = folder / path.relative_to(source)
         if path.is_dir():

@@ -1,0 +1,120 @@
+"""Image arrays on disk: `.npz` with `images` (and `labels`, `class_names`), and bare `.npy`."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robust_ood.data.sets import ImageSet
+from robust_ood.errors import UserError
+
+SUFFIXES = (".npz", ".npy")
+_ARRAYS = ("images", "labels", "class_names")
+# All that NumPy and zipfile raise on a file that is not what it claims to be; a damaged length may
+# ask for any amount of memory.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    MemoryError,
+)
+
+
+def load_arrays(path: Path, name: str | None = None) -> ImageSet:
+    """Read a set of images from an array file.
+
+    Args:
+        path: `.npz` holding `images` uint8 (N, H, W, 3) and optionally `labels` (N,) and
+            `class_names` (K,), or `.npy` holding the images alone (such as
+            `300K_random_images.npy`), which is memory-mapped, not read. Labels that are all -1 mean
+            that the set has none. Pickled objects are refused.
+        name: what the set is called; the file's stem by default.
+
+    Raises:
+        UserError: the file is missing, damaged or of another format; the images have the wrong
+            rank, dtype or number of channels, or there are none; the labels are unusable.
+    """
+    name = name or path.stem
+    if not path.is_file():
+        raise UserError(f"{name}: no such file: {path}")
+    try:
+        arrays = _read(path)
+    except _DAMAGE as error:
+        raise UserError(
+            f"{name}: {path} is not a readable {path.suffix} file of arrays ({_reason(error)})"
+        ) from error
+    if "images" not in arrays:
+        names = ", ".join(arrays) or "nothing"
+        raise UserError(f"{name}: {path} has no array 'images'; it has: {names}")
+    images = checked(arrays["images"], name)
+    class_names = tuple(map(str, arrays.get("class_names", ())))
+    return ImageSet(name, images, _labels(arrays), class_names)
+
+
+def load_array(path: Path, name: str) -> NDArray[Any]:
+    """Read one bare array, such as labels, from a `.npy` file; pickled objects are refused.
+
+    Raises: `UserError` naming the file and what is wrong with it.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            return np.asarray(np.load(path))
+    except _DAMAGE as error:
+        raise UserError(
+            f"{name}: {path} is not a readable .npy array ({_reason(error)})"
+        ) from error
+    raise UserError(f"{name}: {path} is an archive of arrays; expected one bare .npy array")
+
+
+def checked(images: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """Return the images, refusing floats with advice; `ImageSet` checks the rest."""
+    if not np.issubdtype(images.dtype, np.floating) or not images.size:
+        return images
+    sample = np.asarray(images[:4096])
+    if not np.isfinite(sample).all():
+        raise UserError(
+            f"{name}: images hold NaN or infinite values; expected dtype uint8 in 0..255"
+        )
+    raise UserError(
+        f"{name}: expected images of dtype uint8 in 0..255, got {images.dtype} with values in "
+        f"{sample.min():g}..{sample.max():g} (multiply floats in [0, 1] by 255 and round)"
+    )
+
+
+def _labels(arrays: dict[str, NDArray[Any]]) -> NDArray[np.int64] | None:
+    """Return the labels, or None where there are none or all of them are -1."""
+    labels = arrays.get("labels")
+    if labels is None:
+        return None
+    integers = labels.size and labels.dtype.kind in "iu"
+    return None if integers and (labels == -1).all() else labels
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a file by name, whatever format its suffix claims."""
+    if not zipfile.is_zipfile(path):
+        if path.suffix == ".npz":
+            raise ValueError("not a zip archive; truncated or of another format")
+        return {"images": np.load(path, mmap_mode="r")}
+    with np.load(path) as archive:
+        names = [name for name in archive.files if name in _ARRAYS]
+        arrays = {name: archive[name] for name in names or archive.files}
+    for array in arrays.values():
+        if not isinstance(array, np.ndarray):  # NumPy returns members of other formats as bytes
+            raise ValueError("a member is not an array")
+    return arrays
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
