@@ -12,9 +12,9 @@ from robust_ood.detectors import MSP, PRO, Detector
 from robust_ood.errors import UserError
 from robust_ood.evaluation import pictures
 from robust_ood.evaluation import scene as scenes
+from robust_ood.evaluation.curves import ScoreTrace, curve
 from robust_ood.evaluation.pictures import Picture, read_pictures, write_picture
 from robust_ood.evaluation.scene import Scene, Side
-from robust_ood.metrics import auroc
 from robust_ood.regions import Linf
 
 
@@ -47,11 +47,13 @@ def test_shift_is_the_change_of_the_true_score_after_one_sign_step_down(detector
 
 def test_curves_begin_at_the_clean_scores_and_reach_twice_the_radius(detector, scene):
     arrays, about = scenes.curves(detector, scene)
-    clean = [torch.from_numpy(arrays[f"{side}_scores"][0]) for side in ("in", "far")]
-    before, after, loss = about["loss_of_auroc"]["far"]
-    assert before == pytest.approx(auroc(*clean))
-    assert after < before
-    assert loss == after - before
+    sizes = [0.0, 1 / 255]
+    traces = [
+        ScoreTrace(*(torch.from_numpy(arrays[f"{side}_{name}"]) for name in ScoreTrace._fields))
+        for side in ("in", "far")
+    ]
+    before, after = curve(*traces, sizes).aurocs
+    assert about["loss_of_auroc"] == {"far": (before, after, after - before)}
     for side, sign in (("in", 1), ("far", -1)):
         images = next(one.images for one in scene.many if one.name == side)
         with torch.no_grad():
