@@ -69,7 +69,7 @@ def _hash(parts: Iterable[bytes]) -> str:
 
 
 def _file_contents(files: ImageFiles, indices: list[int]) -> Iterator[bytes]:
-    yield repr(files.fit).encode()
+    yield repr(files.resize).encode()
     for index in indices:
         path = files.path(index)
         pixels = path.read_bytes() if path.is_file() else b""
