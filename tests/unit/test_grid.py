@@ -33,8 +33,7 @@ from robust_ood.attacks import (
 )
 from robust_ood.attacks.apply import attack_labels
 from robust_ood.attacks.suite import Suite
-from robust_ood.data import OODData, SetSpec
-from robust_ood.data.reading import Reading
+from robust_ood.data import OODData, Reading, ReadingOptions, SetSpec
 from robust_ood.detectors import MSP, PRO, Detector, Energy
 from robust_ood.errors import UserError
 from robust_ood.evaluation import (
@@ -305,7 +304,9 @@ def test_workers_read_what_detectors_are_fitted_on(net, arrays, monkeypatch):
         lambda few, loader: readings.append(loader._reader.reading) or fit(few, loader),
     )
     data = data_of(
-        arrays, train=SetSpec("train.npy", labels="labels.npy"), workers=1, memory_limit=0
+        arrays,
+        train=SetSpec("train.npy", labels="labels.npy"),
+        reading=ReadingOptions(workers=1, memory_limit=0),
     )
     assert run(net, data, {"knn": detectors.build("knn", net, neighbours=2)}).rows
     assert readings == [Reading(1)]
@@ -380,7 +381,12 @@ def test_a_chunk_without_a_readable_image_leaves_the_rows_to_the_rest(net, array
         return SetSpec(str(tmp_path / f"{count}"), name="far", size=6, max_unreadable=0.3)
 
     wanted, found = (
-        run(net, data_of(arrays, far=[far(count)], memory_limit=0), chosen, tmp_path / "out")
+        run(
+            net,
+            data_of(arrays, far=[far(count)], reading=ReadingOptions(memory_limit=0)),
+            chosen,
+            tmp_path / "out",
+        )
         for count in (CHUNK, CHUNK + 1)
     )
     assert found.failures == []
