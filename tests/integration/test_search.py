@@ -89,7 +89,7 @@ def test_an_attack_decides_by_what_survives(search, tmp_path):
     ranges = "[{name: energy, ranges: {temperature: [0.5, 5]}}]"
     assert search("--detectors", ranges) == 0
     (clean,) = json.loads((tmp_path / "chosen" / "search.json").read_text())
-    attack = "{name: pgd, radius: 8/255, steps: 3}"
+    attack = "{name: pgd, radius: 0.1/255, steps: 3}"
     assert search("--detectors", ranges, "--attack", attack) == 0
     (attacked,) = json.loads((tmp_path / "chosen" / "search.json").read_text())
     for before, after in zip(clean["trials"], attacked["trials"], strict=True):
