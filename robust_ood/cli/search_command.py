@@ -109,6 +109,7 @@ def run(arguments: Sequence[str]) -> int:
         scorer = partial(_attacked_score, _read_attack(config.attack))
     device = choose_device(config.device)
     check_writable(config.output)
+    # What is wrong with the settings is said before anything is built or read.
     with user_errors(dict(config.items())):
         built = commands.instantiate(config)
     data: OODData = built.data
@@ -126,6 +127,7 @@ def run(arguments: Sequence[str]) -> int:
     console = Console()
     results = {}
     for candidate in candidates:
+        # All points are fitted together, so that they share their passes over the data.
         detectors_by_point = _make_detectors(candidate, net)
         _fit(list(detectors_by_point.values()), data)
         result = choose(candidate, detectors_by_point, loaders, config.metric, scorer, console)
@@ -306,6 +308,7 @@ def _make_detectors(candidate: Candidate, net: nn.Module) -> dict[str, Detector]
 
 def _fit(candidates: Sequence[Detector], data: OODData) -> None:
     """Fit the detectors of all points in shared passes over the training images."""
+    # Most detectors learn nothing: no training images are read for them.
     unfitted = [detector for detector in candidates if not detector.fitted]
     if not unfitted:
         return

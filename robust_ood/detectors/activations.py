@@ -78,7 +78,7 @@ class Shaped(OutputsDetector):
             yield [self._on_changed(item) for item in passes]
 
     def learn_shape(self) -> Rounds:
-        """Fit the change; nothing by default."""
+        """Fit the change; there is nothing to fit by default."""
         yield from ()
 
     def _on_changed(self, item: Pass) -> Pass:
@@ -170,7 +170,8 @@ class ASH(Shaped):
         features = losses.wide(out.features)
         kept, columns = _largest(features, self.share)
         if self.variant == "B":
-            kept = (features.sum(1, keepdim=True) / kept.shape[1]).expand_as(kept)
+            # Equal values with the old sum.
+            kept = (features.sum(1, keepdim=True) / kept.shape[1]).expand_as(kept)  # (N, k)
         pruned = torch.zeros_like(features).scatter(1, columns, kept)
         if self.variant == "S":
             pruned = _scaled(pruned, features, kept)
@@ -178,6 +179,7 @@ class ASH(Shaped):
 
     def shape_smoothly(self, out: Outputs) -> Outputs:
         """Return the forward pass with pruned features, for B those of P."""
+        # B's values are all equal: their gradient does not tell the features apart.
         if self.variant != "B":
             return self.shape(out)
         features = losses.wide(out.features)
@@ -195,11 +197,12 @@ class ASH(Shaped):
             return self.detector.surrogate_score(_with_features(out, shaped))
 
     def _pruned_softly(self, features: Tensor) -> Tensor:
+        # The width of the sigmoid is half the features' standard deviation, never zero.
         smallest_kept = _largest(features, self.share)[0][:, -1:]  # (N, 1)
         width = features.std(1, correction=0, keepdim=True).detach() / 2 + 1e-6
         # How much of each feature is kept.
         weights = torch.sigmoid((features - smallest_kept) / width)  # (N, D)
-        if self.variant == "B":
+        if self.variant == "B":  # equal values with the old sum
             return weights * features.sum(1, keepdim=True) / weights.sum(1, keepdim=True)
         pruned = weights * features
         if self.variant == "S":
@@ -300,7 +303,7 @@ class DICE(Shaped):
         features = losses.wide(out.features)
         weight = out.head.weight.to(features)  # (K, D)
         kept = self._contributions(out.head) > self.learned("threshold")
-        sparse = torch.where(kept, weight, 0.0)
+        sparse = torch.where(kept, weight, 0.0)  # (K, D)
         bias = None
         if out.head.bias is not None:
             bias = out.head.bias.to(features)

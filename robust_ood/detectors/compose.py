@@ -43,12 +43,15 @@ class Standardize(Wrapper):
 
         The latter take one pass.
         """
+        # A fitted detector keeps what it has learned from other images.
         if not self.detector.fitted:
             yield from self.detector.learn()
-        moments = ClassMoments(1)
+        moments = ClassMoments(1)  # of all images together, as if there were one class
+        # The pass calls the detector itself, which may be more than one network.
         yield [Pass(moments, self._read, self.detector, forward=False)]
         mean = moments.mean  # (2,): of the score, of the surrogate
         std = moments.overall.diagonal().clamp_min(0).sqrt()  # (2,)
+        # Equal scores may differ in the last bits of their sums.
         if not (std > 1e-12 * mean.abs()).all():
             raise UserError(
                 "loader: all its images have the same score; "
@@ -79,6 +82,7 @@ class Standardize(Wrapper):
         wrapped = surface_of(self.detector)
         unmoved = None
         if wrapped.unmoved is not None:
+            # Only the first stands for the surrogate, whose mean and deviation are known.
             first, *others = wrapped.unmoved
             unmoved = (lambda images: self._standardised(first(images), _SURROGATE), *others)
         return AttackSurface((self.surrogate, *wrapped.surrogates[1:]), wrapped.exact, unmoved)
@@ -125,6 +129,7 @@ class Mean(Detector):
         exact = len(surfaces) == 1 and surfaces[0].exact
         unmoved = None
         if any(surface.unmoved is not None for surface in surfaces):
+            # Members that move nothing take part with their own surrogates.
             firsts = []
             for surface in surfaces:
                 stand_ins = surface.unmoved or surface.surrogates
@@ -243,5 +248,6 @@ class DeepEnsemble(Detector):
 
     def _log_mean(self, images: Tensor) -> Tensor:
         """Return the logarithm of the mean softmax `(N, K)`; its own softmax is that mean."""
+        # log(mean of exp(log p)) over the networks
         logs = [F.log_softmax(losses.wide(net(images)), dim=1) for net in self.members]
         return torch.stack(logs).logsumexp(0) - math.log(len(logs))

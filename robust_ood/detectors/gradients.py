@@ -54,6 +54,7 @@ class GradNorm(OutputsDetector):
         logits = losses.wide(out.logits) / self.temperature
         log_odds = losses.log_odds(logits)
         product = self._feature_norm(out) * self._peakedness(out)
+        # The product can be 0, whose logarithm is infinite.
         return product.clamp_min(1e-30).log() + _SHARE * log_odds
 
     def attack_surface(self) -> AttackSurface:
@@ -65,5 +66,5 @@ class GradNorm(OutputsDetector):
 
     def _peakedness(self, out: Outputs) -> Tensor:
         """Return the L1 distance `(N,)` of the softmax from uniform."""
-        p = F.softmax(losses.wide(out.logits) / self.temperature, dim=1)
+        p = F.softmax(losses.wide(out.logits) / self.temperature, dim=1)  # (N, K)
         return (p - 1 / p.shape[1]).abs().sum(1)

@@ -87,6 +87,7 @@ class Gram(OutputsDetector):
         self.keep_exactly(low=extremes.low, high=extremes.high)
         deviations = Average()
         yield [self.reading(deviations, self._held_out_deviations)]
+        # Layers without deviations are divided by 1.
         means = torch.zeros(len(self.layers))  # where no image was held out
         if deviations.count:
             means = deviations.mean
@@ -141,7 +142,8 @@ class Gram(OutputsDetector):
         """Return each layer's deviation from the range of the predicted class, `(N, L)`."""
         grams = self._grams(out)
         values = torch.cat(grams, dim=1)  # (N, D)
-        predicted = out.logits.argmax(1)
+        predicted = out.logits.argmax(1)  # (N,)
+        # Each image's range is that of its predicted class, (N, D).
         low = self.learned("low")[predicted].to(values)
         high = self.learned("high")[predicted].to(values)
         below = F.relu(low - values) / (low + 1e-6).abs()

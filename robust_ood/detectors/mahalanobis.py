@@ -67,6 +67,7 @@ class Mahalanobis(OutputsDetector):
         self.read = names
         self.shrinkage = shrinkage
         self.reference = reference
+        # One set of buffers a layer: loading a state tells their shapes.
         for place in range(len(self.read)):
             self.declare(f"origin{place}", f"whitening{place}", f"centers{place}")
         self.declare("weights", "bias")
@@ -92,12 +93,14 @@ class Mahalanobis(OutputsDetector):
         passes = []
         for layer, layer_moments in zip(self.read, moments, strict=True):
             passes.append(self.reading(layer_moments, self._reader(layer)))
+        # The images for the weights are chosen in the same pass; their scores need its statistics.
         regression = LayerRegression(self, len(self.read), columns)
         if len(self.read) > 1:
             passes += regression.choose()
         yield passes
         for place, layer_moments in enumerate(moments):
             self._keep_layer(place, layer_moments)
+        # What counts without outliers.
         self.keep(weights=torch.ones(len(self.read)), bias=torch.zeros(1))
         if regression.has_both:
             yield regression.collect()
@@ -111,7 +114,8 @@ class Mahalanobis(OutputsDetector):
 
     def _keep_layer(self, place: int, moments: ClassMoments) -> None:
         matrix = whitening(moments.within, self.shrinkage)
-        centers = (moments.means - moments.mean) @ matrix
+        # Centred before whitening: far from the origin, float32 would lose the distances' digits.
+        centers = (moments.means - moments.mean) @ matrix  # (K, D)
         self.keep(
             **{
                 f"origin{place}": moments.mean,
@@ -127,7 +131,7 @@ class Mahalanobis(OutputsDetector):
             out: forward pass.
             place: the layer's index in `layers`.
         """
-        features = losses.wide(vectors(out, self.read[place]))
+        features = losses.wide(vectors(out, self.read[place]))  # (N, D)
         origin = self.learned(f"origin{place}").to(features)
         matrix = self.learned(f"whitening{place}").to(features)
         centers = self.learned(f"centers{place}").to(features)
@@ -196,13 +200,13 @@ class RelativeMahalanobis(OutputsDetector):
 
     def score(self, out: Outputs) -> Tensor:
         """Return minus the smallest relative distance."""
-        features = losses.wide(vectors(out, self.read))
+        features = losses.wide(vectors(out, self.read))  # (N, D)
         matrix = self.learned("whitening").to(features)
         centers = self.learned("centers").to(features)
         background = self.learned("background").to(features)
         centered = features - self.learned("origin").to(features)
-        to_all_classes = squared_lengths(centered @ background)
-        to_nearest_class = nearest_center(centered @ matrix, centers)
+        to_all_classes = squared_lengths(centered @ background)  # MD_0, (N,)
+        to_nearest_class = nearest_center(centered @ matrix, centers)  # min over k of MD_k, (N,)
         return to_all_classes - to_nearest_class
 
 
@@ -249,6 +253,7 @@ class LayerNoise(Wrapper):
 
     def attack_surface(self) -> AttackSurface:
         """Return the surrogate, which has the score's value, then the score without noise."""
+        # The published attack (ALOE Alg. 2) differentiates the score without noise.
         wrapped = self.detector.surrogate
         return AttackSurface((self.surrogate, wrapped), exact=True, unmoved=(wrapped,))
 
@@ -271,6 +276,7 @@ class LayerNoise(Wrapper):
             step_size=self.magnitude,
             keep="last",
         )
+        # Straight through: the gradient treats the movement as a constant.
         movement = raised.images - ordinary(images)
         return score(images + movement)
 

@@ -43,6 +43,7 @@ class Moved(Wrapper):
         the wrapped detector.
         """
         wrapped = surface_of(self.detector)
+        # Of nested movements, the innermost detector says what is unmoved.
         unmoved = wrapped.unmoved
         if unmoved is None:
             unmoved = wrapped.surrogates
@@ -97,6 +98,7 @@ class InputNoise(Moved):
 
     def move(self, images: Tensor) -> Tensor:
         """Return the images after the step."""
+        # Without a step there is nothing to differentiate.
         if self.magnitude == 0:
             return ordinary(images)
         moved = minimize(
@@ -176,6 +178,7 @@ class PRO(Moved):
         scale = torch.ones(1, 1, 1, 1)
         if units == "normalised":
             scale = _pixel_scale(detector)
+        # A buffer moves with the network; it is a setting, so no state holds it.
         self.register_buffer("step_size", step_size * scale, persistent=False)
 
     def move(self, images: Tensor) -> Tensor:
@@ -184,6 +187,7 @@ class PRO(Moved):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the lowest scores `(N,)` over the K + 1 iterates."""
+        # The descent has evaluated the score at its minimum: no second forward pass.
         return self._descend(images)[1].float()
 
     def _descend(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -96,10 +96,11 @@ class SafeSpot(Detector):
 
     def attacked(self, images: Tensor) -> Tensor:
         """Return the attacked safe spots `(N, C, H, W)`, detached."""
+        # Gradients here are those of the search and the attack, none of the caller's.
         images = ordinary(images)
         with evaluating(self.net), differentiating():
             with torch.no_grad():
-                labels = self.net(images).argmax(1)
+                labels = self.net(images).argmax(1)  # (N,), the predicted classes
             spots = safe_spots.search(
                 self.net,
                 images,

@@ -42,6 +42,7 @@ class MSP(OutputsDetector):
         elif isinstance(temperature, str) or not temperature > 0:
             raise UserError(f"temperature: expected a number > 0 or 'fit', got {temperature!r}")
         else:
+            # A buffer, too, so that a state holds the temperature in both cases.
             self.register_buffer("temperature", torch.tensor(float(temperature)))
 
     @property
@@ -59,6 +60,7 @@ class MSP(OutputsDetector):
         def read(seen: SeenBatch) -> tuple[Tensor, Tensor]:
             return seen.out.logits, seen.classes(self.num_classes)
 
+        # The first pass brackets the temperature between points of a coarse grid.
         coarse = CalibrationSlopes.coarse()
         yield [self.reading(coarse, read, "validation")]
         fine = coarse.refined()
@@ -78,6 +80,7 @@ class MSP(OutputsDetector):
 
         The latter can lead to other classes.
         """
+        # At temperature 1, both surrogates would be the same.
         if float(self.learned("temperature")) == 1:
             return AttackSurface((self.surrogate,), exact=True)
         return AttackSurface((self.surrogate, self.confidence), exact=True)

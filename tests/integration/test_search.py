@@ -11,7 +11,8 @@ import yaml
 from robust_ood import cli
 from robust_ood.models import WideResNet
 
-NET = ["--net", "WideResNet", "--net.depth", "10", "--net.width", "1", "--net.num_classes", "10"]
+NET = ["--net", "robust_ood.models.WideResNet"]
+NET += ["--net.depth", "10", "--net.width", "1", "--net.num_classes", "10"]
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,7 @@ class CalibrationSlopes(Statistic):
         logits = double(values[0]).cpu()
         classes = values[1].cpu()
         class_logits = logits.gather(1, classes[:, None])[:, 0]  # z_y, (N,)
+        # One point at a time: all at once would need 65 times the logits' memory.
         for point, inverse in enumerate(self.inverse.tolist()):
             mean_logits = ((inverse * logits).softmax(1) * logits).sum(1)  # E_b[z], (N,)
             self.slopes[point] += (mean_logits - class_logits).sum()
@@ -72,6 +73,7 @@ def best_temperature(slopes: CalibrationSlopes) -> float:
     low, high = slopes.bracket()
     slope_low = float(slopes.slopes[low])
     slope_high = float(slopes.slopes[high])
+    # Interpolated in the inverse temperature, in which the slope is monotonic.
     share = -slope_low / (slope_high - slope_low)
     inverse = float(slopes.inverse[low]) * (1 - share) + float(slopes.inverse[high]) * share
     return 1 / inverse

@@ -35,6 +35,7 @@ def whitening(covariance: Tensor, shrinkage: Shrinkage = "auto") -> Tensor:
         share = _needed_shrinkage(values)
     if isinstance(share, str) or not 0 <= share <= 1:
         raise UserError(f"shrinkage: expected 'auto' or a number in [0, 1], got {shrinkage!r}")
+    # Shrinking towards the identity keeps the eigenvectors.
     values = (1 - share) * values + share * values.mean()
     if not values[0] > 0:
         raise UserError(

@@ -29,6 +29,7 @@ def total(tensor: Tensor, how: Literal["sum", "min", "max"] = "sum") -> Tensor:
     """
     if not several():
         return tensor
+    # The backend may expect tensors on another device.
     reduced = tensor.to(_device()).contiguous()
     dist.all_reduce(reduced, op=_OPERATIONS[how])
     return reduced.to(tensor.device)

@@ -136,7 +136,8 @@ class ClassMoments(ClassMeans):
     def around(self, origin: Tensor) -> Tensor:
         """Return the second moment `(D, D)` around a point `(D,)`."""
         shift = origin.to(self.products)
-        cross = torch.outer(self.mean, shift)
+        # E[(x - o)(x - o)'] = E[xx'] - E[x]o' - oE[x]' + oo'
+        cross = torch.outer(self.mean, shift)  # (D, D)
         return self.products / self.count - cross - cross.T + torch.outer(shift, shift)
 
     @property
@@ -206,6 +207,7 @@ class Sample(Statistic):
 
     def _replace(self, rows: Tensor, keys: Tensor) -> None:
         """Replace the rows with the largest keys by new ones with smaller keys."""
+        # Rows that stay are not copied: only their replacements are written.
         all_keys = torch.cat([self.keys, keys])
         kept = all_keys.topk(self.size, largest=False).indices
         entering = kept[kept >= self.size] - self.size
@@ -218,6 +220,7 @@ class Sample(Statistic):
         """Draw the sample from what all processes kept, in the order of the keys."""
         rows = gathered(self.rows[: self.filled])
         keys = gathered(self.keys[: self.filled])
+        # Sorted, so that the order does not depend on how processes shared the images.
         order = keys.argsort(stable=True)[: self.size]
         self.rows = rows[order]
         self.keys = keys[order]
