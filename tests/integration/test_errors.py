@@ -567,7 +567,7 @@ def test_what_is_wrong_with_a_set_names_its_field(
         command,
         [*arguments, *output, f"--data.{part}", value],
         f"data.{part}",
-        "bad: images have shape",
+        "bad: expected images of shape",
     )
 
 
