@@ -487,7 +487,7 @@ BAD_ARRAYS = {
     "empty": ({"images": IMAGES[:0], "labels": np.zeros(0, int)}, "no images"),
     "no images": ({"pictures": IMAGES}, "images"),
     "label too large": ({"images": IMAGES, "labels": np.arange(8)}, "labels"),
-    "label negative": ({"images": IMAGES, "labels": np.arange(8) - 3}, "got label -3"),
+    "label negative": ({"images": IMAGES, "labels": np.arange(8) - 3}, "got -3"),
     "labels of floats": ({"images": IMAGES, "labels": np.zeros(8)}, "labels"),
     "fewer labels": ({"images": IMAGES, "labels": np.zeros(5, int)}, "labels"),
     "no labels": ({"images": IMAGES}, "labels"),
