@@ -16,6 +16,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from robust_ood.data.augment import crop_and_flip
+from robust_ood.data.class_names import bind_labels, class_names_of
 from robust_ood.data.loaders import EvaluationLoader, TrainingLoader, to_float
 from robust_ood.data.named import load_set, source_of
 from robust_ood.data.reading import Batch, Reading, ReadingOptions
@@ -124,6 +125,7 @@ class OODData(LightningDataModule):
         """Return a labelled part of the in-distribution set, checked against `num_classes`."""
         images = self._load(part, self.names[part])
         with _naming_field(part):
+            images = self._bound_to_training(part, images)
             images.require_classes(self.num_classes)
         return images
 
@@ -276,6 +278,16 @@ class OODData(LightningDataModule):
             limit = self.reading.memory_limit
             with _naming_field(field):
                 self._loaded[key] = load_set(spec, self.root, field, self.size, limit)
+        return self._loaded[key]
+
+    def _bound_to_training(self, part: str, images: ImageSet) -> ImageSet:
+        """Return a part whose labels are those of the training set's classes of the same names."""
+        train = self.names["train"]
+        if part == "train" or train is None:
+            return images
+        key = f"{part} bound to classes"
+        if key not in self._loaded:
+            self._loaded[key] = bind_labels(images, class_names_of(train, self.root))
         return self._loaded[key]
 
     def _load_ood(self, field: str, spec: str | SetSpec, sources: dict[str, str]) -> ImageSet:

@@ -86,7 +86,7 @@ def data_set_key(spec: str | SetSpec, root: Path, field: str) -> str:
     entry_and_part = _find_in_catalogue(source, root, field)
     if entry_and_part is not None:
         return entry_and_part[0].name
-    path = _find_path(root / source)
+    path = find_path(root / source)
     return source if path is None else str(path.resolve())
 
 
@@ -112,7 +112,7 @@ def needs_size(source: str, root: Path) -> bool:
     if entry_and_part is not None:
         entry, part = entry_and_part
         return entry.parts[part].sized
-    path = _find_path(root / source)
+    path = find_path(root / source)
     return path is None or path.suffix not in arrays.SUFFIXES
 
 
@@ -148,7 +148,7 @@ def _load_source(spec: SetSpec, root: Path, field: str, resize: Resize | None) -
     if entry_and_part is not None:
         entry, part = entry_and_part
         return entry.load(root, part, resize)
-    path = _find_path(root / source)
+    path = find_path(root / source)
     if path is not None:
         return _load_path(path, spec, root, field, resize)
     if _is_class_path(source):
@@ -200,12 +200,12 @@ def _find_in_catalogue(
     if name not in CATALOGUE:
         return None
     unknown_part = part and part not in CATALOGUE[name].parts
-    if unknown_part and _find_path(root / source) is not None:
+    if unknown_part and find_path(root / source) is not None:
         return None
     return find_part(source, CATALOGUE, "name" if field is None else f"data.{field}")
 
 
-def _find_path(path: Path) -> Path | None:
+def find_path(path: Path) -> Path | None:
     """Return the existing path of that name, with or without the suffix of an array file."""
     if path.exists():
         return path

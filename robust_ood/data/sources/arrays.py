@@ -18,7 +18,7 @@ SUFFIXES = (".npz", ".npy")
 _ARRAYS = ("images", "labels", "class_names")
 # All that NumPy and zipfile raise on a file that is not what it claims to be; a damaged length may
 # ask for any amount of memory.
-_DAMAGE = (
+DAMAGE = (
     OSError,
     ValueError,
     EOFError,
@@ -49,7 +49,7 @@ def load_arrays(path: Path, name: str | None = None) -> ImageSet:
         raise UserError(f"{name}: no such file: {path}")
     try:
         arrays = _read(path)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise UserError(
             f"{name}: {path} is not a readable {path.suffix} file of arrays ({_reason(error)})"
         ) from error
@@ -69,7 +69,7 @@ def load_array(path: Path, name: str) -> NDArray[Any]:
     try:
         if not zipfile.is_zipfile(path):
             return np.asarray(np.load(path))
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise UserError(
             f"{name}: {path} is not a readable .npy array ({_reason(error)})"
         ) from error

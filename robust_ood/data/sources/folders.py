@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +63,31 @@ def _class_folders(folder: Path) -> dict[str, list[Path]]:
     for child in sorted(folder.iterdir()):
         if child.name.startswith(".") or not child.is_dir():
             continue
-        images = [path for path in sorted(child.rglob("*")) if is_image(path)]
+        images = sorted(path for path in _files_below(child) if is_image(path))
         if images:
             classes[child.name] = images
     return classes
+
+
+def class_names(folder: Path) -> tuple[str, ...]:
+    """Return the names of the class folders that hold images, in the order of their labels."""
+    names = []
+    for child in sorted(folder.iterdir()):
+        if child.name.startswith(".") or not child.is_dir():
+            continue
+        if any(is_image(path) for path in _files_below(child)):
+            names.append(child.name)
+    return tuple(names)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield all files below a folder, also below linked folders; each folder once."""
+    seen = set()
+    for place, subfolders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to a folder above it
+            subfolders.clear()
+            continue
+        seen.add(real)
+        for name in names:
+            yield Path(place, name)
