@@ -67,7 +67,10 @@ def surface_of(detector: Any) -> AttackSurface:
 
 
 def _overrides(detector: Any, name: str) -> bool:
-    """Whether a class between the detector's own and `Detector` defines the name."""
+    """Whether the detector, or a class between its own and `Detector`, defines the name."""
+    # `self.needs_float32 = True` in a constructor.
+    if name in vars(detector):
+        return True
     for kind in type(detector).__mro__:
         if name in vars(kind):
             return not isinstance(vars(kind)[name], OldName)
@@ -75,9 +78,15 @@ def _overrides(detector: Any, name: str) -> bool:
 
 
 class OldName:
-    """A property of `Detector` that warns, and reads the attack surface."""
+    """A property of `Detector` that warns, and reads the attack surface.
 
-    def __init__(self, name: str, read: Callable[[AttackSurface], Any]) -> None:
+    Args:
+        name: the property.
+        read: a detector to the property's value. It asks `attack_surface()` and not `surface_of`,
+            which would ask an override that calls `super()` without end.
+    """
+
+    def __init__(self, name: str, read: Callable[[Any], Any]) -> None:
         self.name = name
         self.read = read
 
@@ -85,4 +94,4 @@ class OldName:
         if detector is None:
             return self
         warn_renamed(f"{kind.__name__}.{self.name}", "attack_surface()")
-        return self.read(surface_of(detector))
+        return self.read(detector)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood import losses
-from robust_ood.detectors.attack_surface import AttackSurface, OldName, surface_of
+from robust_ood.detectors.attack_surface import AttackSurface, OldName, Surrogate, surface_of
 from robust_ood.detectors.fitting.passes import Pass, Rounds, SeenBatch, Split, fit
 from robust_ood.detectors.fitting.statistics import Statistic
 from robust_ood.errors import UserError
@@ -29,9 +29,12 @@ class Detector(nn.Module, ABC):
     is attacked overrides `attack_surface`.
     """
 
-    surrogates = OldName("surrogates", lambda surface: surface.surrogates)
-    exact_surrogate = OldName("exact_surrogate", lambda surface: surface.exact)
-    needs_float32 = OldName("needs_float32", lambda surface: surface.needs_float32)
+    surrogates = OldName("surrogates", lambda detector: detector.attack_surface().surrogates)
+    exact_surrogate = OldName("exact_surrogate", lambda detector: detector.attack_surface().exact)
+    needs_float32 = OldName(
+        "needs_float32", lambda detector: detector.attack_surface().needs_float32
+    )
+    unmoved = OldName("unmoved", lambda detector: _without_movement(detector))
 
     def __init__(self) -> None:
         super().__init__()
@@ -251,8 +254,9 @@ class OutputsDetector(Detector):
 
     def attack_surface(self) -> AttackSurface:
         """Return what an attacker may use; by default the surrogate alone."""
-        exact = type(self).surrogate_score is OutputsDetector.surrogate_score
-        return AttackSurface((self.surrogate,), exact=exact)
+        same_score = type(self).surrogate_score is OutputsDetector.surrogate_score
+        same_images = type(self).surrogate is OutputsDetector.surrogate
+        return AttackSurface((self.surrogate,), exact=same_score and same_images)
 
     def confidence(self, images: Tensor) -> Tensor:
         """Return the log-odds of the predicted class, `(N,)`.
@@ -308,10 +312,38 @@ class Wrapper(Detector):
     def attack_surface(self) -> AttackSurface:
         """Return what an attacker may use: the surrogate, exact where the wrapped one is.
 
-        A wrapper asks the wrapped detector at the very point that it scores.
+        Of a wrapper with a surrogate of its own, nothing is known.
         """
-        return AttackSurface((self.surrogate,), exact=surface_of(self.detector).exact)
+        inherited = type(self).surrogate is Detector.surrogate
+        exact = inherited and surface_of(self.detector).exact
+        return AttackSurface((self.surrogate,), exact=exact)
 
     def learn(self) -> Rounds:
         """Fit the wrapped detector."""
         return self.detector.learn()
+
+
+class _Unmoved(Wrapper):
+    """A detector without its own movement of the images, for readers of the old name `unmoved`.
+
+    It scores by the first surrogate that is not moved.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the values `(N,)` of the first surrogate."""
+        return self._surrogates()[0](images)
+
+    def attack_surface(self) -> AttackSurface:
+        """Return the surrogates that are not moved."""
+        return AttackSurface(self._surrogates(), exact=True)
+
+    def _surrogates(self) -> tuple[Surrogate, ...]:
+        unmoved = self.detector.attack_surface().unmoved
+        assert unmoved is not None  # `_without_movement` makes no other
+        return unmoved
+
+
+def _without_movement(detector: Detector) -> Detector:
+    if detector.attack_surface().unmoved is None:
+        return detector
+    return _Unmoved(detector)

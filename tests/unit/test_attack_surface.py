@@ -18,7 +18,9 @@ from robust_ood.detectors import (
     Detector,
     Energy,
     Mean,
+    OutputsDetector,
     Standardize,
+    Wrapper,
     build,
     surface_of,
 )
@@ -47,6 +49,29 @@ def test_a_new_detector_is_attacked_through_its_own_score():
 
 def test_a_surrogate_of_its_own_is_compared_with_the_score():
     assert not surface_of(Bent()).exact
+
+
+class Rounded(OutputsDetector):
+    def score(self, out):
+        return out.logits.amax(1).round()
+
+    def surrogate(self, images):
+        return self.net(images).amax(1)
+
+
+class RoundedWrapper(Wrapper):
+    def forward(self, images):
+        return self.detector(images).round()
+
+    def surrogate(self, images):
+        return self.detector.surrogate(images)
+
+
+def test_overriding_surrogate_alone_is_enough_in_every_kind_of_detector(make_net):
+    net = make_net()
+    assert not surface_of(Rounded(net)).exact
+    assert not surface_of(RoundedWrapper(Energy(net))).exact
+    assert surface_of(Energy(net)).exact
 
 
 def test_map_changes_every_stand_in_alike():
@@ -126,3 +151,84 @@ def test_an_attack_follows_old_overrides():
 def test_old_names_can_still_be_read(name, value):
     with pytest.warns(DeprecationWarning, match=name):
         assert getattr(Sum(), name) is value
+
+
+class Extended(Energy):
+    """An override that adds to what it inherits."""
+
+    @property
+    def surrogates(self):
+        return (*super().surrogates, self.confidence)
+
+    @property
+    def exact_surrogate(self):
+        return super().exact_surrogate
+
+
+class Careful(Energy):
+    """A property that the constructor sets."""
+
+    def __init__(self, net):
+        super().__init__(net)
+        self.needs_float32 = True
+
+
+class OldWrapper(Wrapper):
+    """A wrapper that forwards every old name by hand."""
+
+    def forward(self, images):
+        return self.detector(images)
+
+    @property
+    def surrogates(self):
+        return (self.surrogate, *self.detector.surrogates)
+
+    @property
+    def exact_surrogate(self):
+        return self.detector.exact_surrogate
+
+    @property
+    def unmoved(self):
+        return self.detector.unmoved
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_old_override_may_extend_what_it_inherits(make_net):
+    surface = surface_of(Extended(make_net()))
+    assert len(surface.surrogates) == 2
+    assert surface.exact
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_old_name_set_by_a_constructor_counts(make_net, make_images, monkeypatch):
+    monkeypatch.setattr("robust_ood.attacks.precision.has_bfloat16", lambda device: True)
+    net = make_net(dtype=torch.float32)
+    images = make_images(dtype=torch.float32)
+    assert resolve("auto", images, Careful(net)) == "float32"
+    assert resolve("auto", images, Mean([Careful(net), Energy(net)])) == "float32"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("make", [Energy, ODIN, lambda net: PRO(Energy(net))])
+def test_an_old_wrapper_forwards_the_wrapped_surface(make_net, make_images, make):
+    images = make_images()
+    wrapped = make(make_net())
+    inner = surface_of(wrapped)
+    outer = surface_of(OldWrapper(wrapped))
+    assert outer.exact == inner.exact
+    assert len(outer.surrogates) == 1 + len(inner.surrogates)
+    expected = inner.surrogates if inner.unmoved is None else inner.unmoved
+    for ours, theirs in zip(outer.unmoved, expected, strict=True):
+        assert torch.equal(ours(images), theirs(images))
+
+
+def test_unmoved_can_still_be_read(make_net, make_images):
+    images = make_images()
+    net = make_net()
+    energy = Energy(net)
+    with pytest.warns(DeprecationWarning, match="unmoved"):
+        assert energy.unmoved is energy
+    odin = ODIN(net)
+    with pytest.warns(DeprecationWarning, match="unmoved"):
+        still = odin.unmoved
+    assert torch.equal(still(images), surface_of(odin).unmoved[0](images))

@@ -1,5 +1,7 @@
 """Names that moved still work, and say where they are now."""
 
+import importlib
+
 import pytest
 
 from robust_ood.deprecation import moved, warn_renamed
@@ -22,3 +24,23 @@ def test_other_names_are_missing_as_ever():
 def test_a_renamed_setting_is_named_with_its_successor():
     with pytest.warns(DeprecationWarning, match=r"data\.old is deprecated .* use data\.new"):
         warn_renamed("data.old", "data.new")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Average",
+        "ClassExtremes",
+        "ClassMeans",
+        "ClassMoments",
+        "Sample",
+        "Statistic",
+        "double",
+        "require_all",
+    ],
+)
+def test_the_statistics_are_still_found_where_they_were(name):
+    old = importlib.import_module("robust_ood.detectors.statistics")
+    new = importlib.import_module("robust_ood.detectors.fitting.statistics")
+    with pytest.warns(DeprecationWarning, match=rf"detectors\.statistics\.{name} is deprecated"):
+        assert getattr(old, name) is getattr(new, name)
