@@ -21,7 +21,7 @@ from robust_ood.data.loaders import EvaluationLoader, TrainingLoader, to_float
 from robust_ood.data.named import load_set, source_of
 from robust_ood.data.reading import Batch, Reading, ReadingOptions
 from robust_ood.data.sets import ImageSet
-from robust_ood.data.shared_sets import refuse_shared_sets
+from robust_ood.data.shared_sets import pixel_digests, refuse_inliers, refuse_shared_sets
 from robust_ood.data.sources.spec import SetSpec
 from robust_ood.deprecation import warn_renamed
 from robust_ood.errors import UserError
@@ -114,7 +114,9 @@ class OODData(LightningDataModule):
         self.augmentation = augmentation
         self.seed = seed
         self.reading = _with_deprecated(reading, deprecated)
+        self.allow_overlap = allow_overlap
         self._loaded: dict[str, ImageSet] = {}
+        self._digests: dict[str, frozenset[bytes]] = {}
         self._training_loader: TrainingLoader | None = None
         self._resume: dict[str, int] | None = None
         if not allow_overlap:
@@ -298,6 +300,8 @@ class OODData(LightningDataModule):
         """
         images = self._load(field, spec)
         self._require_size_of_inliers(field, images)
+        if not self.allow_overlap:
+            refuse_inliers(field, images, self._inlier_digests())
         source = source_of(spec)
         if images.name in sources:
             raise UserError(
@@ -307,6 +311,14 @@ class OODData(LightningDataModule):
             )
         sources[images.name] = source
         return images
+
+    def _inlier_digests(self) -> dict[str, frozenset[bytes]]:
+        """Return digests of the in-distribution parts that are loaded; each part is read once."""
+        for part in ("train", "validation", "test"):
+            images = self._loaded.get(repr(self.names[part]))
+            if images is not None and part not in self._digests:
+                self._digests[part] = pixel_digests(images)
+        return self._digests
 
     def _require_size_of_inliers(self, field: str, images: ImageSet) -> None:
         """Refuse a set whose images differ in size from the in-distribution's that are loaded."""

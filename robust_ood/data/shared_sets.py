@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from robust_ood.data.named import data_set_key, part_key, source_of
+from robust_ood.data.sets import ImageSet
 from robust_ood.data.sources.spec import SetSpec
 from robust_ood.errors import UserError
 
@@ -37,6 +42,46 @@ def refuse_shared_sets(
                 raise _shared(field, spec, "outliers")
             if part_key(spec, root, field) in tuned:
                 raise _shared(field, spec, "validation_ood")
+
+
+PROBES = 16
+"""Images of an OOD set that are looked for in the in-distribution."""
+
+
+def pixel_digests(images: ImageSet) -> frozenset[bytes]:
+    """Return a digest of every image of a set in memory; none for one that is read from files."""
+    if not images.in_memory:
+        return frozenset()
+    return frozenset(map(_digest, images.images[np.arange(len(images))]))
+
+
+def refuse_inliers(field: str, images: ImageSet, inliers: Mapping[str, frozenset[bytes]]) -> None:
+    """Refuse an OOD set whose images are those of the in-distribution, whatever it is called.
+
+    Its AUROC is .5 for every detector. Looked at are evenly spaced images of arrays.
+
+    Args:
+        field: the field of `data` that names the OOD set.
+        images: the OOD set.
+        inliers: digests of the in-distribution parts, by field; see `pixel_digests`.
+
+    Raises: `UserError` where all images that are looked at are inliers of one part.
+    """
+    if not isinstance(images.images, np.ndarray):
+        return
+    indices = np.unique(np.linspace(0, len(images) - 1, PROBES).astype(int))
+    probes = [_digest(image) for image in images.images[indices]]
+    for part, digests in inliers.items():
+        if all(probe in digests for probe in probes):
+            raise UserError(
+                f"data.{field}: {images.name} holds images of data.{part} (all {len(probes)} that "
+                "were looked at), so it is not out-of-distribution; name another set, or allow it "
+                "with data.allow_overlap: true"
+            )
+
+
+def _digest(image: NDArray[np.uint8]) -> bytes:
+    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
 
 def _shared(field: str, spec: str | SetSpec, other_field: str) -> UserError:

@@ -246,7 +246,8 @@ def test_names_and_more_sets_touch_nothing_that_is_there(net, arrays, tmp_path, 
     )
     assert counted == {}
     assert {(row.model, row.detector) for row in again.rows} == {("other name", "probability")}
-    run(net, data_of(arrays, near=["near.npz", "train.npz"]), {"msp": MSP(net)}, tmp_path / "out")
+    more = data_of(arrays, near=["near.npz", "train.npz"], allow_overlap=True)
+    run(net, more, {"msp": MSP(net)}, tmp_path / "out")
     assert counted == {("score", "msp", 0): 40, ("score", "msp", 2): 40}
 
 

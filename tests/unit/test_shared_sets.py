@@ -1,0 +1,45 @@
+"""The in-distribution is no OOD set, whatever it is called and however it is stored."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from robust_ood.data import OODData
+from robust_ood.errors import UserError
+
+
+@pytest.fixture
+def root(tmp_path):
+    draws = np.random.Generator(np.random.PCG64(0))
+    for name in ("train", "test", "foreign"):
+        images = draws.integers(0, 256, (40, 4, 4, 3), dtype=np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(40) % 4)
+        np.save(tmp_path / f"{name}_again.npy", images[::-1].copy())
+    return tmp_path
+
+
+def data_of(root, far, **settings):
+    data = OODData(
+        train="train.npz", test="test.npz", far=[far], root=root, num_classes=4, **settings
+    )
+    data.setup("test")
+    return data
+
+
+@pytest.mark.parametrize("far", ["test_again.npy", "test.npz"])
+def test_the_test_set_under_another_name_is_refused(root, far):
+    with pytest.raises(UserError, match=r"data\.far: test.* holds images of data\.test"):
+        data_of(root, far).ood_sets()
+
+
+def test_the_training_set_is_refused_where_it_is_read(root):
+    data = data_of(root, "train_again.npy")
+    data.inliers("train")
+    with pytest.raises(UserError, match=r"data\.far: .* holds images of data\.train"):
+        data.ood_sets()
+
+
+def test_it_can_be_forced_and_other_sets_pass(root):
+    assert data_of(root, "test_again.npy", allow_overlap=True).ood_sets()
+    assert data_of(root, "foreign.npz").ood_sets()
