@@ -143,14 +143,11 @@ def page(
         detectors=data.detectors,
         **_trust(data),
         **_tables(data),
+        **_figures(radius, sections, figures_folder),
         findings=summary.sentences(data),
         comparisons=comparisons(data),
-        radius=_with_svg(radius),
-        sections=[(section, _with_svg(section.figures)) for section in sections],
-        scored=any(section.name == "scores" for section in sections),
         definitions=DEFINITIONS,
         environments=[(models, _facts(entries)) for models, entries in data.environments],
-        figures_folder=figures_folder,
     )
 
 
@@ -161,10 +158,7 @@ def _trust(data: ReportData) -> dict[str, Any]:
         "caveats": summary.caveats(data),
         "warnings": list(dict.fromkeys(data.results.warnings)),
         "failures": failures + gallery.failures(data),
-        # Older results call it "checks".
-        "tested": all(
-            entries.get("sanity", entries.get("checks")) is True for _, entries in data.environments
-        ),
+        "tested": all(setting is True for setting in summary.sanity_settings(data)),
     }
 
 
@@ -174,8 +168,18 @@ def _tables(data: ReportData) -> dict[str, Any]:
         "by_attack": tables.by_attack(data),
         "accuracies": tables.accuracies(data),
         "metrics": tables.metrics(data),
+        "losses": tables.losses(data),
         "winners": tables.winners(data),
         "recipes": tables.recipes(data),
+    }
+
+
+def _figures(radius: Sequence[Figure], sections: Sequence[Section], folder: str) -> dict[str, Any]:
+    return {
+        "radius": _with_svg(radius),
+        "sections": [(section, _with_svg(section.figures)) for section in sections],
+        "scored": any(section.name == "scores" for section in sections),
+        "figures_folder": folder,
     }
 
 
@@ -193,9 +197,10 @@ def _whole(words: str) -> str:
 
 def _facts(environment: dict[str, object]) -> list[Fact]:
     """Return the entries of an environment as text."""
-    return [
-        Fact(name, _text(name, value), name in _VERBATIM) for name, value in environment.items()
-    ]
+    facts = []
+    for name, value in environment.items():
+        facts.append(Fact(name, _text(name, value), name in _VERBATIM))
+    return facts
 
 
 def _text(name: str, value: object) -> str:
@@ -207,8 +212,9 @@ def _text(name: str, value: object) -> str:
         return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).strip()
     entries = []
     for key, entry in value.items():
-        text = ", ".join(entry) if isinstance(entry, list) else entry
-        entries.append(f"{key} {text}")
+        if isinstance(entry, list):
+            entry = ", ".join(entry)
+        entries.append(f"{key} {entry}")
     return "; ".join(entries)
 
 
