@@ -149,7 +149,10 @@ class _Describer:
     @_parts.register(set)
     @_parts.register(frozenset)
     def _(self, thing: Any) -> Any:
-        return {"set": sorted(json.dumps(self.describe(item)) for item in thing)}
+        items = []
+        for item in thing:
+            items.append(json.dumps(self.describe(item)))
+        return {"set": sorted(items)}  # a set has another order in each process
 
     @_parts.register
     def _(self, thing: partial) -> Any:  # type: ignore[type-arg]
@@ -161,11 +164,11 @@ class _Describer:
 
     @_parts.register
     def _(self, thing: FunctionType) -> Any:
-        held = []  # what a closure has of the functions around it
+        closure = []  # what it has of the functions around it
         for cell in thing.__closure__ or ():
-            held.append(cell.cell_contents)
+            closure.append(cell.cell_contents)
         defaults = [thing.__defaults__, thing.__kwdefaults__]
-        return [*_function(thing), self.describe(held), self.describe(defaults)]
+        return [*_function(thing), self.describe(closure), self.describe(defaults)]
 
     @_parts.register
     def _(self, thing: BuiltinFunctionType) -> Any:  # its text holds an address
@@ -247,7 +250,7 @@ def _digest(text: str) -> str:
 
 def _computed(code: CodeType) -> list[Any]:
     """Return what bytecode computes; another version of Python says it in other words."""
-    constants = [_constant(constant) for constant in code.co_consts]
+    constants = list(map(_constant, code.co_consts))
     return [code.co_code.hex(), constants, code.co_names]
 
 

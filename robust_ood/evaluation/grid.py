@@ -256,13 +256,19 @@ class Grid:
         return interval_of(row, task, self.store)
 
     def _environment(self, precisions: Mapping[str, set[str]]) -> dict[str, Any]:
+        networks = {}
+        for model in self.models:
+            networks[model.name] = model.weights_fingerprint()
+        detectors_by_precision = {}
+        for precision, users in precisions.items():
+            detectors_by_precision[precision] = sorted(users)
         settings: dict[str, Any] = {
             "limit": self.limit,
             "device": str(self.device),
             "sanity": self.sanity,
             "checks": self.sanity,  # its old name, for one release
-            "networks": {model.name: model.weights_fingerprint() for model in self.models},
-            "attack_precisions": {name: sorted(users) for name, users in precisions.items()},
+            "networks": networks,
+            "attack_precisions": detectors_by_precision,
         }
         return describe_environment(settings)
 

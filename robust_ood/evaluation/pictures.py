@@ -85,7 +85,7 @@ def read_pictures(folder: Path) -> list[Picture]:
 
     Raises: `UserError` for a file that is no picture.
     """
-    return [_read(path) for path in sorted((folder / "figures").glob("*.npz"))]
+    return list(map(_read, sorted((folder / "figures").glob("*.npz"))))
 
 
 def _read(path: Path) -> Picture:

@@ -280,7 +280,7 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _as_json(inside) for key, inside in value.items()}
     if isinstance(value, list | tuple):
-        return [_as_json(inside) for inside in value]
+        return list(map(_as_json, value))
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float) and math.isfinite(value):

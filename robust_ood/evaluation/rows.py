@@ -264,11 +264,11 @@ class ModelRecords:
 
     def _with_means(self, rows: list[ScoredRow]) -> list[ScoredRow]:
         """Add the mean over the near sets and over the far sets, where all of them are there."""
+        sets = Counter(test_set.group for test_set in self.sets)
         means = []
         for group in ("near", "far"):
             members = [scored.row for scored in rows if scored.row.group == group]
-            sets = [test_set for test_set in self.sets if test_set.group == group]
-            if members and len(members) == len(sets):
+            if members and len(members) == sets[group]:
                 means.append(ScoredRow(_mean(members, group), torch.empty(0), torch.empty(0)))
         return rows + means
 
@@ -279,8 +279,11 @@ def _mean(members: Sequence[Row], group: str) -> Row:
     for name in METRICS:
         # Not `fmean`, whose last digit may differ: published numbers stay the same.
         rates[name] = sum(getattr(row, name) for row in members) / len(members)
-    n_ood = sum(row.n_ood for row in members)
-    seconds = sum(row.seconds for row in members)
+    n_ood = 0
+    seconds = 0.0
+    for row in members:
+        n_ood += row.n_ood
+        seconds += row.seconds
     return replace(members[0], ood=group, n_ood=n_ood, seconds=seconds, **rates)
 
 
@@ -340,7 +343,7 @@ def _alike(records: Sequence[Row | Accuracy]) -> dict[tuple[Any, ...], list[Row 
     seen: Counter[tuple[Any, ...]] = Counter()
     for record in records:
         fields = asdict(record)
-        shared = tuple(fields.get(name) for name in _SHARED)
+        shared = tuple(map(fields.get, _SHARED))
         groups.setdefault((*shared, seen[record.model, shared]), []).append(record)
         seen[record.model, shared] += 1
     return groups

@@ -273,7 +273,10 @@ def _of_images(sides: Sequence[Side]) -> dict[str, list[str]]:
 
 
 def _names(sides: Sequence[Side]) -> dict[str, str]:
-    return {side.name: side.sets[0] for side in sides}
+    names = {}
+    for side in sides:
+        names[side.name] = side.sets[0]
+    return names
 
 
 def _array(values: Tensor) -> NDArray[Any]:

@@ -253,8 +253,10 @@ def _joined(labels: Iterable[str], batches: list[Scored]) -> Scored:
     """Return the scores of all batches as one; none where no image could be read."""
     scores = {}
     for label in labels:
-        columns = [batch.scores[label] for batch in batches]  # (n,) each
-        scores[label] = torch.cat([torch.empty(0), *columns])
+        columns = [torch.empty(0)]  # `cat` needs one, also where no image could be read
+        for batch in batches:
+            columns.append(batch.scores[label])  # (n,)
+        scores[label] = torch.cat(columns)
     precisions: set[str] = set()
     members: dict[str, int] = {}  # positions, in the order of first occurrence
     winners = []

@@ -150,7 +150,9 @@ def _curve(picture: Picture, group: str, norm: str, reach: float, *, both: bool)
     outliers = _trace(picture.arrays, group)
     sizes = np.linspace(0, reach, _CURVE_POINTS).tolist()
     # The first step's scores are those of the clean images.
-    moved = inliers if both else inliers.scores[0]
+    moved: ScoreTrace | torch.Tensor = inliers.scores[0]
+    if both:
+        moved = inliers
     name: Literal["Linf", "L2"] = "Linf" if norm == "Linf" else "L2"
     points = curve(moved, outliers, sizes, name)
     return list(zip(points.sizes, points.aurocs, strict=True))

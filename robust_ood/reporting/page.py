@@ -147,13 +147,13 @@ def page(
         findings=summary.sentences(data),
         comparisons=comparisons(data),
         definitions=DEFINITIONS,
-        environments=[(models, _facts(entries)) for models, entries in data.environments],
+        environments=_environments(data),
     )
 
 
 def _trust(data: ReportData) -> dict[str, Any]:
     """Return what the section on whether the numbers can be trusted shows."""
-    failures = [describe_failure(failure) for failure in data.results.failures]
+    failures = list(map(describe_failure, data.results.failures))
     return {
         "caveats": summary.caveats(data),
         "warnings": list(dict.fromkeys(data.results.warnings)),
@@ -175,10 +175,16 @@ def _tables(data: ReportData) -> dict[str, Any]:
 
 
 def _figures(radius: Sequence[Figure], sections: Sequence[Section], folder: str) -> dict[str, Any]:
+    drawn = []
+    scored = False
+    for section in sections:
+        drawn.append((section, _with_svg(section.figures)))
+        if section.name == "scores":
+            scored = True
     return {
         "radius": _with_svg(radius),
-        "sections": [(section, _with_svg(section.figures)) for section in sections],
-        "scored": any(section.name == "scores" for section in sections),
+        "sections": drawn,
+        "scored": scored,
         "figures_folder": folder,
     }
 
@@ -193,6 +199,14 @@ def _whole(words: str) -> str:
     space = "\N{NO-BREAK SPACE}"
     arrow = "\N{RIGHTWARDS ARROW}"
     return words.replace(" %", f"{space}%").replace(f" {arrow} ", f"{space}{arrow}{space}")
+
+
+def _environments(data: ReportData) -> list[tuple[str, list[Fact]]]:
+    """Return the models of each folder with the entries of its environment."""
+    environments = []
+    for models, entries in data.environments:
+        environments.append((models, _facts(entries)))
+    return environments
 
 
 def _facts(environment: dict[str, object]) -> list[Fact]:

@@ -124,7 +124,9 @@ class ReportData:
         scores = []
         for folder, cell in self._cells:
             if (cell.model, cell.detector, cell.attack) == (model, detector, attack):
-                values = [_read_scores(folder / name) for name in cell.files]  # each (n,)
+                values = []
+                for name in cell.files:
+                    values.append(_read_scores(folder / name))  # (n,)
                 scores.append(SetScores(cell.images, cell.group, np.concatenate(values)))
         return scores
 
@@ -168,8 +170,10 @@ def _add_folder(merged: ReportData, folder: Path) -> None:
         if model in earlier:
             taken = earlier.union(_models(results.rows))
             _rename(results, pictures, model, _free_name(model, folder, taken))
+    evaluated = set()
+    for row in results.rows:
+        evaluated.add((row.model, row.detector))
     # Pictures of other networks or detectors are left from an earlier evaluation.
-    evaluated = {(row.model, row.detector) for row in results.rows}
     for picture in pictures:
         if (picture.model, picture.detector) in evaluated:
             merged.pictures.append(picture)

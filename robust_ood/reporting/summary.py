@@ -22,7 +22,8 @@ def sentences(data: ReportData) -> list[str]:
             for norm in data.norms:
                 findings.append(_reach(data, model, group, norm))
     if _comparable(data):
-        findings += [_best(data, group) for group in data.groups]
+        for group in data.groups:
+            findings.append(_best(data, group))
     findings.append(_accuracy(data))
     findings.append(_uncertainty(data))
     return [sentence for sentence in findings if sentence]
@@ -37,8 +38,7 @@ def caveats(data: ReportData) -> list[str]:
             "what is missing."
         )
     if not _comparable(data):
-        groups = [", ".join(models) for models in _models_by_protocol(data)]
-        protocols = " / ".join(groups)
+        protocols = " / ".join(map(", ".join, _models_by_protocol(data)))
         reasons.append(
             "Models were evaluated under different attacks or on different images "
             f"({protocols}): compare with care."
@@ -196,7 +196,10 @@ def _furthest(points: Sequence[tuple[float, float]], level: float) -> float:
 def _moves(data: ReportData, rows: Sequence[Row]) -> str:
     """Return the AUROCs of detectors, clean and attacked, the best first."""
     ordered = sorted(rows, key=lambda row: -row.auroc)
-    text = ", ".join(_moved(data, row) for row in ordered[:MOST_NAMED])
+    moves = []
+    for row in ordered[:MOST_NAMED]:
+        moves.append(_moved(data, row))
+    text = ", ".join(moves)
     if len(ordered) > MOST_NAMED:
         text += f" and {len(ordered) - MOST_NAMED} more"
     return text

@@ -81,16 +81,13 @@ class Table:
 
     def full_titles(self) -> list[str]:
         """Return each column's title with the title that spans it."""
-        titles = [title for title, _ in self.columns]
-        if not self.heads:
-            return titles
         spanning: list[str] = []
-        for head, span in self.heads:
+        for head, span in self.heads or [("", len(self.columns))]:
             spanning += [head] * span
-        full = []
-        for head, title in zip(spanning, titles, strict=True):
-            full.append(f"{head} {title}".strip())
-        return full
+        titles = []
+        for head, (title, _) in zip(spanning, self.columns, strict=True):
+            titles.append(f"{head} {title}".strip())
+        return titles
 
 
 def survival(data: ReportData) -> Table:
@@ -135,7 +132,10 @@ def by_attack(data: ReportData) -> list[Table]:
             first_rows.setdefault(row.attack, row)
     if not first_rows:
         return [_without_attack(data)]
-    return [_under_attack(data, row) for row in first_rows.values()]
+    tables = []
+    for row in first_rows.values():
+        tables.append(_under_attack(data, row))
+    return tables
 
 
 def _under_attack(data: ReportData, row: Row) -> Table:
@@ -177,7 +177,10 @@ def _sides_by_subject(data: ReportData, attack: str) -> list[tuple[str, dict[str
     models = data.models
     detectors = data.detectors
     ordered = sorted(sides, key=lambda key: (models.index(key[0]), detectors.index(key[1])))
-    return [(key[3], sides[key]) for key in ordered]
+    subjects = []
+    for key in ordered:
+        subjects.append((key[3], sides[key]))
+    return subjects
 
 
 def _without_attack(data: ReportData) -> Table:

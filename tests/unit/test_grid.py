@@ -37,7 +37,7 @@ from robust_ood.attacks.suite import Suite
 from robust_ood.cli.evaluate_checks import check_output
 from robust_ood.data import OODData, SetSpec
 from robust_ood.data.reading import Reading
-from robust_ood.data.sets import Taken
+from robust_ood.data.sets import ReadImages
 from robust_ood.detectors import MSP, PRO, Detector, Energy
 from robust_ood.errors import UserError
 from robust_ood.evaluation import (
@@ -413,7 +413,7 @@ def test_images_that_were_scored_are_let_go(net, arrays, monkeypatch):
 
 def test_a_size_that_fits_is_kept():
     seen, batches = [], Batches(8)
-    images = Taken(torch.zeros(9, 1), torch.zeros(9), torch.arange(9))
+    images = ReadImages(torch.zeros(9, 1), torch.zeros(9), torch.arange(9))
 
     def work(part):
         seen.append(len(part.images))
