@@ -61,8 +61,8 @@ class RobustValidation(Callback):
         for field, value in (("every_n_epochs", every_n_epochs), ("limit", limit)):
             if value < 1:
                 raise UserError(f"robust_validation.{field}: {value} is not >= 1")
-        _check_parts("detectors", detectors, "surrogate")
-        _check_parts("attacks", attacks, "on_score")
+        _check_specs("detectors", detectors, "surrogate")
+        _check_specs("attacks", attacks, "on_score")
         self.detector_specs = detectors or []
         if not isinstance(attacks, Mapping):
             attacks = attack_registry.build_all(attacks or [])
@@ -115,10 +115,11 @@ class RobustValidation(Callback):
         for ood in outliers:
             ood_scores = self._scores(scorer, data, ood, -1)
             for name in self._detectors:
-                prefix = f"val/{ood.name}/{name}"
                 rates = self._separations(id_scores[name], ood_scores[name], module.device)
-                values |= {f"{prefix}/{label}": rate for label, rate in rates.items()}
-                worst.append(min(rates[f"{label}/auroc"] for label in self._worst_cases()))
+                for rate_name, rate in rates.items():
+                    values[f"val/{ood.name}/{name}/{rate_name}"] = rate
+                aurocs = [rates[f"{label}/auroc"] for label in self._worst_cases()]
+                worst.append(min(aurocs))
                 add_scores(trainer, f"{ood.name}/{name}", id_scores[name], ood_scores[name])
         for label, attack in self.attacks.items():
             values[f"val/{label}/accuracy"] = self._accuracy(scorer, module, data, inliers, attack)
@@ -142,8 +143,9 @@ class RobustValidation(Callback):
             auxiliary = data.outliers()
             if auxiliary is not None:
                 outliers = data.evaluation_loader(auxiliary, _FIT)
+        detectors = [detector.to(device) for detector in self._detectors.values()]
         detector_registry.fit(
-            [detector.to(device) for detector in self._detectors.values()],
+            detectors,
             data.evaluation_loader(data.inliers("train"), _FIT),
             validation=data.evaluation_loader(data.inliers("validation"), _FIT),
             outliers=outliers,
@@ -163,7 +165,9 @@ class RobustValidation(Callback):
 
     def _worst_cases(self) -> list[str]:
         """Return the labels of the comparisons with both sides attacked; without attacks, clean."""
-        return [f"{label}-both" for label in self.attacks] or ["none"]
+        if not self.attacks:
+            return ["none"]
+        return [f"{label}-both" for label in self.attacks]
 
     def _separations(
         self,
@@ -188,8 +192,9 @@ class RobustValidation(Callback):
         """
         loader = data.evaluation_loader(images, self.limit)
         clean = scorer.score(self._detectors, loader).scores
-        scores = {name: {"none": column} for name, column in clean.items()}
+        scores: dict[str, dict[str, Tensor]] = {}
         for name, detector in self._detectors.items():
+            scores[name] = {"none": clean[name]}
             for label, attack in self.attacks.items():
                 scored = scorer.score({name: detector}, loader, attack, side)
                 scores[name][label] = scored.scores[name]
@@ -201,16 +206,17 @@ class RobustValidation(Callback):
         mean = MeanMetric().to(module.device)
         loader = data.evaluation_loader(images, self.limit)
         right = scorer.correct(module.net, loader, attack).scores[""]
+        # In a distributed run, a process may have no image; `compute` waits for all of them.
         if len(right):
             mean.update(right.to(module.device))
         return float(mean.compute())
 
 
-def _check_parts(field: str, parts: Specs | dict[str, Any] | None, method: str) -> None:
+def _check_specs(field: str, specs: Specs | dict[str, Any] | None, method: str) -> None:
     """Raise `UserError` for a mapping, by label, to what is no detector or attack."""
-    if not isinstance(parts, Mapping):
+    if not isinstance(specs, Mapping):
         return
-    for label, value in parts.items():
+    for label, value in specs.items():
         if not hasattr(value, method):
             raise UserError(
                 f"robust_validation.{field}: {label!r} is {value!r}; a config gives a list of "

@@ -83,10 +83,11 @@ def scores_at(run: ScoreTrace, size: float, norm: Norm = "Linf") -> Tensor:
     grow from one step to the next, the later step is placed no lower than the earlier one; beyond
     an image's last size its last score stays.
     """
+    # Both (steps + 1, N); np.interp needs sizes that do not fall.
     sizes = run.sizes(norm).cummax(0).values.double().cpu().numpy()
     scores = run.scores.double().cpu().numpy()
     values = []
-    for image in range(sizes.shape[1]):
+    for image in range(sizes.shape[1]):  # columns, (steps + 1,) each
         values.append(_interpolate(size, sizes[:, image], scores[:, image]))
     return torch.tensor(values, dtype=torch.float64)
 
@@ -139,13 +140,18 @@ def loss_of_auroc(
 
 def concatenate(runs: Iterable[ScoreTrace]) -> ScoreTrace:
     """Return the traces of several batches as one."""
-    runs = list(runs)
-    return ScoreTrace(
-        scores=torch.cat([run.scores for run in runs], dim=1),
-        linf=torch.cat([run.linf for run in runs], dim=1),
-        l2=torch.cat([run.l2 for run in runs], dim=1),
-    )
+    scores = []
+    linf = []
+    l2 = []
+    for run in runs:
+        scores.append(run.scores)
+        linf.append(run.linf)
+        l2.append(run.l2)
+    # (steps + 1, n) each, to (steps + 1, N)
+    return ScoreTrace(torch.cat(scores, dim=1), torch.cat(linf, dim=1), torch.cat(l2, dim=1))
 
 
 def _side(side: ScoreTrace | Tensor, size: float, norm: Norm) -> Tensor:
-    return scores_at(side, size, norm) if isinstance(side, ScoreTrace) else side.double()
+    if isinstance(side, ScoreTrace):
+        return scores_at(side, size, norm)
+    return side.double()

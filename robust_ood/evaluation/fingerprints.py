@@ -61,10 +61,11 @@ def content(images: ImageSet, start: int, stop: int) -> str:
     return fingerprint([taken.images, taken.indices])
 
 
-def _hash(parts: Iterable[bytes]) -> str:
+def _hash(blocks: Iterable[bytes]) -> str:
     state = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        state.update(len(part).to_bytes(8, "little") + part)
+    for block in blocks:
+        # The length before each block keeps ["ab", "c"] and ["a", "bc"] apart.
+        state.update(len(block).to_bytes(8, "little") + block)
     return state.hexdigest()
 
 
@@ -124,14 +125,21 @@ class _Describer:
 
     @_parts.register
     def _(self, thing: nn.Module) -> Any:
-        settings = {name: value for name, value in vars(thing).items() if name not in _INTERNAL}
+        settings = {}
+        for name, value in vars(thing).items():
+            if name not in _INTERNAL:
+                settings[name] = value
         tensors = {**thing._parameters, **thing._buffers}
         children = dict(thing._modules)
         return [_class(type(thing)), *map(self.describe, (settings, tensors, children))]
 
     @_parts.register
     def _(self, thing: Mapping) -> Any:  # type: ignore[type-arg]
-        return {"mapping": [[self.describe(key), self.describe(thing[key])] for key in thing]}
+        # Keys need not be texts, so pairs and not a mapping.
+        pairs = []
+        for key in thing:
+            pairs.append([self.describe(key), self.describe(thing[key])])
+        return {"mapping": pairs}
 
     @_parts.register(list)
     @_parts.register(tuple)
@@ -141,7 +149,10 @@ class _Describer:
     @_parts.register(set)
     @_parts.register(frozenset)
     def _(self, thing: Any) -> Any:
-        return {"set": sorted(json.dumps(self.describe(item)) for item in thing)}
+        items = []
+        for item in thing:
+            items.append(json.dumps(self.describe(item)))
+        return {"set": sorted(items)}  # a set has another order in each process
 
     @_parts.register
     def _(self, thing: partial) -> Any:  # type: ignore[type-arg]
@@ -153,9 +164,11 @@ class _Describer:
 
     @_parts.register
     def _(self, thing: FunctionType) -> Any:
-        held = [cell.cell_contents for cell in thing.__closure__ or ()]
+        closure = []  # what it has of the functions around it
+        for cell in thing.__closure__ or ():
+            closure.append(cell.cell_contents)
         defaults = [thing.__defaults__, thing.__kwdefaults__]
-        return [*_function(thing), self.describe(held), self.describe(defaults)]
+        return [*_function(thing), self.describe(closure), self.describe(defaults)]
 
     @_parts.register
     def _(self, thing: BuiltinFunctionType) -> Any:  # its text holds an address
@@ -176,8 +189,11 @@ class _Describer:
 
 def _class(kind: type) -> list[str]:
     """Return a class's name, and the source of those of its bases that are no code of ours."""
-    theirs = [base for base in kind.__mro__ if not f"{base.__module__}.".startswith(_OURS)]
-    return [f"{kind.__module__}.{kind.__qualname__}", *(_digest(_text(base)) for base in theirs)]
+    description = [f"{kind.__module__}.{kind.__qualname__}"]
+    for base in kind.__mro__:
+        if not f"{base.__module__}.".startswith(_OURS):
+            description.append(_digest(_text(base)))
+    return description
 
 
 def _function(function: FunctionType) -> list[Any]:
@@ -210,14 +226,18 @@ def _lambda(lines: str) -> str:
 
     The lines of a lambda hold what is around it, too, and need not be whole statements.
     """
-    for start in [place for place in range(len(lines)) if lines.startswith("lambda", place)][:1]:
-        for stop in range(len(lines), start, -1):
-            try:
-                tree = ast.parse(f"({lines[start:stop]})", mode="eval").body
-            except (SyntaxError, ValueError):
-                continue
-            if isinstance(tree, ast.Lambda) and lines.count("lambda") == 1:
-                return f"({lines[start:stop]})"
+    if lines.count("lambda") != 1:
+        return ""
+    start = lines.index("lambda")
+    # The longest text that can be parsed: what follows the lambda is cut off.
+    for stop in range(len(lines), start, -1):
+        text = f"({lines[start:stop]})"
+        try:
+            tree = ast.parse(text, mode="eval").body
+        except (SyntaxError, ValueError):
+            continue
+        if isinstance(tree, ast.Lambda):
+            return text
     return ""
 
 
@@ -230,7 +250,7 @@ def _digest(text: str) -> str:
 
 def _computed(code: CodeType) -> list[Any]:
     """Return what bytecode computes; another version of Python says it in other words."""
-    constants = [_constant(constant) for constant in code.co_consts]
+    constants = list(map(_constant, code.co_consts))
     return [code.co_code.hex(), constants, code.co_names]
 
 

@@ -128,17 +128,13 @@ class Grid:
         self.limit = limit
         self.device = torch.device(device)
         self.sanity = sanity
-        if batch_size is None:
-            batch_size = data.evaluation_batch_size if self.device.type == "cpu" else chunk
+        if batch_size is None and self.device.type == "cpu":
+            batch_size = data.evaluation_batch_size
+        elif batch_size is None:
+            batch_size = chunk
         self.scorer = Scorer(self.device, batch_size)
         self.runner = Runner(store, progress or Progress())
-        inliers = data.inliers("test")
-        ood_sets = data.ood_sets()
-        if not ood_sets:
-            raise UserError("data: neither near nor far names an OOD set to evaluate on")
-        self.sets = [TestSet(inliers, "id", chunks(inliers, limit, chunk))]
-        for group, images in ood_sets:
-            self.sets.append(TestSet(images, group, chunks(images, limit, chunk)))
+        self.sets = _test_sets(data, limit, chunk)
         self.models: list[Model] = []
         self._notes: list[str] = []
 
@@ -195,7 +191,10 @@ class Grid:
         self.scorer.bring(model.net, model.detectors)
 
     def _all_tasks(self) -> list[Task]:
-        return [task for model in self.models for task in model.tasks]
+        tasks: list[Task] = []
+        for model in self.models:
+            tasks += model.tasks
+        return tasks
 
     def _tasks(self, model: Model) -> Iterator[Task]:
         """Yield the tasks in the order in which results become complete."""
@@ -206,19 +205,23 @@ class Grid:
                 yield AccuracyTask(model, chunk, label, attack, self.scorer)
             for names in self._groups(model, attack):
                 group = {name: fingerprints[name] for name in names}
-                for index, test_set in enumerate(self.sets):
-                    for chunk in test_set.chunks:
-                        yield ScoreTask(
-                            model, group, test_set, index, chunk, label, attack, self.scorer
-                        )
+                yield from self._score_tasks(model, group, label, attack)
         if self.sanity:
             yield from self._sanity_tasks(model)
+
+    def _score_tasks(
+        self, model: Model, group: Mapping[str, str], label: str, attack: Attack | None
+    ) -> Iterator[ScoreTask]:
+        """Yield the tasks of detectors, by label their fingerprints, under one attack."""
+        for index, test_set in enumerate(self.sets):
+            for chunk in test_set.chunks:
+                yield ScoreTask(model, group, test_set, index, chunk, label, attack, self.scorer)
 
     def _groups(self, model: Model, attack: Attack | None) -> list[list[str]]:
         """Return the labels of detectors, those together that are scored on the same images."""
         groups: dict[Hashable, list[str]] = {}
         for name, detector in model.detectors.items():
-            group: Hashable = None
+            group: Hashable = None  # clean images serve all
             if attack is not None:
                 group = proposal_group(attack, detector) or name
             groups.setdefault(group, []).append(name)
@@ -237,9 +240,9 @@ class Grid:
         for label, detector in model.detectors.items():
             if detector.fitted:
                 continue
-            for source, instead in detector.learns_from.items():
-                if self.data.names[source] is None:
-                    missing = f"data.{source} is not given"
+            for split, instead in detector.learns_from.items():
+                if self.data.names[split] is None:
+                    missing = f"data.{split} is not given"
                     notes.append(f"{model.name}, {label}: {missing}, so {instead}")
         return notes
 
@@ -253,15 +256,33 @@ class Grid:
         return interval_of(row, task, self.store)
 
     def _environment(self, precisions: Mapping[str, set[str]]) -> dict[str, Any]:
+        networks = {}
+        for model in self.models:
+            networks[model.name] = model.weights_fingerprint()
+        detectors_by_precision = {}
+        for precision, users in precisions.items():
+            detectors_by_precision[precision] = sorted(users)
         settings: dict[str, Any] = {
             "limit": self.limit,
             "device": str(self.device),
             "sanity": self.sanity,
             "checks": self.sanity,  # its old name, for one release
-            "networks": {model.name: model.weights_fingerprint() for model in self.models},
-            "attack_precisions": {name: sorted(users) for name, users in precisions.items()},
+            "networks": networks,
+            "attack_precisions": detectors_by_precision,
         }
         return describe_environment(settings)
+
+
+def _test_sets(data: OODData, limit: int | None, chunk: int) -> list[TestSet]:
+    """Return the sets in chunks, the in-distribution first."""
+    inliers = data.inliers("test")
+    ood_sets = data.ood_sets()
+    if not ood_sets:
+        raise UserError("data: neither near nor far names an OOD set to evaluate on")
+    sets = [TestSet(inliers, "id", chunks(inliers, limit, chunk))]
+    for group, images in ood_sets:
+        sets.append(TestSet(images, group, chunks(images, limit, chunk)))
+    return sets
 
 
 def check_count(field: str, number: int | None) -> None:

@@ -52,7 +52,7 @@ def write_picture(folder: Path, picture: Picture) -> Path:
     """Write a picture into `figures/` of a folder of results, in place of an earlier one."""
     path = _path(folder, picture)
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = {
+    facts = {
         "kind": picture.kind,
         "model": picture.model,
         "detector": picture.detector,
@@ -60,7 +60,8 @@ def write_picture(folder: Path, picture: Picture) -> Path:
         "about": dict(picture.about),
     }
     content = io.BytesIO()
-    arrays: dict[str, Any] = {**picture.arrays, "picture": np.array(json.dumps(about))}
+    # Text as an array without dimensions, which needs no pickle.
+    arrays: dict[str, Any] = {**picture.arrays, "picture": np.array(json.dumps(facts))}
     np.savez_compressed(content, **arrays)
     replace_file(path, content.getvalue())
     return path
@@ -84,7 +85,7 @@ def read_pictures(folder: Path) -> list[Picture]:
 
     Raises: `UserError` for a file that is no picture.
     """
-    return [_read(path) for path in sorted((folder / "figures").glob("*.npz"))]
+    return list(map(_read, sorted((folder / "figures").glob("*.npz"))))
 
 
 def _read(path: Path) -> Picture:
@@ -130,13 +131,13 @@ def draw(
             continue
         progress.begin(f"{model}: figure {kind} of {name}")
         arrays: Arrays = {}
-        about: Mapping[str, Any]
+        facts: Mapping[str, Any]
         try:
             with evaluating(detectors[name]):
-                arrays, about = KINDS[kind](detectors[name], scene)
+                arrays, facts = KINDS[kind](detectors[name], scene)
         except (RuntimeError, ValueError) as error:
-            about = {"failed": " ".join(str(error).split())}
-        yield Picture(kind, model, name, arrays, about, key)
+            facts = {"failed": " ".join(str(error).split())}
+        yield Picture(kind, model, name, arrays, facts, key)
 
 
 def draw_into(

@@ -241,12 +241,12 @@ class Results:
             "schema": SCHEMA,
             "complete": self.complete,
             "environment": _as_json(self.environment),
-            "rows": [asdict(row) for row in self.rows],
-            "classification": [asdict(row) for row in self.classification],
+            "rows": _dicts(self.rows),
+            "classification": _dicts(self.classification),
             "warnings": self.warnings,
         }
         for name in _LISTS:
-            content[name] = [asdict(record) for record in getattr(self, name)]
+            content[name] = _dicts(getattr(self, name))
         return content
 
     def write(self, folder: Path) -> None:
@@ -254,7 +254,11 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.as_dict(), indent=1, allow_nan=False)
         replace_file(folder / "results.json", text + "\n")
-        replace_file(folder / "results.csv", _csv([asdict(row) for row in self.rows]))
+        replace_file(folder / "results.csv", _csv(_dicts(self.rows)))
+
+
+def _dicts(records: Sequence[Any]) -> list[dict[str, Any]]:
+    return [asdict(record) for record in records]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -276,7 +280,7 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _as_json(inside) for key, inside in value.items()}
     if isinstance(value, list | tuple):
-        return [_as_json(inside) for inside in value]
+        return list(map(_as_json, value))
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float) and math.isfinite(value):

@@ -109,7 +109,8 @@ class ModelRecords:
         """Yield the rows of all detectors, those of means after the sets that they are of."""
         for detector in self.model.detectors:
             clean = self._columns(detector, "none")
-            yield from self._with_means(self._rows(detector, "none", "none", clean, clean, clean))
+            rows = self._rows(detector, "none", "none", clean, clean, clean)
+            yield from self._with_means(rows)
             for label in self.attacks:
                 hit = self._columns(detector, label)
                 sides = {"in": (hit, clean), "out": (clean, hit), "both": (hit, hit)}
@@ -146,9 +147,8 @@ class ModelRecords:
         for task in self.model.tasks:
             if isinstance(task, SanityTask):
                 for label, key in task.keys.items():
-                    cell = self.store.read(key)
-                    alarms = [] if cell is None else cell.about["warnings"]
-                    lines += [f"{self.model.name}, {label}: {alarm}" for alarm in alarms]
+                    for alarm in self._alarms(key):
+                        lines.append(f"{self.model.name}, {label}: {alarm}")
         return list(dict.fromkeys(lines))
 
     def wins(self) -> list[Wins]:
@@ -174,8 +174,7 @@ class ModelRecords:
         """Return where the scores lie; none for a store in memory."""
         records = []
         for (detector, label, set_index), keys in self.keys.items():
-            paths = [self.store.path(key) for key in keys if self.store.has(key)]
-            files = tuple(path for path in paths if path is not None)
+            files = self._paths(keys)
             if len(files) < len(keys):
                 continue
             record = CellFiles(
@@ -184,7 +183,7 @@ class ModelRecords:
                 attack=label,
                 images=self.sets[set_index].images.name,
                 group=self.sets[set_index].group,
-                files=files,
+                files=tuple(files),
             )
             records.append(record)
         return records
@@ -203,8 +202,26 @@ class ModelRecords:
                         users.setdefault(precision, set()).add(detector or "classifier")
         return users
 
+    def _alarms(self, key: str) -> list[str]:
+        cell = self.store.read(key)
+        if cell is None:
+            return []
+        alarms: list[str] = cell.about["warnings"]
+        return alarms
+
+    def _paths(self, keys: Sequence[str]) -> list[str]:
+        """Return where the cells lie that are stored in files."""
+        paths = []
+        for key in keys:
+            path = self.store.path(key)
+            if path is not None and self.store.has(key):
+                paths.append(path)
+        return paths
+
     def _budget(self, label: str) -> Settings:
-        return self.attacks[label].settings() if label in self.attacks else NO_ATTACK
+        if label not in self.attacks:
+            return NO_ATTACK
+        return self.attacks[label].settings()
 
     def _columns(self, detector: str, attack: str) -> list[Column | None]:
         return [self.column(detector, attack, index) for index in range(len(self.sets))]
@@ -247,11 +264,11 @@ class ModelRecords:
 
     def _with_means(self, rows: list[ScoredRow]) -> list[ScoredRow]:
         """Add the mean over the near sets and over the far sets, where all of them are there."""
+        sets = Counter(test_set.group for test_set in self.sets)
         means = []
         for group in ("near", "far"):
             members = [scored.row for scored in rows if scored.row.group == group]
-            count = sum(test_set.group == group for test_set in self.sets)
-            if members and len(members) == count:
+            if members and len(members) == sets[group]:
                 means.append(ScoredRow(_mean(members, group), torch.empty(0), torch.empty(0)))
         return rows + means
 
@@ -260,9 +277,13 @@ def _mean(members: Sequence[Row], group: str) -> Row:
     """Return the row of a group: means of the rates, sums of images and seconds."""
     rates = {}
     for name in METRICS:
+        # Not `fmean`, whose last digit may differ: published numbers stay the same.
         rates[name] = sum(getattr(row, name) for row in members) / len(members)
-    n_ood = sum(row.n_ood for row in members)
-    seconds = sum(row.seconds for row in members)
+    n_ood = 0
+    seconds = 0.0
+    for row in members:
+        n_ood += row.n_ood
+        seconds += row.seconds
     return replace(members[0], ood=group, n_ood=n_ood, seconds=seconds, **rates)
 
 
@@ -271,7 +292,9 @@ def interval_of(row: Row, task: IntervalTask, store: Store) -> Interval | None:
     cell = store.read(task.name)
     if cell is None:
         return None
-    fields: dict[str, Any] = {name: getattr(row, name) for name in _RECORD_OF}
+    fields: dict[str, Any] = {}
+    for name in _RECORD_OF:
+        fields[name] = getattr(row, name)
     for name in ("auroc", "fpr95"):
         low, high = cell.about[name]
         fields[name] = (float(low), float(high))
@@ -296,7 +319,8 @@ def _summaries(
     records: Sequence[Row | Accuracy],
     metrics: Sequence[str],
 ) -> Iterator[Summary]:
-    for shared, members in _alike([record for record in records if record.model in models]).items():
+    of_recipe = [record for record in records if record.model in models]
+    for shared, members in _alike(of_recipe).items():
         if len(members) < len(models):
             continue
         mean = {}
@@ -319,20 +343,22 @@ def _alike(records: Sequence[Row | Accuracy]) -> dict[tuple[Any, ...], list[Row 
     seen: Counter[tuple[Any, ...]] = Counter()
     for record in records:
         fields = asdict(record)
-        shared = tuple(fields.get(name) for name in _SHARED)
+        shared = tuple(map(fields.get, _SHARED))
         groups.setdefault((*shared, seen[record.model, shared]), []).append(record)
         seen[record.model, shared] += 1
     return groups
 
 
 def _joined(cells: Sequence[Cell]) -> Column:
+    """Return the cells of a set's chunks as one column."""
     wins: Counter[str] = Counter()
     seconds = 0.0
+    scores = []  # (n,) each
     for cell in cells:
+        scores.append(cell.arrays["scores"])
         seconds += float(cell.about["seconds"])
         if "winners" in cell.arrays:
             members = cell.about["members"]
             counts = np.bincount(cell.arrays["winners"], minlength=len(members)).tolist()
             wins.update(dict(zip(members, counts, strict=True)))
-    scores = torch.from_numpy(np.concatenate([cell.arrays["scores"] for cell in cells]))
-    return Column(scores, seconds, dict(wins))
+    return Column(torch.from_numpy(np.concatenate(scores)), seconds, dict(wins))

@@ -34,6 +34,7 @@ class Runner:
             if missing:
                 self.progress.expect(task.work * len(missing))
                 waiting.append((task, len(missing)))
+        # First what no other process has claimed, then the rest.
         for wait in (False, True):
             claimed_by_others = []
             for task, count in waiting:
@@ -50,7 +51,10 @@ class Runner:
         return [task for task in tasks if self._missing(task)]
 
     def _missing(self, task: Task) -> list[str]:
-        failed = {failure.detector or "" for failure in self.failures if _settles(failure, task)}
+        failed = set()
+        for failure in self.failures:
+            if _settles(failure, task):
+                failed.add(failure.detector or "")
         return task.missing(self.store, failed)
 
     def _run(self, task: Task) -> None:
@@ -70,14 +74,14 @@ class Runner:
                 self._attempt(task, [label])
             return
         for label, cell in cells.items():
-            about = {
+            provenance = {
                 "model": task.model,
                 "detector": label or None,
                 "attack": task.attack,
                 "stage": task.stage,
                 "process": f"{platform.node()}:{os.getpid()}",
             }
-            self.store.write(task.keys[label], Cell(cell.arrays, {**about, **cell.about}))
+            self.store.write(task.keys[label], Cell(cell.arrays, {**provenance, **cell.about}))
             self.computed += 1
 
     def _note(self, task: Task, label: str, error: Exception) -> None:

@@ -5,7 +5,7 @@ After Carlini et al. 2019 ("On evaluating adversarial robustness") and the check
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -192,23 +192,24 @@ def _of_scores(probe: _Probe) -> Iterator[str]:
 
 def _of_gradients(probe: _Probe, region: Region) -> Iterator[str]:
     gradients = probe.gradients()
-    broken = (~gradients.flatten(1).isfinite().all(1)).float().mean().item()
+    flat = gradients.flatten(1)  # (N, C * H * W)
+    broken = (~flat.isfinite().all(1)).float().mean().item()
     if broken:
         yield (
             f"{broken:.0%} of the images have non-finite input gradients; "
             "compute the surrogate in logarithms"
         )
-    zero = (gradients == 0).flatten(1).all(1).float().mean().item()
+    zero = (flat == 0).all(1).float().mean().item()
     if zero > 0.05:
         yield (
             f"{zero:.0%} of the images have an input gradient of exactly zero "
             "(saturation, rounding, fp16); attack logits or log-odds instead, in float32"
         )
         return
+    # Short enough for the gradient to hold, long enough not to be rounded away.
+    step = 0.1 * max(region.radius, 1e-3)
     with torch.no_grad():
-        moved = probe.detector(
-            probe.images - 0.1 * max(region.radius, 1e-3) * region.steepest(gradients)
-        )
+        moved = probe.detector(probe.images - step * region.steepest(gradients))
     wrong = (moved > probe.scores()).float().mean().item()
     if wrong > 0.6:
         yield (
@@ -268,7 +269,9 @@ def _of_attacks(probe: _Probe, region: Region, attacks: list[ScoreAttack]) -> It
 
 
 def _of_members(detector: Detector, attack: ScoreAttack) -> Iterator[str]:
-    left_out = attack.left_out(detector) if isinstance(attack, Suite) else []
+    left_out: Sequence[str] = []
+    if isinstance(attack, Suite):
+        left_out = attack.left_out(detector)
     if left_out:
         yield (
             f"the suite's {', '.join(left_out)} do not apply, because it names no classifier; "
@@ -324,7 +327,7 @@ def _under_noise(probe: _Probe, region: Region) -> float:
             draws = generators(0, "sanity noise", trial, indices=range(len(images)))
             with torch.no_grad():
                 values.append(direction * probe.detector(region.sample(images, draws)))
-        return direction * torch.stack(values).amin(0)
+        return direction * torch.stack(values).amin(0)  # (trials, N) to (N,)
 
     return auroc(worst(probe.inliers, 1), worst(probe.outliers, -1))
 
@@ -335,7 +338,8 @@ def _idle(probe: _Probe, region: Region) -> bool:
     attack = _exact(region, steps=2, restarts=2)
     draws = attack.draws(torch.arange(len(probe.inliers)))
     runs = attack.run(objective, probe.inliers, draws)
-    ends = torch.stack([run.values for run in runs if run.values is not None])  # (restarts, N)
+    values = [run.values for run in runs if run.values is not None]
+    ends = torch.stack(values)  # (restarts, N)
     with torch.no_grad():
         begin = objective(probe.inliers)
     flat = (ends - begin).abs().amax(0) <= 1e-6 * begin.abs().clamp_min(1e-6)

@@ -94,18 +94,7 @@ def set_scene(
     for group, images in firsts.items():
         pixels = _take(images, 0, min(FEW, limit or FEW), device)
         many.append(Side(group, pixels, (images.name,)))
-    count = min(SHOWN, limit or SHOWN)
-    turns = [*_in_turn(sets[:1], count), *_in_turn(sets[1:], count)]
-    shown = []
-    for group in firsts:
-        names: list[str] = []
-        parts = []
-        for name, images, index in turns:
-            if name == group:
-                parts.append(_take(images, index, index + 1, device))
-                names += [images.name] * len(parts[-1])
-        if names:
-            shown.append(Side(group, torch.cat(parts), tuple(names)))
+    shown = _shown(sets, min(SHOWN, limit or SHOWN), device)
     label = "none"
     attack = None
     if attacks:
@@ -113,11 +102,30 @@ def set_scene(
     return Scene(many, shown, attack, label, data.evaluation_batch_size)
 
 
+def _shown(
+    sets: Sequence[tuple[str, ImageSet]], count: int, device: torch.device | str
+) -> list[Side]:
+    """Return `count` inliers, of the first set, and as many outliers from the other sets."""
+    pixels: dict[str, list[Tensor]] = {}
+    names: dict[str, list[str]] = {}
+    for group, images, index in [*_in_turn(sets[:1], count), *_in_turn(sets[1:], count)]:
+        image = _take(images, index, index + 1, device)  # (1, C, H, W); none where unreadable
+        pixels.setdefault(group, []).append(image)
+        names.setdefault(group, []).extend([images.name] * len(image))
+    shown = []
+    for group in dict.fromkeys(group for group, _ in sets):
+        if names.get(group):
+            shown.append(Side(group, torch.cat(pixels[group]), tuple(names[group])))
+    return shown
+
+
 def _in_turn(sets: Sequence[tuple[str, ImageSet]], count: int) -> list[tuple[str, ImageSet, int]]:
     """Return which images to show: the first of each set, then the second of each, and so on."""
     turns = []
     for index in range(count):
-        turns += [(group, images, index) for group, images in sets if index < len(images)]
+        for group, images in sets:
+            if index < len(images):
+                turns.append((group, images, index))
     return turns[:count]
 
 
@@ -137,8 +145,9 @@ def shift(detector: Detector, scene: Scene) -> Drawing:
         batches = _batches(side.images, scene.batch_size)
         rows = []
         for size in SHIFT_SIZES:
-            rows.append(torch.cat([_shifted(detector, batch, size) for batch in batches]))
-        arrays[side.name] = _array(torch.stack(rows))
+            shifts = [_shifted(detector, batch, size) for batch in batches]
+            rows.append(torch.cat(shifts))
+        arrays[side.name] = _array(torch.stack(rows))  # (sizes, N)
     return arrays, {"sets": _names(scene.many)}
 
 
@@ -171,11 +180,14 @@ def curves(detector: Detector, scene: Scene) -> Drawing:
             arrays[f"{side.name}_{name}"] = _array(values)
         runs[side.name] = run
     inliers = runs.pop("in")
+    losses = {}
+    for group, run in runs.items():
+        losses[group] = loss_of_auroc(inliers, run)
     facts = {
         "norm": region.name,
         "radius": float(region.radius),
         "steps": _TRACE_STEPS,
-        "loss_of_auroc": {group: loss_of_auroc(inliers, run) for group, run in runs.items()},
+        "loss_of_auroc": losses,
     }
     return arrays, {"sets": _names(scene.many), **facts}
 
@@ -193,7 +205,8 @@ def landscape(detector: Detector, scene: Scene) -> Drawing:
     offsets = torch.linspace(-reach, reach, _MAP_POINTS)
     maps = []
     for side in scene.shown:
-        maps += [_map(detector, image, offsets, scene.batch_size) for image in side.images]
+        for image in side.images:
+            maps.append(_map(detector, image, offsets, scene.batch_size))
     arrays = {"offsets": offsets.numpy(), "scores": _array(torch.stack(maps))}
     return arrays, _of_images(scene.shown)
 
@@ -209,7 +222,7 @@ def _map(detector: Detector, image: Tensor, offsets: Tensor, batch_size: int) ->
             along_u = batch[:, 0].view(-1, 1, 1, 1) * u  # (n, C, H, W)
             along_v = batch[:, 1].view(-1, 1, 1, 1) * v
             scores.append(detector((image + along_u + along_v).clamp(0, 1)))
-    return torch.cat(scores).view(len(offsets), len(offsets))
+    return torch.cat(scores).view(len(offsets), len(offsets))  # (points, points)
 
 
 def _direction(image: Tensor, axis: int) -> Tensor:
@@ -230,7 +243,9 @@ def strips(detector: Detector, scene: Scene) -> Drawing:
         columns["attacked"].append(_pixels(attacked.images))
         columns["before"].append(before)
         columns["after"].append(attacked.values)
-    arrays = {name: _array(torch.cat(parts)) for name, parts in columns.items()}
+    arrays = {}
+    for name, batches in columns.items():
+        arrays[name] = _array(torch.cat(batches))
     facts = {"attack": scene.label, **scene.attack.settings()}
     return arrays, {**_of_images(scene.shown), **facts}
 
@@ -258,7 +273,10 @@ def _of_images(sides: Sequence[Side]) -> dict[str, list[str]]:
 
 
 def _names(sides: Sequence[Side]) -> dict[str, str]:
-    return {side.name: side.sets[0] for side in sides}
+    names = {}
+    for side in sides:
+        names[side.name] = side.sets[0]
+    return names
 
 
 def _array(values: Tensor) -> NDArray[Any]:
@@ -269,4 +287,5 @@ def _array(values: Tensor) -> NDArray[Any]:
 
 
 def _pixels(images: Tensor) -> Tensor:
+    # (N, C, H, W) to (N, H, W, C)
     return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1)

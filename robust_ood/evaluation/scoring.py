@@ -55,11 +55,11 @@ class Chunk(NamedTuple):
 def chunks(images: ImageSet, limit: int | None, size: int = CHUNK) -> list[Chunk]:
     """Return a set, or its first `limit` images, in chunks of at most `size`."""
     total = min(limit or len(images), len(images))
-    parts = []
+    listed = []
     for start in range(0, total, size):
         stop = min(start + size, total)
-        parts.append(Chunk(images, start, stop, content(images, start, stop)))
-    return parts
+        listed.append(Chunk(images, start, stop, content(images, start, stop)))
+    return listed
 
 
 class TestSet(NamedTuple):
@@ -172,6 +172,7 @@ class Scorer:
                 return
             for module in (held_net, *held_detectors):
                 module.to("cpu")
+        # Channels last is the layout that convolutions are fastest in.
         net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         for detector in detectors.values():
             detector.to(self.device)
@@ -248,22 +249,27 @@ def _of_attack(scores: dict[str, Tensor], attacked: Attacked) -> Scored:
     return Scored(scores, attacked.precisions, attacked.members, attacked.winners.cpu())
 
 
-def _joined(labels: Iterable[str], parts: list[Scored]) -> Scored:
+def _joined(labels: Iterable[str], batches: list[Scored]) -> Scored:
     """Return the scores of all batches as one; none where no image could be read."""
     scores = {}
     for label in labels:
-        scores[label] = torch.cat([torch.empty(0), *(part.scores[label] for part in parts)])
-    precisions = {precision for part in parts for precision in part.precisions}
-    members = list(dict.fromkeys(name for part in parts for name in part.members))
+        columns = [torch.empty(0)]  # `cat` needs one, also where no image could be read
+        for batch in batches:
+            columns.append(batch.scores[label])  # (n,)
+        scores[label] = torch.cat(columns)
+    precisions: set[str] = set()
+    members: dict[str, int] = {}  # positions, in the order of first occurrence
     winners = []
-    for part in parts:
-        if part.winners is not None:
+    for batch in batches:
+        precisions.update(batch.precisions)
+        for name in batch.members:
+            members.setdefault(name, len(members))
+        if batch.winners is not None:
             # Batches need not name their members in the same order.
-            positions = torch.tensor([members.index(name) for name in part.members])
-            winners.append(positions[part.winners])
-    return Scored(
-        scores, tuple(sorted(precisions)), tuple(members), torch.cat(winners) if winners else None
-    )
+            positions = torch.tensor([members[name] for name in batch.members])
+            winners.append(positions[batch.winners])
+    joined = torch.cat(winners) if winners else None
+    return Scored(scores, tuple(sorted(precisions)), tuple(members), joined)
 
 
 def score_images(detectors: Mapping[str, Detector], images: Tensor) -> dict[str, Tensor]:
@@ -274,7 +280,9 @@ def score_images(detectors: Mapping[str, Detector], images: Tensor) -> dict[str,
     scores: dict[str, Tensor] = {}
     with evaluating(*detectors.values()), torch.no_grad():
         for net, readers in _by_network(detectors):
-            layers = {layer for reader in readers.values() for layer in reader.layers}
+            layers: set[str] = set()
+            for reader in readers.values():
+                layers.update(reader.layers)
             out = widened(outputs(net, images, tuple(sorted(layers))))
             with full_precision(images):
                 for name, reader in readers.items():

@@ -116,8 +116,9 @@ class FolderStore(Store):
     def write(self, key: str, cell: Cell) -> None:
         """Write a cell in one move: readers see all of it or nothing."""
         content = io.BytesIO()
-        about = np.array(json.dumps({**cell.about, "key": key}))
-        arrays: dict[str, Any] = {**cell.arrays, "about": about}
+        # Text as an array without dimensions, which needs no pickle.
+        text = np.array(json.dumps({**cell.about, "key": key}))
+        arrays: dict[str, Any] = {**cell.arrays, "about": text}
         np.savez(content, **arrays)
         replace_file(self._file(key), content.getvalue())
 
@@ -184,10 +185,10 @@ def read_cell(path: Path, key: str | None = None) -> Cell:
     try:
         with np.load(path) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        about = json.loads(str(arrays.pop("about")))
-        if about["key"] != (key or path.stem):
+        facts = json.loads(str(arrays.pop("about")))
+        if facts["key"] != (key or path.stem):
             raise ValueError("of another key")
     except _DAMAGED as error:
         reason = " ".join(str(error).split())[:80] or type(error).__name__
         raise UserError(f"the cell {path} is unreadable ({reason})") from error
-    return Cell(arrays, about)
+    return Cell(arrays, facts)

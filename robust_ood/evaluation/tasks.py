@@ -75,8 +75,11 @@ class Task(ABC):
 
     def missing(self, store: Store, failed: Container[str] = ()) -> list[str]:
         """Return the labels whose cells are to be computed."""
-        candidates = [label for label in self.keys if label not in failed]
-        return [label for label in candidates if not store.has(self.keys[label])]
+        labels = []
+        for label, key in self.keys.items():
+            if label not in failed and not store.has(key):
+                labels.append(label)
+        return labels
 
 
 class _ImagesTask(Task):
@@ -89,21 +92,24 @@ class _ImagesTask(Task):
     def cells(self, scored: Scored, indices: Tensor, seconds: float) -> dict[str, Cell]:
         """Return what was scored, with provenance."""
         arrays: dict[str, Any] = {"indices": indices.numpy()}
-        about: dict[str, Any] = {
+        settings: dict[str, Any] = {}
+        if self.perturbation is not None:
+            settings.update(self.perturbation.settings())
+        provenance: dict[str, Any] = {
             "images": self.chunk.images.name,
             "start": self.chunk.start,
             "stop": self.chunk.stop,
             "code": code_version(),
-            "settings": {} if self.perturbation is None else dict(self.perturbation.settings()),
+            "settings": settings,
             "precisions": list(scored.precisions),
             "seconds": seconds,
         }
         if scored.winners is not None:
             arrays["winners"] = scored.winners.numpy().astype(np.int16)
-            about["members"] = list(scored.members)
+            provenance["members"] = list(scored.members)
         cells = {}
         for label, scores in scored.scores.items():
-            cells[label] = Cell({"scores": scores.float().numpy(), **arrays}, about)
+            cells[label] = Cell({"scores": scores.float().numpy(), **arrays}, provenance)
         return cells
 
 
@@ -140,11 +146,13 @@ class ScoreTask(_ImagesTask):
         self.set_index = set_index
         self.chunk = chunk
         self.scorer = scorer
-        images = [fingerprint(attack), self.direction if attack else 0, chunk.content]
+        direction = self.direction if attack else 0  # clean scores have none
+        images = [fingerprint(attack), direction, chunk.content]
         self.keys = {}
         for name, detector in fingerprints.items():
             self.keys[name] = fingerprint(["score", code_version(), detector, *images])
         self.name = fingerprint(["scores", model.net_fingerprint, *images])
+        # The cell's own key: other detectors on these images need not wait for it.
         if len(self.keys) == 1:
             (self.name,) = self.keys.values()
         self.title = _title(model.name, "clean scores", label, chunk)
@@ -199,8 +207,8 @@ class AccuracyTask(_ImagesTask):
         self.chunk = chunk
         self.scorer = scorer
         answers = fingerprint(chunk.read_labels())
-        parts = [model.net_fingerprint, fingerprint(attack), chunk.content, answers]
-        self.name = fingerprint(["classify", code_version(), *parts])
+        inputs = [model.net_fingerprint, fingerprint(attack), chunk.content, answers]
+        self.name = fingerprint(["classify", code_version(), *inputs])
         self.keys = {"": self.name}
         self.title = _title(model.name, "accuracy", label, chunk)
         self.work = attack_work(attack) * len(chunk)
@@ -242,8 +250,8 @@ class SanityTask(Task):
         self.attacks = attacks
         self.scorer = scorer
         code = code_version("metrics", "sanity")
-        parts = [model.fingerprint(label), attacks, inliers.content, outliers.content]
-        self.name = fingerprint(["sanity", code, *parts])
+        inputs = [model.fingerprint(label), attacks, inliers.content, outliers.content]
+        self.name = fingerprint(["sanity", code, *inputs])
         self.keys = {label: self.name}
         self.title = f"{model.name}: sanity of {label}"
         self.work = _SANITY_WORK * max(1, len(attacks))
@@ -284,14 +292,16 @@ class FitTask(Task):
         self.model = model.name
         self.data = data
         self.scorer = scorer
-        detectors = model.detectors.items()
-        self.detectors = {label: detector for label, detector in detectors if not detector.fitted}
+        self.detectors: dict[str, Detector] = {}
+        for label, detector in model.detectors.items():
+            if not detector.fitted:
+                self.detectors[label] = detector
         self.images = self._images()
-        contents = {source: _content(images) for source, images in self.images.items()}
+        contents = {split: _content(images) for split, images in self.images.items()}
         self.keys = {}
         for label, detector in self.detectors.items():
-            sources = ("inliers", *sorted(detector.learns_from))
-            read = [contents[source] for source in sources if source in contents]
+            splits = ("inliers", *sorted(detector.learns_from))
+            read = [contents[split] for split in splits if split in contents]
             unfitted = model.fingerprint(label)
             self.keys[label] = fingerprint(["fit", code_version(), unfitted, *read])
         self.name = f"fit-{fingerprint([model.net_fingerprint, contents])}"
@@ -302,14 +312,15 @@ class FitTask(Task):
         """Fit the detectors together, and return what each learned."""
         self.scorer.bring(self.subject.net, self.subject.detectors)
         loaders: dict[str, Any] = {}
-        for source, images in self.images.items():
-            loaders[source] = self.data.evaluation_loader(images)
+        for split, images in self.images.items():
+            loaders[split] = self.data.evaluation_loader(images)
         detectors = {label: self.detectors[label] for label in labels}
         detector_module.fit(detectors.values(), loaders.pop("inliers"), **loaders)
         cells = {}
         for label, detector in detectors.items():
             state = detector.state_dict()
-            cells[label] = Cell({name: state[name].cpu().numpy() for name in _learned(detector)})
+            arrays = {name: state[name].cpu().numpy() for name in _learned(detector)}
+            cells[label] = Cell(arrays)
         return cells
 
     def load(self, store: Store) -> None:
@@ -322,15 +333,20 @@ class FitTask(Task):
             if cell is None:
                 del self.subject.detectors[label]
                 continue
-            learned = {name: torch.from_numpy(array.copy()) for name, array in cell.arrays.items()}
-            detector.load_state_dict({**detector.state_dict(), **learned})
+            state = detector.state_dict()
+            for name, array in cell.arrays.items():
+                # A copy, because the store's array must not change with the detector.
+                state[name] = torch.from_numpy(array.copy())
+            detector.load_state_dict(state)
 
     def _images(self) -> dict[Split, ImageSet]:
         images: dict[Split, ImageSet] = {"inliers": self.data.inliers("train")}
-        sources = {source for d in self.detectors.values() for source in d.learns_from}
-        if "validation" in sources and self.data.names["validation"] is not None:
+        splits: set[str] = set()
+        for detector in self.detectors.values():
+            splits.update(detector.learns_from)
+        if "validation" in splits and self.data.names["validation"] is not None:
             images["validation"] = self.data.inliers("validation")
-        if "outliers" in sources:
+        if "outliers" in splits:
             outliers = self.data.outliers()
             if outliers is not None:
                 images["outliers"] = outliers
@@ -338,7 +354,8 @@ class FitTask(Task):
 
 
 def _content(images: ImageSet) -> str:
-    return fingerprint([[chunk.content for chunk in chunks(images, None)], images.labels])
+    contents = [chunk.content for chunk in chunks(images, None)]
+    return fingerprint([contents, images.labels])
 
 
 def _learned(detector: Detector) -> list[str]:
@@ -346,7 +363,8 @@ def _learned(detector: Detector) -> list[str]:
     names = []
     for prefix, module in detector.named_modules():
         if isinstance(module, Detector):
-            names += [f"{prefix}.{name}".lstrip(".") for name in module.declared]
+            for name in module.declared:
+                names.append(f"{prefix}.{name}".lstrip("."))
     return names
 
 

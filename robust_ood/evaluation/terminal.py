@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 
 from rich.box import SIMPLE_HEAD
@@ -21,6 +22,10 @@ from rich.table import Table
 from robust_ood.evaluation.results import Failure, Results, Row
 
 _ATTACKED = {"none": "clean", "in": "inliers", "out": "outliers", "both": "both"}
+_LEGEND = (
+    "AUROC/FPR95 with clean images, attacked inliers, attacked outliers, and both attacked.\n"
+    "FPR95 is the share of OOD accepted when 95 % of ID is accepted."
+)
 
 
 class Progress:
@@ -89,11 +94,7 @@ def print_results(results: Results, console: Console | None = None) -> None:
     """Print AUROC and FPR95, clean and attacked, by attack and detector, then the accuracies."""
     console = console or Console()
     if results.rows:
-        console.print(
-            "AUROC/FPR95 with clean images, attacked inliers, attacked outliers, and both "
-            "attacked.\nFPR95 is the share of OOD accepted when 95 % of ID is accepted.\n",
-            highlight=False,
-        )
+        console.print(_LEGEND, "", highlight=False)
     for table in _detection_tables(results.rows):
         console.print(table, "")
     console.print(_accuracy(results))
@@ -107,25 +108,33 @@ def print_results(results: Results, console: Console | None = None) -> None:
 
 def _detection_tables(rows: Sequence[Row]) -> Iterator[Table]:
     """Yield a table for each attack, in the order of the config; without any, the clean one."""
-    clean = {_subject(row): row for row in rows if row.attacked == "none"}
-    attacked = [row for row in rows if row.attacked != "none"]
-    if not attacked:
+    clean: dict[tuple[str, ...], Row] = {}
+    by_attack: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.attacked == "none":
+            clean[_subject(row)] = row
+        else:
+            by_attack.setdefault(row.attack, []).append(row)
+    if not by_attack:
         yield _detection("no attack", {subject: {"none": row} for subject, row in clean.items()})
-    for attack in dict.fromkeys(row.attack for row in attacked):
-        rows = [row for row in attacked if row.attack == attack]
+    for attack, attacked in by_attack.items():
         lines: dict[tuple[str, ...], dict[str, Row | None]] = {}
-        for row in rows:
+        for row in attacked:
             line = lines.setdefault(_subject(row), {"none": clean.get(_subject(row))})
             line[row.attacked] = row
-        first = rows[0]
+        first = attacked[0]
         budget = f"{_count(first.steps, 'step')}, {_count(first.restarts, 'restart')}"
         yield _detection(f"attack {attack}: {first.norm} {first.radius:.4f}, {budget}", lines)
 
 
 def describe_failure(failure: Failure) -> str:
     """Return who failed, in what, and why, in one line."""
-    subject = f"{failure.model}, {failure.detector}" if failure.detector else failure.model
-    under = "" if failure.attack == "none" else f" under {failure.attack}"
+    subject = failure.model
+    if failure.detector:
+        subject += f", {failure.detector}"
+    under = ""
+    if failure.attack != "none":
+        under = f" under {failure.attack}"
     return f"{subject} ({failure.stage}{under}): {failure.error}"
 
 
@@ -153,10 +162,7 @@ def _detection(title: str, lines: Mapping[tuple[str, ...], Mapping[str, Row | No
         table.add_column(name, overflow="fold")
     for name in _ATTACKED.values():
         table.add_column(name, justify="right", no_wrap=True)
-    # A set counts for its group's mean, whose row is called like the group.
-    sets = {(model, detector, group): 0 for model, detector, _, group in lines}
-    for model, detector, ood, group in lines:
-        sets[model, detector, group] += ood != group
+    sets = _count_sets(lines)
     shown_model = ""
     shown_detector = ""
     for (model, detector, ood, group), cells in lines.items():
@@ -171,10 +177,21 @@ def _detection(title: str, lines: Mapping[tuple[str, ...], Mapping[str, Row | No
             names[1] = ""
         if model == shown_model:
             names[0] = ""
-        table.add_row(*names, *(_cell(cells.get(attacked)) for attacked in _ATTACKED))
+        rates = [_cell(cells.get(attacked)) for attacked in _ATTACKED]
+        table.add_row(*names, *rates)
         shown_model = model
         shown_detector = detector
     return table
+
+
+def _count_sets(subjects: Iterable[tuple[str, ...]]) -> Counter[tuple[str, str, str]]:
+    """Return how many sets each model, detector and group has, means left out."""
+    sets: Counter[tuple[str, str, str]] = Counter()
+    for model, detector, ood, group in subjects:
+        # A group's mean is called like the group.
+        if ood != group:
+            sets[model, detector, group] += 1
+    return sets
 
 
 def _summary(results: Results) -> Table:
@@ -205,7 +222,8 @@ def _cell(row: Row | None) -> str:
 
 
 def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    ending = "" if number == 1 else "s"
+    return f"{number} {noun}{ending}"
 
 
 def _rate(value: float) -> str:
@@ -216,12 +234,16 @@ def _rate(value: float) -> str:
 
 def _accuracy(results: Results) -> Table:
     table = _table("classification accuracy")
-    attacks = list(dict.fromkeys(row.attack for row in results.classification))
+    by_model: dict[str, dict[str, str]] = {}
+    attacks: dict[str, None] = {}  # in order, each once
+    for row in results.classification:
+        by_model.setdefault(row.model, {})[row.attack] = _rate(row.accuracy)
+        attacks[row.attack] = None
     table.add_column("model")
     for attack in attacks:
-        table.add_column("clean" if attack == "none" else attack, justify="right")
-    for model in dict.fromkeys(row.model for row in results.classification):
-        rows = [row for row in results.classification if row.model == model]
-        cells = {row.attack: _rate(row.accuracy) for row in rows}
-        table.add_row(model, *(cells.get(attack, "") for attack in attacks))
+        title = "clean" if attack == "none" else attack
+        table.add_column(title, justify="right")
+    for model, rates in by_model.items():
+        cells = [rates.get(attack, "") for attack in attacks]
+        table.add_row(model, *cells)
     return table

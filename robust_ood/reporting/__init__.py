@@ -18,7 +18,10 @@ _LIBRARIES = {"matplotlib": "matplotlib", "jinja2": "Jinja2"}  # modules, and wh
 
 def check_installed() -> None:
     """Raise `UserError` where a library that reports need is not installed."""
-    missing = [name for module, name in _LIBRARIES.items() if not find_spec(module)]
+    missing = []
+    for module, name in _LIBRARIES.items():
+        if not find_spec(module):
+            missing.append(name)
     if missing:
         raise UserError(
             f"report: {' and '.join(missing)} not installed; pip install 'robust-ood[report]', "

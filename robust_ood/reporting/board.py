@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +49,7 @@ def markdown(table: tables.Table) -> str:
     titles = table.full_titles()
     lines = [_line(titles), _line(["---"] * len(titles))]
     for row in table.rows:
-        lines.append(_line([_cell(cell) for cell in row]))
+        lines.append(_line(map(_cell, row)))
     return "\n".join(lines)
 
 
@@ -59,7 +59,8 @@ def _cell(cell: tables.TableCell) -> str:
     return f"{cell.text} ({', '.join(cell.note.splitlines())})"
 
 
-def _line(texts: Sequence[str]) -> str:
+def _line(texts: Iterable[str]) -> str:
+    # A bar would end the cell.
     escaped = [text.replace("|", "/") for text in texts]
     return f"| {' | '.join(escaped)} |"
 

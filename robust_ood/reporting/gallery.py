@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -66,8 +66,11 @@ def histogram_figures(data: ReportData) -> Iterator[Figure]:
 
 def _strongest_attack(data: ReportData, model: str, detector: str) -> str | None:
     """Return the attack with the lowest AUROC on any group."""
-    rows = [data.worst(model, detector, group) for group in data.groups]
-    attacked = [row for row in rows if row is not None]
+    attacked = []
+    for group in data.groups:
+        row = data.worst(model, detector, group)
+        if row is not None:
+            attacked.append(row)
     if not attacked:
         return None
     return min(attacked, key=lambda row: row.auroc).attack
@@ -91,20 +94,28 @@ def shift_figures(data: ReportData) -> Iterator[Figure]:
     """Yield a figure of score shifts for each detector that has such a picture."""
     for detector in data.detectors:
         shifts: dict[str, tuple[NDArray[Any], ScoresBySide]] = {}
-        for picture in _drawn(data, "shift"):
+        for picture in data.drawn("shift"):
             if picture.detector == detector:
-                arrays = picture.arrays
-                sides = {side: arrays[side] for side in ("in", *GROUPS) if side in arrays}
-                shifts[picture.model] = (arrays["sizes"], sides)
+                shifts[picture.model] = (picture.arrays["sizes"], _shift_sides(picture))
         if shifts:
             yield score_shifts(shifts, detector, slug("shifts", detector))
 
 
+def _shift_sides(picture: Picture) -> ScoresBySide:
+    """Return the shifts of each side that the picture has, `(sizes, N)`."""
+    sides = {}
+    for side in ("in", *GROUPS):
+        if side in picture.arrays:
+            sides[side] = picture.arrays[side]
+    return sides
+
+
 def curve_figures(data: ReportData) -> Iterator[Figure]:
     """Yield AUROC against perturbation size in either norm: outliers perturbed alone, then both."""
-    pictures = _drawn(data, "curves")
+    pictures = data.drawn("curves")
     if not pictures:
         return
+    # (steps + 1, N)
     images = max(picture.arrays["in_scores"].shape[1] for picture in pictures)
     for attacked, both in (("outliers", False), ("inliers and outliers", True)):
         for norm in ("Linf", "L2"):
@@ -139,18 +150,26 @@ def _curve(picture: Picture, group: str, norm: str, reach: float, *, both: bool)
     outliers = _trace(picture.arrays, group)
     sizes = np.linspace(0, reach, _CURVE_POINTS).tolist()
     # The first step's scores are those of the clean images.
-    moved = inliers if both else inliers.scores[0]
-    points = curve(moved, outliers, sizes, "Linf" if norm == "Linf" else "L2")
+    moved: ScoreTrace | torch.Tensor = inliers.scores[0]
+    if both:
+        moved = inliers
+    name: Literal["Linf", "L2"] = "Linf" if norm == "Linf" else "L2"
+    points = curve(moved, outliers, sizes, name)
     return list(zip(points.sizes, points.aurocs, strict=True))
 
 
 def _trace(arrays: Any, side: str) -> ScoreTrace:
-    return ScoreTrace(*(torch.from_numpy(arrays[f"{side}_{name}"]) for name in ScoreTrace._fields))
+    # Each is (steps + 1, N).
+    return ScoreTrace(
+        scores=torch.from_numpy(arrays[f"{side}_scores"]),
+        linf=torch.from_numpy(arrays[f"{side}_linf"]),
+        l2=torch.from_numpy(arrays[f"{side}_l2"]),
+    )
 
 
 def landscape_figures(data: ReportData) -> Iterator[Figure]:
     """Yield a landscape for each network and detector that has such a picture."""
-    for picture in _drawn(data, "landscape"):
+    for picture in data.drawn("landscape"):
         yield landscapes(
             picture.arrays["offsets"],
             picture.arrays["scores"],
@@ -163,7 +182,7 @@ def landscape_figures(data: ReportData) -> Iterator[Figure]:
 
 def strip_figures(data: ReportData) -> Iterator[Figure]:
     """Yield attacked images for each network and detector that has such a picture."""
-    for picture in _drawn(data, "strips"):
+    for picture in data.drawn("strips"):
         images = AttackedImages(
             clean=picture.arrays["clean"],
             attacked=picture.arrays["attacked"],
@@ -197,18 +216,3 @@ def failures(data: ReportData) -> list[str]:
             subject = f"{picture.detector} on {picture.model}"
             reasons.append(f"figure {picture.kind} of {subject}: {picture.about['failed']}")
     return reasons
-
-
-def _drawn(data: ReportData, kind: str) -> list[Picture]:
-    """Return the pictures of a kind that did not fail, in the order of networks and detectors."""
-    models = data.models
-    detectors = data.detectors
-    pictures = [
-        picture
-        for picture in data.pictures
-        if picture.kind == kind and "failed" not in picture.about
-    ]
-    return sorted(
-        pictures,
-        key=lambda picture: (models.index(picture.model), detectors.index(picture.detector)),
-    )

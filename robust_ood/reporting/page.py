@@ -143,28 +143,22 @@ def page(
         detectors=data.detectors,
         **_trust(data),
         **_tables(data),
+        **_figures(radius, sections, figures_folder),
         findings=summary.sentences(data),
         comparisons=comparisons(data),
-        radius=_with_svg(radius),
-        sections=[(section, _with_svg(section.figures)) for section in sections],
-        scored=any(section.name == "scores" for section in sections),
         definitions=DEFINITIONS,
-        environments=[(models, _facts(entries)) for models, entries in data.environments],
-        figures_folder=figures_folder,
+        environments=_environments(data),
     )
 
 
 def _trust(data: ReportData) -> dict[str, Any]:
     """Return what the section on whether the numbers can be trusted shows."""
-    failures = [describe_failure(failure) for failure in data.results.failures]
+    failures = list(map(describe_failure, data.results.failures))
     return {
         "caveats": summary.caveats(data),
         "warnings": list(dict.fromkeys(data.results.warnings)),
         "failures": failures + gallery.failures(data),
-        # Older results call it "checks".
-        "tested": all(
-            entries.get("sanity", entries.get("checks")) is True for _, entries in data.environments
-        ),
+        "tested": all(setting is True for setting in summary.sanity_settings(data)),
     }
 
 
@@ -174,8 +168,24 @@ def _tables(data: ReportData) -> dict[str, Any]:
         "by_attack": tables.by_attack(data),
         "accuracies": tables.accuracies(data),
         "metrics": tables.metrics(data),
+        "losses": tables.losses(data),
         "winners": tables.winners(data),
         "recipes": tables.recipes(data),
+    }
+
+
+def _figures(radius: Sequence[Figure], sections: Sequence[Section], folder: str) -> dict[str, Any]:
+    drawn = []
+    scored = False
+    for section in sections:
+        drawn.append((section, _with_svg(section.figures)))
+        if section.name == "scores":
+            scored = True
+    return {
+        "radius": _with_svg(radius),
+        "sections": drawn,
+        "scored": scored,
+        "figures_folder": folder,
     }
 
 
@@ -191,11 +201,20 @@ def _whole(words: str) -> str:
     return words.replace(" %", f"{space}%").replace(f" {arrow} ", f"{space}{arrow}{space}")
 
 
+def _environments(data: ReportData) -> list[tuple[str, list[Fact]]]:
+    """Return the models of each folder with the entries of its environment."""
+    environments = []
+    for models, entries in data.environments:
+        environments.append((models, _facts(entries)))
+    return environments
+
+
 def _facts(environment: dict[str, object]) -> list[Fact]:
     """Return the entries of an environment as text."""
-    return [
-        Fact(name, _text(name, value), name in _VERBATIM) for name, value in environment.items()
-    ]
+    facts = []
+    for name, value in environment.items():
+        facts.append(Fact(name, _text(name, value), name in _VERBATIM))
+    return facts
 
 
 def _text(name: str, value: object) -> str:
@@ -207,8 +226,9 @@ def _text(name: str, value: object) -> str:
         return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).strip()
     entries = []
     for key, entry in value.items():
-        text = ", ".join(entry) if isinstance(entry, list) else entry
-        entries.append(f"{key} {text}")
+        if isinstance(entry, list):
+            entry = ", ".join(entry)
+        entries.append(f"{key} {entry}")
     return "; ".join(entries)
 
 

@@ -55,7 +55,7 @@ class ReportData:
     @property
     def models(self) -> list[str]:
         """The models in the order of the folders."""
-        return list(dict.fromkeys(row.model for row in self.results.rows))
+        return _models(self.results.rows)
 
     @property
     def detectors(self) -> list[str]:
@@ -124,9 +124,25 @@ class ReportData:
         scores = []
         for folder, cell in self._cells:
             if (cell.model, cell.detector, cell.attack) == (model, detector, attack):
-                values = [_read_scores(folder / name) for name in cell.files]
+                values = []
+                for name in cell.files:
+                    values.append(_read_scores(folder / name))  # (n,)
                 scores.append(SetScores(cell.images, cell.group, np.concatenate(values)))
         return scores
+
+    def drawn(self, kind: str) -> list[Picture]:
+        """Return a kind's pictures that did not fail, in the order of networks and detectors."""
+        models = self.models
+        detectors = self.detectors
+        pictures = []
+        for picture in self.pictures:
+            if picture.kind == kind and "failed" not in picture.about:
+                pictures.append(picture)
+
+        def position(picture: Picture) -> tuple[int, int]:
+            return models.index(picture.model), detectors.index(picture.detector)
+
+        return sorted(pictures, key=position)
 
 
 def read_folders(folders: Sequence[Path]) -> ReportData:
@@ -149,22 +165,27 @@ def read_folders(folders: Sequence[Path]) -> ReportData:
 def _add_folder(merged: ReportData, folder: Path) -> None:
     results = Results.read(folder)
     pictures = read_pictures(folder)
-    models = list(dict.fromkeys(row.model for row in results.rows))
     earlier = set(merged.models)
-    for model in models:
+    for model in _models(results.rows):
         if model in earlier:
-            taken = earlier | {row.model for row in results.rows}
+            taken = earlier.union(_models(results.rows))
             _rename(results, pictures, model, _free_name(model, folder, taken))
+    evaluated = set()
+    for row in results.rows:
+        evaluated.add((row.model, row.detector))
     # Pictures of other networks or detectors are left from an earlier evaluation.
-    evaluated = {(row.model, row.detector) for row in results.rows}
     for picture in pictures:
         if (picture.model, picture.detector) in evaluated:
             merged.pictures.append(picture)
     for cell in results.cells:
         merged._cells.append((folder, cell))
-    names = ", ".join(dict.fromkeys(row.model for row in results.rows))
+    names = ", ".join(_models(results.rows))
     merged.environments.append((names, results.environment))
     merged.results.extend(results)
+
+
+def _models(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.model for row in rows))
 
 
 def _free_name(model: str, folder: Path, taken: set[str]) -> str:
@@ -194,10 +215,18 @@ def _rename_model(records: list[Any], old: str, new: str) -> None:
 
 def _split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """Return the rows of sets and those of means: a mean is the last row named after its group."""
-    last = {_mean_key(row): index for index, row in enumerate(rows) if row.ood == row.group}
+    last: dict[tuple[str, ...], int] = {}
+    for index, row in enumerate(rows):
+        if row.ood == row.group:
+            last[_mean_key(row)] = index
     mean_indices = set(last.values())
-    sets = [row for index, row in enumerate(rows) if index not in mean_indices]
-    means = [rows[index] for index in sorted(mean_indices)]
+    sets = []
+    means = []
+    for index, row in enumerate(rows):
+        if index in mean_indices:
+            means.append(row)
+        else:
+            sets.append(row)
     return sets, means
 
 

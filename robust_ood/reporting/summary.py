@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from robust_ood.evaluation import Accuracy, Row
 from robust_ood.reporting.report_data import ReportData
@@ -22,7 +22,8 @@ def sentences(data: ReportData) -> list[str]:
             for norm in data.norms:
                 findings.append(_reach(data, model, group, norm))
     if _comparable(data):
-        findings += [_best(data, group) for group in data.groups]
+        for group in data.groups:
+            findings.append(_best(data, group))
     findings.append(_accuracy(data))
     findings.append(_uncertainty(data))
     return [sentence for sentence in findings if sentence]
@@ -37,16 +38,12 @@ def caveats(data: ReportData) -> list[str]:
             "what is missing."
         )
     if not _comparable(data):
-        protocols = " / ".join(", ".join(models) for models in _models_by_protocol(data))
+        protocols = " / ".join(map(", ".join, _models_by_protocol(data)))
         reasons.append(
             "Models were evaluated under different attacks or on different images "
             f"({protocols}): compare with care."
         )
-    # Older results call it "checks".
-    switched_off = [
-        entries.get("sanity", entries.get("checks")) is False for _, entries in data.environments
-    ]
-    if any(switched_off):
+    if any(setting is False for setting in sanity_settings(data)):
         reasons.append(
             "The sanity checks were switched off: nothing looked for masked gradients or attacks "
             "that fail."
@@ -54,12 +51,20 @@ def caveats(data: ReportData) -> list[str]:
     return reasons
 
 
+def sanity_settings(data: ReportData) -> list[object]:
+    """Return, for each folder, whether the sanity checks ran; None where it does not say."""
+    settings: list[object] = []
+    for _, entries in data.environments:
+        # Older results call it "checks".
+        settings.append(entries.get("sanity", entries.get("checks")))
+    return settings
+
+
 def _models_by_protocol(data: ReportData) -> list[list[str]]:
     """Return the models in groups with the same attacks and the same numbers of images."""
     protocols: dict[frozenset[object], list[str]] = {}
     for model in data.models:
-        rows = [row for row in data.sets if row.model == model]
-        protocol = frozenset(_protocol_of(row) for row in rows)
+        protocol = frozenset(_protocol_of(row) for row in data.sets if row.model == model)
         protocols.setdefault(protocol, []).append(model)
     return list(protocols.values())
 
@@ -76,12 +81,18 @@ def _comparable(data: ReportData) -> bool:
 
 def _protocol(data: ReportData) -> str:
     """Say what was evaluated, on which images and under which attacks."""
-    rows = data.sets
-    attacks = list(dict.fromkeys(row.attack for row in rows if row.attack != "none"))
-    inlier_sets = list(dict.fromkeys(row.id for row in rows))
-    ood_sets = list(dict.fromkeys(row.ood for row in rows))
-    inliers = max((row.n_id for row in rows), default=0)
-    outliers = max((row.n_ood for row in rows), default=0)
+    attacks: dict[str, None] = {}  # each once, in order; so for the sets
+    inlier_sets: dict[str, None] = {}
+    ood_sets: dict[str, None] = {}
+    inliers = 0
+    outliers = 0
+    for row in data.sets:
+        if row.attack != "none":
+            attacks[row.attack] = None
+        inlier_sets[row.id] = None
+        ood_sets[row.ood] = None
+        inliers = max(inliers, row.n_id)
+        outliers = max(outliers, row.n_ood)
     text = (
         f"{_count(len(data.models), 'network')} and {_count(len(data.detectors), 'detector')} "
         f"were scored on {inliers:,} in-distribution images ({', '.join(inlier_sets)}) against up "
@@ -90,7 +101,7 @@ def _protocol(data: ReportData) -> str:
     )
     if not attacks:
         return f"{text}; no attack was run."
-    return f"{text} and under {_listed(attacks)}."
+    return f"{text} and under {_listed(list(attacks))}."
 
 
 def _fate(data: ReportData, model: str, group: str) -> str:
@@ -101,15 +112,13 @@ def _fate(data: ReportData, model: str, group: str) -> str:
     beginning = f"{model}, {group} OOD, strongest attack on both sides: "
     if len(worst) == 1:
         return f"{beginning}{_moved(data, worst[0])}, {_verdict(worst[0])}."
-    kept = [row for row in worst if row.auroc >= KEPT]
-    weakened = [row for row in worst if CHANCE <= row.auroc < KEPT]
-    lost = [row for row in worst if row.auroc < CHANCE]
     clauses = []
-    for verb, level, rows in (
-        ("keep", f"an AUROC of at least {KEPT}", kept),
-        ("end", f"between {CHANCE} and {KEPT}", weakened),
-        ("fall", "below chance", lost),
+    for fate, verb, level in (
+        ("kept", "keep", f"an AUROC of at least {KEPT}"),
+        ("weakened", "end", f"between {CHANCE} and {KEPT}"),
+        ("below chance", "fall", "below chance"),
     ):
+        rows = [row for row in worst if _verdict(row) == fate]
         if rows:
             subject = _subject(rows, worst, verb)
             clauses.append(f"{subject} {level} ({_moves(data, rows)})")
@@ -157,18 +166,21 @@ def _reach(data: ReportData, model: str, group: str, norm: str) -> str:
             detectors_by_radius.setdefault(_furthest(points, level), []).append(detector)
         nowhere = detectors_by_radius.pop(0.0, [])
         if detectors_by_radius:
-            reached = [
-                f"{_listed(detectors)} up to {radius_text(norm, radius)}"
-                for radius, detectors in sorted(detectors_by_radius.items())
-            ]
             text = (
                 f"{model}, {group} OOD, by radius: an AUROC of at least {level} stays with "
-                f"{_listed(reached)}"
+                f"{_reached(detectors_by_radius, norm)}"
             )
             if nowhere:
                 text += f"; {_count(len(nowhere), 'detector')} at no radius"
             return f"{text}."
     return ""
+
+
+def _reached(detectors_by_radius: Mapping[float, Sequence[str]], norm: str) -> str:
+    clauses = []
+    for radius, detectors in sorted(detectors_by_radius.items()):
+        clauses.append(f"{_listed(detectors)} up to {radius_text(norm, radius)}")
+    return _listed(clauses)
 
 
 def _furthest(points: Sequence[tuple[float, float]], level: float) -> float:
@@ -184,7 +196,10 @@ def _furthest(points: Sequence[tuple[float, float]], level: float) -> float:
 def _moves(data: ReportData, rows: Sequence[Row]) -> str:
     """Return the AUROCs of detectors, clean and attacked, the best first."""
     ordered = sorted(rows, key=lambda row: -row.auroc)
-    text = ", ".join(_moved(data, row) for row in ordered[:MOST_NAMED])
+    moves = []
+    for row in ordered[:MOST_NAMED]:
+        moves.append(_moved(data, row))
+    text = ", ".join(moves)
     if len(ordered) > MOST_NAMED:
         text += f" and {len(ordered) - MOST_NAMED} more"
     return text
@@ -218,10 +233,14 @@ def _best(data: ReportData, group: str) -> str:
     if interval:
         low, high = interval
         text += f" (95 % interval {rate(low)} to {rate(high)})"
-    prefix = f"{best.model}, {best.detector}:"
-    if any(warning.startswith(prefix) for warning in data.results.warnings):
+    if _is_doubted(data, best):
         text += ", but a sanity warning casts doubt on it"
     return text + "."
+
+
+def _is_doubted(data: ReportData, row: Row) -> bool:
+    prefix = f"{row.model}, {row.detector}:"
+    return any(warning.startswith(prefix) for warning in data.results.warnings)
 
 
 def _accuracy(data: ReportData) -> str:

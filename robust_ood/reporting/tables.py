@@ -39,6 +39,11 @@ WINNERS_LEGEND = (
     "An attack that is a suite keeps, image by image, the worst that any member found; “clean” is "
     "an image that no member could worsen. The shares of a line add up to 100 %."
 )
+LOSSES_LEGEND = (
+    "As in Fort 2022, Tables 1 to 5: the AUROC on clean images, and after a perturbation of both "
+    "sides by 1/255 in Linf, read off the curves. These are the few images of the curves, and not "
+    f"those of the other tables. Higher is better. {BELOW_CHANCE} {COLOURS}"
+)
 RECIPES_LEGEND = (
     "Mean ± sample standard deviation over the checkpoints of one recipe. Both sides are attacked. "
     "AUROC and accuracy: higher is better; FPR95: lower is better."
@@ -76,11 +81,13 @@ class Table:
 
     def full_titles(self) -> list[str]:
         """Return each column's title with the title that spans it."""
-        spanning = [title for title, span in self.heads for _ in range(span)]
-        if not spanning:
-            return [title for title, _ in self.columns]
-        pairs = zip(spanning, self.columns, strict=True)
-        return [f"{head} {title}".strip() for head, (title, _) in pairs]
+        spanning: list[str] = []
+        for head, span in self.heads or [("", len(self.columns))]:
+            spanning += [head] * span
+        titles = []
+        for head, (title, _) in zip(spanning, self.columns, strict=True):
+            titles.append(f"{head} {title}".strip())
+        return titles
 
 
 def survival(data: ReportData) -> Table:
@@ -96,7 +103,7 @@ def survival(data: ReportData) -> Table:
             cells: list[TableCell] = []
             for group in data.groups:
                 cells += _survival_cells(data, model, detector, group)
-            if any(cell.text for cell in cells):
+            if any(cell.text for cell in cells):  # else it failed on every group
                 rows.append([*names(model, detector), *cells])
     caption = "Detection, clean and under the strongest attack on inliers and outliers"
     return Table(caption, columns, rows, heads, SURVIVAL_LEGEND)
@@ -119,19 +126,26 @@ def _survival_cells(data: ReportData, model: str, detector: str, group: str) -> 
 
 def by_attack(data: ReportData) -> list[Table]:
     """Return a table for each attack: every detector and OOD set, each side attacked and both."""
-    attacks = list(dict.fromkeys(row.attack for row in data.sets if row.attack != "none"))
-    if not attacks:
+    first_rows: dict[str, Row] = {}
+    for row in data.sets:
+        if row.attack != "none":
+            first_rows.setdefault(row.attack, row)
+    if not first_rows:
         return [_without_attack(data)]
-    return [_under_attack(data, attack) for attack in attacks]
+    tables = []
+    for row in first_rows.values():
+        tables.append(_under_attack(data, row))
+    return tables
 
 
-def _under_attack(data: ReportData, attack: str) -> Table:
+def _under_attack(data: ReportData, row: Row) -> Table:
+    """Return the table of the attack that a row names."""
     columns = titled("Network", "Detector", "OOD set")
     columns += titled("clean", "inliers", "outliers", "both", "change")
     columns += titled("clean", "both", "change")
     heads = [("", 3), ("AUROC: clean, then attacked", 5), ("FPR95: clean, attacked", 3)]
     lines = []
-    for name, sides in _sides_by_subject(data, attack):
+    for name, sides in _sides_by_subject(data, row.attack):
         both = sides.get("both")
         first = next(iter(sides.values()))
         clean = data.clean(first)
@@ -143,9 +157,8 @@ def _under_attack(data: ReportData, attack: str) -> Table:
         line += [_fpr(data, clean), _fpr(data, both)]
         line.append(_change(clean, both, "fpr95", better=-1))
         lines.append(line)
-    row = next(row for row in data.sets if row.attack == attack)
     plural = "" if row.restarts == 1 else "s"
-    caption = f"{attack}: {budget(row)}, {row.steps} steps, {row.restarts} restart{plural}"
+    caption = f"{row.attack}: {budget(row)}, {row.steps} steps, {row.restarts} restart{plural}"
     return Table(caption, columns, lines, heads, ATTACK_LEGEND)
 
 
@@ -161,10 +174,13 @@ def _sides_by_subject(data: ReportData, attack: str) -> list[tuple[str, dict[str
         if row.attack == attack and not data.is_single(row):
             key = (row.model, row.detector, row.group, f"mean of {row.group}")
             sides.setdefault(key, {})[row.attacked] = row
-    models = {name: index for index, name in enumerate(data.models)}
-    detectors = {name: index for index, name in enumerate(data.detectors)}
-    ordered = sorted(sides, key=lambda key: (models[key[0]], detectors[key[1]]))
-    return [(key[3], sides[key]) for key in ordered]
+    models = data.models
+    detectors = data.detectors
+    ordered = sorted(sides, key=lambda key: (models.index(key[0]), detectors.index(key[1])))
+    subjects = []
+    for key in ordered:
+        subjects.append((key[3], sides[key]))
+    return subjects
 
 
 def _without_attack(data: ReportData) -> Table:
@@ -181,17 +197,16 @@ def accuracies(data: ReportData) -> Table:
     rows = data.results.classification
     attacks = list(dict.fromkeys(row.attack for row in rows))
     lines = []
-    for model in dict.fromkeys(row.model for row in rows):
-        by_name = {row.attack: row for row in rows if row.model == model}
+    by_model: dict[str, dict[str, TableCell]] = {}
+    for row in rows:
+        cell = TableCell(percent(row.accuracy), row.accuracy, f"n = {row.n:,}")
+        by_model.setdefault(row.model, {})[row.attack] = cell
+    for model, cells in by_model.items():
         line = names(model)
         for attack in attacks:
-            if attack in by_name:
-                row = by_name[attack]
-                line.append(TableCell(percent(row.accuracy), row.accuracy, f"n = {row.n:,}"))
-            else:
-                line.append(TableCell(""))
+            line.append(cells.get(attack, TableCell("")))
         lines.append(line)
-    columns = titled("Network", *(attack_name(attack) for attack in attacks))
+    columns = titled("Network", *map(attack_name, attacks))
     caption = "Share of test images classified correctly"
     return Table(caption, columns, lines, legend=ACCURACY_LEGEND)
 
@@ -215,10 +230,14 @@ def metrics(data: ReportData) -> Table:
 
 def winners(data: ReportData) -> Table | None:
     """Return how often each member of a suite was the strongest; None without such a suite."""
-    records = [record for record in data.results.members if len(record.wins.keys() - {"clean"}) > 1]
+    records = []
+    members: dict[str, None] = {}  # in order, each once
+    for record in data.results.members:
+        if len(record.wins.keys() - {"clean"}) > 1:
+            records.append(record)
+            members.update(dict.fromkeys(record.wins))
     if not records:
         return None
-    members = list(dict.fromkeys(name for record in records for name in record.wins))
     columns = titled("Network", "Detector", "Attack", "Images", *members)
     lines = []
     for record in records:
@@ -230,6 +249,26 @@ def winners(data: ReportData) -> Table | None:
         lines.append(line)
     caption = "Share of images for which each member of the suite found the worst image"
     return Table(caption, columns, lines, legend=WINNERS_LEGEND)
+
+
+def losses(data: ReportData) -> Table | None:
+    """Return the loss of AUROC at Linf 1/255 that pictures of curves keep; None without any.
+
+    Source: Fort 2022, Tables 1 to 5.
+    """
+    columns = titled("Network", "Detector", "OOD")
+    columns += titled("AUROC before", "AUROC at 1/255", "change")
+    lines = []
+    for picture in data.drawn("curves"):
+        # Pictures of older versions have none.
+        for group, (before, after, change) in picture.about.get("loss_of_auroc", {}).items():
+            line = names(picture.model, picture.detector, group)
+            line += [_plain_auroc(before), _plain_auroc(after), _difference(change)]
+            lines.append(line)
+    if not lines:
+        return None
+    caption = "Loss of AUROC at a perturbation of Linf 1/255, both sides attacked"
+    return Table(caption, columns, lines, legend=LOSSES_LEGEND)
 
 
 def recipes(data: ReportData) -> Table | None:
@@ -244,7 +283,8 @@ def recipes(data: ReportData) -> Table | None:
     if not detection and not classification:
         return None
     columns = titled("Recipe", "Detector", "OOD", "Attack")
-    columns += [(name, "mean ± deviation") for name in ("AUROC", "FPR95", "Accuracy")]
+    for name in ("AUROC", "FPR95", "Accuracy"):
+        columns.append((name, "mean ± deviation"))
     columns += titled("Checkpoints")
     lines = []
     for record in [*detection, *classification]:
@@ -319,7 +359,15 @@ def _change(
 ) -> TableCell:
     if clean is None or attacked is None:
         return TableCell("")
-    change = getattr(attacked, metric) - getattr(clean, metric)
+    return _difference(getattr(attacked, metric) - getattr(clean, metric), better)
+
+
+def _plain_auroc(auroc: float) -> TableCell:
+    return TableCell(rate(auroc), auroc, chance=auroc < CHANCE)
+
+
+def _difference(change: float, better: int = 1) -> TableCell:
+    """Return the cell of a change. better: 1 where an increase is better, else -1."""
     tint = max(-1.0, min(1.0, better * change / FULL_COLOUR))
     return TableCell(signed(change, 3), change, tint=tint)
 

@@ -773,6 +773,16 @@ def test_results_of_another_network_of_the_same_name_are_not_replaced(
         check_output(tmp_path, {"net": make_net(seed=3)}, "test")
 
 
+def test_the_legend_is_printed_once_and_before_the_first_table(net, arrays):
+    results = run(net, data_of(arrays), {"msp": MSP(net)})
+    console = Console(record=True, width=120, file=io.StringIO())
+    print_results(results, console)
+    text = console.export_text()
+    assert text.startswith("AUROC/FPR95 with clean images, attacked inliers")
+    assert text.count("FPR95 is the share of OOD accepted") == 1
+    assert text.index("FPR95 is the share") < text.index("attack ")
+
+
 def test_rows_without_their_clean_row_can_be_printed(net, arrays):
     results = run(net, data_of(arrays), {"msp": MSP(net)})
     results.rows = [row for row in results.rows if row.attacked == "both"]

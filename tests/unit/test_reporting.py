@@ -26,6 +26,7 @@ from robust_ood.reporting import summary, tables
 from robust_ood.reporting.report_data import read_folders
 
 RADII = {"none": 0.0, "pgd-4/255": 4 / 255, "suite": 8 / 255}
+LOSSES = {"near": (0.875, 0.375, -0.5), "far": (1.0, 0.875, -0.125)}
 VOID = {
     "area",
     "base",
@@ -156,7 +157,7 @@ def add_pictures(folder: Path, model: str) -> None:
     }
     for kind, arrays, about in (
         ("shift", shifts, {}),
-        ("curves", traces, {"norm": "Linf"}),
+        ("curves", traces, {"norm": "Linf", "loss_of_auroc": LOSSES}),
         ("landscape", landscape, groups),
         ("strips", strips, groups | {"attack": "suite"}),
     ):
@@ -293,6 +294,31 @@ def test_survival_compares_clean_with_the_strongest_attack(folders):
     assert line[8].value == pytest.approx(0.97 - 0.85)  # far: the mean of two sets
     assert line[3].note.startswith("0.040\N{EN DASH}0.060\nsuite")  # one set: its interval
     assert line[8].note == "suite"  # two sets: none
+
+
+def test_losses_of_auroc_are_those_of_the_pictures_and_come_with_their_figures(folders, report):
+    data = read_folders(folders)
+    table = tables.losses(data)
+    assert table is not None
+    lines = {}
+    for row in table.rows:
+        lines[tuple(cell.text for cell in row[:3])] = row
+    assert list(lines) == [
+        ("OE", "msp", "near"),
+        ("OE", "msp", "far"),
+        ("ALOE", "msp", "near"),
+        ("ALOE", "msp", "far"),
+    ]
+    before, after, change = lines["OE", "msp", "near"][3:]
+    assert (before.value, after.value, change.value) == LOSSES["near"]
+    assert (before.chance, after.chance, change.tint) == (False, True, -1)
+    assert lines["ALOE", "msp", "far"][5].tint == -0.25
+    section = report.read_text().partition('<section id="norm"')[2].partition("</section>")[0]
+    assert f"<caption>{table.caption}</caption>" in section
+
+    # Pictures of older versions keep no losses.
+    data.pictures = [replace(picture, about={}) for picture in data.pictures]
+    assert tables.losses(data) is None
 
 
 def test_summary_says_what_survived_and_what_did_not(folders):

@@ -173,14 +173,18 @@ def _with_unique_ids(svg: str, name: str) -> str:
 
     def renamed(match: re.Match[str]) -> str:
         identifier = match[1]
-        return f' id="{name}-{identifier}"' if identifier in used else ""
+        if identifier not in used:
+            return ""
+        return f' id="{name}-{identifier}"'
 
     svg = re.sub(r'\s*\bid="([^"]+)"', renamed, svg)
     return re.sub(r'(url\(|href=")#', rf"\1#{name}-", svg)
 
 
 def _variable(colour: str) -> str:
-    return f"var(--{_VARIABLES[colour]})" if colour in _VARIABLES else colour
+    if colour not in _VARIABLES:
+        return colour
+    return f"var(--{_VARIABLES[colour]})"
 
 
 def slug(*words: str) -> str:

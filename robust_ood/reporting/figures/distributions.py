@@ -52,22 +52,18 @@ def score_histograms(
     """
     rows: list[list[object]] = []
     sentences = []
+    sides: dict[str, None] = {}  # in order, each once
     with style():
         drawing, axes = panels(len(scores), 2, height=1.9, sharex="row", sharey="row")
         for line, (model, (clean, attacked)) in enumerate(scores.items()):
-            edges = bin_edges([*clean.values(), *attacked.values()])
             threshold = deployed_threshold(torch.from_numpy(clean["id"]))
-            attack = attacks[model]
-            rows += _bars(axes[line, 0], clean, edges, [model, detector, "clean"])
-            rows += _bars(axes[line, 1], attacked, edges, [model, detector, attack])
-            axes[line, 0].set_title(f"{model}, clean", loc="left")
-            axes[line, 1].set_title(f"{model}, both sides attacked by {attack}", loc="left")
+            rows += _score_bars(axes[line], clean, attacked, [model, detector], attacks[model])
             for panel in axes[line]:
                 panel.axvline(threshold, color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)))
             sentences.append(f"{model}: {_accepted(clean, attacked, threshold)}")
+            sides.update(dict.fromkeys(clean))
         _label(axes, f"{detector} score, higher = more in-distribution")
-        sides = [side for clean, _ in scores.values() for side in clean]
-        _side_legend(drawing, list(dict.fromkeys(sides)))
+        _side_legend(drawing, list(sides))
         words = Words(
             title=f"Scores of {detector}",
             caption="Scores of all images, inliers against OOD sets pooled by group, clean and "
@@ -78,6 +74,18 @@ def score_histograms(
         )
         columns = ["model", "detector", "attack", "side", "bin_low", "bin_high", "share"]
         return finish(drawing, name, words, columns, rows)
+
+
+def _score_bars(
+    axes: NDArray[Any], clean: Values, attacked: Values, subject: list[object], attack: str
+) -> list[list[object]]:
+    """Draw a network's scores, clean and attacked, over the same bins, and return the data."""
+    edges = bin_edges([*clean.values(), *attacked.values()])
+    rows = _bars(axes[0], clean, edges, [*subject, "clean"])
+    rows += _bars(axes[1], attacked, edges, [*subject, attack])
+    axes[0].set_title(f"{subject[0]}, clean", loc="left")
+    axes[1].set_title(f"{subject[0]}, both sides attacked by {attack}", loc="left")
+    return rows
 
 
 def _accepted(clean: Values, attacked: Values, threshold: float) -> str:
@@ -105,16 +113,15 @@ def score_shifts(
     rows: list[list[object]] = []
     sentences = []
     first_sizes, first_sides = next(iter(shifts.values()))
-    sizes = [float(size) for size in first_sizes]
+    sizes = first_sizes.tolist()
     with style():
         drawing, axes = panels(len(shifts), len(sizes), height=1.9)
         for line, (model, (_, sides)) in enumerate(shifts.items()):
             for column, size in enumerate(sizes):
                 panel = axes[line, column]
-                values = {side: shifted[column] for side, shifted in sides.items()}
-                rows += _bars(
-                    panel, values, bin_edges(list(values.values())), [model, detector, size]
-                )
+                values = {side: shifted[column] for side, shifted in sides.items()}  # (N,) each
+                edges = bin_edges(list(values.values()))
+                rows += _bars(panel, values, edges, [model, detector, size])
                 panel.axvline(0, color=MUTED, linewidth=0.9)
                 panel.set_title(f"{model}, step {size:g}", loc="left")
                 sentences.append(f"{model}, step {size:g}: median shift {_medians(values)}.")
@@ -133,13 +140,15 @@ def score_shifts(
 
 
 def _medians(sides: Values) -> str:
-    medians = [f"{_NAMES[side]} {np.median(values):.3g}" for side, values in sides.items()]
+    medians = []
+    for side, values in sides.items():
+        medians.append(f"{_NAMES[side]} {np.median(values):.3g}")
     return ", ".join(medians)
 
 
-def bin_edges(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+def bin_edges(columns: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     """Return edges of equal bins over all but the outermost 0.5 % of the values at either end."""
-    low, high = np.quantile(np.concatenate(parts), [_OUTERMOST, 1 - _OUTERMOST])
+    low, high = np.quantile(np.concatenate(columns), [_OUTERMOST, 1 - _OUTERMOST])
     if not high > low:
         low -= 0.5
         high += 0.5
@@ -157,7 +166,7 @@ def _bars(
     rows: list[list[object]] = []
     for side, values in sides.items():
         counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
-        shares = counts / len(values)
+        shares = counts / len(values)  # (bins,)
         colour = SIDES[side]
         if side in _INLIERS:
             axes.stairs(100 * shares, edges, fill=True, color=colour, alpha=_FILL, linewidth=0)

@@ -53,8 +53,7 @@ def landscapes(
     Source: PRO paper, Fig. 6.
 
     Args:
-        offsets: `(P,)` root mean square changes of the pixels along either direction, increasing, 0
-            in the middle.
+        offsets: `(P,)` root mean square changes of the pixels, increasing, 0 in the middle.
         scores: `(N, P, P)`, the first direction along the last axis.
         groups: of each image, "in", "near" or "far".
         sets: of each image, the name of its set.
@@ -62,8 +61,8 @@ def landscapes(
         name: of the figure's files.
     """
     middle = len(offsets) // 2
-    centres = scores[:, middle, middle]
-    changes = scores - centres[:, None, None]
+    centres = scores[:, middle, middle]  # (N,)
+    changes = scores - centres[:, None, None]  # (N, P, P)
     reach = float(np.abs(changes).max()) or 1.0  # a constant score still needs a colour scale
     across = list(groups).count("in")
     down = -(-len(groups) // across)
@@ -77,17 +76,21 @@ def landscapes(
         for unused in maps[len(groups) :]:
             unused.set_visible(False)
         drawing.colorbar(shown, ax=axes, label="change of the score", fraction=0.03, aspect=30)
-        words = Words(
-            title=f"Score landscape of {subject}",
-            caption="Change of the score around single images over two random directions, the same "
-            "in all panels, in 255ths of the pixel range (root mean square; PRO paper, Fig. 6). "
-            "All panels have one colour scale: flat ones are scores that random perturbations "
-            "hardly change.",
-            alt=f"Heat maps of the change of the score of {subject}. {_largest(changes, groups)}",
-        )
+        words = _landscape_words(subject, _largest(changes, groups))
         columns = ["subject", "image", "side", "set", "offset_u", "offset_v", "score"]
         rows = _landscape_rows(offsets.tolist(), scores, groups, sets, subject)
         return finish(drawing, name, words, columns, rows)
+
+
+def _landscape_words(subject: str, largest: str) -> Words:
+    return Words(
+        title=f"Score landscape of {subject}",
+        caption="Change of the score around single images over two random directions, the same "
+        "in all panels, in 255ths of the pixel range (root mean square; PRO paper, Fig. 6). "
+        "All panels have one colour scale: flat ones are scores that random perturbations "
+        "hardly change.",
+        alt=f"Heat maps of the change of the score of {subject}. {largest}",
+    )
 
 
 def _map(axes: Axes, offsets: NDArray[Any], change: NDArray[Any], reach: float) -> Any:
@@ -169,18 +172,14 @@ def image_strips(
         threshold: the lowest score that is accepted as in-distribution, where it is known.
     """
     count = len(images.clean)
+    # Signed, because bytes would wrap around.
     added = images.attacked.astype(int) - images.clean  # (N, H, W, C)
     factor = _factor(added)
     with style():
         drawing, axes = panels(3, count, height=1.25, width=max(3.6, 0.95 * count))
         for index in range(count):
-            _show(axes[0, index], images.clean[index])
-            _show(axes[1, index], images.attacked[index])
             _show(axes[2, index], _visible(added[index], factor))
-            before = _verdict(images.before[index], threshold)
-            after = _verdict(images.after[index], threshold)
-            axes[0, index].set_title(f"{_side(images.groups[index])}\n{before}", fontsize=_SMALL)
-            axes[1, index].set_title(after, fontsize=_SMALL)
+            _show_pair(axes[:2, index], images, index, threshold)
         axes[0, 0].set_ylabel("clean", color=MUTED)
         axes[1, 0].set_ylabel("attacked", color=MUTED)
         axes[2, 0].set_ylabel(f"added \N{MULTIPLICATION SIGN} {factor}", color=MUTED)
@@ -193,6 +192,18 @@ def image_strips(
         )
         columns = ["subject", "attack", "image", "side", "set", "score_clean", "score_attacked"]
         return finish(drawing, name, words, columns, _strip_rows(images, subject, attack))
+
+
+def _show_pair(
+    axes: NDArray[Any], images: AttackedImages, index: int, threshold: float | None
+) -> None:
+    """Show an image before and after the attack, with its scores."""
+    _show(axes[0], images.clean[index])
+    _show(axes[1], images.attacked[index])
+    before = _verdict(images.before[index], threshold)
+    after = _verdict(images.after[index], threshold)
+    axes[0].set_title(f"{_side(images.groups[index])}\n{before}", fontsize=_SMALL)
+    axes[1].set_title(after, fontsize=_SMALL)
 
 
 def _rule(threshold: float | None) -> str:

@@ -96,19 +96,25 @@ def _subject(labelled: Labelled) -> str:
 def _draw(lines: Panels, norm: str, name: str, words: Words, x_name: str) -> Figure:
     models = _unique(model for model, _ in lines)
     groups = _unique(group for _, group in lines)
-    detectors = _unique(detector for panel in lines.values() for detector in panel)
+    detectors: dict[str, None] = {}  # in order, each once
+    for panel_lines in lines.values():
+        detectors.update(dict.fromkeys(panel_lines))
     # A few networks are side by side, with the groups below each other; many are the other way.
     networks_across = 1 < len(models) <= _MOST_ACROSS
-    down = groups if networks_across else models
-    across = models if networks_across else groups
+    down = models
+    across = groups
+    if networks_across:
+        down = groups
+        across = models
     with style():
         drawing, axes = panels(len(down), len(across), height=2.5, sharey=True)
         for (row, column), panel in np.ndenumerate(axes):
             key = (down[row], across[column])
             if networks_across:
                 key = (across[column], down[row])
-            _panel(panel, key, lines.get(key, {}), detectors, norm)
-            panel.set_ylabel("AUROC" if column == 0 else "")
+            _panel(panel, key, lines.get(key, {}), list(detectors), norm)
+            if column == 0:
+                panel.set_ylabel("AUROC")
             panel.label_outer()
         axes[0, 0].set_ylim(-0.03, 1.03)
         legend(drawing, axes[0, 0])
@@ -139,9 +145,14 @@ def _panel(
     for index, detector in enumerate(detectors):
         points = lines.get(detector, ())
         few = len(points) <= _FEW
+        radii = []
+        aurocs = []
+        for radius, auroc in points:
+            radii.append(radius * scale)
+            aurocs.append(auroc)
         axes.plot(
-            [x * scale for x, _ in points],
-            [auroc for _, auroc in points],
+            radii,
+            aurocs,
             label=detector,
             linewidth=1.5,
             markersize=4 if few else 0,
@@ -155,7 +166,11 @@ def _panel(
 
 
 def _ticks(lines: Mapping[str, Points], scale: int) -> list[float]:
-    ticks = {round(x * scale, 6) for points in lines.values() for x, _ in points}
+    ticks: set[float] = set()
+    for points in lines.values():
+        for radius, _ in points:
+            # Radii that differ by rounding alone get one tick.
+            ticks.add(round(radius * scale, 6))
     return sorted(ticks)
 
 

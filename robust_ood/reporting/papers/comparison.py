@@ -59,8 +59,12 @@ class Comparison(NamedTuple):
 
 def comparisons(data: ReportData) -> list[Comparison]:
     """Return the papers' tables that have numbers to which rows of the report correspond."""
+    tables = []
+    # Neighbours with the same paper and number of its table.
     groups = groupby(matches(data), key=lambda match: match.published[:2])
-    return [_compare(data, name, number, list(group)) for (name, number), group in groups]
+    for (name, number), members in groups:
+        tables.append(_compare(data, name, number, list(members)))
+    return tables
 
 
 def matches(data: ReportData) -> list[Match]:
@@ -99,7 +103,9 @@ def _key(row: Row | Accuracy, detector: str, ood: str, attacked: str) -> ResultK
 
 
 def _compare(data: ReportData, name: str, number: int, members: list[Match]) -> Comparison:
-    printed = {metric for match in members for metric in match.published.values}
+    printed: set[str] = set()
+    for match in members:
+        printed.update(match.published.values)
     metrics = [metric for metric in _TITLES if metric in printed]
     columns = titled("Network", "Detector", "OOD set", "Attack")
     heads = [("", 4)]
@@ -108,12 +114,14 @@ def _compare(data: ReportData, name: str, number: int, members: list[Match]) -> 
         columns += titled(*titles)
         heads.append((_TITLES[metric], len(titles)))
     # Two tables of a paper can print the same number, whose lines are then the same.
-    lines = list(dict.fromkeys(tuple(_line(data, match, metrics)) for match in members))
+    lines: dict[tuple[TableCell, ...], None] = {}
+    for match in members:
+        lines[tuple(_line(data, match, metrics))] = None
     title = f"{name} paper, Table {number}"
     caption = f"{title}, beside the numbers of this report"
     title_of_paper, protocol = paper(name)
     words = [f"{title_of_paper}.", *protocol, *_differences(data, members)]
-    return Comparison(title, words, Table(caption, columns, lines, heads, LEGEND))
+    return Comparison(title, words, Table(caption, columns, list(lines), heads, LEGEND))
 
 
 def _columns_of(metric: str, metrics: Sequence[str]) -> tuple[str, ...]:
@@ -147,7 +155,9 @@ def _ood_name(match: Match) -> str:
         return ""
     ood = match.row.ood
     is_group = ood == match.published.key.ood
-    return f"mean of {ood}" if is_group else ood
+    if is_group:
+        return f"mean of {ood}"
+    return ood
 
 
 def _measured(data: ReportData, row: Row | Accuracy, metric: str, value: float) -> TableCell:
@@ -160,16 +170,25 @@ def _measured(data: ReportData, row: Row | Accuracy, metric: str, value: float) 
 
 def _differences(data: ReportData, members: Sequence[Match]) -> list[str]:
     """Say how many images, which sets and how many steps the measured numbers have."""
-    rows = [match.row for match in members if isinstance(match.row, Row)]
-    images = max((row.n_id for row in rows), default=0)
+    images = 0
+    tested = 0  # by a classifier
+    groups: dict[str, None] = {}  # in order, each once
+    for match in members:
+        row = match.row
+        if isinstance(row, Accuracy):
+            tested = max(tested, row.n)
+            continue
+        images = max(images, row.n_id)
+        if row.ood == row.group:
+            groups[row.group] = None
     if not images:
-        images = max(getattr(match.row, "n", 0) for match in members)
+        images = tested
     sentences = [
         f"Here: {images:,} in-distribution images; the networks are those that the config at the "
         "end of this page names."
     ]
-    for group in dict.fromkeys(row.group for row in rows if row.ood == row.group):
-        sets = ", ".join(dict.fromkeys(row.ood for row in data.sets if row.group == group))
+    for group in groups:
+        sets = ", ".join(_measured_sets(data, group))
         printed_sets = _sets_of(members, group)
         sentences.append(
             f"The mean of {group} is over {sets} here, over {printed_sets} in the paper."
@@ -182,6 +201,10 @@ def _differences(data: ReportData, members: Sequence[Match]) -> list[str]:
         if printed != measured:
             sentences.append(f"The attack takes {measured} steps here, {printed} in the paper.")
     return sentences
+
+
+def _measured_sets(data: ReportData, group: str) -> list[str]:
+    return list(dict.fromkeys(row.ood for row in data.sets if row.group == group))
 
 
 def _sets_of(members: Sequence[Match], group: str) -> str:
