@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -86,8 +87,8 @@ def build(attack: PartSpec, /, **settings: Any) -> Attack:
             attack does not have.
     """
     part = read_part("attacks", attack)
-    whole = Part(part.name, {**part.settings, **settings})
-    return make_attack("attacks", f"attacks.{part.name}", whole)
+    part = replace(part, settings={**part.settings, **settings})
+    return make_attack("attacks", f"attacks.{part.name}", part)
 
 
 def build_all(specs: Sequence[PartSpec]) -> dict[str, Attack]:
@@ -128,17 +129,18 @@ def make_attack(name_field: str, field: str, part: Part) -> Attack:
     try:
         return configured(field, make, settings=settings)
     except UnknownSettingError as error:
-        known = error.known
+        accepted = error.known
         if takes_region:
-            known = tuple(dict.fromkeys(("norm", "radius", *known)))
-        raise UnknownSettingError(field, error.name, known) from error
+            accepted = tuple(dict.fromkeys(("norm", "radius", *accepted)))
+        raise UnknownSettingError(field, error.name, accepted) from error
 
 
 def _take_region(field: str, settings: dict[str, Any]) -> Region:
     """Return the region that an attack's settings name, and remove what names it."""
-    size: dict[str, Any] = {
-        name: settings.pop(name) for name in ("norm", "radius") if name in settings
-    }
+    size: dict[str, Any] = {}
+    for name in ("norm", "radius"):
+        if name in settings:
+            size[name] = settings.pop(name)
     region = settings.pop("region", None)
     if region is None:
         size = {"norm": DEFAULT_NORM, "radius": DEFAULT_RADIUS, **size}

@@ -149,8 +149,9 @@ class Optimization:
         scheduler = {"name": part.name, **part.settings}
         if self.schedule is not None:
             warn_renamed("optimization.schedule", "optimization.scheduler.name", stacklevel=5)
-            new_name = "triangle" if self.schedule == "one_cycle" else self.schedule
-            scheduler = {"name": new_name}
+            scheduler = {"name": self.schedule}
+            if self.schedule == "one_cycle":
+                scheduler = {"name": "triangle"}
             object.__setattr__(self, "schedule", None)
         for old, new in _SCHEDULER_SETTINGS.items():
             value = getattr(self, old)
