@@ -36,11 +36,10 @@ def own_score(detector: Detector, direction: Direction, images: Tensor) -> list[
 
 
 def unmoved_score(detector: Detector, direction: Direction, images: Tensor) -> list[Objective]:
-    """Return the surrogate without the detector's own input movement (ODIN, PRO, Mahalanobis
-    noise).
+    """Return the surrogates without the detector's own movement of the input.
 
-    Source: how the ALOE paper's Alg. 2 attacks Mahalanobis; its code differentiates the score and
-    ignores the input noise.
+    ODIN, PRO and Mahalanobis noise move it. Source: how the ALOE paper's Alg. 2 attacks
+    Mahalanobis; its code differentiates the score and ignores the input noise.
     """
     surface = surface_of(detector)
     surrogates = surface.unmoved

@@ -14,8 +14,7 @@ from robust_ood.texts import one_line
 
 
 def with_includes(arguments: Sequence[str]) -> list[str]:
-    """Return command-line arguments in which each `-c FILE` is preceded by the files that FILE
-    includes.
+    """Return command-line arguments in which each `-c FILE` follows the files that it includes.
 
     Included names are relative to the including file; a `configs/...` that is not there is looked
     for as after `-c`. Later files override earlier ones, and a file overrides what it includes. See

@@ -1,6 +1,4 @@
-"""`robust-ood data`: list the catalogue, download, verify and preview sets, and find what two of
-them share.
-"""
+"""`robust-ood data`: list, download, verify and preview data sets, and compare two of them."""
 
 from __future__ import annotations
 

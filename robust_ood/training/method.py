@@ -80,7 +80,7 @@ class Method(OptimizedModule):
         self.attack_mode = attack_mode
         self.compiled = compile
         self.seed = seed
-        # Past `nn.Module`'s registry: the weights are `net`'s, and a checkpoint shall hold them
+        # Past `nn.Module`'s registry: the weights are `net`'s, and a checkpoint must hold them
         # once.
         self.__dict__["_run"] = torch.compile(self.net) if compile else self.net
         # Weighted by images over all processes; Lightning's own means weight each process alike,
@@ -111,7 +111,7 @@ class Method(OptimizedModule):
         return self.loss(inlier_logits, outlier_logits, batch)
 
     def attacked(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the batch's inliers and outliers as the loss shall see them."""
+        """Return the batch's inliers and outliers as the loss sees them."""
         inlier_goal = self.inlier_goal(batch)
         outlier_goal = self.outlier_goal(batch)
         same = self.inlier_attack == self.outlier_attack and self.attack_mode == "eval"
@@ -192,7 +192,7 @@ class Method(OptimizedModule):
         Apart, they would give BatchNorm several sets of statistics, which is known to hurt outlier
         exposure.
         """
-        # Weights cast by autocast where no gradient was wanted would be reused here, and get none.
+        # Weights that autocast has cast without gradients would be reused here, and get none.
         torch.clear_autocast_cache()
         logits = self._run(torch.cat(batches))
         return torch.split(logits, [len(images) for images in batches])
@@ -226,9 +226,7 @@ class Method(OptimizedModule):
         return loss
 
     def draws(self, purpose: str, batch: Batch) -> torch.Generator:
-        """Return the generator of a batch's random draws, different for each purpose, step and
-        process.
-        """
+        """Return the generator of a batch's draws: another for each purpose, step and process."""
         keys = (purpose, batch.epoch, batch.step, self.global_rank)
         return generator(self.seed, *keys, device=batch.images.device)
 
@@ -264,8 +262,9 @@ class Method(OptimizedModule):
         self._evaluate(batch, "test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the checkpoint say what made it: an evaluation can then build the network without a
-        config.
+        """Describe method and network in the checkpoint.
+
+        An evaluation can then build the network without a config.
         """
         super().on_save_checkpoint(checkpoint)
         checkpoint["method"] = type(self).__name__
@@ -285,10 +284,12 @@ class Method(OptimizedModule):
 
 
 def _joint(first: Objective, second: Objective, size: int) -> Objective:
-    """Return the function of joint logits whose first `size` values are `first`'s and the rest
-    `second`'s.
-    """
-    return lambda logits: torch.cat([first(logits[:size]), second(logits[size:])])
+    """Return the objective of joint logits: `first` for the first `size` images, then `second`."""
+
+    def joint(logits: Tensor) -> Tensor:
+        return torch.cat([first(logits[:size]), second(logits[size:])])  # (N,)
+
+    return joint
 
 
 @contextmanager

@@ -88,7 +88,7 @@ class Optimization:
             raise UserError(f"interval: {self.interval!r} is neither 'step' nor 'epoch'")
         self._rename_optimizer_settings()
         self._rename_scheduler_settings()
-        # A mistake shall show before a run is begun, not when it is.
+        # Mistakes show now, before a run begins.
         self._build([nn.Parameter(torch.zeros(2, 2))], 100)
 
     def configure(self, net: nn.Module, length: int) -> dict[str, Any]:
