@@ -50,7 +50,7 @@ class Minimum(NamedTuple):
     trace: Trace | None
 
 
-def minimize(  # the one loop: its arguments are all that varies
+def minimize(  # noqa: PLR0913  # the one loop: its arguments are all that varies
     objective: Objective | JudgedObjective,
     images: Tensor,
     region: Region,

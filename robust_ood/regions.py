@@ -61,7 +61,10 @@ def _draw(shape: tuple[int, ...], generators: Generators, like: Tensor, *, norma
     elif not generators:  # no images
         noise = like.new_empty((0, *shape))
     else:
-        noise = torch.stack([draw(shape, generator=g, device=g.device) for g in generators])
+        drawn = []
+        for source in generators:
+            drawn.append(draw(shape, generator=source, device=source.device))
+        noise = torch.stack(drawn)
     return noise.to(device=like.device, dtype=like.dtype)
 
 
@@ -96,7 +99,9 @@ class Region(ABC):
         away from it.
         """
         inside = self._onto_ball(images, center)
-        return inside.clamp_(0, 1) if self.clip else inside
+        if not self.clip:
+            return inside
+        return inside.clamp_(0, 1)
 
     @abstractmethod
     def _onto_ball(self, images: Tensor, center: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class Smoothing(NamedTuple):
     samples: int
 
 
-def search(  # the settings that the paper and its code have
+def search(  # noqa: PLR0913  # the settings that the paper and its code have
     net: nn.Module,
     images: Tensor,
     radius: float | str,
@@ -99,19 +99,22 @@ def search(  # the settings that the paper and its code have
     with evaluating(net), differentiating():
         labels = _predictions(net, images, labels)
         loss = _Loss(net, labels, smoothing, seed, indices)
-        steps = STEPS[method] if steps is None else steps
-        if method == "full":
-            attacker = region if attack_radius is None else region_of(norm, attack_radius)
-            objective = _after_attack(loss, attacker, attack_steps, attacks)
-            rate = _LEARNING_RATE[norm] if step_size is None else step_size
-            descend = _descend_in_box if norm == "Linf" else _descend
-            return descend(objective, images, region, steps, rate, keep)
+        if steps is None:
+            steps = STEPS[method]
         if step_size is None:
-            step_size = region.radius if method == "fgsm" else region.radius / 4
-        return minimize(loss, images, region, steps=steps, step_size=step_size, keep=keep).images
+            step_size = _default_step_size(method, region)
+        if method != "full":
+            minimum = minimize(loss, images, region, steps=steps, step_size=step_size, keep=keep)
+            return minimum.images
+        attacker = region
+        if attack_radius is not None:
+            attacker = region_of(norm, attack_radius)
+        objective = _after_attack(loss, attacker, attack_steps, attacks)
+        descend = _descend_in_box if norm == "Linf" else _descend
+        return descend(objective, images, region, steps, step_size, keep)
 
 
-def attack(  # likewise
+def attack(  # noqa: PLR0913  # the settings that the paper and its code have
     net: nn.Module,
     images: Tensor,
     labels: Tensor,
@@ -134,6 +137,15 @@ def attack(  # likewise
         return loss.attack(ordinary(images), region_of(norm, radius), steps)
 
 
+def _default_step_size(method: Method, region: Region) -> float:
+    """Return the step size, or for "full" the learning rate, that the paper and its code have."""
+    if method == "full":
+        return _LEARNING_RATE[region.name]
+    if method == "fgsm":
+        return float(region.radius)
+    return region.radius / 4
+
+
 class _Loss:
     """The cross-entropy of fixed labels, `(N,)`, and the attack that climbs it.
 
@@ -152,7 +164,10 @@ class _Loss:
         self.labels = labels
         self.smoothing = smoothing
         self.seed = seed
-        self.indices = [0] * len(labels) if indices is None else indices.tolist()
+        if indices is None:
+            self.indices = [0] * len(labels)
+        else:
+            self.indices = indices.tolist()
         self.draws: Iterator[int] = count()
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -36,7 +36,9 @@ class UnknownSettingError(UserError):
 
     def __init__(self, field: str, name: str, known: Sequence[str]) -> None:
         near = nearest(name, known)
-        hint = f"did you mean {near!r}? " if near else ""
+        hint = ""
+        if near:
+            hint = f"did you mean {near!r}? "
         listed = ", ".join(known) or "none"
         super().__init__(f"{_dotted(field, name)}: no such setting; {hint}known: {listed}")
         self.name = name
@@ -75,27 +77,27 @@ class Part:
         return maker
 
 
-def read_part(field: str, given: PartSpec) -> Part:
+def read_part(field: str, spec: PartSpec) -> Part:
     """Return a part as a config writes it.
 
     Args:
         field: the config field, for messages.
-        given: `pgd`; `{name: pgd, steps: 20, label: mine}`; `{name: mine.MyAttack, steps: 20}`; or
+        spec: `pgd`; `{name: pgd, steps: 20, label: mine}`; `{name: mine.MyAttack, steps: 20}`; or
             the longer form of a class path, `{class_path: mine.MyAttack, init_args: {...}}`.
 
     Raises:
         UserError: neither a string nor a mapping, a mapping without a name, or `init_args` that
             are no mapping.
     """
-    if isinstance(given, str):
-        return Part(given, {})
-    if isinstance(given, Namespace):  # what jsonargparse makes of a class path inside a mapping
-        given = given.as_dict()
-    if not isinstance(given, Mapping):
+    if isinstance(spec, str):
+        return Part(spec, {})
+    if isinstance(spec, Namespace):  # what jsonargparse makes of a class path inside a mapping
+        spec = spec.as_dict()
+    if not isinstance(spec, Mapping):
         raise UserError(
-            f"{field}: expected a name, or a mapping with 'name' and settings, got {shown(given)}"
+            f"{field}: expected a name, or a mapping with 'name' and settings, got {shown(spec)}"
         )
-    settings = dict(given)
+    settings = dict(spec)
     label = settings.pop("label", None)
     if "class_path" in settings and "name" not in settings:
         name = settings.pop("class_path")
@@ -108,10 +110,12 @@ def read_part(field: str, given: PartSpec) -> Part:
     elif "name" in settings:
         name = settings.pop("name")
     else:
-        raise UserError(f"{field}: {shown(dict(given))} has no 'name'")
+        raise UserError(f"{field}: {shown(dict(spec))} has no 'name'")
     if not isinstance(name, str):
         raise UserError(f"{field}.name: expected a string, got {shown(name)}")
-    return Part(name, settings, None if label is None else str(label))
+    if label is not None:
+        label = str(label)
+    return Part(name, settings, label)
 
 
 def import_path(field: str, path: str) -> Any:
@@ -154,8 +158,8 @@ def configured(
     try:
         return make(*arguments, **values)
     except UnknownSettingError as error:  # of a part: its settings are this maker's too
-        known = [*error.known, *_parameters(make, len(arguments))]
-        raise UnknownSettingError(field, error.name, list(dict.fromkeys(known))) from error
+        accepted = [*error.known, *_parameters(make, len(arguments))]
+        raise UnknownSettingError(field, error.name, list(dict.fromkeys(accepted))) from error
     except UserError as error:
         raise UserError(_dotted(field, str(error))) from error
     except TypeError as error:
@@ -163,17 +167,17 @@ def configured(
         unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unexpected is None:
             raise
-        known = list(_parameters(make, len(arguments)))
-        raise UnknownSettingError(field, unexpected[1], known) from error
+        accepted = list(_parameters(make, len(arguments)))
+        raise UnknownSettingError(field, unexpected[1], accepted) from error
 
 
 def _read_settings(
-    field: str, make: Callable[..., Any], given: int, settings: Mapping[str, Any]
+    field: str, make: Callable[..., Any], skipped: int, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the settings by name, each read for the type of its parameter."""
-    parameters = _parameters(make, given)
+    parameters = _parameters(make, skipped)
     open_ended = _passes_on(make)
-    # Those given in order have names, too, which are not the user's to set.
+    # The skipped parameters have names, too, which are not the user's to set.
     named = inspect.signature(make).parameters
     values = {}
     for name, value in settings.items():
@@ -190,7 +194,9 @@ def _read_settings(
 
 
 def _dotted(field: str, name: str) -> str:
-    return f"{field}.{name}" if field else name
+    if not field:
+        return name
+    return f"{field}.{name}"
 
 
 class _Parameter(NamedTuple):
@@ -198,19 +204,19 @@ class _Parameter(NamedTuple):
     required: bool
 
 
-def _parameters(make: Callable[..., Any], given: int) -> dict[str, _Parameter]:
+def _parameters(make: Callable[..., Any], skipped: int) -> dict[str, _Parameter]:
     """Return the parameters by name that a config may set.
 
-    Not the first `given` ones; and in place of one that a `partial` fixed to a class or function,
-    a part, the part's own.
+    The first `skipped` ones are left out. A parameter that a `partial` fixed to a class or
+    function, a part, is replaced by the part's parameters.
     """
     hints = _type_hints(make)
     # What a `partial` has set for a part behind `**others` is not in its signature.
     fixed = make.keywords if isinstance(make, partial) else {}
     parameters: dict[str, _Parameter] = {}
-    for parameter in list(inspect.signature(make).parameters.values())[given:]:
+    for parameter in list(inspect.signature(make).parameters.values())[skipped:]:
         if _is_part(parameter):
-            parameters |= _parameters(parameter.default, given)
+            parameters |= _parameters(parameter.default, skipped)
         elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             required = parameter.default is parameter.empty
             parameters[parameter.name] = _Parameter(hints.get(parameter.name, Any), required)
@@ -245,9 +251,13 @@ def _is_part(parameter: inspect.Parameter) -> bool:
 def _passes_on(make: Callable[..., Any]) -> bool:
     """Return whether a maker hands settings that it does not know to something unseen."""
     parameters = inspect.signature(make).parameters.values()
-    if any(_is_part(parameter) for parameter in parameters):
-        return False
-    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    takes_more = False
+    for parameter in parameters:
+        if _is_part(parameter):
+            return False
+        if parameter.kind is parameter.VAR_KEYWORD:
+            takes_more = True
+    return takes_more
 
 
 # Reading a value for a type hint. jsonargparse does this for the command line, but not here: it has
@@ -286,8 +296,10 @@ def _fits_parameterised(value: Any, origin: Any, arguments: tuple[Any, ...]) -> 
     if origin is Literal:
         return value in arguments
     if origin in (list, tuple, Sequence):
+        if not isinstance(value, list | tuple):
+            return False
         item_hint = arguments[0] if arguments else Any
-        return isinstance(value, list | tuple) and all(_fits(item, item_hint) for item in value)
+        return all(_fits(item, item_hint) for item in value)
     return isinstance(value, origin)
 
 
@@ -324,7 +336,7 @@ def expected(hint: Any) -> str:
     words: list[str] = []
     for kind in kinds:
         if get_origin(kind) is Literal:
-            choices += [str(choice) for choice in get_args(kind)]
+            choices += map(str, get_args(kind))
         else:
             words.append(_in_words(kind))
     if choices:

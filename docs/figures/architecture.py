@@ -30,8 +30,10 @@ class Box(NamedTuple):
     def draw(self) -> str:
         """Return the box with its words."""
         height, middle = self.height, 5 if not self.note else -3
+        left = self.x - self.width / 2
+        top = self.y - height / 2
         shape = (
-            f'<rect x="{self.x - self.width / 2}" y="{self.y - height / 2}" width="{self.width}" height="{height}" '
+            f'<rect x="{left}" y="{top}" width="{self.width}" height="{height}" '
             f'rx="5" fill="{self.colour}" stroke="#555"/>'
         )
         words = text(self.x, self.y + middle, self.title, weight="bold")
@@ -63,7 +65,10 @@ def arrow(*points: tuple[float, float], dashed: bool = False) -> str:
     """Return an arrow along points."""
     style = ' stroke-dasharray="5 4"' if dashed else ""
     line = " ".join(f"{x},{y}" for x, y in points)
-    return f'<polyline points="{line}" fill="none" stroke="#444" stroke-width="1.5"{style} marker-end="url(#tip)"/>'
+    return (
+        f'<polyline points="{line}" fill="none" stroke="#444" stroke-width="1.5"{style} '
+        'marker-end="url(#tip)"/>'
+    )
 
 
 def row(y: float, colour: str, *names: tuple[str, str]) -> list[Box]:
@@ -106,7 +111,8 @@ def flow() -> list[str]:
     """
     train = row(
         84, TRAINING,
-        ("image sets", "data"), ("TrainingLoader", "data: batches by key"), ("Method.attacked", "training"),
+        ("image sets", "data"), ("TrainingLoader", "data: batches by key"),
+        ("Method.attacked", "training"),
         ("Method.loss", "one forward pass"), ("last.ckpt", "callbacks"),
     )  # fmt: skip
     train[0], train[4] = train[0]._replace(colour=FILES), train[4]._replace(colour=FILES)
@@ -131,7 +137,8 @@ def flow() -> list[str]:
         text(train[2].x - 36, 299, "its attack surface", size=11, anchor="end"),
         *up(test[2], detector, 30, "images, settings"), *down(detector, test[2], -30),
         text(train[2].x - 36, 434, "the candidate of the worst true score", size=11, anchor="end"),
-        arrow((network.x - 59, 365), (detector.x + 98, 365)), text(502, 357, "one shared pass", size=11),
+        arrow((network.x - 59, 365), (detector.x + 98, 365)),
+        text(502, 357, "one shared pass", size=11),
         *down(train[4], network, 0, "weights only"),
         text(20, 40, "Training", size=15, weight="bold", anchor="start"),
         text(20, 456, "Evaluation", size=15, weight="bold", anchor="start"),
@@ -176,9 +183,11 @@ def ladder() -> list[str]:
 def architecture() -> str:
     """Draw both sides."""
     body = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" font-family="sans-serif">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        'font-family="sans-serif">',
         "<title>How data flows, and who may import whom</title>",
-        '<defs><marker id="tip" viewBox="0 0 10 10" refX="8" refY="5" markerWidth="7" markerHeight="7" orient="auto">'
+        '<defs><marker id="tip" viewBox="0 0 10 10" refX="8" refY="5" markerWidth="7" '
+        'markerHeight="7" orient="auto">'
         '<path d="M0,0 L10,5 L0,10 z" fill="#444"/></marker></defs>',
         f'<rect width="{WIDTH}" height="{HEIGHT}" rx="8" fill="#fff"/>',
         *flow(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -78,7 +78,9 @@ class EncoderAttack:
         def distance(images: Tensor) -> Tensor:
             return (encode(images) - codes).square().sum(1)
 
-        rate = self.region.radius / 100 if self.learning_rate is None else self.learning_rate
+        rate = self.learning_rate
+        if rate is None:
+            rate = self.region.radius / 100
         start = None
         if self.random_start:
             start = self.region.sample(starts, self._draws(len(starts), indices)(0))
@@ -93,7 +95,9 @@ class EncoderAttack:
         ).images
 
     def _draws(self, size: int, indices: Tensor | None) -> Draws:
-        keys = range(size) if indices is None else indices.tolist()
+        keys: Sequence[int] = range(size)
+        if indices is not None:
+            keys = indices.tolist()
         return lambda restart: generators(self.seed, "encoder attack start", restart, indices=keys)
 
 
@@ -116,7 +120,9 @@ def encoder(
                 scores: Tensor = net(images)
                 return (stand_in + (scores - stand_in).detach())[:, None]
             out = outputs(net, images)
-            return out.features if code == "features" else out.logits
+            if code == "features":
+                return out.features
+            return out.logits
 
     if code not in ("features", "logits", "score"):
         raise unknown_name("code", code, ("features", "logits", "score"))

@@ -36,14 +36,15 @@ def own_score(detector: Detector, direction: Direction, images: Tensor) -> list[
 
 
 def unmoved_score(detector: Detector, direction: Direction, images: Tensor) -> list[Objective]:
-    """Return the surrogate without the detector's own input movement (ODIN, PRO, Mahalanobis
-    noise).
+    """Return the surrogates without the detector's own movement of the input.
 
-    Source: how the ALOE paper's Alg. 2 attacks Mahalanobis; its code differentiates the score and
-    ignores the input noise.
+    ODIN, PRO and Mahalanobis noise move it. Source: how the ALOE paper's Alg. 2 attacks
+    Mahalanobis; its code differentiates the score and ignores the input noise.
     """
     surface = surface_of(detector)
-    surrogates = surface.surrogates if surface.unmoved is None else surface.unmoved
+    surrogates = surface.unmoved
+    if surrogates is None:
+        surrogates = surface.surrogates
     return [partial(_signed, direction, surrogate) for surrogate in surrogates]
 
 
@@ -53,7 +54,9 @@ def softmax(detector: Detector, direction: Direction, images: Tensor) -> list[Ob
     Inliers: the cross-entropy from the uniform distribution to the softmax. Outliers: the entropy
     of the softmax. Both on untempered logits.
     """
-    loss = losses.cross_entropy_to_uniform if direction == 1 else losses.entropy
+    loss = losses.entropy
+    if direction == 1:
+        loss = losses.cross_entropy_to_uniform
     return _summed([partial(_of_logits, loss, net) for net in classifiers(detector, "softmax")])
 
 
@@ -61,9 +64,10 @@ def maximum_probability(
     detector: Detector, direction: Direction, images: Tensor
 ) -> list[Objective]:
     """Return the log-odds of the largest softmax probability, signed: an attack through MSP."""
-    return _summed(
-        [partial(_signed, direction, MSP(net).surrogate) for net in classifiers(detector, "msp")]
-    )
+    objectives: list[Objective] = []
+    for net in classifiers(detector, "msp"):
+        objectives.append(partial(_signed, direction, MSP(net).surrogate))
+    return _summed(objectives)
 
 
 def features(detector: Detector, direction: Direction, images: Tensor) -> list[Objective]:
@@ -74,9 +78,10 @@ def features(detector: Detector, direction: Direction, images: Tensor) -> list[O
     features and the head's weights of the class predicted first, which stand for that class's mean
     features without any in-distribution image at hand.
     """
-    return _summed(
-        [_feature_distance(net, direction, images) for net in classifiers(detector, "features")]
-    )
+    objectives = []
+    for net in classifiers(detector, "features"):
+        objectives.append(_feature_distance(net, direction, images))
+    return _summed(objectives)
 
 
 def _feature_distance(net: nn.Module, direction: Direction, images: Tensor) -> Objective:
@@ -97,8 +102,9 @@ def _feature_distance(net: nn.Module, direction: Direction, images: Tensor) -> O
 
 def _ratio(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the DLR loss, or the margin where there are too few classes for it."""
-    loss = losses.difference_of_logits_ratio if logits.shape[1] >= 3 else losses.margin
-    return loss(logits, labels)
+    if logits.shape[1] >= 3:
+        return losses.difference_of_logits_ratio(logits, labels)
+    return losses.margin(logits, labels)
 
 
 SCORE_OBJECTIVES: dict[str, ScoreObjectives] = {
@@ -147,7 +153,8 @@ def expected(objective: Objective, sigma: float, draws: int, seed: int) -> Objec
     def mean(images: Tensor) -> Tensor:
         source = generator(seed, "expectation", next(uses))
         noise = sigma * torch.randn((draws, *images.shape[1:]), generator=source).to(images)
-        return torch.stack([objective(images + draw) for draw in noise]).mean(0)
+        values = [objective(images + draw) for draw in noise]  # each (N,)
+        return torch.stack(values).mean(0)
 
     return mean
 
@@ -171,4 +178,8 @@ def _signed(direction: Direction, score: Objective, images: Tensor) -> Tensor:
 
 
 def _summed(objectives: list[Objective]) -> list[Objective]:
-    return [lambda images: torch.stack([objective(images) for objective in objectives]).sum(0)]
+    def total(images: Tensor) -> Tensor:
+        values = [objective(images) for objective in objectives]  # each (N,)
+        return torch.stack(values).sum(0)
+
+    return [total]

@@ -75,7 +75,7 @@ class PGD(Budget):
     seed: int
     precision: Precision
 
-    def __init__(  # the settings that users have
+    def __init__(  # noqa: PLR0913  # the settings that users have
         self,
         region: Region,
         steps: Steps = 10,

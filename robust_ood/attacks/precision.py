@@ -48,9 +48,12 @@ def resolve(setting: Precision, images: Tensor, target: nn.Module) -> str:
         return str(images.dtype).removeprefix("torch.")
     if setting != "auto":
         return setting
-    detectors = [part for part in target.modules() if isinstance(part, Detector)]
-    fragile = any(surface_of(detector).needs_float32 for detector in detectors)
-    return "bfloat16" if has_bfloat16(images.device) and not fragile else "float32"
+    if not has_bfloat16(images.device):
+        return "float32"
+    for module in target.modules():
+        if isinstance(module, Detector) and surface_of(module).needs_float32:
+            return "float32"
+    return "bfloat16"
 
 
 def rounds(precision: str) -> bool:

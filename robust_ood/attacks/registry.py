@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -85,9 +86,9 @@ def build(attack: PartSpec, /, **settings: Any) -> Attack:
         UserError: unknown name (with the nearest known one), a bad radius, or a setting that the
             attack does not have.
     """
-    part = read_part("attacks", attack)
-    whole = Part(part.name, {**part.settings, **settings})
-    return make_attack("attacks", f"attacks.{part.name}", whole)
+    written = read_part("attacks", attack)
+    complete = replace(written, settings={**written.settings, **settings})
+    return make_attack("attacks", f"attacks.{written.name}", complete)
 
 
 def build_all(specs: Sequence[PartSpec]) -> dict[str, Attack]:
@@ -98,47 +99,48 @@ def build_all(specs: Sequence[PartSpec]) -> dict[str, Attack]:
     """
     attacks: dict[str, Attack] = {}
     for spec in specs:
-        part = read_part("attacks", spec)
-        label = part.label
-        if label is None and "radius" in part.settings:
-            label = f"{part.name}-{part.settings['radius']}"
+        attack = read_part("attacks", spec)
+        label = attack.label
+        if label is None and "radius" in attack.settings:
+            label = f"{attack.name}-{attack.settings['radius']}"
         elif label is None:
-            label = part.name
+            label = attack.name
         if label in attacks:
             raise UserError(f"attacks: {label!r} is duplicated; give one of them another 'label'")
-        attacks[label] = make_attack("attacks", f"attacks.{part.name}", part)
+        attacks[label] = make_attack("attacks", f"attacks.{attack.name}", attack)
     return attacks
 
 
-def make_attack(name_field: str, field: str, part: Part) -> Attack:
-    """Return the attack that a part names; a setting that is None takes its default.
+def make_attack(name_field: str, field: str, attack: Part) -> Attack:
+    """Return the attack that a config names; a setting that is None takes its default.
 
     Args:
         name_field: the config field of its name, for messages.
         field: the config field of its settings.
-        part: the attack as a config writes it.
+        attack: its name and settings as a config writes them.
     """
-    make = part.maker(name_field, REGISTRY)
-    settings = {name: value for name, value in part.settings.items() if value is not None}
+    make = attack.maker(name_field, REGISTRY)
+    settings = {name: value for name, value in attack.settings.items() if value is not None}
     takes_region = "region" in inspect.signature(make).parameters
     if takes_region:
         make = partial(make, region=_take_region(field, settings))
-    if part.name in REGISTRY and isinstance(settings.get("rule"), str | Mapping):
+    if attack.name in REGISTRY and isinstance(settings.get("rule"), str | Mapping):
         settings["rule"] = _make(f"{field}.rule", settings["rule"], RULES)
     try:
         return configured(field, make, settings=settings)
     except UnknownSettingError as error:
-        known = error.known
+        accepted = error.known
         if takes_region:
-            known = tuple(dict.fromkeys(("norm", "radius", *known)))
-        raise UnknownSettingError(field, error.name, known) from error
+            accepted = tuple(dict.fromkeys(("norm", "radius", *accepted)))
+        raise UnknownSettingError(field, error.name, accepted) from error
 
 
 def _take_region(field: str, settings: dict[str, Any]) -> Region:
     """Return the region that an attack's settings name, and remove what names it."""
-    size: dict[str, Any] = {
-        name: settings.pop(name) for name in ("norm", "radius") if name in settings
-    }
+    size: dict[str, Any] = {}
+    for name in ("norm", "radius"):
+        if name in settings:
+            size[name] = settings.pop(name)
     region = settings.pop("region", None)
     if region is None:
         size = {"norm": DEFAULT_NORM, "radius": DEFAULT_RADIUS, **size}

@@ -96,7 +96,8 @@ class _EnlargedNetwork(nn.Module):
 
     def __init__(self, net: nn.Module, view: _Enlargement) -> None:
         super().__init__()
-        self.net, self.view = net, view
+        self.net = net
+        self.view = view
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.net(self.view(images))
@@ -108,7 +109,8 @@ class _EnlargedDetector(Detector):
 
     def __init__(self, detector: Detector, view: _Enlargement) -> None:
         super().__init__()
-        self.detector, self.view = detector, view
+        self.detector = detector
+        self.view = view
         self._networks = tuple(_EnlargedNetwork(net, view) for net in detector.networks)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -74,8 +74,11 @@ class Square:
         channels, height, width = images.shape[1:]
         radius = self.region.radius
         draws = generators(self.seed, "square", indices=indices.tolist())
-        begin = _stripes if isinstance(self.region, Linf) else _tiles
-        propose = _square if isinstance(self.region, Linf) else _move_mass
+        begin = _tiles
+        propose = _move_mass
+        if isinstance(self.region, Linf):
+            begin = _stripes
+            propose = _square
         with torch.no_grad():
             noise = _uniform((channels, height, width), draws, images)  # (N, C, H, W)
             best = self.region.project(images + begin(noise, radius), images)

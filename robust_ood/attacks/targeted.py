@@ -91,8 +91,8 @@ class Targeted:
     ) -> Iterator[Candidate]:
         """Yield a candidate for each class other than the true one."""
         with torch.no_grad():
-            others = net(images).scatter(1, labels[:, None], -torch.inf)  # (N, K)
-            likeliest = others.argsort(1, descending=True)[:, :-1]  # (N, K - 1)
+            wrong_logits = net(images).scatter(1, labels[:, None], -torch.inf)  # (N, K)
+            likeliest = wrong_logits.argsort(1, descending=True)[:, :-1]  # (N, K - 1)
         for rank in range(min(self.classes, likeliest.shape[1])):
             target = likeliest[:, rank : rank + 1]  # (N, 1)
 

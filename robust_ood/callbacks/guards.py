@@ -65,7 +65,7 @@ class Guards(Callback):
         """Stop at numbers that are not finite; warn about attacks that do nothing."""
         loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
         if not _finite([loss]):
-            raise _diverged(trainer, batch, "the loss")
+            raise _diverged(trainer, batch, "the loss", _advice(module, batch))
         if not _finite([*module.parameters(), *module.buffers()]):
             raise _diverged(trainer, batch, "a weight")
         if isinstance(module, Method):
@@ -127,14 +127,26 @@ class Guards(Callback):
         return float(mean.compute())
 
 
-def _diverged(trainer: Trainer, batch: Batch, number: str) -> Diverged:
+def _advice(module: LightningModule, batch: Batch) -> str:
+    """Return what a user's own loss may lack that fails on the very first batch."""
+    if not isinstance(module, Method) or module.needs_outliers or batch.epoch or batch.step:
+        return ""
+    if type(module).__module__.startswith("robust_ood."):
+        return ""
+    return (
+        f"; if the loss of {type(module).__name__} reads outliers, set needs_outliers = True in "
+        "the class: without it their batch is empty, and a mean over it is NaN"
+    )
+
+
+def _diverged(trainer: Trainer, batch: Batch, number: str, advice: str = "") -> Diverged:
     checkpoint: Path | str = Path(trainer.default_root_dir) / "last.ckpt"
     if not Path(checkpoint).exists():
         checkpoint = "none"
     return Diverged(
         f"training: {number} is not finite after step {trainer.global_step} (batch of epoch "
         f"{batch.epoch}, step {batch.step}, rank {trainer.global_rank}); last good checkpoint: "
-        f"{checkpoint}"
+        f"{checkpoint}{advice}"
     )
 
 

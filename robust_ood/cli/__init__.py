@@ -81,7 +81,9 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
 
 
 def _given(arguments: Arguments) -> list[str]:
-    return list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        arguments = sys.argv[1:]
+    return list(arguments)
 
 
 def _guarded(command: str, arguments: Arguments) -> int:

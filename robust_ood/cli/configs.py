@@ -14,11 +14,11 @@ from robust_ood.texts import one_line
 
 
 def with_includes(arguments: Sequence[str]) -> list[str]:
-    """Return command-line arguments in which each `-c FILE` is preceded by the files that FILE
-    includes.
+    """Return command-line arguments in which each `-c FILE` follows the files that it includes.
 
-    Included names are relative to the including file. Later files override earlier ones, and a file
-    overrides what it includes. See `find_config` for where a FILE is looked for.
+    Included names are relative to the including file; a `configs/...` that is not there is looked
+    for as after `-c`. Later files override earlier ones, and a file overrides what it includes. See
+    `find_config` for where a FILE is looked for.
 
     Raises:
         UserError: a missing or unreadable file, or files that include each other.
@@ -98,5 +98,13 @@ def _with_included(path: Path, including: tuple[Path, ...]) -> list[Path]:
         raise UserError(f"include: {path}: expected a list of file names, got {names!r}")
     files = []
     for name in names:
-        files += _with_included(path.parent / name, (*including, path.resolve()))
+        files += _with_included(_find_included(path, Path(name)), (*including, path.resolve()))
     return [*files, path]
+
+
+def _find_included(including: Path, name: Path) -> Path:
+    """Return the file that a config includes: beside it or, for `configs/...`, as after `-c`."""
+    beside = including.parent / name
+    if beside.exists() or name.parts[:1] != ("configs",):
+        return beside
+    return find_config(name)

@@ -1,6 +1,4 @@
-"""`robust-ood data`: list the catalogue, download, verify and preview sets, and find what two of
-them share.
-"""
+"""`robust-ood data`: list, download, verify and preview data sets, and compare two of them."""
 
 from __future__ import annotations
 
@@ -71,8 +69,9 @@ def download(config: Any, console: Console) -> None:
     ood_sets: tuple[str, ...] = ()
     if config.ood:
         if entry.name not in GROUPS:
-            known = ", ".join(GROUPS)
-            raise UserError(f"ood: no OOD test sets are known for {entry.name}; known: {known}")
+            raise UserError(
+                f"ood: no OOD test sets are known for {entry.name}; known: {', '.join(GROUPS)}"
+            )
         groups = GROUPS[entry.name]
         ood_sets = (*groups.near, *groups.far)
     # The OOD test sets of a set that cannot be downloaded are still worth downloading.
@@ -90,11 +89,11 @@ def verify(config: Any, console: Console) -> None:
     entry = _find_entry(config.name)
     for link in entry.links:
         _verify_archive(link, config.root / entry.name, console)
-    present = [part for part in entry.parts if entry.has(config.root, part)]
+    present = [name for name in entry.parts if entry.has(config.root, name)]
     if not present:
         entry.home(config.root, entry.default)  # raises, and says how to get the set
-    for part in present:
-        _verify_part(entry, part, config, console)
+    for name in present:
+        _verify_part(entry, name, config, console)
 
 
 def preview(config: Any, console: Console) -> None:
@@ -128,8 +127,8 @@ def find_overlap(config: Any, console: Console) -> None:
         _write(config.output, "output", lambda file: _write_pairs(file, pairs))
         console.print(f"wrote {config.output}")
     if config.exclude:
-        lines = [f"{index}\n" for index in shared]
-        _write(config.exclude, "exclude", lambda file: file.writelines(lines))
+        lines = "".join(f"{index}\n" for index in shared)
+        _write(config.exclude, "exclude", lambda file: file.write(lines))
         # Configs name files relative to the data's root.
         relative = os.path.relpath(config.exclude, config.root)
         console.print(
@@ -173,7 +172,9 @@ def _find_entry(name: str) -> CatalogueEntry:
 
 
 def _print_entry(entry: CatalogueEntry, console: Console) -> None:
-    counts = [f"{name} ({part.count or 'most'} images)" for name, part in entry.parts.items()]
+    counts = []
+    for name, subset in entry.parts.items():
+        counts.append(f"{name} ({subset.count or 'most'} images)")
     if not entry.links:
         how = "by hand"
     elif all(link.md5 for link in entry.links):
@@ -238,18 +239,18 @@ def _verify_archive(link: Link, folder: Path, console: Console) -> None:
 
 
 def _verify_part(entry: CatalogueEntry, name: str, config: Any, console: Console) -> None:
-    part = entry.parts[name]
+    expected = entry.parts[name]
     size = config.size
-    if not size and part.sized:
+    if not size and expected.sized:
         size = _VERIFIED_SIZE
     title = f"{entry.name}/{name}"
     images = load_set(title, config.root, "name", size or None, memory_limit=0)
-    if part.count is not None and len(images) != part.count:
-        raise UserError(f"{title}: expected {part.count} images, found {len(images)}")
-    if part.classes and images.labels is not None:
+    if expected.count is not None and len(images) != expected.count:
+        raise UserError(f"{title}: expected {expected.count} images, found {len(images)}")
+    if expected.classes and images.labels is not None:
         largest = int(images.labels.max())
-        if largest + 1 != part.classes:
-            raise UserError(f"{title}: expected {part.classes} classes, labels reach {largest}")
+        if largest + 1 != expected.classes:
+            raise UserError(f"{title}: expected {expected.classes} classes, labels reach {largest}")
     unreadable = list(_unreadable(images))
     if unreadable:
         raise UserError(
@@ -276,7 +277,10 @@ def _load_to_compare(name: str, field: str, root: Path, size: int | None) -> Ima
 
 def _size_to_show(root: Path, *names: str) -> int | None:
     """Return a size for sets some of which have images of many sizes; None where none has."""
-    return _SIZE if any(needs_size(name, root) for name in names) else None
+    for name in names:
+        if needs_size(name, root):
+            return _SIZE
+    return None
 
 
 def _near_rows(pairs: Overlap) -> Iterator[tuple[int, int, int]]:
@@ -297,5 +301,6 @@ def _write(path: Path, field: str, write: Callable[[Any], None]) -> None:
 def _write_pairs(file: Any, pairs: Overlap) -> None:
     rows = csv.writer(file)
     rows.writerow(["first", "second", "distance"])
-    rows.writerows([i, j, "exact"] for i, j in pairs.exact.tolist())
+    for first, second in pairs.exact.tolist():
+        rows.writerow([first, second, "exact"])
     rows.writerows(_near_rows(pairs))

@@ -46,8 +46,13 @@ def check_output(folder: Path, models: Mapping[str, nn.Module], inliers: str) ->
         return
     results = Results.read(folder)
     records: list[Row | Accuracy] = [*results.rows, *results.classification]
-    old_models = list(dict.fromkeys(record.model for record in records))
-    old_sets = list(dict.fromkeys(record.id for record in records))
+    old_models: list[str] = []
+    old_sets: list[str] = []
+    for record in records:
+        if record.model not in old_models:
+            old_models.append(record.model)
+        if record.id not in old_sets:
+            old_sets.append(record.id)
     hint = "take another folder, or replace them with --replace true"
     if old_models and not set(old_models) & set(models):
         raise UserError(

@@ -166,9 +166,11 @@ def _sanity(sanity: bool | None, checks: bool | None) -> bool:
     """Return whether to look for signs of failed attacks; `checks` is the old name."""
     if checks is not None:
         warn_renamed("--checks (config: checks)", "--sanity (config: sanity)")
-    if sanity is None:
-        sanity = checks
-    return True if sanity is None else sanity
+    if sanity is not None:
+        return sanity
+    if checks is not None:
+        return checks
+    return True
 
 
 def build(request: Request, console: Console) -> Subjects:
@@ -190,12 +192,14 @@ def build(request: Request, console: Console) -> Subjects:
         net = built.get("net")
         if nets:  # the config's network is that of the first checkpoint; build one more
             net = request.parser.instantiate(config).get("net")
-        net, parts = find_parts(load(path, net, config.key_map), inliers.image_shape)
+        net, description = find_parts(load(path, net, config.key_map), inliers.image_shape)
         check_classes(net, data, "test")
         nets[name or name_of(path, net)] = net
-        if parts:
-            console.print(f"net: {parts}", soft_wrap=True)
-    chosen = {name: detectors.build_all(config.detectors, net) for name, net in nets.items()}
+        if description:
+            console.print(f"net: {description}", soft_wrap=True)
+    chosen = {}
+    for name, net in nets.items():
+        chosen[name] = detectors.build_all(config.detectors, net)
     if not config.replace:
         check_output(config.output, nets, inliers.name)
     return Subjects(data, dict(against), nets, chosen)

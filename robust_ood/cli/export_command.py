@@ -51,14 +51,17 @@ def history(checkpoint: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     content = read_checkpoint(checkpoint)
     if "method" not in content:
         return {}, ()
-    config = content.get("config")
-    model = config.get("model") if isinstance(config, Mapping) else None
-    settings = model.get("init_args") if isinstance(model, Mapping) else None
+    settings = content.get("config")
+    for name in ("model", "init_args"):
+        if isinstance(settings, Mapping):
+            settings = settings.get(name)
     training = {
         "method": content["method"],
         "epoch": content.get("epoch"),
         "steps": content.get("global_step"),
     }
     if isinstance(settings, Mapping):
-        training["settings"] = {name: value for name, value in settings.items() if name != "net"}
+        method_settings = dict(settings)
+        method_settings.pop("net", None)
+        training["settings"] = method_settings
     return training, ()

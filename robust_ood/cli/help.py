@@ -87,26 +87,30 @@ example:
 SEARCH = """\
 usage: robust-ood search -c FILE --checkpoint FILE [--SETTING VALUE ...]
 
-Try the settings of detectors over ranges (the papers', or yours) on validation sets that share no image
-with the test sets. Prints the best, and writes detectors.yaml, a config for evaluate.py, and search.json
-with every trial.
+Try the settings of detectors over ranges (the papers', or yours) on validation sets that share no
+image with the test sets. Prints the best, and writes detectors.yaml, a config for evaluate.py, and
+search.json with every trial.
 
 what a search needs:
-  -c, --config FILE      data: train (to fit), validation, validation_ood, and the test sets to keep apart
-  --checkpoint FILE      checkpoint of a training run, an export, or any file of weights (then also --net)
+  -c, --config FILE      data: train (to fit), validation, validation_ood, and the test sets to keep
+                         apart
+  --checkpoint FILE      checkpoint of a training run, an export, or any file of weights (then also
+                         --net)
   --output DIR           folder of detectors.yaml and search.json (default: search)
 
 what is often changed:
   --detectors '[odin, {name: react, score: maxlogit, ranges: {percentile: [80, 90, 95]}}]'
                          settings beside `ranges` stay fixed; without ranges, the papers' are tried
   --metric fpr95         what is best: auroc (default) or fpr95
-  --attack '{name: pgd, radius: 8/255, steps: 10}'   choose by what survives it, with both sides attacked
+  --attack '{name: pgd, radius: 8/255, steps: 10}'
+                         choose by what survives it, with both sides attacked
   --limit N              use only N images of each validation set
   --device NAME          auto, cpu, cuda or cuda:N
   --help-all             list every setting
 
 example:
-  robust-ood search -c configs/data/digits.yaml --checkpoint runs/digits_aloe/last.ckpt --output search
+  robust-ood search -c configs/data/digits.yaml --checkpoint runs/digits_aloe/last.ckpt \\
+      --output search
   python evaluate.py -c configs/evaluate/digits.yaml -c search/detectors.yaml \\
       --checkpoint runs/digits_aloe/last.ckpt --output results/chosen
 """
@@ -134,7 +138,9 @@ HELP = {"train": TRAIN, "evaluate": EVALUATE, "search": SEARCH, "export": EXPORT
 def print_all_settings(run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """Print the parser's help and return 0; of network classes, it lists only ours."""
     text = io.StringIO()
-    options = ["--help" if argument == "--help-all" else argument for argument in arguments]
+    options = list(arguments)
+    if "--help-all" in options:
+        options[options.index("--help-all")] = "--help"
     try:
         with redirect_stdout(text):
             return run(options)
@@ -149,5 +155,5 @@ def _only_ours(match: re.Match[str]) -> str:
     ours = [path for path in class_paths if path.startswith("robust_ood.")]
     if not ours:
         return ")"
-    known = f"; known: {', '.join(ours)})"
-    return textwrap.fill(known, 78, subsequent_indent=" " * 24, break_long_words=False)
+    listed = f"; known: {', '.join(ours)})"
+    return textwrap.fill(listed, 78, subsequent_indent=" " * 24, break_long_words=False)

@@ -64,7 +64,7 @@ def short_options(arguments: Sequence[str]) -> list[str]:
         short = _short_option(option, value)
         if short != option:
             warn_renamed(option, short)
-        options.append(short + equals + value if equals else short)
+        options.append(f"{short}{equals}{value}" if equals else short)
     return options
 
 

@@ -77,7 +77,10 @@ def causes(error: BaseException) -> Iterator[BaseException]:
     link: BaseException | None = error
     while link is not None:
         yield link
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+        if link.__cause__ is not None or link.__suppress_context__:
+            link = link.__cause__
+        else:
+            link = link.__context__
 
 
 @contextmanager
@@ -186,7 +189,9 @@ class _Mistake:
             if error is not None:
                 return error
         message = one_line(str(self.cause)) or type(self.cause).__name__
-        return UserError(f"{self.path}: {message}" if self.path else message)
+        if self.path:
+            message = f"{self.path}: {message}"
+        return UserError(message)
 
     def _own_message(self) -> UserError | None:
         if not isinstance(self.cause, UserError):
@@ -221,7 +226,9 @@ class _Mistake:
             error = _of_another_command(name.partition(".")[0], settings)
             if error is not None:
                 return error
-        prefix = f"{self.path}." if self.keys else ""
+        prefix = ""
+        if self.keys:
+            prefix = f"{self.path}."
         for_evaluations = _evaluation_only(prefix + name, settings)
         if for_evaluations is not None:
             return for_evaluations
@@ -237,8 +244,10 @@ class _Mistake:
         missing = read("missing settings", str(self.cause))
         if missing is None:
             return None
+        names = missing
         command = getattr(self.parser, "subcommand", "")
-        names = missing.replace(f"{command}.", "") if command else missing
+        if command:
+            names = missing.replace(f"{command}.", "")
         advice = ""
         if "config" in _settings(self.parser):
             advice = "; give it in a config (-c FILE) or as an option"
@@ -289,9 +298,16 @@ def read(wording: str, text: str) -> str | None:
     return ".".join(group for group in match.groups() if group is not None)
 
 
+def _actions(parser: ArgumentParser | None) -> Iterable[Any]:
+    if parser is None:
+        return ()
+    actions: Iterable[Any] = parser._actions
+    return actions
+
+
 def _commands(parser: ArgumentParser | None) -> Mapping[str, ArgumentParser]:
     """Return the parsers of a parser's sub-commands, by name."""
-    for action in () if parser is None else parser._actions:
+    for action in _actions(parser):
         if isinstance(action, ActionSubCommands):
             commands: Mapping[str, ArgumentParser] = action.choices
             return commands
@@ -310,7 +326,7 @@ def _chosen_parser(parser: ArgumentParser) -> ArgumentParser:
 def _settings(parser: ArgumentParser | None) -> list[str]:
     """Return the dotted names of a parser's settings."""
     names = set()
-    for action in () if parser is None else parser._actions:
+    for action in _actions(parser):
         for option in action.option_strings:
             if option.startswith("--") and not re.search("help|print_", option):
                 names.add(option[2:].rstrip("+"))
@@ -319,7 +335,7 @@ def _settings(parser: ArgumentParser | None) -> list[str]:
 
 def _of_another_command(group: str, settings: list[str]) -> UserError | None:
     """Return the error for a setting, or group of them, that belongs to another command."""
-    if group in {setting.partition(".")[0] for setting in settings}:
+    if any(setting.partition(".")[0] == group for setting in settings):
         return None
     for command, groups in _SETTINGS_OF.items():
         if group in groups:
@@ -329,7 +345,7 @@ def _of_another_command(group: str, settings: list[str]) -> UserError | None:
 
 def _type_hint(parser: ArgumentParser | None, key: str) -> Any:
     """Return the type hint of a parser's setting."""
-    for action in () if parser is None else parser._actions:
+    for action in _actions(parser):
         if action.dest == key:
             return getattr(action, "_typehint", Any)
     return Any

@@ -40,6 +40,7 @@ def choose_models(
     files = checkpoint or []
     if isinstance(files, Path):
         files = [files]
+    models = models or {}
     if not files and not models:
         return Models({name or "": None}, {})
     if name is not None and (len(files) != 1 or models):
@@ -47,9 +48,10 @@ def choose_models(
             f"name: {name!r} is for one checkpoint; "
             "give several their names with models: {NAME: FILE}"
         )
-    named = list(zip([name] if name else _names(files), files, strict=True))
+    names = [name] if name else _names(files)
+    named = list(zip(names, files, strict=True))
     recipes: dict[str, list[str]] = {}
-    for recipe, members in (models or {}).items():
+    for recipe, members in models.items():
         if isinstance(members, Path):
             named.append((recipe, members))
             continue
@@ -57,14 +59,15 @@ def choose_models(
             raise UserError(f"models.{recipe}: no checkpoint; expected a file or a list of files")
         recipes[recipe] = [f"{recipe}-{number}" for number in range(1, len(members) + 1)]
         named += zip(recipes[recipe], members, strict=True)
-    labels = [label for label, _ in named]
-    for label in labels:
-        if labels.count(label) > 1:
+    checkpoints: dict[str, Path | None] = {}
+    for label, path in named:
+        if label in checkpoints:
             raise UserError(
                 f"models: {label!r} is duplicated; "
                 "give each its own name with models: {NAME: FILE}"
             )
-    return Models(dict(named), recipes)
+        checkpoints[label] = path
+    return Models(checkpoints, recipes)
 
 
 def _names(files: Sequence[Path]) -> list[str]:
@@ -73,7 +76,10 @@ def _names(files: Sequence[Path]) -> list[str]:
     names = []
     for folder, path in zip(folders, files, strict=True):
         shared = folders.count(folder) > 1
-        names.append(f"{folder}/{path.stem}" if shared else folder)
+        if shared:
+            names.append(f"{folder}/{path.stem}")
+        else:
+            names.append(folder)
     return names
 
 
@@ -87,7 +93,13 @@ def several_checkpoints(arguments: Sequence[str]) -> list[str]:
             joined.append(argument)
     if joined.count("--checkpoint") < 2:
         return list(arguments)
-    return ["--checkpoint+" if part == "--checkpoint" else part for part in joined]
+    adding = []
+    for argument in joined:
+        if argument == "--checkpoint":
+            adding.append("--checkpoint+")
+        else:
+            adding.append(argument)
+    return adding
 
 
 def each_radius(attacks: Sequence[str | dict[str, Any]]) -> list[str | dict[str, Any]]:

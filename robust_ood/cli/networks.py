@@ -15,7 +15,9 @@ from robust_ood.models import Wrapped, load_network, wrap
 
 def add_network_arguments(parser: ArgumentParser, *, several: bool = False) -> None:
     """Add `--checkpoint`, `--net` and `--key_map`; `several` lets a list of files be given."""
-    kind: Any = Path | list[Path] | None if several else Path | None
+    kind: Any = Path | None
+    if several:
+        kind = Path | list[Path] | None
     parser.add_argument(
         "--checkpoint",
         type=kind,
@@ -77,6 +79,8 @@ def name_of(checkpoint: Path | None, net: nn.Module | None) -> str:
     """Return what results call a network that nobody named."""
     if checkpoint is not None:
         path = checkpoint.resolve()
-        return path.name if path.is_dir() else path.parent.name
+        if path.is_dir():
+            return path.name
+        return path.parent.name
     module = getattr(net, "module", net)
     return str(getattr(net, "settings", {}).get("name") or type(module).__name__)

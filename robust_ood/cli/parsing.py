@@ -30,8 +30,9 @@ class TracedParser:
 
 
 class CommandParser(TracedParser, ArgumentParser):
-    """The parser of a command. It takes no shortened options: a shortened --config would be read
-    without the files that its file includes.
+    """The parser of a command, without shortened options.
+
+    A shortened --config would be read without the files that its file includes.
     """
 
     def __init__(self, **settings: Any) -> None:

@@ -273,8 +273,8 @@ class TrainingCLI(LightningCLI):
             kept = {name: value for name, value in settings.items() if name not in _HOW_RESUMED}
             callbacks.append(KeepConfig(yaml.safe_dump(kept, sort_keys=False)))
 
-    def _load_weights(self, part: Any) -> None:
-        check_classes(self.model.net, self.datamodule, part)
+    def _load_weights(self, split: Any) -> None:
+        check_classes(self.model.net, self.datamodule, split)
         if self.checkpoint is None:
             raise UserError(
                 "ckpt_path: not given; expected a checkpoint, or 'last' for that of the run folder"

@@ -18,10 +18,14 @@ class _Layer(nn.Module):
 
     def __init__(self, inputs: int, growth: int, bottleneck: bool, dropout: float) -> None:
         super().__init__()
-        middle = 4 * growth if bottleneck else inputs
+        middle = inputs
         self.bn1 = nn.BatchNorm2d(inputs)
-        self.conv1 = nn.Conv2d(inputs, middle, 1, bias=False) if bottleneck else nn.Identity()
-        self.bn2 = nn.BatchNorm2d(middle) if bottleneck else nn.Identity()
+        self.conv1: nn.Module = nn.Identity()
+        self.bn2: nn.Module = nn.Identity()
+        if bottleneck:
+            middle = 4 * growth
+            self.conv1 = nn.Conv2d(inputs, middle, 1, bias=False)
+            self.bn2 = nn.BatchNorm2d(middle)
         self.conv2 = nn.Conv2d(middle, growth, 3, 1, 1, bias=False)
         self.bottleneck = bottleneck
         self.dropout = dropout
@@ -34,7 +38,9 @@ class _Layer(nn.Module):
         return torch.cat([x, self._dropped(self.conv2(out))], 1)
 
     def _dropped(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        if not self.dropout:
+            return x
+        return F.dropout(x, self.dropout, self.training)
 
 
 class _Transition(nn.Module):

@@ -45,8 +45,8 @@ def rebuild(description: Mapping[str, Any]) -> nn.Module:
         raise UserError(f"checkpoint: describes a network {name!r}; known: {', '.join(BUILDABLE)}")
     kind = BUILDABLE[name]
     # A description must not cause a download.
-    known = set(inspect.signature(kind).parameters) - {"weights", "pretrained"}
-    unknown = set(settings) - known
+    allowed = set(inspect.signature(kind).parameters) - {"weights", "pretrained"}
+    unknown = set(settings) - allowed
     if unknown:
         raise UserError(
             f"checkpoint: {name} has no settings {', '.join(sorted(map(str, unknown)))}"

@@ -63,7 +63,9 @@ def export(
         "training": dict(training or {}),
         "weights": f"weights.{format}",
     }
-    state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
+    state = {}
+    for key, value in net.state_dict().items():
+        state[key] = value.detach().cpu().contiguous()
     # Serialised in memory first: on a full disk, each library raises an error of its own.
     content = _serialised(format, state)
     folder = Path(folder)
@@ -88,14 +90,17 @@ def find_manifest(path: Path) -> Path | None:
         return path
     if path.is_dir():
         inside = path / MANIFEST
-        return inside if inside.is_file() else None
+        if inside.is_file():
+            return inside
+        return None
     beside = path.with_name(MANIFEST)
     try:
         manifest = json.loads(beside.read_text())
     except (OSError, ValueError):  # none, or somebody else's file of that name
         return None
-    names_path = isinstance(manifest, dict) and manifest.get("weights") == path.name
-    return beside if names_path else None
+    if isinstance(manifest, dict) and manifest.get("weights") == path.name:
+        return beside
+    return None
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -78,20 +78,25 @@ def rename(state: Mapping[str, Tensor], patterns: Mapping[str, str]) -> dict[str
     Raises:
         UserError: an invalid regular expression, or two keys that get the same name.
     """
+    names = {}
     try:
         compiled = {re.compile(pattern): new for pattern, new in patterns.items()}
-        names = {key: _renamed(key, compiled) for key in state}
+        for key in state:
+            names[key] = _renamed(key, compiled)
     except (re.error, IndexError) as error:
         raise UserError(
             f"key_map: expected regular expressions and replacements, got {dict(patterns)} "
             f"({error})"
         ) from error
     old_names: dict[str, str] = {}
-    for key, name in names.items():
+    renamed = {}
+    for key, value in state.items():
+        name = names[key]
         if name in old_names:
             raise UserError(f"key_map: {old_names[name]} and {key} would both become {name}")
         old_names[name] = key
-    return {names[key]: value for key, value in state.items()}
+        renamed[name] = value
+    return renamed
 
 
 def _renamed(key: str, patterns: Mapping[re.Pattern[str], str]) -> str:

@@ -45,10 +45,12 @@ class Torchvision(Wrapped):
     ) -> None:
         from torchvision import models
 
-        known = models.list_models(module=models)
-        if name not in known:
-            raise unknown_model("torchvision", name, known)
-        classes = {} if num_classes is None else {"num_classes": num_classes}
+        names = models.list_models(module=models)
+        if name not in names:
+            raise unknown_model("torchvision", name, names)
+        classes: dict[str, Any] = {}
+        if num_classes is not None:
+            classes["num_classes"] = num_classes
         module = build_module(
             f"torchvision's {name}",
             lambda: models.get_model(name, weights=weights, **classes),
@@ -93,7 +95,9 @@ class Timm(Wrapped):
         # Names with a colon would have timm read folders and hubs that the name chooses.
         if ":" in name or not timm.is_model(name):
             raise unknown_model("timm", name, timm.list_models())
-        classes: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+        classes: dict[str, Any] = {}
+        if num_classes is not None:
+            classes["num_classes"] = num_classes
         module = build_module(
             f"timm's {name}",
             lambda: timm.create_model(name, pretrained=pretrained, **classes),
@@ -109,10 +113,12 @@ class Timm(Wrapped):
         self.settings = _settings(self, name, num_classes, mean, std, head, layers)
 
 
-def unknown_model(library: str, name: str, known: list[str]) -> UserError:
+def unknown_model(library: str, name: str, names: list[str]) -> UserError:
     """Return the error for a name that a library of hundreds does not have, with a few near it."""
-    near = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
-    hint = f"the nearest are {', '.join(near)}" if near else f"it has {len(known)} others"
+    near = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
+    hint = f"it has {len(names)} others"
+    if near:
+        hint = f"the nearest are {', '.join(near)}"
     return UserError(f"name: unknown name {name!r} in {library}; {hint}")
 
 

@@ -97,7 +97,9 @@ def _files(folder: Path, name: str, models: Mapping[str, Any]) -> list[Path]:
     ids = models[name].get("gdrive_id")
     if isinstance(ids, list):
         return [folder / f"{name}.pt_m{number}.pt" for number in range(len(ids))]
-    return [folder / f"{name}.pt"] if ids else []
+    if ids:
+        return [folder / f"{name}.pt"]
+    return []
 
 
 @contextmanager

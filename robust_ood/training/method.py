@@ -7,7 +7,7 @@ everything else - optimiser, schedule, joint attack batch, random draws, logging
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -69,24 +69,25 @@ class Method(OptimizedModule):
         super().__init__(optimization)
         if not outlier_weight >= 0:
             raise UserError(
-                f"outlier_weight: {outlier_weight} is negative or NaN; a number >= 0 is wanted"
+                f"outlier_weight: {outlier_weight} is negative or NaN; expected a number >= 0"
             )
         if attack_mode not in ("eval", "train"):
             raise UserError(f"attack_mode: {attack_mode!r} is neither 'eval' nor 'train'")
         self.net = net.to(memory_format=torch.channels_last)
         self.inlier_attack = budget_of("inlier_attack", inlier_attack)
         self.outlier_attack = budget_of("outlier_attack", outlier_attack)
-        self.outlier_weight, self.attack_mode = outlier_weight, attack_mode
-        self.compiled, self.seed = compile, seed
-        # Past `nn.Module`'s registry: the weights are `net`'s, and a checkpoint shall hold them
+        self.outlier_weight = outlier_weight
+        self.attack_mode = attack_mode
+        self.compiled = compile
+        self.seed = seed
+        # Past `nn.Module`'s registry: the weights are `net`'s, and a checkpoint must hold them
         # once.
         self.__dict__["_run"] = torch.compile(self.net) if compile else self.net
         # Weighted by images over all processes; Lightning's own means weight each process alike,
         # whatever its share.
-        names = [
-            f"{stage}/{number}" for stage in ("val", "test") for number in ("loss", "accuracy")
-        ]
-        self.means = nn.ModuleDict({name: MeanMetric() for name in names})
+        self.means = nn.ModuleDict()
+        for name in ("val/loss", "val/accuracy", "test/loss", "test/accuracy"):
+            self.means[name] = MeanMetric()
         self.inspecting = False
         self.findings: dict[str, Finding] = {}
 
@@ -110,8 +111,9 @@ class Method(OptimizedModule):
         return self.loss(inlier_logits, outlier_logits, batch)
 
     def attacked(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the batch's inliers and outliers as the loss shall see them."""
-        inlier_goal, outlier_goal = self.inlier_goal(batch), self.outlier_goal(batch)
+        """Return the batch's inliers and outliers as the loss sees them."""
+        inlier_goal = self.inlier_goal(batch)
+        outlier_goal = self.outlier_goal(batch)
         same = self.inlier_attack == self.outlier_attack and self.attack_mode == "eval"
         if self.inlier_attack is not None and same and len(batch.outliers):
             # In eval mode images do not influence one another, so one batch attacks both at once.
@@ -120,7 +122,8 @@ class Method(OptimizedModule):
             goal = _joint(inlier_goal, outlier_goal, size)
             joint = self.run_attack(self.inlier_attack, goal, both, batch, "attack both")
             return joint[:size], joint[size:]
-        inliers, outliers = batch.images, batch.outliers
+        inliers = batch.images
+        outliers = batch.outliers
         if self.inlier_attack is not None:
             inliers = self.run_attack(
                 self.inlier_attack, inlier_goal, inliers, batch, "attack inliers"
@@ -165,7 +168,8 @@ class Method(OptimizedModule):
         start = attack.start(images, self.draws(purpose, batch))
         watch = Watch(attack.rule) if self.inspecting else None
         training = self.attack_mode == "train"
-        with mode(self.net, training=training), _frozen(self.net, self.compiled):
+        freezing = _frozen(self.net) if self.compiled else nullcontext()
+        with mode(self.net, training=training), freezing:
             minimum = attack.descend(
                 lambda x: goal(self._run(x)), images, start, keep="last", rule=watch
             )
@@ -182,16 +186,16 @@ class Method(OptimizedModule):
         warn_renamed("Method.search", "Method.run_attack")
         return self.run_attack(*arguments, **settings)
 
-    def logits(self, *parts: Tensor) -> tuple[Tensor, ...]:
+    def logits(self, *batches: Tensor) -> tuple[Tensor, ...]:
         """Return the logits of several batches of images, run as one.
 
         Apart, they would give BatchNorm several sets of statistics, which is known to hurt outlier
         exposure.
         """
-        # Weights cast by autocast where no gradient was wanted would be reused here, and get none.
+        # Weights that autocast has cast without gradients would be reused here, and get none.
         torch.clear_autocast_cache()
-        logits = self._run(torch.cat(parts))
-        return torch.split(logits, [len(part) for part in parts])
+        logits = self._run(torch.cat(batches))
+        return torch.split(logits, [len(images) for images in batches])
 
     def predictions(self, images: Tensor) -> Tensor:
         """Return the classes `(N,)` that the network gives the images in eval mode."""
@@ -212,14 +216,17 @@ class Method(OptimizedModule):
 
     def outlier_loss(self, logits: Tensor) -> Tensor:
         """Return the mean cross-entropy to the uniform distribution, and log it."""
+        if not len(logits):
+            raise UserError(
+                f"needs_outliers: {type(self).__name__} takes a loss of outliers and its batch has "
+                "none; set needs_outliers = True in the class"
+            )
         loss = losses.cross_entropy_to_uniform(logits).mean()
         self.log("train/outlier_loss", loss.detach())
         return loss
 
     def draws(self, purpose: str, batch: Batch) -> torch.Generator:
-        """Return the generator of a batch's random draws, different for each purpose, step and
-        process.
-        """
+        """Return the generator of a batch's draws: another for each purpose, step and process."""
         keys = (purpose, batch.epoch, batch.step, self.global_rank)
         return generator(self.seed, *keys, device=batch.images.device)
 
@@ -255,8 +262,9 @@ class Method(OptimizedModule):
         self._evaluate(batch, "test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the checkpoint say what made it: an evaluation can then build the network without a
-        config.
+        """Describe method and network in the checkpoint.
+
+        An evaluation can then build the network without a config.
         """
         super().on_save_checkpoint(checkpoint)
         checkpoint["method"] = type(self).__name__
@@ -276,16 +284,18 @@ class Method(OptimizedModule):
 
 
 def _joint(first: Objective, second: Objective, size: int) -> Objective:
-    """Return the function of joint logits whose first `size` values are `first`'s and the rest
-    `second`'s.
-    """
-    return lambda logits: torch.cat([first(logits[:size]), second(logits[size:])])
+    """Return the objective of joint logits: `first` for the first `size` images, then `second`."""
+
+    def joint(logits: Tensor) -> Tensor:
+        return torch.cat([first(logits[:size]), second(logits[size:])])  # (N,)
+
+    return joint
 
 
 @contextmanager
-def _frozen(net: nn.Module, wanted: bool) -> Iterator[None]:
-    """Let no parameter require a gradient inside the block, where that is wanted."""
-    parameters = [p for p in net.parameters() if p.requires_grad] if wanted else []
+def _frozen(net: nn.Module) -> Iterator[None]:
+    """Let no parameter require a gradient inside the block."""
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     try:
         for parameter in parameters:
             parameter.requires_grad_(False)

@@ -88,7 +88,7 @@ class Optimization:
             raise UserError(f"interval: {self.interval!r} is neither 'step' nor 'epoch'")
         self._rename_optimizer_settings()
         self._rename_scheduler_settings()
-        # A mistake shall show before a run is begun, not when it is.
+        # Mistakes show now, before a run begins.
         self._build([nn.Parameter(torch.zeros(2, 2))], 100)
 
     def configure(self, net: nn.Module, length: int) -> dict[str, Any]:
@@ -110,14 +110,14 @@ class Optimization:
         self, parameters: Iterable[nn.Parameter], length: int
     ) -> tuple[Optimizer, LRScheduler]:
         name = "optimization.optimizer"
-        part = read_part(name, self.optimizer)
-        settings = dict(part.settings)
+        chosen = read_part(name, self.optimizer)
+        settings = dict(chosen.settings)
         if self.learning_rate is not None:
             settings["lr"] = self.learning_rate
         momentum = settings.get("momentum", 0)
         if isinstance(momentum, int | float) and not 0 <= momentum < 1:
             raise UserError(f"{name}.momentum: {momentum} is not in [0, 1)")
-        make = class_named(name, part.name, _torch_optimizers())
+        make = class_named(name, chosen.name, _torch_optimizers())
         groups: Any = parameters
         if not self.decay_all:
             groups = _groups(parameters)
@@ -131,8 +131,8 @@ class Optimization:
         return optimizer, schedule
 
     def _rename_optimizer_settings(self) -> None:
-        part = read_part("optimization.optimizer", self.optimizer)
-        settings = dict(part.settings)
+        optimizer = read_part("optimization.optimizer", self.optimizer)
+        settings = dict(optimizer.settings)
         for name in _OPTIMIZER_SETTINGS:
             value = getattr(self, name)
             if value is not None:
@@ -141,16 +141,17 @@ class Optimization:
                 object.__setattr__(self, name, None)
         if settings.get("momentum") == 0 and settings.get("nesterov"):
             settings["nesterov"] = False  # torch refuses the two together
-        if settings != part.settings:
-            object.__setattr__(self, "optimizer", {"name": part.name, **settings})
+        if settings != optimizer.settings:
+            object.__setattr__(self, "optimizer", {"name": optimizer.name, **settings})
 
     def _rename_scheduler_settings(self) -> None:
-        part = read_part("optimization.scheduler", self.scheduler)
-        scheduler = {"name": part.name, **part.settings}
+        written = read_part("optimization.scheduler", self.scheduler)
+        scheduler = {"name": written.name, **written.settings}
         if self.schedule is not None:
             warn_renamed("optimization.schedule", "optimization.scheduler.name", stacklevel=5)
-            new_name = "triangle" if self.schedule == "one_cycle" else self.schedule
-            scheduler = {"name": new_name}
+            scheduler = {"name": self.schedule}
+            if self.schedule == "one_cycle":
+                scheduler = {"name": "triangle"}
             object.__setattr__(self, "schedule", None)
         for old, new in _SCHEDULER_SETTINGS.items():
             value = getattr(self, old)
@@ -159,7 +160,7 @@ class Optimization:
                 if new in _OLD_SCHEDULES.get(scheduler["name"], (new,)):
                     scheduler[new] = value
                 object.__setattr__(self, old, None)
-        if scheduler != {"name": part.name, **part.settings}:
+        if scheduler != {"name": written.name, **written.settings}:
             object.__setattr__(self, "scheduler", scheduler)
 
 

@@ -82,10 +82,9 @@ class OptimizedModule(LightningModule):
             plateau.step(float(values[self.optimization.monitor]))
             return
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        if any(
-            self.optimization.monitor in getattr(callback, "logs", ()) for callback in callbacks
-        ):
-            return  # it will be logged, only not after this validation
+        for callback in callbacks:
+            if self.optimization.monitor in getattr(callback, "logs", ()):
+                return  # it will be logged, only not after this validation
         logged = ", ".join(sorted(values)) or "nothing"
         raise UserError(
             f"optimization.monitor: {self.optimization.monitor!r} is not logged; logged: {logged}"
@@ -96,7 +95,9 @@ class OptimizedModule(LightningModule):
         if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
             return None
         schedule = self.lr_schedulers()
-        return schedule if isinstance(schedule, ReduceLROnPlateau) else None
+        if isinstance(schedule, ReduceLROnPlateau):
+            return schedule
+        return None
 
     def _length(self) -> int:
         """Return the length of the run in steps of the schedule."""
@@ -171,5 +172,6 @@ def _take_plateau(
 
 def _same_groups(first: dict[str, Any], second: dict[str, Any]) -> bool:
     """Return whether two states of optimisers are of the same groups of parameters."""
-    members = [[group["params"] for group in state["param_groups"]] for state in (first, second)]
-    return members[0] == members[1]
+    first_groups = [group["params"] for group in first["param_groups"]]
+    second_groups = [group["params"] for group in second["param_groups"]]
+    return first_groups == second_groups

@@ -42,7 +42,7 @@ class SafeSpotAware(Method):
         attack_mode, optimization, compile, seed: as in `Method`.
     """
 
-    def __init__(  # the settings that users have
+    def __init__(  # noqa: PLR0913  # the settings that users have
         self,
         net: nn.Module,
         spot_search: InLoopAttack,

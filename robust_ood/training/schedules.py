@@ -98,9 +98,10 @@ def class_named(
 
     Raises: `UserError` for an unknown name, with the nearest known one.
     """
-    names = {_plain(known): known for known in registry}
-    known = names.get(_plain(name), name)
-    return Part(known, {}).maker(field, registry)
+    for registered in registry:
+        if _plain(registered) == _plain(name):
+            name = registered
+    return Part(name, {}).maker(field, registry)
 
 
 def build_schedule(

@@ -119,34 +119,44 @@ def carry_out(path: Path, work: Path, borrow: bool) -> Stage:
             stage = stages[alias or "last"] = Stage(work / f"stage{len(stages)}", borrow)
             continue
         assert stage is not None, "an instruction before FROM"
-        if name in ("ARG", "ENV"):
-            for one in shlex.split(rest):
-                key, _, value = one.partition("=")
-                stage.variables[key] = (
-                    BORROWED.get(key, value) if borrow and name == "ARG" else value
-                )
-        elif name == "WORKDIR":
-            stage.cwd = rest
-            stage.path(".").mkdir(parents=True, exist_ok=True)
-        elif name == "COPY":
+        if name == "COPY":
             copy(stage, stages, rest.split())
-        elif name == "USER":
-            stage.user = rest
         elif name == "RUN":
-            done = stage.run(["/bin/sh", "-c", stage.moved(rest)])
-            if done.returncode:
-                sys.exit(
-                    f"{path.name}: instruction {number}, RUN {rest}\n{done.stdout}{done.stderr}"
-                )
+            run_line(stage, rest, f"{path.name}: instruction {number}")
             print(f"ok  {path.name}: RUN {rest}", flush=True)
-        elif name in ("ENTRYPOINT", "CMD"):
-            stage.wanted[name] = json.loads(rest)
-        elif name == "HEALTHCHECK":
-            stage.wanted[name] = json.loads(rest.partition("CMD")[2])
-        else:
+        elif not configure(stage, name, rest):
             sys.exit(f"{path.name}: instruction {name} is not known here")
     assert stage is not None
     return stage
+
+
+def run_line(stage: Stage, line: str, where: str) -> None:
+    """Run a RUN line; where it fails, end with its output."""
+    done = stage.run(["/bin/sh", "-c", stage.moved(line)])
+    if done.returncode:
+        sys.exit(f"{where}, RUN {line}\n{done.stdout}{done.stderr}")
+
+
+def configure(stage: Stage, name: str, rest: str) -> bool:
+    """Carry out an instruction that only sets something; return whether it is one."""
+    if name in ("ARG", "ENV"):
+        for assignment in shlex.split(rest):
+            key, _, value = assignment.partition("=")
+            if stage.borrow and name == "ARG":
+                value = BORROWED.get(key, value)
+            stage.variables[key] = value
+    elif name == "WORKDIR":
+        stage.cwd = rest
+        stage.path(".").mkdir(parents=True, exist_ok=True)
+    elif name == "USER":
+        stage.user = rest
+    elif name in ("ENTRYPOINT", "CMD"):
+        stage.wanted[name] = json.loads(rest)
+    elif name == "HEALTHCHECK":
+        stage.wanted[name] = json.loads(rest.partition("CMD")[2])
+    else:
+        return False
+    return True
 
 
 def copy(stage: Stage, stages: dict[str, Stage], words: list[str]) -> None:

@@ -35,6 +35,36 @@ def test_a_file_in_the_current_folder_comes_first(tmp_path, monkeypatch):
     assert find_config(NAME) == NAME
 
 
+def files_named(arguments):
+    return [Path(value) for value in arguments if value.endswith(".yaml")]
+
+
+def test_a_config_includes_the_package_s_own_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("include: [configs/data/digits.yaml]")
+    included, mine = files_named(with_includes(["-c", "mine.yaml"]))
+    assert included.is_file()
+    assert included.parts[-3:] == ("configs", "data", "digits.yaml")
+    assert mine == Path("mine.yaml")
+
+
+def test_an_included_file_beside_the_config_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    beside = Path("folder/configs/data/digits.yaml")
+    beside.parent.mkdir(parents=True)
+    beside.write_text("data: {seed: 3}")
+    Path("folder/mine.yaml").write_text("include: [configs/data/digits.yaml]")
+    included, _ = files_named(with_includes(["-c", "folder/mine.yaml"]))
+    assert included == beside
+
+
+def test_an_included_file_that_is_nowhere_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("include: [configs/data/no.yaml]")
+    with pytest.raises(UserError, match=r"config: cannot read configs/data/no\.yaml"):
+        with_includes(["-c", "mine.yaml"])
+
+
 @pytest.mark.parametrize("name", ["configs/experiments/no.yaml", "experiments/digits_aloe.yaml"])
 def test_what_is_nowhere_is_named_as_it_was_given(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)

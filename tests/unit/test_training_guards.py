@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.precision import MixedPrecision
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from robust_ood import Linf, detectors
+from robust_ood import Linf, detectors, losses
 from robust_ood.attacks import PGD, fgsm
 from robust_ood.callbacks import (
     Averaging,
@@ -94,6 +94,48 @@ def test_the_error_says_where_there_is_no_checkpoint(make_net, arrays, tmp_path)
     method = Standard(make_net(dtype=torch.float32))
     with pytest.raises(Diverged, match="last good checkpoint: none"):
         fit(method, arrays, tmp_path, Break(1, "the loss"), Guards())
+
+
+class Forgetful(Standard):
+    """Reads outliers and does not say so."""
+
+    def loss(self, inlier_logits, outlier_logits, batch):
+        entropy = losses.cross_entropy_to_uniform(outlier_logits).mean()
+        return self.inlier_loss(inlier_logits, batch) + entropy
+
+
+class ForgetfulOfOurLoss(Standard):
+    """Likewise, by the method's own outlier loss."""
+
+    def loss(self, inlier_logits, outlier_logits, batch):
+        return self.inlier_loss(inlier_logits, batch) + self.outlier_loss(outlier_logits)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            Forgetful,
+            "the loss is not finite .*of Forgetful reads outliers, set needs_outliers = True",
+        ),
+        (ForgetfulOfOurLoss, "^needs_outliers: ForgetfulOfOurLoss takes a loss of outliers"),
+    ],
+)
+def test_a_loss_of_outliers_that_says_nothing_of_them_is_told_how(
+    make_net, arrays, tmp_path, kind, message
+):
+    method = kind(make_net(dtype=torch.float32))
+    with pytest.raises(UserError, match=message):
+        fit(method, arrays, tmp_path, Guards())
+
+
+def test_a_later_nan_of_the_same_class_is_not_explained_by_outliers(make_net, arrays, tmp_path):
+    class Mine(Standard):
+        """A user's class whose loss needs no outliers."""
+
+    with pytest.raises(Diverged) as caught:
+        fit(Mine(make_net(dtype=torch.float32)), arrays, tmp_path, Break(2, "the loss"), Guards())
+    assert "needs_outliers" not in str(caught.value)
 
 
 def messages(method, arrays, folder, *callbacks, **options):
