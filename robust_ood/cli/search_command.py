@@ -32,9 +32,9 @@ from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
 from robust_ood.detectors import Detector
 from robust_ood.detectors.registry import REGISTRY
-from robust_ood.detectors.search import SearchResult, Trial, clean_score, search
+from robust_ood.detectors.search import Scorer, SearchResult, Trial, clean_score, search
 from robust_ood.errors import UserError
-from robust_ood.settings import PartSpec, read_part
+from robust_ood.settings import Part, PartSpec, read_part
 from robust_ood.writing import replace_file
 
 Specs = list[str | dict[str, Any]]
@@ -102,7 +102,7 @@ def run(arguments: Sequence[str]) -> int:
     if config.limit is not None and config.limit < 1:
         raise UserError(f"limit: expected a number of images >= 1, got {config.limit}")
     candidates = read_candidates(config.detectors)
-    attack = None if config.attack is None else _one_attack(config.attack)
+    attack = _read_attack(config.attack)
     device = choose_device(config.device)
     check_writable(config.output)
     with user_errors(dict(config.items())):
@@ -119,12 +119,10 @@ def run(arguments: Sequence[str]) -> int:
     )
     check_classes(net, data, "validation")
     net.to(device)
-    tests = [data.inliers("test")] if data.names["test"] else []
-    tests += [images for _, images in data.ood_sets()]
     loaders = Loaders(
         inliers=_collect(data, [validation], config.limit),
         outliers=_collect(data, foreign, config.limit),
-        tests=[data.evaluation_loader(images) for images in tests],
+        tests=_test_loaders(data),
     )
     console = Console()
     results = {}
@@ -153,29 +151,45 @@ def read_candidates(specs: Sequence[PartSpec]) -> list[Candidate]:
     Raises: `UserError` for a detector without ranges, a range that is no list, a duplicate label.
     """
     candidates: list[Candidate] = []
+    labels: set[str] = set()
     for spec in specs:
-        part = read_part("detectors", spec)
-        settings = dict(part.settings)
-        ranges = settings.pop("ranges", None)
-        place = f"detectors.{part.name}.ranges"
-        if ranges is None:
-            registered = REGISTRY[part.name].ranges if part.name in REGISTRY else {}
-            ranges = {name: values for name, values in registered.items() if name not in settings}
-        if not isinstance(ranges, Mapping) or not ranges:
+        candidate = _read_candidate(read_part("detectors", spec))
+        if candidate.label in labels:
             raise UserError(
-                f"{place}: not given, and no paper's ranges are registered; write "
-                f"{{name: {part.name}, ranges: {{SETTING: [VALUE, VALUE]}}}}"
+                f"detectors: {candidate.label!r} is duplicated; give one of them another 'label'"
             )
-        for name, values in ranges.items():
-            if not isinstance(values, (list, tuple)) or not values:
-                raise UserError(f"{place}.{name}: expected a list of values, got {values!r}")
-        label = part.label or part.name
-        if any(label == candidate.label for candidate in candidates):
-            raise UserError(f"detectors: {label!r} is duplicated; give one of them another 'label'")
-        candidates.append(Candidate(part.name, label, settings, ranges))
+        labels.add(candidate.label)
+        candidates.append(candidate)
     if not candidates:
         raise UserError("detectors: none given")
     return candidates
+
+
+def _read_candidate(detector: Part) -> Candidate:
+    settings = dict(detector.settings)
+    ranges = settings.pop("ranges", None)
+    field_name = f"detectors.{detector.name}.ranges"
+    if ranges is None:
+        ranges = _registered_ranges(detector.name, settings)
+    if not isinstance(ranges, Mapping) or not ranges:
+        raise UserError(
+            f"{field_name}: not given, and no paper's ranges are registered; write "
+            f"{{name: {detector.name}, ranges: {{SETTING: [VALUE, VALUE]}}}}"
+        )
+    for name, values in ranges.items():
+        if not isinstance(values, (list, tuple)) or not values:
+            raise UserError(f"{field_name}.{name}: expected a list of values, got {values!r}")
+    return Candidate(detector.name, detector.label or detector.name, settings, ranges)
+
+
+def _registered_ranges(name: str, fixed: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
+    """Return the papers' ranges of a detector's settings, without those that stay fixed."""
+    ranges: dict[str, Sequence[Any]] = {}
+    if name in REGISTRY:
+        ranges.update(REGISTRY[name].ranges)
+    for setting in fixed:
+        ranges.pop(setting, None)
+    return ranges
 
 
 def choose(
@@ -189,12 +203,14 @@ def choose(
 ) -> SearchResult:
     """Return the outcome of a detector's search: all its points are fitted in shared passes."""
     points = candidate.points()
-    made: dict[str, Detector] = {}
+    built: dict[str, Detector] = {}
     for point in points:
         settings = {**candidate.settings, **point}
-        made[_key(point)] = detectors.build(candidate.name, net, **settings)
-    _fit(list(made.values()), data)
-    scorer = clean_score if attack is None else partial(_attacked_score, attack)
+        built[_key(point)] = detectors.build(candidate.name, net, **settings)
+    _fit(list(built.values()), data)
+    scorer: Scorer = clean_score
+    if attack is not None:
+        scorer = partial(_attacked_score, attack)
     with ProgressBar(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"{candidate.label}: {len(points)} points", total=len(points))
 
@@ -202,7 +218,7 @@ def choose(
             bar.advance(task)
 
         return search(
-            lambda **settings: made[_key(settings)],
+            lambda **settings: built[_key(settings)],
             candidate.ranges,
             loaders.inliers,
             loaders.outliers,
@@ -228,11 +244,12 @@ def write(
         if candidate.label != candidate.name:
             spec["label"] = candidate.label
         chosen.append(spec)
-        tried = [{"settings": trial.settings, metric: trial.value} for trial in result.trials]
-        trials.append(
-            {"detector": candidate.label, "best": result.settings, metric: result.value}
-            | {"trials": tried}
-        )
+        record = {"detector": candidate.label, "best": result.settings, metric: result.value}
+        tried = []
+        for trial in result.trials:
+            tried.append({"settings": trial.settings, metric: trial.value})
+        record["trials"] = tried
+        trials.append(record)
     folder.mkdir(parents=True, exist_ok=True)
     head = f"# Chosen by robust-ood search: the best {metric} on validation sets.\n"
     text = yaml.safe_dump({"detectors": chosen}, sort_keys=False)
@@ -240,8 +257,12 @@ def write(
     replace_file(folder / "search.json", json.dumps(trials, indent=1) + "\n")
 
 
-def _one_attack(spec: PartSpec) -> Attack:
-    (attack,) = attacks.build_all([dict(spec) if isinstance(spec, Mapping) else spec]).values()
+def _read_attack(spec: PartSpec | None) -> Attack | None:
+    if spec is None:
+        return None
+    if isinstance(spec, Mapping):
+        spec = dict(spec)
+    (attack,) = attacks.build_all([spec]).values()
     if not math.isfinite(attack.settings()["radius"]):
         raise UserError("attack: no radius; accepted: attacks within an Linf or L2 radius")
     return attack
@@ -263,21 +284,37 @@ def _collect(data: OODData, sets: Sequence[Any], limit: int | None) -> list[Tens
     return batches
 
 
-def _fit(made: Sequence[Detector], data: OODData) -> None:
+def _test_loaders(data: OODData) -> list[Iterable[Any]]:
+    loaders: list[Iterable[Any]] = []
+    if data.names["test"]:
+        loaders.append(data.evaluation_loader(data.inliers("test")))
+    for _, images in data.ood_sets():
+        loaders.append(data.evaluation_loader(images))
+    return loaders
+
+
+def _fit(built: Sequence[Detector], data: OODData) -> None:
     """Fit all points of a grid in shared passes over the training images."""
-    unfitted = [detector for detector in made if not detector.fitted]
+    unfitted = []
+    splits: set[str] = set()
+    for detector in built:
+        if not detector.fitted:
+            unfitted.append(detector)
+            splits.update(detector.learns_from)
     if not unfitted:
         return
-    splits = {split for detector in unfitted for split in detector.learns_from}
     validation = None
     if "validation" in splits:
         validation = data.evaluation_loader(data.inliers("validation"))
-    outliers = data.outliers() if "outliers" in splits else None
+    outliers = None
+    outlier_images = data.outliers() if "outliers" in splits else None
+    if outlier_images is not None:
+        outliers = data.evaluation_loader(outlier_images)
     detectors.fit(
         unfitted,
         data.evaluation_loader(data.inliers("train")),
         validation=validation,
-        outliers=None if outliers is None else data.evaluation_loader(outliers),
+        outliers=outliers,
     )
 
 
