@@ -81,7 +81,7 @@ OPTIONS = [
     ("--detectors [msp]", "detectors", "a setting of evaluate.py"),
     ("--model.inlier_attack.radius nan", "model.inlier_attack.radius", "finite"),
     ("--model.inlier_attack.steps 0", "model.inlier_attack.steps", "0 is not a whole number >= 1"),
-    ("--model.outlier_weight -1", "model.outlier_weight", ">= 0 is wanted"),
+    ("--model.outlier_weight -1", "model.outlier_weight", "expected a number >= 0"),
     ("--model.optimization.learning_rate 0", "model.optimization.learning_rate", "not > 0"),
     ("--net.depth 11", "net.depth", "6n + 4"),
     ("--net.num_classes 7", "net", "7 logits", "data.num_classes is 4"),
