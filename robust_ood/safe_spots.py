@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from robust_ood import losses
 from robust_ood.errors import UserError, unknown_name
+from robust_ood.inputs import accepted
 from robust_ood.modes import differentiating, evaluating, ordinary
 from robust_ood.perturb import Objective, minimize
 from robust_ood.randomness import generator, generators
@@ -97,6 +98,7 @@ def search(  # the settings that the paper and its code have
         raise UserError(f"attacks: {attacks} is not a number of attacks >= 1")
     images = ordinary(images)
     with evaluating(net), differentiating():
+        images = accepted(images, net)
         labels = _predictions(net, images, labels)
         loss = _Loss(net, labels, smoothing, seed, indices)
         steps = STEPS[method] if steps is None else steps
@@ -130,8 +132,9 @@ def attack(  # likewise
     iterate. With `smoothing`, the randomised PGD of Eq. 3. Other arguments as in `search`.
     """
     with evaluating(net), differentiating():
+        images = accepted(ordinary(images), net)
         loss = _Loss(net, ordinary(labels), smoothing, seed, indices)
-        return loss.attack(ordinary(images), region_of(norm, radius), steps)
+        return loss.attack(images, region_of(norm, radius), steps)
 
 
 class _Loss:

@@ -13,6 +13,7 @@ from robust_ood import losses
 from robust_ood.attacks.objectives import Direction
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
+from robust_ood.inputs import accepted
 from robust_ood.modes import evaluating, ordinary
 from robust_ood.perturb import Objective
 
@@ -139,8 +140,8 @@ def attack_score(
     """
     original = ordinary(images)
     indices = _indices(images, indices)
-    images = _fast_layout(original)
     with evaluating(detector):
+        images = accepted(_fast_layout(original), *(detector.networks or (detector,)))
         candidates: Iterable[Candidate] = attack.on_score(detector, images, direction, indices)
         if attack.keeps_clean:
             candidates = chain([Candidate(images, "clean")], candidates)
@@ -186,8 +187,8 @@ def attack_labels(
     original = ordinary(images)
     labels = ordinary(labels)
     indices = _indices(images, indices)
-    images = _fast_layout(original)
     with evaluating(net):
+        images = accepted(_fast_layout(original), net)
         proposals = attack.on_label(net, images, labels, indices)
         candidates = chain([Candidate(images, "clean")], proposals)
         attacked = worst(lambda x: losses.margin(net(x), labels), candidates)

@@ -14,7 +14,9 @@ from robust_ood.detectors.attack_surface import AttackSurface, OldName, surface_
 from robust_ood.detectors.fitting.passes import Pass, Rounds, SeenBatch, Split, fit
 from robust_ood.detectors.fitting.statistics import Statistic
 from robust_ood.errors import UserError
+from robust_ood.inputs import accepted
 from robust_ood.models import Outputs, find_head, outputs
+from robust_ood.modes import evaluating
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -40,6 +42,21 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """Return scores `(N,)`, higher = more in-distribution, of images `(N, C, H, W)`."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the scores `(N,)` in eval mode, whatever mode the networks are in.
+
+        In train mode a score would depend on the other images of its batch.
+        """
+        scored = self.networks or (self,)
+        if not any(module.training for part in scored for module in part.modules()):
+            return self._scores(images)
+        with evaluating(self):
+            return self._scores(images)
+
+    def _scores(self, images: Tensor) -> Tensor:
+        scores: Tensor = super().__call__(accepted(images, *self.networks))
+        return scores
 
     def surrogate(self, images: Tensor) -> Tensor:
         """Return a differentiable stand-in for the score, `(N,)`; the score itself by default."""

@@ -30,6 +30,7 @@ PARTS = {
     "engine": Part(
         1,
         (
+            "inputs.py",
             "losses.py",
             "modes.py",
             "perturb.py",
