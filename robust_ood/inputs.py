@@ -7,13 +7,64 @@ given. Each network is therefore tried once, on two images, and what it needs is
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 
+from robust_ood.errors import UserError
 from robust_ood.modes import evaluating, ordinary
+
+_TOLERANCE = 1e-6
+"""How far a pixel may be outside [0, 1] by rounding; it is clipped then."""
+
+
+def checked(images: Tensor, field: str = "images") -> Tensor:
+    """Return images that users passed, clipped where rounding left [0, 1].
+
+    Args:
+        images: `(N, C, H, W)`, float32 or float64, in [0, 1].
+        field: the argument's name, for the message.
+
+    Raises:
+        UserError: another type, shape or precision, or pixels outside [0, 1]. The device is
+            waited for once.
+    """
+    check_form(images, field)
+    if not images.numel():
+        return images
+    low, high = pixel_range(images).tolist()
+    check_range(low, high, field)
+    return images.clamp(0, 1) if low < 0 or high > 1 else images
+
+
+def check_form(images: object, field: str) -> None:
+    """Raise `UserError` for anything but a batch of floating-point images `(N, C, H, W)`."""
+    if not isinstance(images, Tensor):
+        raise UserError(f"{field}: expected a tensor (N, C, H, W), got a {type(images).__name__}")
+    if images.dim() != 4:
+        raise UserError(f"{field}: expected shape (N, C, H, W), got {tuple(images.shape)}")
+    if images.dtype not in (torch.float32, torch.float64):
+        kind = str(images.dtype).removeprefix("torch.")
+        raise UserError(f"{field}: expected float32 or float64 in [0, 1], got {kind}")
+
+
+def pixel_range(images: Tensor) -> Tensor:
+    """Return the smallest and the largest pixel, `(2,)`, on the device; NaN where there is one."""
+    return torch.stack(list(images.detach().aminmax()))
+
+
+def check_range(low: float, high: float, field: str) -> None:
+    """Raise `UserError` where pixels are outside [0, 1], or NaN."""
+    if math.isnan(low) or math.isnan(high):
+        raise UserError(f"{field}: a pixel is NaN; expected pixels in [0, 1]")
+    if low < -_TOLERANCE or high > 1 + _TOLERANCE:
+        raise UserError(
+            f"{field}: pixels are in [{low:.4g}, {high:.4g}], expected [0, 1]; divide 8-bit pixels "
+            "by 255, and let the network normalise (robust_ood.models.wrap)"
+        )
 
 
 class _Form(NamedTuple):

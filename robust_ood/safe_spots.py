@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robust_ood import losses
 from robust_ood.errors import UserError, unknown_name
-from robust_ood.inputs import accepted
+from robust_ood.inputs import accepted, checked
 from robust_ood.modes import differentiating, evaluating, ordinary
 from robust_ood.perturb import Objective, minimize
 from robust_ood.randomness import generator, generators
@@ -55,6 +55,7 @@ def search(  # the settings that the paper and its code have
     smoothing: Smoothing | None = None,
     seed: int = 0,
     indices: Tensor | None = None,
+    check: bool = True,
 ) -> Tensor:
     """Return images near the given ones whose class withstands an attack.
 
@@ -83,6 +84,7 @@ def search(  # the settings that the paper and its code have
         seed: seed of the attacker's starts and of the noise.
         indices: sample indices `(N,)` that key the attacker's starts. By default all images share
             their draws, so that the result for an image does not depend on its batch.
+        check: refuse images outside [0, 1], which waits for the device once.
 
     Returns:
         Safe-spot candidates `(N, C, H, W)`, detached, within the radius; flags and gradients of
@@ -96,7 +98,7 @@ def search(  # the settings that the paper and its code have
         raise unknown_name("method", method, STEPS)
     if attacks < 1:
         raise UserError(f"attacks: {attacks} is not a number of attacks >= 1")
-    images = ordinary(images)
+    images = ordinary(checked(images) if check else images)
     with evaluating(net), differentiating():
         images = accepted(images, net)
         labels = _predictions(net, images, labels)
@@ -124,6 +126,7 @@ def attack(  # likewise
     smoothing: Smoothing | None = None,
     seed: int = 0,
     indices: Tensor | None = None,
+    check: bool = True,
 ) -> Tensor:
     """Return adversarial images `(N, C, H, W)` by the paper's attacker.
 
@@ -132,7 +135,7 @@ def attack(  # likewise
     iterate. With `smoothing`, the randomised PGD of Eq. 3. Other arguments as in `search`.
     """
     with evaluating(net), differentiating():
-        images = accepted(ordinary(images), net)
+        images = accepted(ordinary(checked(images) if check else images), net)
         loss = _Loss(net, ordinary(labels), smoothing, seed, indices)
         return loss.attack(images, region_of(norm, radius), steps)
 

@@ -33,6 +33,8 @@ class Residual(OutputsDetector):
         size = find_head(net).in_features
         default = 1000 if size >= 2048 else 512 if size >= 768 else size // 2
         self.dimensions = default if dimensions is None else dimensions
+        if isinstance(self.dimensions, bool) or not isinstance(self.dimensions, int):
+            raise UserError(f"dimensions: {dimensions!r} is not a whole number")
         if not 1 <= self.dimensions < size:
             raise UserError(
                 f"dimensions: {self.dimensions} is not in 1..{size - 1} for features of {size} dimensions"

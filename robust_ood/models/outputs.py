@@ -88,6 +88,8 @@ def outputs(net: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> Outpu
         raise UserError(
             f"net: {type(net).__name__} gives {_kind_of(logits)}; expected logits (N, K)"
         )
+    if logits.shape[1] < 2:
+        raise UserError(f"net: {type(net).__name__} gives one logit; expected one of each class")
     _check_head(net, head, features, logits)
     return Outputs(logits, features[0], head, maps)
 
