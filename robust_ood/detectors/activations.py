@@ -24,6 +24,9 @@ from robust_ood.models import Outputs, find_head, outputs
 _MOST = 50.0  # largest exponent of a scale, so that logits stay finite; features >= 0 reach 20 at the 95th percentile
 
 
+_LARGEST = 1e30  # of a scaled feature, so that float32 holds its products with the weights
+
+
 class Shaped(OutputsDetector):
     """Another detector's score of a forward pass whose end has been changed.
 
@@ -238,7 +241,8 @@ def _scaled(shaped: Tensor, features: Tensor, kept: Tensor) -> Tensor:
     exponent = whole / torch.where(
         part.abs() > 1e-12, part, 1.0
     )  # an image without activations stays without
-    return shaped * exponent.clamp(-_MOST, _MOST).exp()
+    scaled = shaped * exponent.clamp(-_MOST, _MOST).exp()
+    return scaled.clamp(-_LARGEST, _LARGEST)
 
 
 class DICE(Shaped):

@@ -16,7 +16,7 @@ from robust_ood.detectors.fitting.statistics import Statistic
 from robust_ood.errors import UserError
 from robust_ood.inputs import accepted
 from robust_ood.models import Outputs, find_head, outputs
-from robust_ood.modes import evaluating
+from robust_ood.modes import evaluating, ordinary
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -121,6 +121,12 @@ class Detector(nn.Module, ABC):
                 candidates.extend(child)
         return [candidate for candidate in candidates if isinstance(candidate, Detector)]
 
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Register a buffer that autograd accepts, also inside `torch.inference_mode()`."""
+        if tensor is not None:
+            tensor = ordinary(tensor)
+        super().register_buffer(name, tensor, persistent)
+
     def declare(self, *names: str) -> None:
         """Make empty buffers for what `learn` will keep.
 
@@ -200,7 +206,9 @@ class Detector(nn.Module, ABC):
             saved = state_dict.get(prefix + name)
             if isinstance(saved, Tensor):
                 device = self.get_buffer(name).device
-                setattr(self, name, torch.empty(saved.shape, device=device, dtype=saved.dtype))
+                with torch.inference_mode(False):
+                    empty = torch.empty(saved.shape, device=device, dtype=saved.dtype)
+                setattr(self, name, empty)
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 
@@ -320,6 +328,8 @@ class Wrapper(Detector):
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
+        if not isinstance(detector, Detector):
+            raise UserError(f"detector: expected a detector, got a {type(detector).__name__}")
         self.detector = detector
 
     def attack_surface(self) -> AttackSurface:

@@ -143,6 +143,13 @@ class GEN(OutputsDetector):
         )  # log(1 - p), (N, M)
         return -((top + rest) * self.gamma).exp().sum(1)
 
+    def attack_surface(self) -> AttackSurface:
+        """Return the score, then the log-odds of the predicted class.
+
+        The score's gradient is zero where the logits are far apart.
+        """
+        return AttackSurface((self.surrogate, self.confidence), exact=True)
+
 
 class KLMatching(OutputsDetector):
     """Minus the smallest divergence from the softmax to a class's typical softmax, `-min over k of
@@ -173,7 +180,7 @@ class KLMatching(OutputsDetector):
 
     def score(self, out: Outputs) -> Tensor:
         """Return minus the divergence from the nearest typical softmax."""
-        log_p = F.log_softmax(losses.wide(out.logits), dim=1)  # (N, K)
+        log_p = losses.finite_logs(F.log_softmax(losses.wide(out.logits), dim=1))  # (N, K)
         log_typical = (
             self.learned("typical").to(log_p).clamp_min(torch.finfo(log_p.dtype).tiny).log()
         )
