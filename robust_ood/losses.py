@@ -35,8 +35,17 @@ def cross_entropy_to_uniform(logits: Tensor) -> Tensor:
 
 def entropy(logits: Tensor) -> Tensor:
     """Return the Shannon entropy of the softmax in nats, `(N,)` in 0..log K."""
-    log_probabilities = F.log_softmax(wide(logits), dim=1)
+    log_probabilities = finite_logs(F.log_softmax(wide(logits), dim=1))
     return -(log_probabilities.exp() * log_probabilities).sum(1)
+
+
+def finite_logs(log_probabilities: Tensor) -> Tensor:
+    """Return log-probabilities of any shape with -inf as the lowest finite number.
+
+    The logarithm of 0 times 0 is then 0, and its gradient too, as for a class that logits mask.
+    """
+    lowest = torch.finfo(log_probabilities.dtype).min
+    return log_probabilities.masked_fill(log_probabilities == -torch.inf, lowest)
 
 
 def log_odds(logits: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -60,6 +69,8 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _split(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logits of the labels, `(N,)`, and the rest, `(N, K)` with -inf at the labels."""
+    if logits.shape[1] < 2:
+        raise UserError("net: gives one logit; expected one of each of 2 or more classes")
     columns = labels[:, None]  # (N, 1)
     return logits.gather(1, columns)[:, 0], logits.scatter(1, columns, -torch.inf)
 

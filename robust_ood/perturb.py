@@ -95,10 +95,15 @@ def minimize(  # noqa: PLR0913  # the one loop: its arguments are all that varie
     objective is scaled, image by image, before differentiation, because small input gradients would
     underflow to steps of size zero.
     """
-    if not isinstance(steps, int) or steps < 1:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise UserError(f"steps: {steps!r} is not a number of gradient steps >= 1")
     if keep not in ("best", "last"):
         raise UserError(f"keep: {keep!r} is neither 'best' nor 'last'")
+    if not isinstance(step_size, Tensor) and not step_size >= 0:
+        raise UserError(f"step_size: {step_size} is negative or NaN; expected a number >= 0")
+    if not images.is_floating_point():
+        kind = str(images.dtype).removeprefix("torch.")
+        raise UserError(f"images: expected floating-point numbers, got {kind}")
     with differentiating():
         center = ordinary(images)
         current = center.clone() if start is None else region.project(ordinary(start), center)

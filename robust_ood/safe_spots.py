@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from robust_ood import losses
 from robust_ood.errors import UserError, unknown_name
+from robust_ood.inputs import accepted, checked
 from robust_ood.modes import differentiating, evaluating, ordinary
 from robust_ood.perturb import Objective, minimize
 from robust_ood.randomness import generator, generators
@@ -54,6 +55,7 @@ def search(  # noqa: PLR0913  # the settings that the paper and its code have
     smoothing: Smoothing | None = None,
     seed: int = 0,
     indices: Tensor | None = None,
+    check: bool = True,
 ) -> Tensor:
     """Return images near the given ones whose class withstands an attack.
 
@@ -82,6 +84,7 @@ def search(  # noqa: PLR0913  # the settings that the paper and its code have
         seed: seed of the attacker's starts and of the noise.
         indices: sample indices `(N,)` that key the attacker's starts. By default all images share
             their draws, so that the result for an image does not depend on its batch.
+        check: refuse images outside [0, 1], which waits for the device once.
 
     Returns:
         Safe-spot candidates `(N, C, H, W)`, detached, within the radius; flags and gradients of
@@ -95,8 +98,9 @@ def search(  # noqa: PLR0913  # the settings that the paper and its code have
         raise unknown_name("method", method, STEPS)
     if attacks < 1:
         raise UserError(f"attacks: {attacks} is not a number of attacks >= 1")
-    images = ordinary(images)
+    images = ordinary(checked(images) if check else images)
     with evaluating(net), differentiating():
+        images = accepted(images, net)
         labels = _predictions(net, images, labels)
         loss = _Loss(net, labels, smoothing, seed, indices)
         if steps is None:
@@ -125,6 +129,7 @@ def attack(  # noqa: PLR0913  # the settings that the paper and its code have
     smoothing: Smoothing | None = None,
     seed: int = 0,
     indices: Tensor | None = None,
+    check: bool = True,
 ) -> Tensor:
     """Return adversarial images `(N, C, H, W)` by the paper's attacker.
 
@@ -133,8 +138,9 @@ def attack(  # noqa: PLR0913  # the settings that the paper and its code have
     iterate. With `smoothing`, the randomised PGD of Eq. 3. Other arguments as in `search`.
     """
     with evaluating(net), differentiating():
+        images = accepted(ordinary(checked(images) if check else images), net)
         loss = _Loss(net, ordinary(labels), smoothing, seed, indices)
-        return loss.attack(ordinary(images), region_of(norm, radius), steps)
+        return loss.attack(images, region_of(norm, radius), steps)
 
 
 def _default_step_size(method: Method, region: Region) -> float:

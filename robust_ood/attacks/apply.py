@@ -13,6 +13,7 @@ from robust_ood import losses
 from robust_ood.attacks.objectives import Direction
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
+from robust_ood.inputs import accepted, checked
 from robust_ood.modes import evaluating, ordinary
 from robust_ood.perturb import Objective
 
@@ -137,10 +138,12 @@ def attack_score(
 
     `direction` is +1 to lower scores and -1 to raise them; other arguments as in `lower_score`.
     """
-    original = ordinary(images)
+    if direction not in (1, -1) or isinstance(direction, bool):
+        raise UserError(f"direction: {direction!r} is neither 1 (lower scores) nor -1 (raise them)")
+    original = ordinary(checked(images))
     indices = _indices(images, indices)
-    images = _fast_layout(original)
     with evaluating(detector):
+        images = accepted(_fast_layout(original), *(detector.networks or (detector,)))
         candidates: Iterable[Candidate] = attack.on_score(detector, images, direction, indices)
         if attack.keeps_clean:
             candidates = chain([Candidate(images, "clean")], candidates)
@@ -183,11 +186,11 @@ def attack_labels(
     indices: Tensor | None = None,
 ) -> Attacked:
     """Return what an attack on a classifier achieved: images, margins `(N,)`, and winners."""
-    original = ordinary(images)
+    original = ordinary(checked(images))
     labels = ordinary(labels)
     indices = _indices(images, indices)
-    images = _fast_layout(original)
     with evaluating(net):
+        images = accepted(_fast_layout(original), net)
         proposals = attack.on_label(net, images, labels, indices)
         candidates = chain([Candidate(images, "clean")], proposals)
         attacked = worst(lambda x: losses.margin(net(x), labels), candidates)
@@ -211,6 +214,9 @@ def _indices(images: Tensor, indices: Tensor | None) -> Tensor:
         raise UserError(
             f"indices: shape {tuple(indices.shape)} for {len(images)} images, expected one each"
         )
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        kind = str(indices.dtype).removeprefix("torch.")
+        raise UserError(f"indices: expected whole numbers, got {kind}")
     return indices
 
 

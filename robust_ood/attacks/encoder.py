@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robust_ood.attacks.pgd import Draws
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError, unknown_name
+from robust_ood.inputs import accepted
 from robust_ood.models import outputs
 from robust_ood.modes import evaluating, ordinary
 from robust_ood.perturb import minimize
@@ -112,6 +113,8 @@ def encoder(
 
     def encode(images: Tensor) -> Tensor:
         with evaluating(net):
+            networks = net.networks if isinstance(net, Detector) else (net,)
+            images = accepted(images, *networks)
             if code == "score":
                 assert isinstance(net, Detector)
                 stand_in = net.surrogate(images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -107,6 +108,8 @@ class PGD(Budget):
     def _check(self) -> None:
         check_count("restarts", self.restarts)
         check_count("noise_draws", self.noise_draws)
+        if not 0 <= self.noise < math.inf:
+            raise UserError(f"noise: {self.noise} is not a finite number >= 0")
         choices: dict[str, Collection[str]] = {
             "objective": SCORE_OBJECTIVES,
             "loss": LABEL_LOSSES,

@@ -35,6 +35,10 @@ class Suite:
     on_classifiers: Mapping[str, LabelAttack] = field(default_factory=dict)
     keeps_clean = True
 
+    def __post_init__(self) -> None:
+        if not self.on_detectors:
+            raise UserError("on_detectors: no attack given; a suite needs at least one")
+
     def settings(self) -> Settings:
         """Return the first member's norm and radius, and the steps or queries of all members."""
         first = next(iter(self.on_detectors.values())).settings()

@@ -24,6 +24,9 @@ from robust_ood.models import Outputs, find_head, outputs
 _MAX_EXPONENT = 50.0
 
 
+_LARGEST = 1e30  # of a scaled feature, so that float32 holds its products with the weights
+
+
 class Shaped(OutputsDetector):
     """Another detector's score of a forward pass whose end has been changed.
 
@@ -265,7 +268,8 @@ def _scaled(shaped: Tensor, features: Tensor, kept: Tensor) -> Tensor:
     # An image without activations stays without any.
     divisor = torch.where(kept_total.abs() > 1e-12, kept_total, 1.0)
     exponent = total / divisor
-    return shaped * exponent.clamp(-_MAX_EXPONENT, _MAX_EXPONENT).exp()
+    scaled = shaped * exponent.clamp(-_MAX_EXPONENT, _MAX_EXPONENT).exp()
+    return scaled.clamp(-_LARGEST, _LARGEST)
 
 
 class DICE(Shaped):

@@ -104,7 +104,11 @@ class Mean(Detector):
 
     def __init__(self, detectors: Iterable[Detector]) -> None:
         super().__init__()
-        self.detectors = nn.ModuleList(detectors)
+        members = list(detectors)
+        for member in members:
+            if not isinstance(member, Detector):
+                raise UserError(f"detectors: expected detectors, got a {type(member).__name__}")
+        self.detectors = nn.ModuleList(members)
         if not len(self.detectors):
             raise UserError("detectors: none given to average")
 
@@ -249,5 +253,8 @@ class DeepEnsemble(Detector):
     def _log_mean(self, images: Tensor) -> Tensor:
         """Return the logarithm of the mean softmax `(N, K)`; its own softmax is that mean."""
         # log(mean of exp(log p)) over the networks
-        logs = [F.log_softmax(losses.wide(net(images)), dim=1) for net in self.members]
+        logs = []
+        for net in self.members:
+            log_p = F.log_softmax(losses.wide(net(images)), dim=1)
+            logs.append(losses.finite_logs(log_p))  # the gradient of logsumexp is NaN at -inf
         return torch.stack(logs).logsumexp(0) - math.log(len(logs))

@@ -14,7 +14,9 @@ from robust_ood.detectors.attack_surface import AttackSurface, OldName, Surrogat
 from robust_ood.detectors.fitting.passes import Pass, Rounds, SeenBatch, Split, fit
 from robust_ood.detectors.fitting.statistics import Statistic
 from robust_ood.errors import UserError
+from robust_ood.inputs import accepted
 from robust_ood.models import Outputs, find_head, outputs
+from robust_ood.modes import evaluating, ordinary
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -43,6 +45,21 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """Return scores `(N,)`, higher = more in-distribution, of images `(N, C, H, W)`."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the scores `(N,)` in eval mode, whatever mode the networks are in.
+
+        In train mode a score would depend on the other images of its batch.
+        """
+        scored = self.networks or (self,)
+        if not any(module.training for part in scored for module in part.modules()):
+            return self._scores(images)
+        with evaluating(self):
+            return self._scores(images)
+
+    def _scores(self, images: Tensor) -> Tensor:
+        scores: Tensor = super().__call__(accepted(images, *self.networks))
+        return scores
 
     def surrogate(self, images: Tensor) -> Tensor:
         """Return a differentiable stand-in for the score, `(N,)`; the score itself by default."""
@@ -106,6 +123,12 @@ class Detector(nn.Module, ABC):
             if isinstance(child, nn.ModuleList):
                 candidates.extend(child)
         return [candidate for candidate in candidates if isinstance(candidate, Detector)]
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Register a buffer that autograd accepts, also inside `torch.inference_mode()`."""
+        if tensor is not None:
+            tensor = ordinary(tensor)
+        super().register_buffer(name, tensor, persistent)
 
     def declare(self, *names: str) -> None:
         """Make empty buffers for what `learn` will keep.
@@ -186,7 +209,9 @@ class Detector(nn.Module, ABC):
             saved = state_dict.get(prefix + name)
             if isinstance(saved, Tensor):
                 device = self.get_buffer(name).device
-                setattr(self, name, torch.empty(saved.shape, device=device, dtype=saved.dtype))
+                with torch.inference_mode(False):
+                    empty = torch.empty(saved.shape, device=device, dtype=saved.dtype)
+                setattr(self, name, empty)
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 
@@ -307,6 +332,8 @@ class Wrapper(Detector):
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
+        if not isinstance(detector, Detector):
+            raise UserError(f"detector: expected a detector, got a {type(detector).__name__}")
         self.detector = detector
 
     def attack_surface(self) -> AttackSurface:

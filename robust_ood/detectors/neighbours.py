@@ -46,6 +46,9 @@ class KNN(OutputsDetector):
         normalize: bool = True,
     ) -> None:
         super().__init__(net)
+        for field, number in (("neighbours", neighbours), ("bank_size", bank_size)):
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise UserError(f"{field}: {number!r} is not a whole number")
         if not 1 <= neighbours <= bank_size:
             raise UserError(f"neighbours: expected 1..{bank_size} (bank_size), got {neighbours}")
         self.neighbours = neighbours

@@ -112,6 +112,7 @@ class SafeSpot(Detector):
                 attack_radius=self.attack_radius,
                 attack_steps=self.attack_steps,
                 seed=self.seed,
+                check=False,
             )
             return safe_spots.attack(
                 self.net,
@@ -121,6 +122,7 @@ class SafeSpot(Detector):
                 self.norm,
                 steps=self.attack_steps,
                 seed=self.seed,
+                check=False,
             )
 
     def _confidence(self, images: Tensor) -> Tensor:

@@ -144,6 +144,13 @@ class GEN(OutputsDetector):
         log_complement = torch.cat([complement_of_largest, complements_of_others], dim=1)  # (N, M)
         return -((log_top + log_complement) * self.gamma).exp().sum(1)
 
+    def attack_surface(self) -> AttackSurface:
+        """Return the score, then the log-odds of the predicted class.
+
+        The score's gradient is zero where the logits are far apart.
+        """
+        return AttackSurface((self.surrogate, self.confidence), exact=True)
+
 
 class KLMatching(OutputsDetector):
     """Minus the divergence from the nearest typical softmax, `-min over k of KL(p || d_k)`, <= 0.
@@ -174,7 +181,7 @@ class KLMatching(OutputsDetector):
 
     def score(self, out: Outputs) -> Tensor:
         """Return minus the divergence from the nearest typical softmax."""
-        log_p = F.log_softmax(losses.wide(out.logits), dim=1)  # (N, K)
+        log_p = losses.finite_logs(F.log_softmax(losses.wide(out.logits), dim=1))  # (N, K)
         p = log_p.exp()
         typical = self.learned("typical").to(log_p)  # (predicted classes, K)
         log_typical = typical.clamp_min(torch.finfo(log_p.dtype).tiny).log()

@@ -31,6 +31,8 @@ class Residual(OutputsDetector):
         size = find_head(net).in_features
         if dimensions is None:
             dimensions = _default_dimensions(size)
+        if isinstance(dimensions, bool) or not isinstance(dimensions, int):
+            raise UserError(f"dimensions: {dimensions!r} is not a whole number")
         if not 1 <= dimensions < size:
             raise UserError(
                 f"dimensions: expected 1..{size - 1} for features of {size} dimensions, "

@@ -21,6 +21,7 @@ from robust_ood.data.sets import ReadImages
 from robust_ood.detectors import Detector, OutputsDetector
 from robust_ood.detectors.contract import full_precision, widened
 from robust_ood.evaluation.fingerprints import content
+from robust_ood.inputs import accepted
 from robust_ood.models import outputs
 from robust_ood.modes import evaluating
 
@@ -240,7 +241,7 @@ class Scorer:
 
 def _is_right(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     with evaluating(net), torch.no_grad():
-        right: Tensor = net(images).argmax(1) == labels
+        right: Tensor = net(accepted(images, net)).argmax(1) == labels
     return right.float().cpu()
 
 

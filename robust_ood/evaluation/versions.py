@@ -30,6 +30,7 @@ PARTS = {
     "engine": Part(
         1,
         (
+            "inputs.py",
             "losses.py",
             "modes.py",
             "perturb.py",
@@ -40,7 +41,7 @@ PARTS = {
         ),
     ),
     "models": Part(1, ("models",)),
-    "detectors": Part(1, ("detectors",)),
+    "detectors": Part(2, ("detectors",)),
     "attacks": Part(1, ("attacks",)),
     "data": Part(1, ("data/sources/files.py", "data/loaders.py")),
     "scoring": Part(1, ("evaluation/scoring.py",)),

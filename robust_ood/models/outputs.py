@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from robust_ood.errors import UserError, unknown_name
+from robust_ood.inputs import accepted
 from robust_ood.modes import evaluating
 from robust_ood.texts import first_sentence
 
@@ -57,6 +58,7 @@ def outputs(net: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> Outpu
             with.
     """
     net = getattr(net, "_orig_mod", net)
+    images = accepted(images, net)
     head = find_head(net)
     modules = {name: submodule(net, name) for name in layers}
     features: list[Tensor] = []  # of each call of the head
@@ -86,6 +88,8 @@ def outputs(net: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> Outpu
         raise UserError(
             f"net: {type(net).__name__} gives {_kind_of(logits)}; expected logits (N, K)"
         )
+    if logits.shape[1] < 2:
+        raise UserError(f"net: {type(net).__name__} gives one logit; expected one of each class")
     _check_head(net, head, features, logits)
     return Outputs(logits, features[0], head, maps)
 
@@ -157,6 +161,7 @@ def find_layers(net: nn.Module, image_shape: tuple[int, int]) -> Layers:
 
         return hook
 
+    accepted(_blank_images(net, image_shape), net)  # a trial pass would count as a second call
     for name, module in net.named_modules():
         if name:
             hooks.append(module.register_forward_hook(record(name)))
@@ -209,21 +214,25 @@ def count_classes(net: nn.Module, image_shape: tuple[int, int]) -> int:
     return blank_logits(net, image_shape).shape[1]
 
 
+def _blank_images(net: nn.Module, image_shape: tuple[int, int]) -> Tensor:
+    """Return two black images on the network's device and of its precision."""
+    parameter = next(net.parameters(), torch.empty(0))
+    return torch.zeros((2, 3, *image_shape), device=parameter.device, dtype=parameter.dtype)
+
+
 def blank_logits(net: nn.Module, image_shape: tuple[int, int]) -> Tensor:
     """Return the logits `(2, K)` of two blank images of this height and width, in eval mode.
 
     Raises: `UserError` where the network cannot take such images or does not give `(N, K)`.
     """
-    parameter = next(net.parameters(), torch.empty(0))
-    shape = (2, 3, *image_shape)
-    blank = torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
+    blank = _blank_images(net, image_shape)
     try:
         with evaluating(net), torch.no_grad():
-            logits = net(blank)
+            logits = net(accepted(blank, net))
     except UserError:
         raise
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
-        size = " x ".join(str(length) for length in shape[1:])
+        size = " x ".join(str(length) for length in blank.shape[1:])
         raise UserError(
             f"net: {type(net).__name__} cannot take {size} images ({first_sentence(error)})"
         ) from error

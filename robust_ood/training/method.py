@@ -19,6 +19,7 @@ from robust_ood.attacks import Budget, InLoopAttack, budget_of
 from robust_ood.data import Batch
 from robust_ood.deprecation import warn_renamed
 from robust_ood.errors import UserError
+from robust_ood.inputs import accepted
 from robust_ood.models import describe
 from robust_ood.modes import mode
 from robust_ood.perturb import Objective
@@ -242,8 +243,8 @@ class Method(OptimizedModule):
                 f"data.outliers: {type(self).__name__} trains with outliers, and the data has none"
             )
         batch = batch._replace(
-            images=batch.images.contiguous(memory_format=torch.channels_last),
-            outliers=batch.outliers.contiguous(memory_format=torch.channels_last),
+            images=self._laid_out(batch.images),
+            outliers=self._laid_out(batch.outliers),
         )
         # Dropout draws from torch's own generator: keyed by the step, its draws survive a
         # resumption too.
@@ -272,8 +273,12 @@ class Method(OptimizedModule):
         if description is not None:
             checkpoint["network"] = description
 
+    def _laid_out(self, images: Tensor) -> Tensor:
+        """Return images in the fastest memory layout that the network takes."""
+        return accepted(images.contiguous(memory_format=torch.channels_last), self.net)
+
     def _evaluate(self, batch: Batch, stage: str) -> None:
-        logits = self.net(batch.images.contiguous(memory_format=torch.channels_last))
+        logits = self.net(self._laid_out(batch.images))
         loss = losses.cross_entropy(logits, batch.labels)
         correct = (logits.argmax(1) == batch.labels).float()
         for name, values in ((f"{stage}/loss", loss), (f"{stage}/accuracy", correct)):

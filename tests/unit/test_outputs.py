@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood.errors import UserError
+from robust_ood.inputs import accepted
 from robust_ood.models import (
     DenseNet,
     ResNet18,
@@ -118,6 +119,7 @@ def test_no_hook_remains_after_an_unknown_layer(images, layers):
 
 def test_other_hooks_stay_and_see_one_call(images):
     net, calls = Foreign(), []
+    accepted(images, net)  # the one trial of a network
     handle = net.fc.register_forward_hook(lambda *_: calls.append(1))
     outputs(net, images)
     assert len(calls) == 1

@@ -342,8 +342,10 @@ def test_an_attack_costs_a_pass_a_step_of_both_batches_in_channels_last(make_net
         last = given[0].is_contiguous(memory_format=torch.channels_last)
         seen.append((len(given[0]), last, {part.training for part in net.modules()}))
 
+    method = ALOE(net, STARTED, STARTED)
+    method.training_step(batches[0], 0)  # the first step also tries which layout the network takes
     net.register_forward_pre_hook(see)
-    ALOE(net, STARTED, STARTED).training_step(batches[0], 0)
+    method.training_step(batches[0], 0)
     assert seen == [*[(40, True, {False})] * STARTED.steps, (40, True, {True})]
 
 

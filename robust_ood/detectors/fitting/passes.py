@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from robust_ood.detectors.fitting.processes import total
 from robust_ood.detectors.fitting.statistics import Statistic
 from robust_ood.errors import UserError
+from robust_ood.inputs import check_form, check_range, pixel_range
 from robust_ood.models import Outputs, outputs
 from robust_ood.modes import differentiating, evaluating
 
@@ -154,9 +155,14 @@ def _stream(loader: Iterable[Any], passes: Sequence[Pass], number: int, field: s
     for item in passes:
         by_module.setdefault(id(item.module), []).append(item)
     count = 0
+    ranges: list[Tensor] = []
     for batch in loader:
         images, labels = unpack(batch)
         count += len(images)
+        if images.dtype != torch.uint8:
+            check_form(images, field)
+            if images.numel():
+                ranges.append(pixel_range(images))
         for members in by_module.values():
             seen = _see(members, images, labels)
             for item in members:
@@ -167,6 +173,9 @@ def _stream(loader: Iterable[Any], passes: Sequence[Pass], number: int, field: s
         field,
         f"{problem}; give a list, a DataLoader or another iterable that starts again each time",
     )
+    if ranges:  # read once, because each read waits for the device
+        low, high = torch.stack(ranges).T.to("cpu", torch.float64)
+        check_range(float(low.amin()), float(high.amax()), field)
     for item in passes:
         item.statistic.reduce()
 
