@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,25 +28,22 @@ from robust_ood.callbacks import (
     RobustValidation,
     Stopped,
 )
+from robust_ood.callbacks.checkpoint_file import check_parts
 from robust_ood.callbacks.checkpoints import checkpoints_in, recent
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.long_form import short_options
 from robust_ood.cli.messages import parse_arguments, user_errors
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import TracedParser
-from robust_ood.cli.preconditions import (
-    check_classes,
-    check_outliers,
-    check_resumable,
-    check_trainer,
-)
+from robust_ood.cli.preconditions import check_classes, check_outliers, check_trainer
 from robust_ood.cli.quiet import quiet
 from robust_ood.cli.resume import first_process, newest_checkpoint, refuse_changes
+from robust_ood.cli.run_lock import RunLock
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
 from robust_ood.errors import UserError
 from robust_ood.models import load_weights, read_checkpoint
-from robust_ood.texts import one_line
+from robust_ood.texts import first_sentence, one_line
 from robust_ood.training import Method
 from robust_ood.writing import replace_file
 
@@ -71,6 +69,13 @@ class TrainingCLI(LightningCLI):
 
     made_folder = False
     """Whether this run made its folder, so that it may remove it again."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        self.lock = RunLock()
+        try:
+            super().__init__(*arguments, **settings)
+        finally:
+            self.lock.release()
 
     # Parse
     # ------------------------------------------------------------------------------------------
@@ -144,15 +149,19 @@ class TrainingCLI(LightningCLI):
         """Find the output folder and the checkpoint before anything is built."""
         config = self.config[self.subcommand]
         config.output = Path(config.output or Path("runs") / config.experiment)
+        if self.subcommand == "fit":
+            check_writable(config.output)
+            if config.output.is_dir() and not config.trainer.fast_dev_run:
+                self.lock.acquire(config.output)  # before its checkpoints are looked at
         if config.ckpt_path == "last":
             config.ckpt_path = str(newest_checkpoint(config.output))
         self.checkpoint = None
         if config.ckpt_path is not None:
             self.checkpoint = read_checkpoint(Path(config.ckpt_path))
+            if self.subcommand == "fit":
+                check_parts(self.checkpoint, config.ckpt_path)
         if self.subcommand == "fit":
-            check_writable(config.output)
-            if not config.replace and not config.trainer.fast_dev_run:
-                _refuse_other_run(config.output, config.ckpt_path)
+            self._refuse_other_run()
 
     def instantiate_classes(self) -> None:
         """Build data, network, method and trainer."""
@@ -190,7 +199,11 @@ class TrainingCLI(LightningCLI):
         elif self.config.fit.init_from is not None:
             load_weights(self.model.net, Path(self.config.fit.init_from))
         self._configure_callbacks(settings)
-        self.made_folder = not Path(self.trainer.default_root_dir).exists()
+        folder = Path(self.trainer.default_root_dir)
+        self.made_folder = not folder.exists()
+        if not self._trial:
+            self.lock.acquire(folder)
+            self._refuse_other_run()  # one that began in a new folder at the same time
 
     def before_validate(self) -> None:
         """Load the checkpoint's weights, all of them or none."""
@@ -232,6 +245,11 @@ class TrainingCLI(LightningCLI):
         except UserError:
             raise
         except Exception as error:
+            if _while_restoring(error):
+                raise UserError(
+                    f"ckpt_path: {settings.get('ckpt_path')} cannot be continued "
+                    f"({type(error).__name__}: {first_sentence(error)})"
+                ) from error
             if isinstance(error, MisconfigurationException) or _refused_by_lightning(error):
                 raise UserError(f"trainer: {one_line(str(error))}") from error
             raise
@@ -255,9 +273,15 @@ class TrainingCLI(LightningCLI):
         settings["model"] = completed(settings["model"])
         return settings
 
+    def _refuse_other_run(self) -> None:
+        """Raise `UserError` where the folder holds a run that this one would destroy."""
+        config = self.config.fit
+        if not config.replace and not config.trainer.fast_dev_run:
+            _refuse_other_run(config.output, config.ckpt_path)
+
     def _check_checkpoint(self, checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         """Refuse a checkpoint that this run cannot continue from."""
-        check_resumable(checkpoint, self.config.fit.ckpt_path, self.model.net)
+        load_weights(self.model.net, checkpoint, source=self.config.fit.ckpt_path)
         if not self.config.fit.resume_changed:
             refuse_changes(checkpoint.get("config") or settings, settings)
 
@@ -341,6 +365,16 @@ def _refused_by_lightning(error: Exception) -> bool:
         trace = trace.tb_next
     name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
     return name.startswith(("pytorch_lightning.", "lightning_fabric."))
+
+
+def _while_restoring(error: Exception) -> bool:
+    """Return whether this was raised while Lightning restored a checkpoint."""
+    module = "pytorch_lightning.trainer.connectors.checkpoint_connector"
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        is_connector = frame.f_globals.get("__name__") == module
+        if is_connector and frame.f_code.co_name.startswith(("restore", "_restore", "resume")):
+            return True
+    return False
 
 
 def run(arguments: Sequence[str]) -> int:
