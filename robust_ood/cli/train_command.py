@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,12 @@ from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import TracedParser
 from robust_ood.cli.preconditions import check_classes, check_outliers, check_trainer
 from robust_ood.cli.quiet import quiet
-from robust_ood.cli.resume import first_process, newest_checkpoint, refuse_changes
+from robust_ood.cli.resume import (
+    first_process,
+    newest_checkpoint,
+    refuse_changes,
+    while_restoring,
+)
 from robust_ood.cli.run_lock import RunLock
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
@@ -161,7 +165,7 @@ class TrainingCLI(LightningCLI):
             if self.subcommand == "fit":
                 check_parts(self.checkpoint, config.ckpt_path)
         if self.subcommand == "fit":
-            self._refuse_other_run()
+            _refuse_other_run(config)
 
     def instantiate_classes(self) -> None:
         """Build data, network, method and trainer."""
@@ -203,7 +207,7 @@ class TrainingCLI(LightningCLI):
         self.made_folder = not folder.exists()
         if not self._trial:
             self.lock.acquire(folder)
-            self._refuse_other_run()  # one that began in a new folder at the same time
+            _refuse_other_run(self.config.fit)  # one that began there at the same time
 
     def before_validate(self) -> None:
         """Load the checkpoint's weights, all of them or none."""
@@ -245,7 +249,7 @@ class TrainingCLI(LightningCLI):
         except UserError:
             raise
         except Exception as error:
-            if _while_restoring(error):
+            if while_restoring(error):
                 raise UserError(
                     f"ckpt_path: {settings.get('ckpt_path')} cannot be continued "
                     f"({type(error).__name__}: {first_sentence(error)})"
@@ -272,12 +276,6 @@ class TrainingCLI(LightningCLI):
         settings: dict[str, Any] = yaml.safe_load(text)["fit"]
         settings["model"] = completed(settings["model"])
         return settings
-
-    def _refuse_other_run(self) -> None:
-        """Raise `UserError` where the folder holds a run that this one would destroy."""
-        config = self.config.fit
-        if not config.replace and not config.trainer.fast_dev_run:
-            _refuse_other_run(config.output, config.ckpt_path)
 
     def _check_checkpoint(self, checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         """Refuse a checkpoint that this run cannot continue from."""
@@ -306,8 +304,12 @@ class TrainingCLI(LightningCLI):
         load_weights(self.model.net, self.checkpoint, source=self.config[self.subcommand].ckpt_path)
 
 
-def _refuse_other_run(folder: Path, checkpoint: str | None) -> None:
-    """Raise `UserError` where a folder holds a run, unless it continues from its own checkpoint."""
+def _refuse_other_run(config: Any) -> None:
+    """Raise `UserError` where the folder holds a run that this one neither continues nor replaces."""
+    if config.replace or config.trainer.fast_dev_run:
+        return
+    folder = config.output
+    checkpoint = config.ckpt_path
     if checkpoint is not None and Path(checkpoint).resolve().parent == folder.resolve():
         return
     existing = checkpoints_in(folder)
@@ -365,16 +367,6 @@ def _refused_by_lightning(error: Exception) -> bool:
         trace = trace.tb_next
     name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
     return name.startswith(("pytorch_lightning.", "lightning_fabric."))
-
-
-def _while_restoring(error: Exception) -> bool:
-    """Return whether this was raised while Lightning restored a checkpoint."""
-    module = "pytorch_lightning.trainer.connectors.checkpoint_connector"
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        is_connector = frame.f_globals.get("__name__") == module
-        if is_connector and frame.f_code.co_name.startswith(("restore", "_restore", "resume")):
-            return True
-    return False
 
 
 def run(arguments: Sequence[str]) -> int:
