@@ -52,8 +52,6 @@ from robust_ood.training import Method
 from robust_ood.writing import replace_file
 
 COMMANDS = ("fit", "validate", "test")
-
-
 _HOW_RESUMED = ("include", "ckpt_path", "replace", "resume_changed")
 """Settings that are no part of the experiment, and so not of the run's `config.yaml`."""
 
@@ -305,7 +303,7 @@ class TrainingCLI(LightningCLI):
 
 
 def _refuse_other_run(config: Any) -> None:
-    """Raise `UserError` where the folder holds a run that this one neither continues nor replaces."""
+    """Raise `UserError` where the folder holds a run that this one would destroy."""
     if config.replace or config.trainer.fast_dev_run:
         return
     folder = config.output
