@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -12,14 +14,44 @@ from pathlib import Path
 def in_place_of(path: Path) -> Iterator[Path]:
     """Give the path of a temporary file, which replaces `path` at the end of the block.
 
-    After an exception, `path` is as before and the temporary file is removed.
+    After an exception, `path` is as before and the temporary file is removed. No two writers get
+    the same temporary file, also on several machines that share the folder.
+
+    Raises: `OSError` naming `path`, also for a disk that fills while the block writes.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
     try:
-        yield partial
-        os.replace(partial, path)
+        with naming(path):
+            yield partial
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors of the system in the block name a file, as those of writing do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def remove_partial_files(folder: Path, name: str = "*", older_than: float = 0.0) -> None:
+    """Remove what a killed process left of the files that it wrote through `in_place_of`.
+
+    Args:
+        folder: where they would have been.
+        name: of the files, as a pattern.
+        older_than: seconds since the last write to those that are removed.
+    """
+    newest = time.time() - older_than
+    for partial in folder.glob(f".{name}.partial"):
+        with suppress(OSError):  # another process removes it, too
+            if partial.stat().st_mtime <= newest:
+                partial.unlink()
 
 
 def replace_file(path: Path, content: str | bytes) -> None:

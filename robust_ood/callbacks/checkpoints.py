@@ -11,13 +11,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning_fabric.plugins.io import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.utilities import rank_zero_warn
 
+from robust_ood.callbacks.checkpoint_file import CheckpointFile
 from robust_ood.callbacks.metrics_file import MetricsFile
 from robust_ood.callbacks.signals import Signals, Stopped
 from robust_ood.errors import UserError
-from robust_ood.writing import in_place_of
+from robust_ood.writing import in_place_of, remove_partial_files
 
 _OURS = re.compile(r"last\.ckpt|last-([1-9][0-9]*)\.ckpt|best\.ckpt|step-[0-9]+\.ckpt")
 """The names that are written here; files of other names are the user's."""
@@ -82,6 +86,11 @@ class Checkpoints(Checkpoint):
         self._rows = 0
         self._pending: dict[str, float] = {}
 
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """Write and read files in our way, unless the user brought another."""
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = CheckpointFile()
+
     # When
     # ------------------------------------------------------------------------------------------
 
@@ -90,6 +99,8 @@ class Checkpoints(Checkpoint):
         self._step = trainer.global_step
         self._due = False
         self._written = time.monotonic()
+        if _writes(trainer) and trainer.is_global_zero:
+            remove_partial_files(Path(trainer.default_root_dir))
         if not self._resumed and _writes(trainer) and trainer.is_global_zero:
             for path in [*checkpoints_in(Path(trainer.default_root_dir)), *self.replaced]:
                 path.unlink(missing_ok=True)
@@ -150,8 +161,21 @@ class Checkpoints(Checkpoint):
     def on_save_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the configuration, by which a resumed run knows whether it is the same run."""
+        """Add by what a resumed run knows whether it is the same run: configuration, threads."""
         checkpoint["config"] = self.config
+        checkpoint["threads"] = torch.get_num_threads()
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Warn where sums on the CPU will be rounded otherwise than the run's were."""
+        before = checkpoint.get("threads")
+        now = torch.get_num_threads()
+        if before is not None and before != now:
+            rank_zero_warn(
+                f"the run had {before} CPU threads and now has {now}: it goes on, but not bit for "
+                f"bit; for that, set OMP_NUM_THREADS={before}"
+            )
 
     def _is_due(self, trainer: Trainer) -> bool:
         if self._for_good(trainer):
@@ -205,15 +229,15 @@ class Checkpoints(Checkpoint):
         metrics_file = _metrics_file(trainer)
         self._rows = 0 if metrics_file is None else len(metrics_file.rows)
         folder = Path(trainer.default_root_dir)
-        partial = folder / f".{name}.partial"
-        trainer.save_checkpoint(partial)
         if not trainer.is_global_zero:
+            trainer.save_checkpoint(folder / name)  # takes part, and writes nothing
             return
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        if name == "last.ckpt":
-            self._age(folder)
-        os.replace(partial, folder / name)
+        with in_place_of(folder / name) as partial:
+            trainer.save_checkpoint(partial)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            if name == "last.ckpt":
+                self._age(folder)
 
     def _age(self, folder: Path) -> None:
         """Let each of the newest checkpoints take the place of the next older one."""

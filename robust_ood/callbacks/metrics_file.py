@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from robust_ood.writing import in_place_of
+from robust_ood.errors import UserError
+from robust_ood.texts import first_sentence
+from robust_ood.writing import in_place_of, naming
 
 _KEYS = ["epoch", "step"]
 
@@ -57,23 +60,42 @@ class MetricsFile(Logger):
                 row[name] = repr(float(value))
         self.rows.append(row)
         if self.path.exists() and row.keys() <= set(self.columns):
-            with self.path.open("a", newline="") as file:
+            with naming(self.path), self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self.columns).writerow(row)
         else:
             self._rewrite()
 
     @rank_zero_only
     def truncate(self, count: int) -> None:
-        """Go back to the first `count` rows of the file; 0 removes it."""
+        """Go back to the first `count` rows of the file; 0 removes it.
+
+        Raises: `UserError` for a file that has not these rows.
+        """
         rows = []
         if count and self.path.exists():
-            with self.path.open(newline="") as file:
-                for row in csv.DictReader(file):
-                    rows.append({name: text for name, text in row.items() if text})
-        self.rows = rows[:count]
+            try:
+                rows = self._read(count)
+            except (ValueError, csv.Error) as error:
+                reason = first_sentence(error, 80)
+                raise UserError(
+                    f"output: {self.path} is damaged ({reason}); remove it to go on without the "
+                    "rows before the checkpoint"
+                ) from error
+        self.rows = rows
         self.path.unlink(missing_ok=True)
         if self.rows:
             self._rewrite()
+
+    def _read(self, count: int) -> list[dict[str, str]]:
+        """Return the first rows of the file."""
+        rows = []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            for row in itertools.islice(reader, count):
+                rows.append(_checked(row))
+        if len(rows) < count:
+            raise ValueError(f"{len(rows)} rows, and the checkpoint knew {count}")
+        return rows
 
     def _rewrite(self) -> None:
         names: set[str] = set()
@@ -84,3 +106,18 @@ class MetricsFile(Logger):
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
+
+
+def _checked(row: dict[Any, Any]) -> dict[str, str]:
+    """Return the fields of a row that are filled.
+
+    Raises: `ValueError` for a field without a column, and what is no number.
+    """
+    if None in row or not all(row.get(key) for key in _KEYS):
+        raise ValueError("a row does not fit the columns")
+    filled = {name: text for name, text in row.items() if text}
+    for name in _KEYS:
+        int(filled[name])
+    for text in filled.values():
+        float(text)
+    return filled

@@ -19,6 +19,7 @@ from robust_ood import attacks, detectors
 from robust_ood.attacks import Attack
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.evaluate_checks import check_output, choose_device
+from robust_ood.cli.interrupts import stopped_by_signals
 from robust_ood.cli.messages import parse_arguments, user_errors
 from robust_ood.cli.models import Models, choose_models, each_radius, several_checkpoints
 from robust_ood.cli.networks import add_network_arguments, find_parts, load, name_of
@@ -78,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
     request = parse(arguments)
     console = Console(quiet=not _is_first())
     subjects = build(request, console)
-    with ProgressBar(console) as progress:
+    with stopped_by_signals(), ProgressBar(console) as progress:
         grid, stopped = compute(request, subjects, progress)
         # Of several processes under torchrun, the first one reads what all have stored.
         if not _is_first():

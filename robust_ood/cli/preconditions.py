@@ -10,10 +10,8 @@ from torch import nn
 
 from robust_ood.data import OODData
 from robust_ood.errors import UserError
-from robust_ood.models import count_classes, load_weights
+from robust_ood.models import count_classes
 from robust_ood.training import Method
-
-_RESUMABLE = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "epoch", "global_step"}
 
 
 def check_classes(
@@ -60,13 +58,3 @@ def check_trainer(trainer: Trainer, settings: Mapping[str, Any]) -> None:
             f"trainer.precision: {precision} needs a GPU; the CPU has bf16-mixed, 32-true and "
             "64-true"
         )
-
-
-def check_resumable(content: Mapping[str, Any], path: str, net: nn.Module) -> None:
-    """Refuse a file from which training cannot continue: weights alone, or another network's."""
-    missing = sorted(_RESUMABLE - content.keys())
-    if missing:
-        raise UserError(
-            f"ckpt_path: {path} is no checkpoint of a training run: it lacks {', '.join(missing)}"
-        )
-    load_weights(net, content, source=path)

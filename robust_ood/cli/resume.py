@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,16 @@ def newest_checkpoint(folder: Path) -> Path:
         return path
     assert failure is not None
     raise failure
+
+
+def while_restoring(error: Exception) -> bool:
+    """Return whether this was raised while Lightning restored a checkpoint."""
+    module = "pytorch_lightning.trainer.connectors.checkpoint_connector"
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        is_connector = frame.f_globals.get("__name__") == module
+        if is_connector and frame.f_code.co_name.startswith(("restore", "_restore", "resume")):
+            return True
+    return False
 
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

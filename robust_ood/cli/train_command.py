@@ -27,31 +27,31 @@ from robust_ood.callbacks import (
     RobustValidation,
     Stopped,
 )
+from robust_ood.callbacks.checkpoint_file import check_parts
 from robust_ood.callbacks.checkpoints import checkpoints_in, recent
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.long_form import short_options
 from robust_ood.cli.messages import parse_arguments, user_errors
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import TracedParser
-from robust_ood.cli.preconditions import (
-    check_classes,
-    check_outliers,
-    check_resumable,
-    check_trainer,
-)
+from robust_ood.cli.preconditions import check_classes, check_outliers, check_trainer
 from robust_ood.cli.quiet import quiet
-from robust_ood.cli.resume import first_process, newest_checkpoint, refuse_changes
+from robust_ood.cli.resume import (
+    first_process,
+    newest_checkpoint,
+    refuse_changes,
+    while_restoring,
+)
+from robust_ood.cli.run_lock import RunLock
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
 from robust_ood.errors import UserError
 from robust_ood.models import load_weights, read_checkpoint
-from robust_ood.texts import one_line
+from robust_ood.texts import first_sentence, one_line
 from robust_ood.training import Method
 from robust_ood.writing import replace_file
 
 COMMANDS = ("fit", "validate", "test")
-
-
 _HOW_RESUMED = ("include", "ckpt_path", "replace", "resume_changed")
 """Settings that are no part of the experiment, and so not of the run's `config.yaml`."""
 
@@ -71,6 +71,13 @@ class TrainingCLI(LightningCLI):
 
     made_folder = False
     """Whether this run made its folder, so that it may remove it again."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        self.lock = RunLock()
+        try:
+            super().__init__(*arguments, **settings)
+        finally:
+            self.lock.release()
 
     # Parse
     # ------------------------------------------------------------------------------------------
@@ -144,15 +151,19 @@ class TrainingCLI(LightningCLI):
         """Find the output folder and the checkpoint before anything is built."""
         config = self.config[self.subcommand]
         config.output = Path(config.output or Path("runs") / config.experiment)
+        if self.subcommand == "fit":
+            check_writable(config.output)
+            if config.output.is_dir() and not config.trainer.fast_dev_run:
+                self.lock.acquire(config.output)  # before its checkpoints are looked at
         if config.ckpt_path == "last":
             config.ckpt_path = str(newest_checkpoint(config.output))
         self.checkpoint = None
         if config.ckpt_path is not None:
             self.checkpoint = read_checkpoint(Path(config.ckpt_path))
+            if self.subcommand == "fit":
+                check_parts(self.checkpoint, config.ckpt_path)
         if self.subcommand == "fit":
-            check_writable(config.output)
-            if not config.replace and not config.trainer.fast_dev_run:
-                _refuse_other_run(config.output, config.ckpt_path)
+            _refuse_other_run(config)
 
     def instantiate_classes(self) -> None:
         """Build data, network, method and trainer."""
@@ -190,7 +201,11 @@ class TrainingCLI(LightningCLI):
         elif self.config.fit.init_from is not None:
             load_weights(self.model.net, Path(self.config.fit.init_from))
         self._configure_callbacks(settings)
-        self.made_folder = not Path(self.trainer.default_root_dir).exists()
+        folder = Path(self.trainer.default_root_dir)
+        self.made_folder = not folder.exists()
+        if not self._trial:
+            self.lock.acquire(folder)
+            _refuse_other_run(self.config.fit)  # one that began there at the same time
 
     def before_validate(self) -> None:
         """Load the checkpoint's weights, all of them or none."""
@@ -232,6 +247,11 @@ class TrainingCLI(LightningCLI):
         except UserError:
             raise
         except Exception as error:
+            if while_restoring(error):
+                raise UserError(
+                    f"ckpt_path: {settings.get('ckpt_path')} cannot be continued "
+                    f"({type(error).__name__}: {first_sentence(error)})"
+                ) from error
             if isinstance(error, MisconfigurationException) or _refused_by_lightning(error):
                 raise UserError(f"trainer: {one_line(str(error))}") from error
             raise
@@ -257,7 +277,7 @@ class TrainingCLI(LightningCLI):
 
     def _check_checkpoint(self, checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         """Refuse a checkpoint that this run cannot continue from."""
-        check_resumable(checkpoint, self.config.fit.ckpt_path, self.model.net)
+        load_weights(self.model.net, checkpoint, source=self.config.fit.ckpt_path)
         if not self.config.fit.resume_changed:
             refuse_changes(checkpoint.get("config") or settings, settings)
 
@@ -282,8 +302,12 @@ class TrainingCLI(LightningCLI):
         load_weights(self.model.net, self.checkpoint, source=self.config[self.subcommand].ckpt_path)
 
 
-def _refuse_other_run(folder: Path, checkpoint: str | None) -> None:
-    """Raise `UserError` where a folder holds a run, unless it continues from its own checkpoint."""
+def _refuse_other_run(config: Any) -> None:
+    """Raise `UserError` where the folder holds a run that this one would destroy."""
+    if config.replace or config.trainer.fast_dev_run:
+        return
+    folder = config.output
+    checkpoint = config.ckpt_path
     if checkpoint is not None and Path(checkpoint).resolve().parent == folder.resolve():
         return
     existing = checkpoints_in(folder)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robust_ood.data.named import find_path
+from robust_ood.data.named import EMBEDDED, find_in_catalogue, find_path, source_of
 from robust_ood.data.sets import ImageSet
 from robust_ood.data.sources import arrays, folders
 from robust_ood.data.sources.spec import SetSpec
@@ -26,7 +26,11 @@ def class_names_of(spec: str | SetSpec, root: Path) -> tuple[str, ...]:
     None are returned for other sources, whose labels are fixed by their publishers, and for what
     cannot be read, which whoever loads the set reports.
     """
-    source = spec if isinstance(spec, str) else spec.source
+    if isinstance(spec, SetSpec) and spec.labels is not None:
+        return ()  # labels of their own
+    source = source_of(spec)
+    if source in EMBEDDED or find_in_catalogue(source, root) is not None:
+        return ()
     path = find_path(root / source)
     if path is None:
         return ()
@@ -55,6 +59,11 @@ def bind_labels(images: ImageSet, training_names: tuple[str, ...]) -> ImageSet:
         raise UserError(
             f"{images.name}: class {unknown[0]!r} is not a class of data.train; "
             f"known: {', '.join(training_names)}"
+        )
+    if int(images.labels.max()) >= len(images.class_names):
+        raise UserError(
+            f"{images.name}: labels reach {int(images.labels.max())}, but class_names has only "
+            f"{len(images.class_names)}"
         )
     numbers = np.array(
         [training_names.index(name) for name in images.class_names]

@@ -70,7 +70,7 @@ class OODData(LightningDataModule):
         evaluation_batch_size: images per batch where no parameter gradient is needed.
         augmentation: "crop_and_flip" or "none", for inliers and outliers alike.
         seed: seed of order and augmentation; the commands set it to the run's `seed_everything`.
-        allow_overlap: let a set be an OOD test and also auxiliary outliers or validation OOD.
+        allow_overlap: let an OOD test also be auxiliary outliers, validation OOD or an inlier set.
         reading: workers, memory limit and device; the batches do not depend on them.
     """
 
@@ -117,11 +117,13 @@ class OODData(LightningDataModule):
         self.allow_overlap = allow_overlap
         self._loaded: dict[str, ImageSet] = {}
         self._digests: dict[str, frozenset[bytes]] = {}
+        self._compared: set[str] = set()
         self._training_loader: TrainingLoader | None = None
         self._resume: dict[str, int] | None = None
         if not allow_overlap:
             tests = {"near": self.near, "far": self.far}
-            refuse_shared_sets(tests, outliers, self.validation_ood, self.root)
+            inliers = {"train": train, "validation": validation, "test": test}
+            refuse_shared_sets(tests, outliers, self.validation_ood, inliers, self.root)
 
     def inliers(self, part: Literal["train", "validation", "test"]) -> ImageSet:
         """Return a labelled part of the in-distribution set, checked against `num_classes`."""
@@ -300,8 +302,10 @@ class OODData(LightningDataModule):
         """
         images = self._load(field, spec)
         self._require_size_of_inliers(field, images)
-        if not self.allow_overlap:
+        # Once: a part that is loaded later may not stop what has already been computed.
+        if not self.allow_overlap and repr(spec) not in self._compared:
             refuse_inliers(field, images, self._inlier_digests())
+            self._compared.add(repr(spec))
         source = source_of(spec)
         if images.name in sources:
             raise UserError(

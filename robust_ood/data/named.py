@@ -83,7 +83,7 @@ def data_set_key(spec: str | SetSpec, root: Path, field: str) -> str:
     source = source_of(spec)
     if source in EMBEDDED:
         return source
-    entry_and_part = _find_in_catalogue(source, root, field)
+    entry_and_part = find_in_catalogue(source, root, field)
     if entry_and_part is not None:
         return entry_and_part[0].name
     path = find_path(root / source)
@@ -97,7 +97,7 @@ def part_key(spec: str | SetSpec, root: Path, field: str) -> str:
     """
     source = source_of(spec)
     if source not in EMBEDDED:
-        entry_and_part = _find_in_catalogue(source, root, field)
+        entry_and_part = find_in_catalogue(source, root, field)
         if entry_and_part is not None:
             entry, part = entry_and_part
             return f"{entry.name}/{part}"
@@ -108,7 +108,7 @@ def needs_size(source: str, root: Path) -> bool:
     """Return whether a source's images may have any size, so that a size has to be given."""
     if source in EMBEDDED:
         return False
-    entry_and_part = _find_in_catalogue(source, root)
+    entry_and_part = find_in_catalogue(source, root)
     if entry_and_part is not None:
         entry, part = entry_and_part
         return entry.parts[part].sized
@@ -144,7 +144,7 @@ def _load_source(spec: SetSpec, root: Path, field: str, resize: Resize | None) -
     source = spec.source
     if source in EMBEDDED:
         return EMBEDDED[source]()
-    entry_and_part = _find_in_catalogue(source, root, field)
+    entry_and_part = find_in_catalogue(source, root, field)
     if entry_and_part is not None:
         entry, part = entry_and_part
         return entry.load(root, part, resize)
@@ -186,7 +186,7 @@ def _is_class_path(source: str) -> bool:
     return "/" not in source and "." in source and not file_suffix
 
 
-def _find_in_catalogue(
+def find_in_catalogue(
     source: str, root: Path, field: str | None = None
 ) -> tuple[CatalogueEntry, str] | None:
     """Return the catalogue's entry and part of that name, or None.

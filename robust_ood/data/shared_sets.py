@@ -19,6 +19,7 @@ def refuse_shared_sets(
     tests: Mapping[str, Sequence[str | SetSpec]],
     outliers: str | SetSpec | None,
     validation_ood: Sequence[str | SetSpec],
+    inliers: Mapping[str, str | SetSpec | None],
     root: Path,
 ) -> None:
     """Refuse an OOD test set that a method is also trained or tuned on.
@@ -30,18 +31,25 @@ def refuse_shared_sets(
         tests: OOD test sets by the field of `data` that names them.
         outliers: auxiliary outliers, or None.
         validation_ood: OOD sets to validate on and to choose hyper-parameters with.
+        inliers: the in-distribution parts, by field.
         root: folder of the data.
 
     Raises: `UserError` naming both fields.
     """
+    inlier_keys = {
+        part_key(spec, root, field): field for field, spec in inliers.items() if spec is not None
+    }
     trained = None if outliers is None else data_set_key(outliers, root, "outliers")
     tuned = {part_key(spec, root, "validation_ood") for spec in validation_ood}
     for field, specs in tests.items():
         for spec in specs:
             if data_set_key(spec, root, field) == trained:
                 raise _shared(field, spec, "outliers")
-            if part_key(spec, root, field) in tuned:
+            key = part_key(spec, root, field)
+            if key in tuned:
                 raise _shared(field, spec, "validation_ood")
+            if key in inlier_keys:
+                raise _shared(field, spec, inlier_keys[key])
 
 
 PROBES = 16

@@ -15,6 +15,7 @@ from robust_ood.data import OODData
 from robust_ood.deprecation import warn_renamed
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
+from robust_ood.evaluation.fitting import FitTask
 from robust_ood.evaluation.results import Interval, Results, describe_environment
 from robust_ood.evaluation.rows import ModelRecords, ScoredRow, interval_of
 from robust_ood.evaluation.runner import Runner
@@ -22,7 +23,6 @@ from robust_ood.evaluation.scoring import CHUNK, Scorer, TestSet, chunks, propos
 from robust_ood.evaluation.store import FolderStore, Store
 from robust_ood.evaluation.tasks import (
     AccuracyTask,
-    FitTask,
     IntervalTask,
     Model,
     SanityTask,

@@ -7,6 +7,7 @@ frees a dead process's locks.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import zipfile
@@ -22,12 +23,24 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from robust_ood.errors import UserError
-from robust_ood.writing import replace_file
+from robust_ood.writing import remove_partial_files, replace_file
 
 LAYOUT = 1
 Arrays = Mapping[str, NDArray[Any]]
+_STALE = 600.0
+"""Seconds after which a file that is still written belongs to a process that died."""
+
+_REQUIRED = {
+    "score": ("scores", "indices"),
+    "classify": ("scores", "indices"),
+    "check": ("warnings",),
+}
+"""What a cell of a stage has to hold, as arrays or in `about`."""
+
 _DAMAGED = (
     ValueError,
+    TypeError,
+    AttributeError,
     KeyError,
     EOFError,
     zipfile.BadZipFile,
@@ -95,6 +108,7 @@ class FolderStore(Store):
         super().__init__()
         self.folder = folder / "store"
         self._sound: set[str] = set()  # cells never change once they are written
+        self._tidied = False
         self._check_layout()
 
     def read(self, key: str) -> Cell | None:
@@ -116,11 +130,15 @@ class FolderStore(Store):
     def write(self, key: str, cell: Cell) -> None:
         """Write a cell in one move: readers see all of it or nothing."""
         content = io.BytesIO()
+        # As it will be read: JSON turns keys to texts and tuples to lists.
+        facts: dict[str, Any] = json.loads(json.dumps({**cell.about, "key": key}))
+        facts["digest"] = _digest(facts, cell.arrays)
         # Text as an array without dimensions, which needs no pickle.
-        text = np.array(json.dumps({**cell.about, "key": key}))
-        arrays: dict[str, Any] = {**cell.arrays, "about": text}
+        arrays: dict[str, Any] = {**cell.arrays, "about": np.array(json.dumps(facts))}
         np.savez(content, **arrays)
-        replace_file(self._file(key), content.getvalue())
+        path = self._file(key)
+        path.parent.mkdir(parents=True, exist_ok=True)  # a user may have removed it
+        replace_file(path, content.getvalue())
 
     @contextmanager
     def claim(self, name: str, *, wait: bool) -> Iterator[bool]:
@@ -152,6 +170,9 @@ class FolderStore(Store):
 
     def _locks(self) -> Path:
         locks = self.folder / "locks"
+        if not self._tidied:
+            self._tidied = True
+            remove_partial_files(self.folder / "cells", older_than=_STALE)
         # Made last, so that a process that sees it sees the rest.
         if not locks.is_dir():
             (self.folder / "cells").mkdir(parents=True, exist_ok=True)
@@ -188,7 +209,47 @@ def read_cell(path: Path, key: str | None = None) -> Cell:
         facts = json.loads(str(arrays.pop("about")))
         if facts["key"] != (key or path.stem):
             raise ValueError("of another key")
+        _check(facts, arrays)
     except _DAMAGED as error:
         reason = " ".join(str(error).split())[:80] or type(error).__name__
         raise UserError(f"the cell {path} is unreadable ({reason})") from error
     return Cell(arrays, facts)
+
+
+def _check(about: Mapping[str, Any], arrays: Arrays) -> None:
+    """Raise `ValueError` for what is not the content that was written."""
+    for name in _REQUIRED.get(str(about.get("stage")), ()):
+        if name not in arrays and name not in about:
+            raise ValueError(f"it lacks {name}")
+    if "scores" in arrays:
+        _check_scores(about, arrays)
+    # Cells of earlier releases have no digest.
+    if "digest" in about and about["digest"] != _digest(about, arrays):
+        raise ValueError("its content is not what was written")
+
+
+def _check_scores(about: Mapping[str, Any], arrays: Arrays) -> None:
+    scores = arrays["scores"]
+    if scores.ndim != 1 or not np.issubdtype(scores.dtype, np.floating):
+        raise ValueError("its scores are not a list of numbers")
+    broken = int((~np.isfinite(scores)).sum())
+    if broken:
+        raise ValueError(f"{broken} of {len(scores)} scores are not finite")
+    for name in ("indices", "winners"):
+        if name in arrays and arrays[name].shape != scores.shape:
+            raise ValueError(f"{len(scores)} scores and {arrays[name].size} {name}")
+    if "winners" in arrays and len(scores):
+        winners = arrays["winners"]
+        if winners.min() < 0 or winners.max() >= len(about["members"]):
+            raise ValueError("its winners are no members of the attack")
+
+
+def _digest(about: Mapping[str, Any], arrays: Arrays) -> str:
+    """Return the digest of a cell's content."""
+    described = {name: value for name, value in about.items() if name != "digest"}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -28,6 +28,9 @@ _CONTAINERS = (
 )
 """Names under which training code stores a state dict, besides the optimiser's and other things."""
 
+_ZIP = b"PK\x03\x04"
+"""How torch knows a zip archive."""
+
 _PREFIXES: tuple[str, ...] = ("net.", "module.", "_orig_mod.", "model.")
 """Prefixes of keys by our training, DataParallel, `torch.compile` and other Lightning modules."""
 
@@ -74,7 +77,26 @@ def _read(path: Path) -> Any:
         from safetensors.torch import load_file
 
         return dict(load_file(path))
+    check_sums(path)
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def check_sums(path: Path | str) -> None:
+    """Raise `zipfile.BadZipFile` for a file whose content is not what its checksums say.
+
+    torch writes the checksums (CRC-32) of each tensor and does not look at them when it reads.
+    Files of the old form, which is no zip archive, and those written without checksums pass.
+    """
+    with Path(path).open("rb") as file:
+        if file.read(len(_ZIP)) != _ZIP:
+            return
+    with zipfile.ZipFile(path) as archive:
+        has_sums = any(record.CRC for record in archive.infolist())
+        if not has_sums:  # torch.serialization.set_crc32_options(False)
+            return
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
 
 
 def network_state(

@@ -115,12 +115,15 @@ def test_an_evaluation_that_is_killed_ends_like_one_that_is_not(grid, trained_ru
     assert any(seconds.values())
 
 
-def test_ctrl_c_leaves_what_is_done_and_says_how_to_go_on(grid, trained_run, tmp_path, whole):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_what_is_done_and_says_how_to_go_on(
+    grid, trained_run, tmp_path, whole, signum
+):
     """With the checks, which take a while and change no row."""
     command = ["evaluate.py", *arguments(grid, trained_run, tmp_path, *CHECKED)]
     process = start(command, subprocess.DEVNULL)
     wait_for(process, tmp_path, 45)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signum)
     _, said = process.communicate()
     assert process.returncode == 130
     (line,) = said.splitlines()

@@ -83,3 +83,13 @@ def test_a_training_set_that_is_not_there_does_not_stop_an_evaluation(tmp_path):
     make_folder(tmp_path / "part", SHADES)
     data = data_of(tmp_path, train="gone", test="part")
     assert labels_by_shade(data.inliers("test")) == {10: 0, 120: 1, 230: 2}
+
+
+def test_fewer_names_than_labels_are_named(tmp_path):
+    make_folder(tmp_path / "train", SHADES)
+    images = np.zeros((3, 4, 4, 3), np.uint8)
+    np.savez(
+        tmp_path / "test.npz", images=images, labels=np.arange(3), class_names=np.array(["ant"])
+    )
+    with pytest.raises(UserError, match=r"data\.test: test: labels reach 2, but class_names"):
+        data_of(tmp_path, train="train", test="test.npz").inliers("test")

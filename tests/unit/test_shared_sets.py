@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from robust_ood.data import OODData
+from robust_ood.data import OODData, SetSpec
 from robust_ood.errors import UserError
 
 
@@ -27,7 +27,7 @@ def data_of(root, far, **settings):
     return data
 
 
-@pytest.mark.parametrize("far", ["test_again.npy", "test.npz"])
+@pytest.mark.parametrize("far", ["test_again.npy"])
 def test_the_test_set_under_another_name_is_refused(root, far):
     with pytest.raises(UserError, match=r"data\.far: test.* holds images of data\.test"):
         data_of(root, far).ood_sets()
@@ -43,3 +43,17 @@ def test_the_training_set_is_refused_where_it_is_read(root):
 def test_it_can_be_forced_and_other_sets_pass(root):
     assert data_of(root, "test_again.npy", allow_overlap=True).ood_sets()
     assert data_of(root, "foreign.npz").ood_sets()
+
+
+@pytest.mark.parametrize("far", ["train.npz", "train", {"source": "train.npz", "name": "other"}])
+def test_a_part_of_the_in_distribution_is_refused_by_its_source_before_anything_is_read(root, far):
+    far = SetSpec(**far) if isinstance(far, dict) else far
+    with pytest.raises(UserError, match=r"data\.far: train.* is also in data\.train"):
+        OODData(train="train.npz", test="test.npz", far=[far], root=root, num_classes=4)
+
+
+def test_a_part_that_is_loaded_later_does_not_stop_what_was_computed(root):
+    data = data_of(root, "train_again.npy")
+    assert data.ood_sets()
+    data.inliers("train")
+    assert data.ood_sets()

@@ -297,3 +297,16 @@ def test_a_user_s_copies_of_checkpoints_are_left_alone(make_net, arrays, tmp_pat
     assert not any(path.exists() for path in stale)
     (tmp_path / "last-10.ckpt").write_text("newer than none")
     assert [path.name for path in recent(tmp_path)] == ["last.ckpt", "last-1.ckpt", "last-10.ckpt"]
+
+
+def test_another_number_of_threads_is_a_warning(make_net, arrays, tmp_path, monkeypatch):
+    train(make_net, arrays, tmp_path)
+    content = torch.load(tmp_path / "step-3.ckpt", weights_only=True)
+    assert content["threads"] == torch.get_num_threads()
+    hook = Checkpoints().on_load_checkpoint
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hook(None, None, content)
+        hook(None, None, {})  # of a release that did not say
+    with pytest.warns(UserWarning, match=r"had 99 CPU threads .* OMP_NUM_THREADS=99"):
+        hook(None, None, {"threads": 99})
