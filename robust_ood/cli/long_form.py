@@ -1,12 +1,15 @@
-"""The last release's form of an attack in a training config, which goes with the next release.
+"""Attacks in training configs, as the parsers read them.
+
+A mapping with a name is a whole attack, and replaces what earlier configs say of it. The last
+release's form, which goes with the next one, is rewritten into the short form, so that both
+compose:
 
     inlier_attack: {region: {class_path: robust_ood.Linf, init_args: {radius: 8/255}}, steps: 10}
-
-It is rewritten into the short form before anything else reads it, so that both forms compose.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -39,8 +42,58 @@ def load(text: str) -> Any:
 
         for name, value in arguments.items():
             if isinstance(value, Mapping) and "region" in value:
-                arguments[name] = short_form(f"model.{name}", value)
+                value = short_form(f"model.{name}", value)
+                arguments[name] = value
+            if _names_attack(name, value):
+                arguments[name] = _whole(value)
     return settings
+
+
+def _names_attack(name: str, value: Any) -> bool:
+    return (
+        isinstance(value, Mapping) and "name" in value and name.endswith(("_attack", "spot_search"))
+    )
+
+
+def _whole(attack: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an attack in which settings that are not written are null, their default.
+
+    A mapping with a name is a whole attack: the same text means the same attack wherever it is
+    written, also after a recipe that sets more. One without a name sets single settings.
+    """
+    from robust_ood.attacks.in_loop import BUDGET_SETTINGS
+
+    if not set(attack) <= set(BUDGET_SETTINGS):
+        return dict(attack)  # refused by the parser, with the setting that is too much
+    return {**dict.fromkeys(BUDGET_SETTINGS), **attack}
+
+
+def whole_attacks(arguments: Sequence[str]) -> list[str]:
+    """Return command-line arguments in which `--model.X_attack '{name: ...}'` is a whole attack."""
+    whole = list(arguments)
+    for position, argument in enumerate(arguments):
+        match = re.fullmatch(
+            r"(--model\.(?:init_args\.)?(\w+))(?:=(.*))?", argument, flags=re.DOTALL
+        )
+        if match is None:
+            continue
+        text = match[3]
+        if text is None:
+            text = "".join(arguments[position + 1 : position + 2])
+        if not text.lstrip().startswith("{"):
+            continue
+        try:
+            value = _load_yaml(text)
+        except yaml.YAMLError:
+            continue  # which the parser reports
+        if not _names_attack(match[2], value):
+            continue
+        written = json.dumps(_whole(value))
+        if match[3] is None:
+            whole[position + 1] = written
+        else:
+            whole[position] = f"{match[1]}={written}"
+    return whole
 
 
 def short_options(arguments: Sequence[str]) -> list[str]:

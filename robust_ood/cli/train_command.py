@@ -30,7 +30,7 @@ from robust_ood.callbacks import (
 from robust_ood.callbacks.checkpoint_file import check_parts
 from robust_ood.callbacks.checkpoints import checkpoints_in, recent
 from robust_ood.cli.configs import with_includes
-from robust_ood.cli.long_form import short_options
+from robust_ood.cli.long_form import short_options, whole_attacks
 from robust_ood.cli.messages import parse_arguments, user_errors
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import TracedParser
@@ -388,7 +388,7 @@ def run(arguments: Sequence[str]) -> int:
                 "num_sanity_val_steps": 0,
             },
             parser_kwargs={**strict, **dict.fromkeys(COMMANDS, strict)},
-            args=short_options(with_includes(arguments)),
+            args=whole_attacks(short_options(with_includes(arguments))),
         )
     except Stopped as stop:
         if not first_process():

@@ -168,6 +168,19 @@ def test_configs_and_options_compose(capsys, tmp_path):
     assert paste(capsys, tmp_path, "pgd", "--model.inlier_attack.norm", "L2") == Budget(L2("8/255"))
 
 
+def test_a_mapping_with_a_name_is_a_whole_attack(capsys, tmp_path):
+    """The recipe below it sets steps and a step size, and neither may leak into the pasted text."""
+    text = "{name: pgd, radius: 8/255, steps: 4}"
+    whole = Budget(Linf("8/255"), steps=4)
+    assert paste(capsys, tmp_path, text) == whole
+    assert paste(capsys, tmp_path, "{radius: 1/255}", "--model.inlier_attack", text) == whole
+    assert paste(capsys, tmp_path, "{radius: 1/255}", f"--model.inlier_attack={text}") == whole
+    init = "--model.init_args.inlier_attack"
+    assert paste(capsys, tmp_path, "{radius: 1/255}", init, text) == whole
+    narrower = paste(capsys, tmp_path, text, "--model.inlier_attack.radius", "4/255")
+    assert narrower == Budget(Linf("4/255"), steps=4)
+
+
 REGION = "{class_path: robust_ood.Linf, init_args: {radius: 1/255}}"
 LONG = f"{{region: {REGION}, steps: 2, step_size: 1/255}}"
 OF_A_RUN = LONG.replace("255}}", "255, clip: true}}").replace(
