@@ -87,8 +87,7 @@ def build(attack: PartSpec, /, **settings: Any) -> Attack:
             attack does not have.
     """
     written = read_part("attacks", attack)
-    complete = replace(written, settings={**written.settings, **settings})
-    return make_attack("attacks", f"attacks.{written.name}", complete)
+    return _evaluated(replace(written, settings={**written.settings, **settings}))
 
 
 def build_all(specs: Sequence[PartSpec]) -> dict[str, Attack]:
@@ -107,8 +106,16 @@ def build_all(specs: Sequence[PartSpec]) -> dict[str, Attack]:
             label = attack.name
         if label in attacks:
             raise UserError(f"attacks: {label!r} is duplicated; give one of them another 'label'")
-        attacks[label] = make_attack("attacks", f"attacks.{attack.name}", attack)
+        attacks[label] = _evaluated(attack)
     return attacks
+
+
+def _evaluated(attack: Part) -> Attack:
+    """Return an attack that an evaluation can use."""
+    made = make_attack("attacks", f"attacks.{attack.name}", attack)
+    if attack.name not in REGISTRY:
+        _require_attack("attacks", attack.name, made)
+    return made
 
 
 def make_attack(name_field: str, field: str, attack: Part) -> Attack:
@@ -133,6 +140,20 @@ def make_attack(name_field: str, field: str, attack: Part) -> Attack:
         if takes_region:
             accepted = tuple(dict.fromkeys(("norm", "radius", *accepted)))
         raise UnknownSettingError(field, error.name, accepted) from error
+
+
+_OF_AN_ATTACK = ("settings", "keeps_clean", "on_score", "on_label")
+"""What an evaluation asks of an attack; see `attacks.Attack`."""
+
+
+def _require_attack(field: str, name: str, made: object) -> None:
+    """Refuse an object of the user's that no evaluation could use."""
+    missing = [member for member in _OF_AN_ATTACK if not hasattr(made, member)]
+    if missing:
+        raise UserError(
+            f"{field}: {name!r} makes no attack: its {type(made).__name__} lacks "
+            f"{', '.join(missing)} (docs/tutorials/add_an_attack.md)"
+        )
 
 
 def _take_region(field: str, settings: dict[str, Any]) -> Region:

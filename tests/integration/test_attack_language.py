@@ -220,6 +220,12 @@ class Ready:
     keeps_clean = True
     def __init__(self, radius: float = 0.1):
         self.radius = radius
+    def settings(self): ...
+    def on_score(self, detector, images, direction, indices): ...
+    def on_label(self, net, images, labels, indices): ...
+
+class Unready:
+    keeps_clean = True
 
 @dataclass(frozen=True)
 class Halved(Steepest):
@@ -261,6 +267,8 @@ def test_classes_of_the_users_own(capsys, tmp_path, own):
         UserError, match=r"attacks.own_parts.Mine.dept: no such setting; did you mean 'depth'"
     ):
         attacks.build("own_parts.Mine", dept=1)
+    with pytest.raises(UserError, match=r"attacks: 'own_parts.Unready' makes no attack: .* lacks "):
+        attacks.build("own_parts.Unready")
     with pytest.raises(UserError, match=r"attacks.pgd.region: given together with radius"):
         attacks.build("pgd", region="own_parts.Narrow", radius=0.1)
 
