@@ -31,8 +31,6 @@ class ReadImages(NamedTuple):
     unreadable: tuple[str, ...] = ()
 
 
-
-
 @dataclass(frozen=True)
 class ImageSet:
     """Images of one size in memory, memory-mapped or in files, with labels if there are any.
