@@ -149,8 +149,8 @@ def folder_settings(folder: Path) -> list[str]:
         Image.fromarray(image).save(path)
     np.save(folder / "outliers.npy", outliers.read(torch.arange(500)).permute(0, 2, 3, 1).numpy())
     return ["--data.root", str(folder), "--data.train", "train", "--data.outliers", "outliers.npy",
-            "--data.size", "32",
-            "--data.workers", "2", "--data.memory_limit", "0", "--trainer.max_epochs", "8",
+            "--data.size", "32", "--data.reading.workers", "2", "--data.reading.memory_limit", "0",
+            "--trainer.max_epochs", "8",
             "--robust_validation.every_n_epochs", "4"]  # fmt: skip
 
 

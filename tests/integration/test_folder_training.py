@@ -31,8 +31,7 @@ data:
   num_classes: 3
   batch_size: 4
   outlier_batch_size: 6
-  workers: 2
-  memory_limit: 0
+  reading: {workers: 2, memory_limit: 0}
 """
 
 
@@ -96,10 +95,8 @@ def logged(folder, output):
 
 def test_killed_and_resumed_equals_never_stopped(folder):
     assert train(arguments(folder, "whole")) == 0
-    assert (
-        train(arguments(folder, "inline", "--data.workers", "0", "--data.memory_limit", "1000000"))
-        == 0
-    )
+    inline = ["--data.reading.workers", "0", "--data.reading.memory_limit", "1000000"]
+    assert train(arguments(folder, "inline", *inline)) == 0
 
     last = folder / "killed" / "last.ckpt"
     command = [sys.executable, str(ROOT / "train.py"), *arguments(folder, "killed")]

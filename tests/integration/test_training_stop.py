@@ -191,10 +191,10 @@ def test_resuming_under_other_settings_names_them_all(capsys, experiment, own_ru
         "0.01",
         "--data.batch_size",
         "8",
-        "--data.workers",
+        "--data.reading.workers",
         "1",
     ]
-    changed += ["--data.on_device", "false"]
+    changed += ["--data.reading.on_device", "false"]
     arguments = [
         "fit",
         "-c",

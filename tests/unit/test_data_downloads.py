@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from robust_ood.cli import main
-from robust_ood.data import CATALOGUE
+from robust_ood.data import CATALOGUE, GROUPS
 from robust_ood.data.catalogue import Link
 from robust_ood.data.catalogue.download import fetch
 from robust_ood.data.catalogue.unpack import unpack
@@ -165,6 +165,21 @@ def test_a_refused_connection_ends_each_download_with_one_line_and_the_manual_st
     assert "refused" in error
     assert entry.manual in error
     assert str(tmp_path / name) in error
+
+
+def test_a_set_is_downloaded_with_its_ood_test_sets(tmp_path, monkeypatch, capsys):
+    (tmp_path / "host.bin").write_bytes(CONTENT)
+    link = Link("host.bin", ((tmp_path / "host.bin").as_uri(),), MD5, unpack=False)
+    for name, entry in CATALOGUE.items():
+        links = (link,) if entry.links else ()
+        monkeypatch.setitem(CATALOGUE, name, replace(entry, links=links))
+    for name, known in (("cifar10", {"cifar10"}), ("imagenet", set())):
+        root = tmp_path / name
+        assert main(["data", "download", name, "--ood", "true", "--root", str(root)]) == 0
+        groups = GROUPS[name]
+        assert {path.name for path in root.iterdir()} == known | {*groups.near, *groups.far}
+    assert main(["data", "download", "svhn", "--ood", "true", "--root", str(tmp_path)]) == 2
+    assert "ood: no OOD test sets are known for svhn; known: cifar10" in capsys.readouterr().err
 
 
 def test_links_are_whole():
@@ -317,7 +332,7 @@ def test_a_tar_cut_off_between_two_members(tmp_path):
 
 def test_other_files_are_no_archives(tmp_path):
     (tmp_path / "x.rar").write_bytes(b"Rar!")
-    with pytest.raises(UserError, match="no archive of a known kind"):
+    with pytest.raises(UserError, match="unknown archive format; accepted: .zip"):
         unpack(tmp_path / "x.rar", tmp_path / "out")
 
 

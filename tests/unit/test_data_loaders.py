@@ -219,9 +219,9 @@ def test_outliers_that_nobody_reads_are_not_loaded(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 0}, r"data\.batch_size: 0"),
-        ({"evaluation_batch_size": -1}, r"data\.evaluation_batch_size: -1"),
-        ({"outlier_batch_size": -1}, r"data\.outlier_batch_size: -1"),
+        ({"batch_size": 0}, r"data\.batch_size: expected .* >= 1, got 0"),
+        ({"evaluation_batch_size": -1}, r"data\.evaluation_batch_size: expected .* >= 1, got -1"),
+        ({"outlier_batch_size": -1}, r"data\.outlier_batch_size: expected .* >= 0, got -1"),
     ],
 )
 def test_unusable_sizes(settings, message):

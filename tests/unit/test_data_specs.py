@@ -43,7 +43,7 @@ def test_exclude_and_count(root):
 def test_labels_from_their_own_file(root):
     assert load_set(SetSpec("pool", labels="labels.npy"), root).labels.tolist() == [0, 1] * 5
     np.save(root / "short.npy", np.zeros(9, int))
-    with pytest.raises(UserError, match=r"pool: labels have shape \(9,\).*10 integers"):
+    with pytest.raises(UserError, match=r"pool: expected 10 integers as labels, got shape \(9,\)"):
         load_set(SetSpec("pool", labels="short.npy"), root)
 
 
@@ -58,12 +58,12 @@ def test_arrays_of_another_size_are_resized(root):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"count": 0}, "count 0"),
+        ({"count": 0}, "count: expected .* >= 1, got 0"),
         ({"count": 11}, "count 11 is more than the 10 images"),
         ({"exclude": "nowhere.txt"}, "exclude: cannot read"),
-        ({"exclude": "bad.txt"}, r"line 2 of .*bad.txt is '10'; an index in 0..9"),
-        ({"max_unreadable": 1.5}, "max_unreadable 1.5"),
-        ({"size": -3}, "size: -3"),
+        ({"exclude": "bad.txt"}, r"line 2 of .*bad.txt: expected an index in 0..9, got '10'"),
+        ({"max_unreadable": 1.5}, r"max_unreadable: expected .* \[0, 1\], got 1.5"),
+        ({"size": -3}, "size: expected .* >= 1, got -3"),
         ({"labels": "train.npz"}, "archive of arrays"),
         ({"labels": "leave.txt"}, "not a readable .npy"),
     ],
@@ -85,7 +85,9 @@ def test_a_size_is_wanted_where_images_may_have_any(root):
 
 def test_a_file_that_is_no_set(root):
     (root / "notes.md").write_text("x")
-    with pytest.raises(UserError, match=r"data\.far: .*notes.md is no .npz, .npy, image list"):
+    with pytest.raises(
+        UserError, match=r"data\.far: expected .npz, .npy, an image list .*, got .*notes\.md"
+    ):
         load_set("notes.md", root, "far")
 
 

@@ -5,7 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from robust_ood.data import EvaluationLoader, ImageSet, OODData, Reading, TrainingLoader
+from robust_ood.data import (
+    EvaluationLoader,
+    ImageSet,
+    OODData,
+    Reading,
+    ReadingOptions,
+    TrainingLoader,
+)
 from robust_ood.data.sources.files import ImageFiles
 from robust_ood.data.sources.resize import Resize
 from robust_ood.errors import UserError
@@ -97,7 +104,7 @@ def test_workers_leave_the_global_generator_alone(in_files):
 
 
 def test_a_negative_number_of_workers_is_refused():
-    with pytest.raises(UserError, match="workers: -1"):
+    with pytest.raises(UserError, match=r"workers: expected .* >= 0, got -1"):
         Reading(-1)
 
 
@@ -120,9 +127,9 @@ class Trainer:
     [
         ({}, 40_000, Reading(device=Strategy.root_device)),
         ({}, 30_000, Reading(pin=True)),  # 9,600 bytes are more than a quarter of that
-        ({"on_device": False}, 40_000, Reading(pin=True)),
-        ({"outliers": "mapped", "workers": 2}, 10**9, Reading(2, pin=True)),
-        ({"workers": 2}, 40_000, Reading(device=Strategy.root_device)),
+        ({"reading": ReadingOptions(on_device=False)}, 40_000, Reading(pin=True)),
+        ({"outliers": "mapped", "reading": ReadingOptions(workers=2)}, 10**9, Reading(2, pin=True)),
+        ({"reading": ReadingOptions(workers=2)}, 40_000, Reading(device=Strategy.root_device)),
     ],
 )
 def test_sets_are_kept_on_the_gpu_where_they_fit_and_pinned_where_not(
@@ -134,7 +141,7 @@ def test_sets_are_kept_on_the_gpu_where_they_fit_and_pinned_where_not(
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**10))
     data = OODData(train="train", root=tmp_path, **settings)
     data.trainer = Trainer()
-    assert data._reading() == wanted
+    assert data._training_reading() == wanted
 
 
 def test_pinned_batches_are_the_same_and_nothing_of_them_is_left_out(monkeypatch):

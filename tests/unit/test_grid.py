@@ -35,9 +35,8 @@ from robust_ood.attacks import (
 from robust_ood.attacks.apply import attack_labels
 from robust_ood.attacks.suite import Suite
 from robust_ood.cli.evaluate_checks import check_output
-from robust_ood.data import OODData, SetSpec
-from robust_ood.data.reading import Reading
-from robust_ood.data.sets import Taken
+from robust_ood.data import OODData, Reading, ReadingOptions, SetSpec
+from robust_ood.data.sets import ReadImages
 from robust_ood.detectors import MSP, PRO, Detector, Energy
 from robust_ood.errors import UserError
 from robust_ood.evaluation import (
@@ -308,7 +307,9 @@ def test_workers_read_what_detectors_are_fitted_on(net, arrays, monkeypatch):
         lambda few, loader: readings.append(loader._reader.reading) or fit(few, loader),
     )
     data = data_of(
-        arrays, train=SetSpec("train.npy", labels="labels.npy"), workers=1, memory_limit=0
+        arrays,
+        train=SetSpec("train.npy", labels="labels.npy"),
+        reading=ReadingOptions(workers=1, memory_limit=0),
     )
     assert run(net, data, {"knn": detectors.build("knn", net, neighbours=2)}).rows
     assert readings == [Reading(1)]
@@ -384,7 +385,12 @@ def test_a_chunk_without_a_readable_image_leaves_the_rows_to_the_rest(net, array
         return SetSpec(str(tmp_path / f"{count}"), name="far", size=6, max_unreadable=0.3)
 
     wanted, found = (
-        run(net, data_of(arrays, far=[far(count)], memory_limit=0), chosen, tmp_path / "out")
+        run(
+            net,
+            data_of(arrays, far=[far(count)], reading=ReadingOptions(memory_limit=0)),
+            chosen,
+            tmp_path / "out",
+        )
         for count in (CHUNK, CHUNK + 1)
     )
     assert found.failures == []
@@ -413,7 +419,7 @@ def test_images_that_were_scored_are_let_go(net, arrays, monkeypatch):
 
 def test_a_size_that_fits_is_kept():
     seen, batches = [], Batches(8)
-    images = Taken(torch.zeros(9, 1), torch.zeros(9), torch.arange(9))
+    images = ReadImages(torch.zeros(9, 1), torch.zeros(9), torch.arange(9))
 
     def work(part):
         seen.append(len(part.images))
