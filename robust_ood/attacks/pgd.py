@@ -316,9 +316,9 @@ def decayed(
 ) -> PGD:
     """Return PGD with momentum whose steps shrink from the radius to zero along half a cosine.
 
-    Where a score is rough, as the distance to the k-th neighbour is, constant steps do not settle:
-    more of them are no stronger an attack. Shrinking ones do. The arguments are those of `PGD`.
-    Source of the momentum: MI-FGSM, Dong et al. 2018.
+    Source: the momentum of MI-FGSM, Dong et al. 2018, Eq. 6. Where a score is rough, as the
+    distance to the k-th neighbour is, constant steps do not settle: more of them are no stronger an
+    attack. Shrinking ones do. The arguments are those of `PGD`.
     """
     return PGD(
         region,
