@@ -234,7 +234,7 @@ def test_options_are_the_commands_own(capsys):
 
 
 def test_pictures_are_what_the_script_draws(tmp_path, monkeypatch):
-    for script in ("architecture.py", "front.py", "metrics.py"):
+    for script in ("architecture.py", "front.py", "journeys.py", "metrics.py"):
         monkeypatch.setattr(sys, "argv", [script, str(tmp_path)])
         runpy.run_path(str(DOCS / "figures" / script), run_name="__main__")
     drawn = {picture.name: picture.read_text() for picture in tmp_path.glob("*.svg")}

@@ -112,8 +112,8 @@ def flow() -> list[str]:
     train[0], train[4] = train[0]._replace(colour=FILES), train[4]._replace(colour=FILES)
     test = row(
         500, EVALUATION,
-        ("image sets", "data"), ("Plan", "cells not in the store"), ("attack_score", "attacks"),
-        ("store/", "one file a cell"), ("Table", "metrics, checks"),
+        ("image sets", "data"), ("tasks", "cells not in the store"), ("attack_score", "attacks"),
+        ("store/", "one file a cell"), ("rows", "metrics, sanity"),
     )  # fmt: skip
     test[0], test[3] = test[0]._replace(colour=FILES), test[3]._replace(colour=FILES)
     results = Box(test[4].x, 610, test[4].width, FILES, "results.json", "report.html: reporting")
@@ -128,7 +128,7 @@ def flow() -> list[str]:
         text(train[2].x - 36, 158, "goal, images", size=11, anchor="end"),
         arrow((leaves.x + 100, 225), (engine.x - 98, 225)),
         *up(detector, engine, -30), *down(engine, detector, 30, "candidates"),
-        text(train[2].x - 36, 299, "its surrogate, to differentiate", size=11, anchor="end"),
+        text(train[2].x - 36, 299, "its attack surface", size=11, anchor="end"),
         *up(test[2], detector, 30, "images, settings"), *down(detector, test[2], -30),
         text(train[2].x - 36, 434, "the candidate of the worst true score", size=11, anchor="end"),
         arrow((network.x - 59, 365), (detector.x + 98, 365)), text(502, 357, "one shared pass", size=11),
@@ -154,7 +154,7 @@ def ladder() -> list[str]:
         text(
             LADDER + 20,
             40,
-            "Who may import whom: downwards",
+            "Imports point downwards",
             size=15,
             weight="bold",
             anchor="start",

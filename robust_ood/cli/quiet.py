@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
+from typing import Any
 
 _ROUTINE_MESSAGES = (
     r".*does not have many workers.*",  # our loaders read arrays in memory
@@ -24,6 +26,8 @@ _ROUTINE_MESSAGES = (
     r".*resuming from a checkpoint that ended before the epoch ended.*",
 )
 
+_OUR_DEPRECATIONS = r".* is deprecated and will be removed in the next release; use .*"
+
 
 def quiet() -> None:
     """Silence messages that ask nothing of the user; warnings about what they should know stay."""
@@ -33,3 +37,18 @@ def quiet() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     for message in _ROUTINE_MESSAGES:
         warnings.filterwarnings("ignore", message=message)
+    # Python hides deprecations outside of `__main__`; ours name a setting that the user wrote.
+    warnings.filterwarnings("default", message=_OUR_DEPRECATIONS, category=DeprecationWarning)
+    warnings.formatwarning = _in_one_line
+
+
+_formatwarning = warnings.formatwarning
+
+
+def _in_one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: Any = None
+) -> str:
+    """Format our deprecations without the place in our code, which says nothing to a user."""
+    if category is DeprecationWarning and re.fullmatch(_OUR_DEPRECATIONS, str(message)):
+        return f"warning: {message}\n"
+    return _formatwarning(message, category, filename, lineno, line)

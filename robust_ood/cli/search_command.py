@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
-from rich.progress import Progress as ProgressBar
+from rich.progress import Progress as RichProgress
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -31,15 +31,15 @@ from robust_ood.cli.quiet import quiet
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
 from robust_ood.detectors import Detector
-from robust_ood.detectors.registry import REGISTRY
-from robust_ood.detectors.search import SearchResult, Trial, clean_score, search
+from robust_ood.detectors.fitting import Split
+from robust_ood.detectors.registry import REGISTRY, Ranges
+from robust_ood.detectors.search import Scorer, SearchResult, Trial, clean_score, search
 from robust_ood.errors import UserError
 from robust_ood.settings import PartSpec, read_part
 from robust_ood.writing import replace_file
 
-Specs = list[str | dict[str, Any]]
 SHOWN = 10
-"""Trials of each detector that the terminal shows; the files have all."""
+"""How many trials of each detector the terminal shows; the files have all."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,11 @@ class Candidate:
     ranges: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def points(self) -> list[dict[str, Any]]:
-        """Return the settings of every point of the grid."""
-        combinations = product(*self.ranges.values())
-        return [dict(zip(self.ranges, values, strict=True)) for values in combinations]
+        """Return the searched settings of every point: all combinations of the ranges."""
+        points = []
+        for values in product(*self.ranges.values()):
+            points.append(dict(zip(self.ranges, values, strict=True)))
+        return points
 
 
 def parser() -> ArgumentParser:
@@ -77,7 +79,7 @@ def parser() -> ArgumentParser:
     add("--output", type=Path, default=Path("search"), help="folder of detectors.yaml, search.json")
     add(
         "--detectors",
-        type=Specs,
+        type=list[str | dict[str, Any]],
         default=["odin"],
         help="names, or name, settings that stay fixed, and `ranges` to try instead of the paper's",
     )
@@ -102,37 +104,35 @@ def run(arguments: Sequence[str]) -> int:
     if config.limit is not None and config.limit < 1:
         raise UserError(f"limit: expected a number of images >= 1, got {config.limit}")
     candidates = read_candidates(config.detectors)
-    attack = None if config.attack is None else _one_attack(config.attack)
+    scorer = clean_score
+    if config.attack is not None:
+        scorer = partial(_attacked_score, _read_attack(config.attack))
     device = choose_device(config.device)
     check_writable(config.output)
+    # What is wrong with the settings is said before anything is built or read.
     with user_errors(dict(config.items())):
         built = commands.instantiate(config)
     data: OODData = built.data
     validation = data.inliers("validation")
-    foreign = data.validation_ood_sets()
-    if not foreign:
+    outlier_sets = data.validation_ood_sets()
+    if not outlier_sets:
         raise UserError(
             "data.validation_ood: not given; the search needs OOD images that are in no test set"
         )
-    net, _ = find_parts(
-        load(config.checkpoint, built.get("net"), config.key_map), validation.image_shape
-    )
+    loaded = load(config.checkpoint, built.get("net"), config.key_map)
+    net, _ = find_parts(loaded, validation.image_shape)
     check_classes(net, data, "validation")
     net.to(device)
-    tests = [data.inliers("test")] if data.names["test"] else []
-    tests += [images for _, images in data.ood_sets()]
-    loaders = Loaders(
-        inliers=_collect(data, [validation], config.limit),
-        outliers=_collect(data, foreign, config.limit),
-        tests=[data.evaluation_loader(images) for images in tests],
-    )
+    loaders = _make_loaders(data, outlier_sets, config.limit)
     console = Console()
     results = {}
     for candidate in candidates:
-        results[candidate.label] = choose(
-            candidate, net, data, loaders, config.metric, attack, console
-        )
-        _show(candidate, results[candidate.label], console)
+        # All points are fitted together, so that they share their passes over the data.
+        detectors_by_point = _make_detectors(candidate, net)
+        _fit(list(detectors_by_point.values()), data)
+        result = choose(candidate, detectors_by_point, loaders, config.metric, scorer, console)
+        results[candidate.label] = result
+        _show(candidate, result, console)
     write(config.output, candidates, results, config.metric)
     console.print(f"wrote {config.output / 'detectors.yaml'} and {config.output / 'search.json'}")
     return 0
@@ -147,62 +147,89 @@ class Loaders:
     tests: list[Iterable[Any]]
 
 
+def _make_loaders(data: OODData, outlier_sets: Sequence[Any], limit: int | None) -> Loaders:
+    test_sets = []
+    if data.names["test"]:
+        test_sets.append(data.inliers("test"))
+    for _, images in data.ood_sets():
+        test_sets.append(images)
+    return Loaders(
+        inliers=_read_batches(data, [data.inliers("validation")], limit),
+        outliers=_read_batches(data, outlier_sets, limit),
+        tests=[data.evaluation_loader(images) for images in test_sets],
+    )
+
+
 def read_candidates(specs: Sequence[PartSpec]) -> list[Candidate]:
     """Return the detectors to search, each with its ranges.
 
     Raises: `UserError` for a detector without ranges, a range that is no list, a duplicate label.
     """
-    candidates: list[Candidate] = []
+    candidates: dict[str, Candidate] = {}
     for spec in specs:
-        part = read_part("detectors", spec)
-        settings = dict(part.settings)
-        ranges = settings.pop("ranges", None)
-        place = f"detectors.{part.name}.ranges"
-        if ranges is None:
-            registered = REGISTRY[part.name].ranges if part.name in REGISTRY else {}
-            ranges = {name: values for name, values in registered.items() if name not in settings}
-        if not isinstance(ranges, Mapping) or not ranges:
-            raise UserError(
-                f"{place}: not given, and no paper's ranges are registered; write "
-                f"{{name: {part.name}, ranges: {{SETTING: [VALUE, VALUE]}}}}"
-            )
-        for name, values in ranges.items():
-            if not isinstance(values, (list, tuple)) or not values:
-                raise UserError(f"{place}.{name}: expected a list of values, got {values!r}")
-        label = part.label or part.name
-        if any(label == candidate.label for candidate in candidates):
+        candidate = _read_candidate(spec)
+        label = candidate.label
+        if label in candidates:
             raise UserError(f"detectors: {label!r} is duplicated; give one of them another 'label'")
-        candidates.append(Candidate(part.name, label, settings, ranges))
+        candidates[label] = candidate
     if not candidates:
         raise UserError("detectors: none given")
-    return candidates
+    return list(candidates.values())
+
+
+def _read_candidate(spec: PartSpec) -> Candidate:
+    part = read_part("detectors", spec)
+    settings = dict(part.settings)
+    ranges = settings.pop("ranges", None)
+    if ranges is None:
+        ranges = _registered_ranges(part.name, settings)
+    ranges_field = f"detectors.{part.name}.ranges"
+    if not isinstance(ranges, Mapping) or not ranges:
+        raise UserError(
+            f"{ranges_field}: not given, and no paper's ranges are registered; write "
+            f"{{name: {part.name}, ranges: {{SETTING: [VALUE, VALUE]}}}}"
+        )
+    for name, values in ranges.items():
+        if not isinstance(values, (list, tuple)) or not values:
+            raise UserError(f"{ranges_field}.{name}: expected a list of values, got {values!r}")
+    return Candidate(part.name, part.label or part.name, settings, ranges)
+
+
+def _registered_ranges(name: str, settings: Mapping[str, Any]) -> Ranges:
+    """Return the paper's ranges of the settings that the config does not fix."""
+    if name not in REGISTRY:
+        return {}
+    registered = REGISTRY[name].ranges
+    return {setting: registered[setting] for setting in registered if setting not in settings}
 
 
 def choose(
     candidate: Candidate,
-    net: nn.Module,
-    data: OODData,
+    detectors_by_point: Mapping[str, Detector],
     loaders: Loaders,
     metric: Literal["auroc", "fpr95"],
-    attack: Attack | None,
+    scorer: Scorer,
     console: Console,
 ) -> SearchResult:
-    """Return the outcome of a detector's search: all its points are fitted in shared passes."""
-    points = candidate.points()
-    made: dict[str, Detector] = {}
-    for point in points:
-        settings = {**candidate.settings, **point}
-        made[_key(point)] = detectors.build(candidate.name, net, **settings)
-    _fit(list(made.values()), data)
-    scorer = clean_score if attack is None else partial(_attacked_score, attack)
-    with ProgressBar(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"{candidate.label}: {len(points)} points", total=len(points))
+    """Return the outcome of one detector's search.
+
+    Args:
+        candidate: the detector and its ranges.
+        detectors_by_point: ready to score, by `_key` of each point.
+        loaders: validation and test sets.
+        metric: what is best.
+        scorer: how images are scored, clean or attacked.
+        console: where progress is shown.
+    """
+    count = len(detectors_by_point)
+    with RichProgress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"{candidate.label}: {count} points", total=count)
 
         def advance(trial: Trial) -> None:
             bar.advance(task)
 
         return search(
-            lambda **settings: made[_key(settings)],
+            lambda **settings: detectors_by_point[_key(settings)],
             candidate.ranges,
             loaders.inliers,
             loaders.outliers,
@@ -228,10 +255,14 @@ def write(
         if candidate.label != candidate.name:
             spec["label"] = candidate.label
         chosen.append(spec)
-        tried = [{"settings": trial.settings, metric: trial.value} for trial in result.trials]
+        points = [{"settings": trial.settings, metric: trial.value} for trial in result.trials]
         trials.append(
-            {"detector": candidate.label, "best": result.settings, metric: result.value}
-            | {"trials": tried}
+            {
+                "detector": candidate.label,
+                "best": result.settings,
+                metric: result.value,
+                "trials": points,
+            }
         )
     folder.mkdir(parents=True, exist_ok=True)
     head = f"# Chosen by robust-ood search: the best {metric} on validation sets.\n"
@@ -240,8 +271,10 @@ def write(
     replace_file(folder / "search.json", json.dumps(trials, indent=1) + "\n")
 
 
-def _one_attack(spec: PartSpec) -> Attack:
-    (attack,) = attacks.build_all([dict(spec) if isinstance(spec, Mapping) else spec]).values()
+def _read_attack(spec: PartSpec) -> Attack:
+    if isinstance(spec, Mapping):
+        spec = dict(spec)
+    (attack,) = attacks.build_all([spec]).values()
     if not math.isfinite(attack.settings()["radius"]):
         raise UserError("attack: no radius; accepted: attacks within an Linf or L2 radius")
     return attack
@@ -254,8 +287,9 @@ def _attacked_score(
     return attack_score(detector, images, attack, side).values
 
 
-def _collect(data: OODData, sets: Sequence[Any], limit: int | None) -> list[Tensor]:
-    """Return the batches of several sets, read once."""
+def _read_batches(data: OODData, sets: Sequence[Any], limit: int | None) -> list[Tensor]:
+    """Return the batches of several sets, `(N, C, H, W)` each."""
+    # Held in memory: every point scores them.
     batches = []
     for images in sets:
         for batch in data.evaluation_loader(images, limit):
@@ -263,25 +297,38 @@ def _collect(data: OODData, sets: Sequence[Any], limit: int | None) -> list[Tens
     return batches
 
 
-def _fit(made: Sequence[Detector], data: OODData) -> None:
-    """Fit all points of a grid in shared passes over the training images."""
-    unfitted = [detector for detector in made if not detector.fitted]
+def _make_detectors(candidate: Candidate, net: nn.Module) -> dict[str, Detector]:
+    """Return the detector of every point, by the point's `_key`."""
+    made: dict[str, Detector] = {}
+    for point in candidate.points():
+        settings = {**candidate.settings, **point}
+        made[_key(point)] = detectors.build(candidate.name, net, **settings)
+    return made
+
+
+def _fit(candidates: Sequence[Detector], data: OODData) -> None:
+    """Fit the detectors of all points in shared passes over the training images."""
+    # Most detectors learn nothing: no training images are read for them.
+    unfitted = [detector for detector in candidates if not detector.fitted]
     if not unfitted:
         return
-    splits = {split for detector in unfitted for split in detector.learns_from}
+    splits: set[Split] = set()
+    for detector in unfitted:
+        splits.update(detector.learns_from)
     validation = None
     if "validation" in splits:
         validation = data.evaluation_loader(data.inliers("validation"))
-    outliers = data.outliers() if "outliers" in splits else None
-    detectors.fit(
-        unfitted,
-        data.evaluation_loader(data.inliers("train")),
-        validation=validation,
-        outliers=None if outliers is None else data.evaluation_loader(outliers),
-    )
+    outliers = None
+    if "outliers" in splits:
+        images = data.outliers()
+        if images is not None:
+            outliers = data.evaluation_loader(images)
+    train = data.evaluation_loader(data.inliers("train"))
+    detectors.fit(unfitted, train, validation=validation, outliers=outliers)
 
 
 def _key(settings: Mapping[str, Any]) -> str:
+    """Return what identifies a point: settings may be unhashable, such as lists of layers."""
     return repr(sorted(settings.items()))
 
 

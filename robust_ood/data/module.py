@@ -34,7 +34,13 @@ _DEFAULT_READING = ReadingOptions()
 
 
 class DeprecatedReadingOptions(TypedDict, total=False):
-    """Arguments of `OODData` that are part of `reading` now; they work for one more release."""
+    """Arguments of `OODData` that are part of `reading` now; they work for one more release.
+
+    Args:
+        workers: deprecated, use reading.workers.
+        memory_limit: deprecated, use reading.memory_limit.
+        on_device: deprecated, use reading.on_device.
+    """
 
     workers: int
     memory_limit: int

@@ -159,4 +159,4 @@ class ImageSet:
                 f"got shape {labels.shape} and dtype {labels.dtype}"
             )
         if labels.min() < 0:
-            raise UserError(f"{self.name}: expected classes 0..K-1, got label {labels.min()}")
+            raise UserError(f"{self.name}: expected labels in 0..K-1, got {labels.min()}")

@@ -1,6 +1,4 @@
-"""Activation shaping: any score of logits, after the penultimate features or the head's weights
-have been changed.
-"""
+"""Activation shaping: scores of logits after a change of penultimate features or head weights."""
 
 from __future__ import annotations
 
@@ -14,14 +12,16 @@ from torch import Tensor, nn
 from robust_ood import losses
 from robust_ood.detectors.attack_surface import AttackSurface, surface_of
 from robust_ood.detectors.contract import Detector, OutputsDetector, full_precision
-from robust_ood.detectors.fitting.passes import Pass, Rounds
+from robust_ood.detectors.fitting.passes import Pass, Rounds, SeenBatch
 from robust_ood.detectors.fitting.quantiles import Quantile
 from robust_ood.detectors.fitting.statistics import Average
 from robust_ood.detectors.logits import Energy
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs, find_head, outputs
 
-_MOST = 50.0  # largest exponent of a scale, so that logits stay finite; features >= 0 reach 20 at the 95th percentile
+# The largest exponent of a scale, so that logits stay finite. Features >= 0 reach 20 at the 95th
+# percentile.
+_MAX_EXPONENT = 50.0
 
 
 class Shaped(OutputsDetector):
@@ -34,10 +34,13 @@ class Shaped(OutputsDetector):
     def __init__(self, scored: nn.Module) -> None:
         if isinstance(scored, Detector) and not isinstance(scored, OutputsDetector):
             raise UserError(
-                f"score: {type(self).__name__} wraps a network or a score of its outputs, not {type(scored).__name__}; "
-                f"put it inside: {type(scored).__name__}({type(self).__name__}(...))"
+                f"score: {type(self).__name__} wraps a network or a score of its outputs, "
+                f"not {type(scored).__name__}; put it inside: "
+                f"{type(scored).__name__}({type(self).__name__}(...))"
             )
-        detector = scored if isinstance(scored, OutputsDetector) else Energy(scored)
+        detector = scored
+        if not isinstance(detector, OutputsDetector):
+            detector = Energy(scored)
         super().__init__(detector.net, detector.layers)
         self.detector = detector
 
@@ -58,7 +61,10 @@ class Shaped(OutputsDetector):
         return self.detector.surrogate_score(self.shape_smoothly(out))
 
     def attack_surface(self) -> AttackSurface:
-        """Return the surrogate of changed passes, then the wrapped one's others, of unchanged."""
+        """Return the surrogate of the changed forward pass, then the wrapped detector's others.
+
+        The others read the unchanged forward pass.
+        """
         wrapped = surface_of(self.detector)
         differentiable = type(self).shape_smoothly is Shaped.shape_smoothly
         return AttackSurface(
@@ -69,16 +75,19 @@ class Shaped(OutputsDetector):
         """Fit the change, then the wrapped detector on changed forward passes."""
         yield from self.learn_shape()
         for passes in self.detector.learn():
-            yield [self._after_change(item) for item in passes]
+            yield [self._on_changed(item) for item in passes]
 
     def learn_shape(self) -> Rounds:
-        """Fit the change; nothing by default."""
+        """Fit the change; there is nothing to fit by default."""
         yield from ()
 
-    def _after_change(self, item: Pass) -> Pass:
-        return item._replace(
-            read=lambda seen: item.read(seen._replace(outputs=self.shape(seen.out)))
-        )
+    def _on_changed(self, item: Pass) -> Pass:
+        """Return the pass that reads changed forward passes."""
+
+        def read(seen: SeenBatch) -> tuple[Tensor, ...]:
+            return item.read(seen._replace(outputs=self.shape(seen.out)))
+
+        return item._replace(read=read)
 
 
 def _with_features(out: Outputs, features: Tensor) -> Outputs:
@@ -89,7 +98,7 @@ def _with_features(out: Outputs, features: Tensor) -> Outputs:
 
 def _share(percentile: float) -> float:
     if not 0 <= percentile < 100:
-        raise UserError(f"percentile: {percentile} is not in [0, 100)")
+        raise UserError(f"percentile: expected a number in [0, 100), got {percentile}")
     return percentile / 100
 
 
@@ -109,7 +118,8 @@ class ReAct(Shaped):
         self, scored: nn.Module, percentile: float = 90.0, threshold: float | None = None
     ) -> None:
         super().__init__(scored)
-        self.share, self.fits = _share(percentile), threshold is None
+        self.share = _share(percentile)
+        self.fits = threshold is None
         if threshold is None:
             self.declare("threshold")
         else:
@@ -117,28 +127,28 @@ class ReAct(Shaped):
 
     def learn_shape(self) -> Rounds:
         """Find the percentile by two passes."""
-        if self.fits:
-            quantile = Quantile(self.share)
-            yield from quantile.rounds(
-                lambda histogram: self.reading(histogram, lambda seen: (seen.out.features,))
-            )
-            self.keep(threshold=torch.tensor(quantile.value))
+        if not self.fits:
+            return
+        quantile = Quantile(self.share)
+        yield from quantile.rounds(lambda histogram: self.reading(histogram, _read_features))
+        self.keep(threshold=torch.tensor(quantile.value))
 
     def shape(self, out: Outputs) -> Outputs:
         """Return the forward pass with clipped features."""
         features = losses.wide(out.features)
-        return _with_features(out, features.minimum(self.learned("threshold").to(features)))
+        threshold = self.learned("threshold").to(features)
+        return _with_features(out, features.minimum(threshold))
 
 
 class ASH(Shaped):
-    """Features of which only the largest are kept, as they are (P), all equal with the old sum (B),
-    or scaled up (S).
+    """Features of which only the largest are kept: unchanged (P), all equal (B) or scaled up (S).
 
     Source: Djurisic et al. 2023, on the pooled penultimate features as in OpenOOD: each image's
-    smallest `percentile` of features are set to zero; S multiplies the others by `exp(sum before /
-    sum after)`. The exponent is capped at 50. Which features are kept changes without a gradient,
-    and B forgets how large they were. Attackers follow P's score for B, then, for every variant,
-    features chosen by a sigmoid around the smallest kept one.
+    smallest `percentile` of features are set to zero; B gives the others equal values with the old
+    sum, S multiplies them by `exp(sum before / sum after)`. The exponent is capped at 50. Which
+    features are kept changes without a gradient, and B discards how large they were. Attackers
+    follow P's score for B, then, for every variant, features chosen by a sigmoid around the
+    smallest kept one.
 
     Args:
         scored: a network (scored by its energy, as in the paper) or a detector that reads outputs.
@@ -151,50 +161,58 @@ class ASH(Shaped):
     ) -> None:
         super().__init__(scored)
         if variant not in ("P", "B", "S"):
-            raise UserError(f"variant: {variant!r} is none of 'P', 'B', 'S'")
-        self.share, self.variant = _share(percentile), variant
+            raise UserError(f"variant: expected 'P', 'B' or 'S', got {variant!r}")
+        self.share = _share(percentile)
+        self.variant = variant
 
     def shape(self, out: Outputs) -> Outputs:
         """Return the forward pass with pruned features."""
         features = losses.wide(out.features)
-        kept, places = _largest(features, self.share)
+        kept, columns = _largest(features, self.share)
         if self.variant == "B":
-            kept = (features.sum(1, keepdim=True) / kept.shape[1]).expand_as(kept)
-        pruned = torch.zeros_like(features).scatter(1, places, kept)
-        return _with_features(
-            out, _scaled(pruned, features, kept) if self.variant == "S" else pruned
-        )
+            # Equal values with the old sum.
+            kept = (features.sum(1, keepdim=True) / kept.shape[1]).expand_as(kept)  # (N, k)
+        pruned = torch.zeros_like(features).scatter(1, columns, kept)
+        if self.variant == "S":
+            pruned = _scaled(pruned, features, kept)
+        return _with_features(out, pruned)
 
     def shape_smoothly(self, out: Outputs) -> Outputs:
         """Return the forward pass with pruned features, for B those of P."""
+        # B's values are all equal: their gradient does not tell the features apart.
         if self.variant != "B":
             return self.shape(out)
         features = losses.wide(out.features)
-        kept, places = _largest(features, self.share)
-        return _with_features(out, torch.zeros_like(features).scatter(1, places, kept))
+        kept, columns = _largest(features, self.share)
+        return _with_features(out, torch.zeros_like(features).scatter(1, columns, kept))
 
     def softly(self, images: Tensor) -> Tensor:
-        """Return the wrapped surrogate `(N,)` of features that are pruned softly, so that others
-        can become large.
+        """Return the wrapped surrogate `(N,)` of features that are pruned softly.
+
+        A feature that the score drops then has a gradient, too, and can become large.
         """
         out = outputs(self.net, images, self.layers)
         with full_precision(images):
-            features = losses.wide(out.features)
-            edge = _largest(features, self.share)[0][:, -1:]
-            width = features.std(1, correction=0, keepdim=True).detach() / 2 + 1e-6
-            kept = torch.sigmoid(
-                (features - edge) / width
-            )  # (N, D), how much of each feature is kept
-            pruned = kept * features
-            if self.variant == "B":
-                pruned = kept * features.sum(1, keepdim=True) / kept.sum(1, keepdim=True)
-            shaped = _scaled(pruned, features, pruned) if self.variant == "S" else pruned
+            shaped = self._pruned_softly(losses.wide(out.features))
             return self.detector.surrogate_score(_with_features(out, shaped))
+
+    def _pruned_softly(self, features: Tensor) -> Tensor:
+        # The width of the sigmoid is half the features' standard deviation, never zero.
+        smallest_kept = _largest(features, self.share)[0][:, -1:]  # (N, 1)
+        width = features.std(1, correction=0, keepdim=True).detach() / 2 + 1e-6
+        # How much of each feature is kept.
+        weights = torch.sigmoid((features - smallest_kept) / width)  # (N, D)
+        if self.variant == "B":  # equal values with the old sum
+            return weights * features.sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+        pruned = weights * features
+        if self.variant == "S":
+            return _scaled(pruned, features, pruned)
+        return pruned
 
     def attack_surface(self) -> AttackSurface:
         """Return the score with hard choices, with soft ones, then the predicted class's log-odds.
 
-        Which features are kept, and with them the score, jumps where rounding swaps two.
+        The kept features, and with them the score, jump where rounding swaps two features.
         """
         return AttackSurface(
             (self.surrogate, self.softly, self.confidence),
@@ -221,28 +239,37 @@ class SCALE(Shaped):
     def shape(self, out: Outputs) -> Outputs:
         """Return the forward pass with scaled features."""
         features = losses.wide(out.features)
-        return _with_features(out, _scaled(features, features, _largest(features, self.share)[0]))
+        largest, _ = _largest(features, self.share)
+        return _with_features(out, _scaled(features, features, largest))
+
+
+def _read_features(seen: SeenBatch) -> tuple[Tensor]:
+    return (seen.out.features,)
 
 
 def _largest(features: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Return the values and places of the features that remain when that share is dropped, `(N,
-    k)`, largest first.
+    """Return the features that remain when that share is dropped, and their columns.
+
+    Both are `(N, k)`, largest first.
     """
     size = features.shape[1]
-    found = features.topk(max(size - round(size * share), 1), dim=1)
-    return found.values, found.indices
+    count = max(size - round(size * share), 1)
+    selected = features.topk(count, dim=1)
+    return selected.values, selected.indices
 
 
 def _scaled(shaped: Tensor, features: Tensor, kept: Tensor) -> Tensor:
-    whole, part = features.sum(1, keepdim=True), kept.sum(1, keepdim=True)
-    exponent = whole / torch.where(
-        part.abs() > 1e-12, part, 1.0
-    )  # an image without activations stays without
-    return shaped * exponent.clamp(-_MOST, _MOST).exp()
+    """Return `shaped` times `exp(sum of features / sum of kept ones)`, `(N, D)`."""
+    total = features.sum(1, keepdim=True)  # (N, 1)
+    kept_total = kept.sum(1, keepdim=True)
+    # An image without activations stays without any.
+    divisor = torch.where(kept_total.abs() > 1e-12, kept_total, 1.0)
+    exponent = total / divisor
+    return shaped * exponent.clamp(-_MAX_EXPONENT, _MAX_EXPONENT).exp()
 
 
 class DICE(Shaped):
-    """Logits of the head with only those weights that contribute most on in-distribution images.
+    """Logits of the head with only the weights that contribute most on in-distribution images.
 
     Source: Sun and Li 2022: a weight's contribution is itself times the mean feature; the smallest
     `percentile` of them are set to zero (p = 90 for CIFAR-10, 70 for ImageNet).
@@ -260,22 +287,26 @@ class DICE(Shaped):
     def learn_shape(self) -> Rounds:
         """Average the features by one pass, and find the contribution above which weights stay."""
         average = Average()
-        yield [self.reading(average, lambda seen: (seen.out.features,))]
+        yield [self.reading(average, _read_features)]
         self.keep(mean=average.mean)
-        ordered = self._contributions(find_head(self.net)).flatten().sort().values
-        place = self.share * (
-            len(ordered) - 1
-        )  # `torch.quantile` refuses more than 16 million weights
-        low, high = ordered[int(place)], ordered[min(int(place) + 1, len(ordered) - 1)]
-        self.keep(threshold=(low + (high - low) * (place % 1)).view(1))
+        contributions = self._contributions(find_head(self.net)).flatten().sort().values
+        # The quantile is interpolated here: `torch.quantile` refuses more than 16 million weights.
+        last = len(contributions) - 1
+        position = self.share * last
+        low = contributions[int(position)]
+        high = contributions[min(int(position) + 1, last)]
+        threshold = low + (high - low) * (position % 1)
+        self.keep(threshold=threshold.view(1))
 
     def shape(self, out: Outputs) -> Outputs:
         """Return the forward pass with the logits of the sparse head."""
         features = losses.wide(out.features)
         weight = out.head.weight.to(features)  # (K, D)
-        above = self._contributions(out.head) > self.learned("threshold")
-        sparse = torch.where(above, weight, 0.0)
-        bias = None if out.head.bias is None else out.head.bias.to(features)
+        kept = self._contributions(out.head) > self.learned("threshold")
+        sparse = torch.where(kept, weight, 0.0)  # (K, D)
+        bias = None
+        if out.head.bias is not None:
+            bias = out.head.bias.to(features)
         return out._replace(logits=F.linear(features, sparse, bias))
 
     def _contributions(self, head: nn.Linear) -> Tensor:

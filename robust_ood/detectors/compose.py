@@ -11,20 +11,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood import losses
-from robust_ood.detectors.attack_surface import AttackSurface, surface_of
+from robust_ood.detectors.attack_surface import AttackSurface, Surrogate, surface_of
 from robust_ood.detectors.contract import Detector, Wrapper
 from robust_ood.detectors.fitting.passes import Pass, Rounds, SeenBatch, together
 from robust_ood.detectors.fitting.statistics import ClassMoments
 from robust_ood.errors import UserError
 from robust_ood.models import find_head
 
+# The columns of a `Standardize`'s mean and standard deviation.
+_SCORE = 0
+_SURROGATE = 1
+
 
 class Standardize(Wrapper):
-    """Another detector's scores, shifted and scaled to mean 0 and standard deviation 1 on
-    in-distribution images.
+    """Another detector's scores, with mean 0 and standard deviation 1 on in-distribution images.
 
-    The surrogate is the wrapped one, standardised by its own mean and deviation, so that no member
-    of a `Mean` drowns the others in an attacker's gradient because its surrogate has another scale.
+    The scores are shifted and scaled, and unbounded where the wrapped ones are. The surrogate is
+    the wrapped one, standardised by its own mean and deviation, so that no member of a `Mean`
+    dominates an attacker's gradient because its surrogate has a larger scale.
 
     Args:
         detector: the wrapped detector; `fit` fits it first where it is not fitted yet.
@@ -35,36 +39,40 @@ class Standardize(Wrapper):
         self.declare("mean", "std")
 
     def learn(self) -> Rounds:
-        """Fit the wrapped detector where it is not fitted, then find means and deviations by one
-        pass.
+        """Fit the wrapped detector where it is not fitted, then find means and deviations.
+
+        The latter take one pass.
         """
+        # A fitted detector keeps what it has learned from other images.
         if not self.detector.fitted:
             yield from self.detector.learn()
-        moments = ClassMoments(1)
+        moments = ClassMoments(1)  # of all images together, as if there were one class
+        # The pass calls the detector itself, which may be more than one network.
         yield [Pass(moments, self._read, self.detector, forward=False)]
-        mean, std = (
-            moments.mean,
-            moments.overall.diagonal().clamp_min(0).sqrt(),
-        )  # (2,): of the score, of the surrogate
+        mean = moments.mean  # (2,): of the score, of the surrogate
+        std = moments.overall.diagonal().clamp_min(0).sqrt()  # (2,)
+        # Equal scores may differ in the last bits of their sums.
         if not (std > 1e-12 * mean.abs()).all():
             raise UserError(
-                "loader: all its images have the same score; a standard deviation needs images that differ"
+                "loader: all its images have the same score; "
+                "a standard deviation needs images that differ"
             )
         self.keep(mean=mean, std=std)
 
     def _read(self, seen: SeenBatch) -> tuple[Tensor, Tensor]:
-        both = torch.stack(
-            [self.detector(seen.images), self.detector.surrogate(seen.images)], dim=1
-        )  # (N, 2)
-        return both, torch.zeros(len(both), dtype=torch.int64, device=both.device)
+        scores = self.detector(seen.images)
+        surrogates = self.detector.surrogate(seen.images)
+        values = torch.stack([scores, surrogates], dim=1)  # (N, 2)
+        one_class = torch.zeros(len(values), dtype=torch.int64, device=values.device)
+        return values, one_class
 
     def forward(self, images: Tensor) -> Tensor:
         """Return standardised scores `(N,)`."""
-        return self._scaled(self.detector(images), 0)
+        return self._standardised(self.detector(images), _SCORE)
 
     def surrogate(self, images: Tensor) -> Tensor:
         """Return the standardised surrogate `(N,)`."""
-        return self._scaled(self.detector.surrogate(images), 1)
+        return self._standardised(self.detector.surrogate(images), _SURROGATE)
 
     def attack_surface(self) -> AttackSurface:
         """Return the standardised surrogate, then the wrapped detector's others.
@@ -74,12 +82,14 @@ class Standardize(Wrapper):
         wrapped = surface_of(self.detector)
         unmoved = None
         if wrapped.unmoved is not None:
+            # Only the first stands for the surrogate, whose mean and deviation are known.
             first, *others = wrapped.unmoved
-            unmoved = (lambda images: self._scaled(first(images), 1), *others)
+            unmoved = (lambda images: self._standardised(first(images), _SURROGATE), *others)
         return AttackSurface((self.surrogate, *wrapped.surrogates[1:]), wrapped.exact, unmoved)
 
-    def _scaled(self, values: Tensor, place: int) -> Tensor:
-        mean, std = (self.learned(name)[place].to(values) for name in ("mean", "std"))
+    def _standardised(self, values: Tensor, column: int) -> Tensor:
+        mean = self.learned("mean")[column].to(values)
+        std = self.learned("std")[column].to(values)
         return (values - mean) / std
 
 
@@ -119,25 +129,38 @@ class Mean(Detector):
         exact = len(surfaces) == 1 and surfaces[0].exact
         unmoved = None
         if any(surface.unmoved is not None for surface in surfaces):
-            firsts = [(surface.unmoved or surface.surrogates)[0] for surface in surfaces]
-            unmoved = (lambda images: torch.stack([first(images) for first in firsts]).mean(0),)
+            # Members that move nothing take part with their own surrogates.
+            firsts = []
+            for surface in surfaces:
+                stand_ins = surface.unmoved or surface.surrogates
+                firsts.append(stand_ins[0])
+            unmoved = (_mean_of(firsts),)
         return AttackSurface((self.surrogate, self), exact, unmoved)
 
 
+def _mean_of(surrogates: Sequence[Surrogate]) -> Surrogate:
+    def mean(images: Tensor) -> Tensor:
+        return torch.stack([surrogate(images) for surrogate in surrogates]).mean(0)
+
+    return mean
+
+
 class Resized(nn.Module):
-    """A network behind a bilinear resize of its images, so that networks of different resolutions
-    see the same ones.
+    """A network that resizes its images bilinearly to its own resolution.
+
+    Networks of different resolutions can then read the same images.
 
     Args:
         net: classifier of images `(N, C, size, size)`.
-        size: height and width in pixels that it wants.
+        size: height and width in pixels that it expects.
     """
 
     def __init__(self, net: nn.Module, size: int) -> None:
         super().__init__()
         if size < 1:
-            raise UserError(f"size: {size} is not a number of pixels >= 1")
-        self.net, self.size = net, size
+            raise UserError(f"size: expected a number of pixels >= 1, got {size}")
+        self.net = net
+        self.size = size
 
     @property
     def head(self) -> nn.Linear:
@@ -145,26 +168,24 @@ class Resized(nn.Module):
         return find_head(self.net)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits."""
+        """Return logits `(N, K)`."""
         size = (self.size, self.size)
-        logits: Tensor = self.net(
-            F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
-        )
+        resized = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+        logits: Tensor = self.net(resized)
         return logits
 
 
 class DeepEnsemble(Detector):
-    """Of several networks' mean softmax, the entropy, negated, in [-log K, 0], or the largest
-    value, in (1/K, 1].
+    """A score of several networks' mean softmax: minus its entropy, or its largest value.
 
-    Source: Lakshminarayanan et al. 2017; the OOD-attack paper, App. F (entropy). Computed in
-    logarithms, so that neither saturates; the surrogate of "msp" is the log-odds of the most
-    probable class.
+    The former is in [-log K, 0], the latter in (1/K, 1]. Source: Lakshminarayanan et al. 2017; the
+    OOD-attack paper, App. F (entropy). Computed in logarithms, so that neither saturates; the
+    surrogate of "msp" is the log-odds of the most probable class.
 
     Args:
         networks: classifiers of the same classes.
         score: "entropy" or "msp".
-        sizes: the resolution that each network wants, in pixels, None for the images' own; for
+        sizes: the resolution that each network expects, in pixels; None for the images' own. For
             instance `[32, 224]`.
     """
 
@@ -175,34 +196,38 @@ class DeepEnsemble(Detector):
         sizes: Sequence[int | None] | None = None,
     ) -> None:
         super().__init__()
-        chosen = list(networks)
-        sizes = [None] * len(chosen) if sizes is None else sizes
-        if not chosen or len(sizes) != len(chosen):
+        nets = list(networks)
+        if sizes is None:
+            sizes = [None] * len(nets)
+        if not nets or len(sizes) != len(nets):
             raise UserError(
-                f"networks: {len(chosen)} given with {len(sizes)} sizes; one size (or None) for each is wanted"
+                "networks: expected one or more, with one size (or None) each, "
+                f"got {len(nets)} networks and {len(sizes)} sizes"
             )
         if score not in ("entropy", "msp"):
-            raise UserError(f"score: {score!r} is neither 'entropy' nor 'msp'")
-        if len({find_head(net).out_features for net in chosen}) > 1:
+            raise UserError(f"score: expected 'entropy' or 'msp', got {score!r}")
+        if len({find_head(net).out_features for net in nets}) > 1:
             raise UserError("networks: they have different numbers of classes")
-        self.members = nn.ModuleList(
-            net if size is None else Resized(net, size)
-            for net, size in zip(chosen, sizes, strict=True)
-        )
+        self.members = nn.ModuleList()
+        for net, size in zip(nets, sizes, strict=True):
+            member = net
+            if size is not None:
+                member = Resized(net, size)
+            self.members.append(member)
         self.kind = score
 
     def forward(self, images: Tensor) -> Tensor:
         """Return scores `(N,)`, in [-log K, 0] for entropy and (1/K, 1] for msp."""
         log_p = self._log_mean(images)
-        return -losses.entropy(log_p) if self.kind == "entropy" else log_p.amax(1).exp()
+        if self.kind == "entropy":
+            return -losses.entropy(log_p)
+        return log_p.amax(1).exp()
 
     def surrogate(self, images: Tensor) -> Tensor:
-        """Return minus the entropy, or the log-odds of the most probable class."""
-        return (
-            -losses.entropy(self._log_mean(images))
-            if self.kind == "entropy"
-            else self._log_odds(images)
-        )
+        """Return minus the entropy, or the log-odds of the most probable class, `(N,)`."""
+        if self.kind == "entropy":
+            return -losses.entropy(self._log_mean(images))
+        return self._log_odds(images)
 
     def attack_surface(self) -> AttackSurface:
         """Return the score's stand-in, then for entropy the log-odds.
@@ -215,7 +240,7 @@ class DeepEnsemble(Detector):
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """The classifiers, each behind its own resize."""
+        """The classifiers, with their resizes."""
         return tuple(self.members)
 
     def _log_odds(self, images: Tensor) -> Tensor:
@@ -223,5 +248,6 @@ class DeepEnsemble(Detector):
 
     def _log_mean(self, images: Tensor) -> Tensor:
         """Return the logarithm of the mean softmax `(N, K)`; its own softmax is that mean."""
+        # log(mean of exp(log p)) over the networks
         logs = [F.log_softmax(losses.wide(net(images)), dim=1) for net in self.members]
         return torch.stack(logs).logsumexp(0) - math.log(len(logs))

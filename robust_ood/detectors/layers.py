@@ -26,27 +26,39 @@ def named(net: nn.Module, layers: Layers) -> tuple[str, ...]:
         UserError: a name that the network does not have (with the nearest one), none, or one given
             twice.
     """
-    if layers == "all":
-        names = tuple(getattr(net, "feature_layers", ()))
-        if not names:
-            raise UserError(
-                f"layers: {type(net).__name__} does not name its feature layers; list them, or give them to models.wrap"
-            )
-    else:
-        names = (layers,) if isinstance(layers, str) else tuple(layers)
+    names = _listed(net, layers)
     if not names or len(set(names)) < len(names):
-        raise UserError(f"layers: {list(names)} is empty or names a layer twice")
+        raise UserError(
+            f"layers: expected one or more layers without duplicates, got {list(names)}"
+        )
     for name in names:
         if name != PENULTIMATE:
             submodule(net, name)
     return names
 
 
+def _listed(net: nn.Module, layers: Layers) -> tuple[str, ...]:
+    if layers == "all":
+        names = tuple(getattr(net, "feature_layers", ()))
+        if not names:
+            raise UserError(
+                f"layers: {type(net).__name__} does not name its feature layers; "
+                "list them, or give them to models.wrap"
+            )
+        return names
+    if isinstance(layers, str):
+        return (layers,)
+    return tuple(layers)
+
+
 def vectors(out: Outputs, layer: str) -> Tensor:
-    """Return a layer's features `(N, D)`: maps `(N, C, ...)` averaged over pixels, tokens `(N, T,
-    D)` over tokens.
+    """Return a layer's features as vectors `(N, D)`.
+
+    Maps `(N, C, ...)` are averaged over pixels, tokens `(N, T, D)` over tokens.
     """
     features = out.features if layer == PENULTIMATE else out.maps[layer]
     if features.dim() == 3:
-        return features.mean(1)
-    return features.flatten(2).mean(2) if features.dim() > 3 else features
+        return features.mean(1)  # (N, T, D) -> (N, D)
+    if features.dim() > 3:
+        return features.flatten(2).mean(2)  # (N, C, ...) -> (N, C)
+    return features

@@ -19,8 +19,9 @@ class MaxLogit(OutputsDetector):
 
 
 class Energy(OutputsDetector):
-    """Minus the free energy, `T logsumexp(z / T)`, unbounded. Source: Liu et al. 2020, Eq. 4 (EBO
-    in OpenOOD).
+    """Minus the free energy, `T logsumexp(z / T)`, unbounded.
+
+    Source: Liu et al. 2020, Eq. 4 (EBO in OpenOOD).
 
     Args:
         net: classifier, images to logits.
@@ -30,20 +31,21 @@ class Energy(OutputsDetector):
     def __init__(self, net: nn.Module, temperature: float = 1.0) -> None:
         super().__init__(net)
         if not temperature > 0:
-            raise UserError(f"temperature: {temperature} is not > 0")
+            raise UserError(f"temperature: expected a number > 0, got {temperature}")
         self.temperature = temperature
 
     def score(self, out: Outputs) -> Tensor:
         """Return the negative free energy of each row of logits."""
-        return self.temperature * (losses.wide(out.logits) / self.temperature).logsumexp(1)
+        tempered = losses.wide(out.logits) / self.temperature
+        return self.temperature * tempered.logsumexp(1)
 
 
 class OutlierExposureScore(OutputsDetector):
     """The cross-entropy from uniform to the softmax, `logsumexp(z) - mean(z)`, >= log K.
 
-    Source: Hendrycks et al. 2019 (outlier exposure): the score of their code for networks trained
-    with their loss. Theirs counts OOD as positive and is `mean(z) - logsumexp(z)`, largest where
-    the softmax is uniform; this is its negative.
+    Source: Hendrycks et al. 2019 (outlier exposure): the score in their code, for networks trained
+    with their loss. Their score counts OOD as positive and is `mean(z) - logsumexp(z)`, which is
+    largest where the softmax is uniform; this one is its negative.
     """
 
     def score(self, out: Outputs) -> Tensor:

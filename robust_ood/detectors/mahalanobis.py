@@ -1,11 +1,8 @@
-"""Mahalanobis distances of features: of one layer or several, plain or relative, with or without
-input noise.
-"""
+"""Mahalanobis distances of features: of one or more layers, plain, relative or with input noise."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +21,7 @@ from robust_ood.detectors.fitting.gaussians import (
     squared_lengths,
     whitening,
 )
-from robust_ood.detectors.fitting.passes import Rounds, Split
+from robust_ood.detectors.fitting.passes import Rounds, SeenBatch, Split
 from robust_ood.detectors.fitting.regression import Columns, LayerRegression
 from robust_ood.detectors.fitting.statistics import ClassMoments
 from robust_ood.detectors.layers import PENULTIMATE, Layers, named, vectors
@@ -36,16 +33,16 @@ from robust_ood.regions import Fraction, Unbounded
 
 
 class Mahalanobis(OutputsDetector):
-    """Minus the squared Mahalanobis distance to the nearest class mean, `max over c of -(f - mu_c)'
-    S^-1 (f - mu_c)`.
+    """Minus the squared Mahalanobis distance to the nearest class mean, <= 0 for one layer.
 
-    Source: Lee et al. 2018; ALOE Eq. 8; Fort Eq. 3-4. S is the covariance around the class means,
-    shared by the classes and divided by the number of images. The public codes of Lee et al. and
-    ALOE halve the distance (`reference`). With several layers, the score is `sum over layers of
-    weight M_layer + bias`: the log-odds of ALOE Eq. 9, which order images as its probability does
-    and do not saturate. Weights and bias are learned where `fit` gets outliers; otherwise all
-    layers count alike. One layer's score is <= 0, log-odds are unbounded. `LayerNoise` around it
-    gives that paper's input noise.
+    Source: Lee et al. 2018; ALOE Eq. 8; Fort Eq. 3-4: `max over c of -(f - mu_c)' S^-1 (f - mu_c)`.
+    S is the covariance around the class means, shared by the classes and divided by the number of
+    images. The public codes of Lee et al. and ALOE halve the distance (`reference`).
+
+    With several layers, the score is `sum over layers of weight M_layer + bias`: the log-odds of
+    ALOE Eq. 9, which order images as its probability does, do not saturate and are unbounded.
+    Weights and bias are learned where `fit` gets outliers; otherwise all layers count alike. A
+    `LayerNoise` around the detector adds that paper's input noise.
 
     Args:
         net: classifier, images to logits.
@@ -67,7 +64,10 @@ class Mahalanobis(OutputsDetector):
     ) -> None:
         names = named(net, layers)
         super().__init__(net, tuple(name for name in names if name != PENULTIMATE))
-        self.read, self.shrinkage, self.reference = names, shrinkage, reference
+        self.read = names
+        self.shrinkage = shrinkage
+        self.reference = reference
+        # One set of buffers a layer: loading a state tells their shapes.
         for place in range(len(self.read)):
             self.declare(f"origin{place}", f"whitening{place}", f"centers{place}")
         self.declare("weights", "bias")
@@ -75,56 +75,70 @@ class Mahalanobis(OutputsDetector):
     @property
     def learns_from(self) -> Mapping[Split, str]:
         """Auxiliary outliers, for the weights of several layers."""
-        return {"outliers": "its layers all count alike"} if len(self.read) > 1 else {}
+        if len(self.read) > 1:
+            return {"outliers": "its layers all count alike"}
+        return {}
 
     def learn(self) -> Rounds:
-        """Find class means and the tied covariance of each layer, then the layers' weights where
-        there are outliers.
-        """
+        """Find each layer's class means and tied covariance, then weights from any outliers."""
         yield from self.learn_with(self._layer_scores)
 
     def learn_with(self, columns: Columns) -> Rounds:
-        """Do what `learn` does; `columns` gives the scores `(N,)` of the layers that the weights
-        are for.
+        """Learn as `learn` does, with weights for other scores of the layers.
+
+        Args:
+            columns: images to one score `(N,)` a layer; the weights are for these.
         """
         moments = [ClassMoments(self.num_classes) for _ in self.read]
-
-        def reader(layer: str) -> Any:
-            return lambda seen: (vectors(seen.out, layer), seen.classes(self.num_classes))
-
+        passes = []
+        for layer, layer_moments in zip(self.read, moments, strict=True):
+            passes.append(self.reading(layer_moments, self._reader(layer)))
+        # The images for the weights are chosen in the same pass; their scores need its statistics.
         regression = LayerRegression(self, len(self.read), columns)
-        choosing = regression.choose() if len(self.read) > 1 else []
-        yield [
-            *(
-                self.reading(moment, reader(layer))
-                for moment, layer in zip(moments, self.read, strict=True)
-            ),
-            *choosing,
-        ]
-        for place, moment in enumerate(moments):
-            self._keep_layer(place, moment)
+        if len(self.read) > 1:
+            passes += regression.choose()
+        yield passes
+        for place, layer_moments in enumerate(moments):
+            self._keep_layer(place, layer_moments)
+        # What counts without outliers.
         self.keep(weights=torch.ones(len(self.read)), bias=torch.zeros(1))
         if regression.has_both:
             yield regression.collect()
             self.keep(**regression.solve())
 
+    def _reader(self, layer: str) -> Callable[[SeenBatch], tuple[Tensor, Tensor]]:
+        def read(seen: SeenBatch) -> tuple[Tensor, Tensor]:
+            return vectors(seen.out, layer), seen.classes(self.num_classes)
+
+        return read
+
     def _keep_layer(self, place: int, moments: ClassMoments) -> None:
         matrix = whitening(moments.within, self.shrinkage)
-        kept = {
-            "origin": moments.mean,
-            "whitening": matrix,
-            "centers": (moments.means - moments.mean) @ matrix,
-        }
-        self.keep(**{f"{name}{place}": value for name, value in kept.items()})
+        # Centred before whitening: far from the origin, float32 would lose the distances' digits.
+        centers = (moments.means - moments.mean) @ matrix  # (K, D)
+        self.keep(
+            **{
+                f"origin{place}": moments.mean,
+                f"whitening{place}": matrix,
+                f"centers{place}": centers,
+            }
+        )
 
     def layer_score(self, out: Outputs, place: int) -> Tensor:
-        """Return the score `(N,)` of one layer alone, ALOE Eq. 8, by its place in `layers`."""
-        features = losses.wide(vectors(out, self.read[place]))
-        origin, matrix, centers = (
-            self.learned(f"{name}{place}") for name in ("origin", "whitening", "centers")
-        )
-        points = (features - origin.to(features)) @ matrix.to(features)
-        return -nearest_center(points, centers.to(features)) * (0.5 if self.reference else 1)
+        """Return the score `(N,)` of one layer alone, ALOE Eq. 8.
+
+        Args:
+            out: forward pass.
+            place: the layer's index in `layers`.
+        """
+        features = losses.wide(vectors(out, self.read[place]))  # (N, D)
+        origin = self.learned(f"origin{place}").to(features)
+        matrix = self.learned(f"whitening{place}").to(features)
+        centers = self.learned(f"centers{place}").to(features)
+        distances = nearest_center((features - origin) @ matrix, centers)
+        if self.reference:
+            distances = distances * 0.5
+        return -distances
 
     def score(self, out: Outputs) -> Tensor:
         """Return the weighted sum of the layers' scores."""
@@ -142,11 +156,10 @@ class Mahalanobis(OutputsDetector):
 
 
 class RelativeMahalanobis(OutputsDetector):
-    """Minus the class-conditional distance relative to the one to all classes together, `-min over
-    k of MD_k - MD_0`.
+    """Minus the class-conditional distance relative to that to all classes together, unbounded.
 
-    Unbounded. Source: Ren et al. 2021; Fort Eq. 5. Both covariances are divided by the number of
-    images (pytorch-ood 0.4 does not divide, which scales the scores).
+    Source: Ren et al. 2021; Fort Eq. 5: `-min over k of MD_k - MD_0`. Both covariances are divided
+    by the number of images (pytorch-ood 0.4 does not divide, which scales the scores).
 
     Args:
         net: classifier, images to logits.
@@ -161,20 +174,22 @@ class RelativeMahalanobis(OutputsDetector):
         names = named(net, layers)
         if len(names) > 1:
             raise UserError(
-                f"layers: {layers!r} names {len(names)} layers; the relative distance reads one"
+                f"layers: expected one layer for the relative distance, got {len(names)} "
+                f"({layers!r})"
             )
-        super().__init__(net, () if names[0] == PENULTIMATE else names)
-        self.read, self.shrinkage = names[0], shrinkage
+        super().__init__(net, tuple(name for name in names if name != PENULTIMATE))
+        self.read = names[0]
+        self.shrinkage = shrinkage
         self.declare("origin", "whitening", "centers", "background")
 
     def learn(self) -> Rounds:
         """Find class means and both covariances, by one pass over labelled images."""
         moments = ClassMoments(self.num_classes)
-        yield [
-            self.reading(
-                moments, lambda seen: (vectors(seen.out, self.read), seen.classes(self.num_classes))
-            )
-        ]
+
+        def read(seen: SeenBatch) -> tuple[Tensor, Tensor]:
+            return vectors(seen.out, self.read), seen.classes(self.num_classes)
+
+        yield [self.reading(moments, read)]
         matrix = whitening(moments.within, self.shrinkage)
         self.keep(
             origin=moments.mean,
@@ -185,21 +200,23 @@ class RelativeMahalanobis(OutputsDetector):
 
     def score(self, out: Outputs) -> Tensor:
         """Return minus the smallest relative distance."""
-        features = losses.wide(vectors(out, self.read))
-        origin, matrix, centers, background = (
-            self.learned(name).to(features)
-            for name in ("origin", "whitening", "centers", "background")
-        )
-        centered = features - origin
-        return squared_lengths(centered @ background) - nearest_center(centered @ matrix, centers)
+        features = losses.wide(vectors(out, self.read))  # (N, D)
+        matrix = self.learned("whitening").to(features)
+        centers = self.learned("centers").to(features)
+        background = self.learned("background").to(features)
+        centered = features - self.learned("origin").to(features)
+        to_all_classes = squared_lengths(centered @ background)  # MD_0, (N,)
+        to_nearest_class = nearest_center(centered @ matrix, centers)  # min over k of MD_k, (N,)
+        return to_all_classes - to_nearest_class
 
 
 class LayerNoise(Wrapper):
     """A Mahalanobis detector that reads each layer after a step that raises that layer's score.
 
-    Source: ALOE, between Eq. 8 and 9 (Lee et al. 2018): `x + magnitude sign(grad M_layer(x))`, one
-    moved image a layer, not clipped. For one layer it is `InputNoise`. The published attack on this
-    detector left the step out; the surrogate here goes through it with the movement held constant.
+    The scores are as the wrapped detector's. Source: ALOE, between Eq. 8 and 9 (Lee et al. 2018):
+    `x + magnitude sign(grad M_layer(x))`, one moved image a layer, not clipped. For one layer it is
+    `InputNoise`. The published attack on this detector left the step out; the surrogate here goes
+    through it with the movement held constant.
 
     Args:
         detector: a `Mahalanobis` of any layers.
@@ -215,12 +232,14 @@ class LayerNoise(Wrapper):
     ) -> None:
         if not isinstance(detector, Mahalanobis):
             raise UserError(
-                f"LayerNoise: wraps a Mahalanobis detector, not {type(detector).__name__}; use InputNoise"
+                f"LayerNoise: wraps a Mahalanobis detector, not {type(detector).__name__}; "
+                "use InputNoise"
             )
         super().__init__(detector)
-        self.magnitude, self.region = float(Fraction(magnitude, "magnitude")), Unbounded(clip=clip)
+        self.magnitude = float(Fraction(magnitude, "magnitude"))
+        self.region = Unbounded(clip=clip)
         if self.magnitude < 0:
-            raise UserError(f"magnitude: {magnitude} is negative")
+            raise UserError(f"magnitude: expected a number >= 0, got {magnitude}")
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the weighted sum `(N,)` of the layers' scores, each at its own moved images."""
@@ -233,7 +252,8 @@ class LayerNoise(Wrapper):
         yield from self.detector.learn_with(self._layer_scores)
 
     def attack_surface(self) -> AttackSurface:
-        """Return its own stand-in, which has the score's value, then the score without noise."""
+        """Return the surrogate, which has the score's value, then the score without noise."""
+        # The published attack (ALOE Alg. 2) differentiates the score without noise.
         wrapped = self.detector.surrogate
         return AttackSurface((self.surrogate, wrapped), exact=True, unmoved=(wrapped,))
 
@@ -241,17 +261,24 @@ class LayerNoise(Wrapper):
         return [self._layer_score(images, place) for place in range(len(self.detector.read))]
 
     def _layer_score(self, images: Tensor, place: int) -> Tensor:
-        def score(x: Tensor) -> Tensor:
-            out = widened(outputs(self.detector.net, x, self.detector.layers))
-            with full_precision(x):
+        def score(images: Tensor) -> Tensor:
+            out = widened(outputs(self.detector.net, images, self.detector.layers))
+            with full_precision(images):
                 return self.detector.layer_score(out, place)
 
         if self.magnitude == 0:
             return score(images)
-        up = minimize(
-            lambda x: -score(x), images, self.region, steps=1, step_size=self.magnitude, keep="last"
+        raised = minimize(
+            lambda images: -score(images),
+            images,
+            self.region,
+            steps=1,
+            step_size=self.magnitude,
+            keep="last",
         )
-        return score(images + (up.images - ordinary(images)))
+        # Straight through: the gradient treats the movement as a constant.
+        movement = raised.images - ordinary(images)
+        return score(images + movement)
 
 
 MAGNITUDES = tuple(0.0002 * step for step in range(21))

@@ -10,30 +10,31 @@ from robust_ood import losses
 from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import OutputsDetector
 from robust_ood.detectors.fitting.image_keys import image_keys
-from robust_ood.detectors.fitting.passes import Rounds
+from robust_ood.detectors.fitting.passes import Rounds, SeenBatch
 from robust_ood.detectors.fitting.statistics import Sample
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs
 
-_GROUP = 8
-_ENTRIES = (
-    1 << 23
-)  # distances held at a time: bounds their memory, which is reused because fresh pages cost more
+# How many columns a group has when the smallest values of a row are looked for.
+_GROUP_SIZE = 8
+# How many distances are held at a time. It bounds their memory, which is reused for all chunks of
+# images because fresh pages cost more.
+_ENTRIES = 1 << 23
 
 
 class KNN(OutputsDetector):
-    """Minus the distance of the unit-length penultimate feature to the k-th nearest one of the
-    bank, in [-2, 0].
+    """Minus the distance to the k-th nearest of the training images' features, in [-2, 0].
 
-    Source: Sun et al. 2022, Eq. 3; K = 50 for CIFAR-10, 200 for CIFAR-100, 1000 for ImageNet. The
-    surrogate is minus the squared distance, whose gradient is finite where an image is in the bank.
+    Features are penultimate ones of unit length. Source: Sun et al. 2022, Eq. 3; k = 50 for
+    CIFAR-10, 200 for CIFAR-100, 1000 for ImageNet. The surrogate is minus the squared distance,
+    whose gradient is finite where an image is in the bank.
 
     Args:
         net: classifier.
         neighbours: k, >= 1.
         bank_size: how many features are kept: all of a smaller training set, otherwise a uniform
-            sample of it (alpha in the paper), the same in whatever order the images come.
-        normalize: bring features to unit length first, as the paper does.
+            sample of it (alpha in the paper), which does not depend on the images' order.
+        normalize: scale features to unit length first, as the paper does.
     """
 
     def __init__(
@@ -46,90 +47,110 @@ class KNN(OutputsDetector):
     ) -> None:
         super().__init__(net)
         if not 1 <= neighbours <= bank_size:
-            raise UserError(f"neighbours: {neighbours} is not in 1..bank_size ({bank_size})")
-        self.neighbours, self.bank_size, self.normalize = neighbours, bank_size, normalize
+            raise UserError(f"neighbours: expected 1..{bank_size} (bank_size), got {neighbours}")
+        self.neighbours = neighbours
+        self.bank_size = bank_size
+        self.normalize = normalize
         self.declare("bank")
 
     def learn(self) -> Rounds:
         """Keep the features of the images, or of a sample of them, by one pass."""
         sample = Sample(self.bank_size)
-        yield [
-            self.reading(sample, lambda seen: (self._prepare(seen.out), image_keys(seen.images)))
-        ]
+
+        def read(seen: SeenBatch) -> tuple[Tensor, Tensor]:
+            return self._prepared(seen.out), image_keys(seen.images)
+
+        yield [self.reading(sample, read)]
         if len(sample.rows) < self.neighbours:
             raise UserError(
-                f"neighbours: {self.neighbours} is more than the {len(sample.rows)} images of the loader"
+                f"neighbours: expected at most the number of the loader's images "
+                f"({len(sample.rows)}), got {self.neighbours}"
             )
         self.keep(bank=sample.rows)
 
     def score(self, out: Outputs) -> Tensor:
         """Return minus the distance to the k-th neighbour."""
-        features, neighbour = self._neighbour(out)
-        distance: Tensor = torch.linalg.vector_norm(features - neighbour, dim=1)
-        return -distance
+        features = self._prepared(out)
+        distances: Tensor = torch.linalg.vector_norm(features - self._kth_nearest(features), dim=1)
+        return -distances
 
     def surrogate_score(self, out: Outputs) -> Tensor:
         """Return minus the squared distance to the k-th neighbour."""
-        features, neighbour = self._neighbour(out)
-        return -(features - neighbour).square().sum(1)
+        features = self._prepared(out)
+        return -(features - self._kth_nearest(features)).square().sum(1)
 
     def attack_surface(self) -> AttackSurface:
         """Return the squared distance, in float32.
 
-        Which row is the k-th nearest, and with it the gradient, turns on small differences.
+        Small differences decide which row of the bank is the k-th nearest, and so the gradient.
         """
         return AttackSurface((self.surrogate,), exact=True, needs_float32=True)
 
-    def _prepare(self, out: Outputs) -> Tensor:
+    def _prepared(self, out: Outputs) -> Tensor:
+        """Return the features `(N, D)` that are compared."""
         features = losses.wide(out.features)
-        return F.normalize(features, dim=1) if self.normalize else features
+        if self.normalize:
+            return F.normalize(features, dim=1)
+        return features
 
-    def _neighbour(self, out: Outputs) -> tuple[Tensor, Tensor]:
-        """Return features `(N, D)` and the bank's k-th nearest to each `(N, D)`, a constant."""
-        features, bank = self._prepare(out), self.learned("bank")
+    def _kth_nearest(self, features: Tensor) -> Tensor:
+        """Return the bank's k-th nearest feature `(N, D)` to each of `(N, D)`, a constant."""
+        bank = self.learned("bank")
         with torch.no_grad():
-            rows = max(_ENTRIES // len(bank), 1)
-            held = features.new_empty(min(rows, len(features)), len(bank))
+            chunk_size = max(_ENTRIES // len(bank), 1)
+            # One chunk's distances, overwritten by the next.
+            buffer = features.new_empty(min(chunk_size, len(features)), len(bank))
             bank = bank.to(features)
-            squares = bank.square().sum(1)
-            places = [
-                self._place(part, bank, squares, held[: len(part)])
-                for part in torch.split(features, rows)
-            ]
-        return features, bank[torch.cat(places)]
+            squared_norms = bank.square().sum(1)
+            rows = []
+            for chunk in torch.split(features, chunk_size):
+                held = buffer[: len(chunk)]
+                rows.append(self._kth_nearest_rows(chunk, bank, squared_norms, held))
+        return bank[torch.cat(rows)]
 
-    def _place(self, features: Tensor, bank: Tensor, squares: Tensor, held: Tensor) -> Tensor:
-        """Return the row `(N,)` of each feature's k-th nearest in the bank; `held` is written
-        over.
+    def _kth_nearest_rows(
+        self, features: Tensor, bank: Tensor, squared_norms: Tensor, held: Tensor
+    ) -> Tensor:
+        """Return the row `(n,)` of the bank that is the k-th nearest to each feature.
+
+        Args:
+            features: `(n, D)`.
+            bank: `(B, D)`.
+            squared_norms: of the bank's rows, `(B,)`.
+            held: memory for the distances, `(n, B)`; overwritten.
         """
-        # Squared distances up to the feature's own length, which does not change their order.
-        distances = torch.addmm(
-            squares, features, bank.T, alpha=-2, out=held
-        )  # (N, rows of the bank)
-        near, places = smallest(distances, self.neighbours)
-        return places.gather(1, near.argmax(1, keepdim=True))[:, 0]
+        # Squared distances minus the feature's own squared norm, which does not change their order.
+        distances = torch.addmm(squared_norms, features, bank.T, alpha=-2, out=held)  # (n, B)
+        nearest, rows = smallest(distances, self.neighbours)  # (n, k)
+        farthest = nearest.argmax(1, keepdim=True)
+        return rows.gather(1, farthest)[:, 0]
 
 
 def smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the `count` smallest values of each row and their columns, `(N, count)` each, in any
-    order.
+    """Return the `count` smallest values of each row and their columns, `(N, count)`, unordered.
 
-    Those are in the groups of columns whose minima are smallest: an element is preceded by fewer
-    than `count` others, and each group that precedes its own holds one of them. Minima are much
-    cheaper than selections, so the groups are found in the same way.
+    The columns are divided into groups. The smallest values are in the `count` groups whose minima
+    are smallest: fewer than `count` values are smaller than one of them, and each group with a
+    smaller minimum holds such a value. Minima are much cheaper than a selection, so the groups are
+    found by the same function.
+
+    Args:
+        values: `(N, columns)`.
+        count: at most the number of columns.
     """
-    groups = values.shape[1] // _GROUP
-    if groups < 4 * count:
-        found = values.topk(count, dim=1, largest=False, sorted=False)
-        return found.values, found.indices
-    grouped = values[:, : _GROUP * groups].reshape(
-        len(values), _GROUP, groups
-    )  # column c is in group c % groups
-    _, chosen = smallest(grouped.amin(1), count)  # (N, count)
-    steps = torch.arange(_GROUP, device=values.device) * groups
-    rest = torch.arange(_GROUP * groups, values.shape[1], device=values.device).expand(
-        len(values), -1
-    )
-    columns = torch.cat([(chosen[:, :, None] + steps).flatten(1), rest], dim=1)
-    found = values.gather(1, columns).topk(count, dim=1, largest=False, sorted=False)
-    return found.values, columns.gather(1, found.indices)
+    rows, columns = values.shape
+    groups = columns // _GROUP_SIZE
+    if groups < 4 * count:  # too few groups for their minima to save time
+        selected = values.topk(count, dim=1, largest=False, sorted=False)
+        return selected.values, selected.indices
+    grouped_columns = groups * _GROUP_SIZE
+    # Column c is in group c % groups.
+    grouped = values[:, :grouped_columns].reshape(rows, _GROUP_SIZE, groups)
+    _, chosen_groups = smallest(grouped.amin(1), count)  # (N, count)
+    offsets = torch.arange(_GROUP_SIZE, device=values.device) * groups
+    candidates = (chosen_groups[:, :, None] + offsets).flatten(1)  # (N, count * group size)
+    # Columns beyond the last full group are candidates, too.
+    ungrouped = torch.arange(grouped_columns, columns, device=values.device).expand(rows, -1)
+    candidates = torch.cat([candidates, ungrouped], dim=1)
+    selected = values.gather(1, candidates).topk(count, dim=1, largest=False, sorted=False)
+    return selected.values, candidates.gather(1, selected.indices)

@@ -32,19 +32,18 @@ class Moved(Wrapper):
         """Return the images that are scored instead, `(N, C, H, W)`, detached."""
 
     def surrogate(self, images: Tensor) -> Tensor:
-        """Return the wrapped detector's surrogate at the moved images, with the movement held
-        constant.
-        """
+        """Return the wrapped surrogate `(N,)` at the moved images, with the movement constant."""
         return self.detector.surrogate(self._straight_through(images))
 
     def attack_surface(self) -> AttackSurface:
-        """Return its own stand-in, then those of the wrapped detector at the unmoved image.
+        """Return the surrogate, then those of the wrapped detector at the unmoved image.
 
-        Where the movement crosses a class boundary, the own gradient raises now one class and now
-        another. An attack that follows it alone can end weaker than one transferred from the
-        wrapped detector.
+        Where the movement crosses a class boundary, the surrogate's gradient raises now one class
+        and now another. An attack that follows it alone can end weaker than one transferred from
+        the wrapped detector.
         """
         wrapped = surface_of(self.detector)
+        # Of nested movements, the innermost detector says what is unmoved.
         unmoved = wrapped.unmoved
         if unmoved is None:
             unmoved = wrapped.surrogates
@@ -56,7 +55,8 @@ class Moved(Wrapper):
         return scores
 
     def _straight_through(self, images: Tensor) -> Tensor:
-        return images + (self.move(images) - ordinary(images))
+        movement = self.move(images) - ordinary(images)  # without gradient
+        return images + movement
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class _PositiveAtZero(Unbounded):
 class InputNoise(Moved):
     """Any score after one sign step that raises it: `score(x + magnitude sign(grad score(x)))`.
 
-    Source: Liang et al. 2018 for MSP (ODIN), Lee et al. 2018 for Mahalanobis (ALOE appendix,
-    between Eq. 8 and 9).
+    The scores are as the wrapped detector's. Source: Liang et al. 2018 for MSP (ODIN), Lee et al.
+    2018 for Mahalanobis (ALOE appendix, between Eq. 8 and 9).
 
     Args:
         detector: the score to raise, then to read.
@@ -92,15 +92,17 @@ class InputNoise(Moved):
         super().__init__(detector)
         self.magnitude = float(Fraction(magnitude, "magnitude"))
         if self.magnitude < 0:
-            raise UserError(f"magnitude: {magnitude} is negative")
-        self.region = (_PositiveAtZero if zero_is_positive else Unbounded)(clip=clip)
+            raise UserError(f"magnitude: expected a number >= 0, got {magnitude}")
+        region = _PositiveAtZero if zero_is_positive else Unbounded
+        self.region = region(clip=clip)
 
     def move(self, images: Tensor) -> Tensor:
         """Return the images after the step."""
+        # Without a step there is nothing to differentiate.
         if self.magnitude == 0:
             return ordinary(images)
         moved = minimize(
-            lambda x: -self.detector.surrogate(x),
+            lambda images: -self.detector.surrogate(images),
             images,
             self.region,
             steps=1,
@@ -111,7 +113,7 @@ class InputNoise(Moved):
 
 
 class ODIN(InputNoise):
-    """The tempered MSP after a small step that raises it.
+    """The MSP with a temperature after a small step that raises it, in (1/K, 1].
 
     Source: Liang et al. 2018; ALOE Eq. 6 and 7. The step follows the sign of the gradient of log S,
     which is the sign of the gradient of the log-odds.
@@ -138,11 +140,11 @@ class ODIN(InputNoise):
 
 
 class PRO(Moved):
-    """The smallest score met on a short descent from the image: perturbation-rectified OOD
-    detection.
+    """The smallest score on a short descent from the image (perturbation-rectified OOD detection).
 
-    Source: PRO Alg. 1, Eq. 4-6: K steps `x <- x - step_size sign(grad g(x))`, no random start, no
-    projection, and the minimum over all K + 1 values, the image's own included.
+    The scores are as the wrapped detector's. Source: PRO Alg. 1, Eq. 4-6: K steps `x <- x -
+    step_size sign(grad g(x))`, no random start, no projection, and the minimum over all K + 1
+    values, including that of the image itself.
 
     Args:
         detector: the score g.
@@ -165,26 +167,31 @@ class PRO(Moved):
     ) -> None:
         super().__init__(detector)
         if not isinstance(steps, int) or steps < 1:
-            raise UserError(f"steps: {steps!r} is not a number of gradient steps >= 1")
+            raise UserError(f"steps: expected a whole number >= 1, got {steps!r}")
         step_size = float(Fraction(step_size, "step_size"))
         if not step_size > 0:
-            raise UserError(f"step_size: {step_size} is not > 0")
+            raise UserError(f"step_size: expected a number > 0, got {step_size}")
         if units not in ("pixels", "normalised"):
-            raise UserError(f"units: {units!r} is neither 'pixels' nor 'normalised'")
-        self.steps, self.region = steps, Unbounded(clip=clip)
-        scale = _pixel_scale(detector) if units == "normalised" else torch.ones(1, 1, 1, 1)
+            raise UserError(f"units: expected 'pixels' or 'normalised', got {units!r}")
+        self.steps = steps
+        self.region = Unbounded(clip=clip)
+        scale = torch.ones(1, 1, 1, 1)
+        if units == "normalised":
+            scale = _pixel_scale(detector)
+        # A buffer moves with the network; it is a setting, so no state holds it.
         self.register_buffer("step_size", step_size * scale, persistent=False)
 
     def move(self, images: Tensor) -> Tensor:
-        """Return each image's lowest-scoring iterate."""
+        """Return each image's lowest-scoring iterate `(N, C, H, W)`."""
         return self._descend(images)[0]
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the lowest scores `(N,)` over the K + 1 iterates."""
+        # The descent has evaluated the score at its minimum: no second forward pass.
         return self._descend(images)[1].float()
 
     def _descend(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        found = minimize(
+        lowest = minimize(
             self.detector,
             images,
             self.region,
@@ -192,17 +199,16 @@ class PRO(Moved):
             step_size=self.get_buffer("step_size"),
             keep="best",
         )
-        assert found.values is not None  # "best" always evaluates
-        return found.images, found.values
+        assert lowest.values is not None  # "best" always evaluates
+        return lowest.images, lowest.values
 
 
 def _pixel_scale(detector: Detector) -> Tensor:
-    """Return the standard deviation `(1, C, 1, 1)` of the one normalisation layer inside a
-    detector.
-    """
-    scales = [part.std for part in detector.modules() if isinstance(part, Normalize)]
+    """Return the standard deviation `(1, C, 1, 1)` of a detector's normalisation layer."""
+    scales = [module.std for module in detector.modules() if isinstance(module, Normalize)]
     if not scales or any(not torch.equal(scale, scales[0]) for scale in scales):
         raise UserError(
-            "units: 'normalised' needs one Normalize layer in the network; wrap it with robust_ood.models.wrap"
+            "units: 'normalised' needs one Normalize layer in the network; "
+            "wrap it with robust_ood.models.wrap"
         )
-    return scales[0].detach().clone().view(1, -1, 1, 1)
+    return scales[0].detach().clone().view(1, -1, 1, 1)  # (C,) -> (1, C, 1, 1)

@@ -79,20 +79,26 @@ class Registered:
             net: classifier.
             settings: what the config says of it.
         """
-        given = {**self.defaults, **settings}
+        settings = {**self.defaults, **settings}
         if self.score is None:
-            return configured(place, self.make, net, settings=given)
-        score = given.pop("score", self.score)
-        known = list(inspect.signature(self.make).parameters)[1:]
-        own = {name: value for name, value in given.items() if name in known}
-        of_score = {name: value for name, value in given.items() if name not in known}
+            return configured(place, self.make, net, settings=settings)
+        score = settings.pop("score", self.score)
+        # The first parameter is the score itself; what the wrapper does not have is the score's.
+        parameters = list(inspect.signature(self.make).parameters)[1:]
+        wrapper_settings: dict[str, Any] = {}
+        score_settings: dict[str, Any] = {}
+        for name, value in settings.items():
+            if name in parameters:
+                wrapper_settings[name] = value
+            else:
+                score_settings[name] = value
         try:
-            wrapped = _nested("score", score, net, of_score)
+            wrapped = _nested("score", score, net, score_settings)
         except UnknownSettingError as error:
-            raise UnknownSettingError(place, error.name, [*error.known, *known]) from error
+            raise UnknownSettingError(place, error.name, [*error.known, *parameters]) from error
         except UserError as error:
             raise UserError(f"{place}.{error}" if place else str(error)) from error
-        return configured(place, self.make, wrapped, settings=own)
+        return configured(place, self.make, wrapped, settings=wrapper_settings)
 
 
 def mean(net: nn.Module, scores: Sequence[PartSpec] = ("msp", "mahalanobis")) -> Mean:

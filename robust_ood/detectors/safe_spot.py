@@ -1,6 +1,4 @@
-"""The safe-spot score: how confident the network is on an image, and on its safe spot after an
-attack.
-"""
+"""The safe-spot score: a network's confidence on an image and on its attacked safe spot."""
 
 from __future__ import annotations
 
@@ -21,12 +19,12 @@ from robust_ood.regions import Fraction, region_of
 class SafeSpot(Detector):
     """A mean of two largest probabilities, `share MSP(x) + (1 - share) MSP(x_a)`, in (1/K, 1].
 
-    Source: safe spots paper, Sec. 3.6: x_a is the attacked safe spot of x; in-distribution images
+    Source: safe spots paper, Sec. 3.6: x_a is the attacked safe spot of x. In-distribution images
     have safe spots more often than others, on networks trained to have them. Search and attack draw
     the same random starts for every image, so that a score depends on its image alone.
 
-    The surrogate is the same mean of log-odds of the predicted classes, with the way from x to x_a
-    held constant.
+    The surrogate is the same mean of the predicted classes' log-odds, with the movement from x to
+    x_a held constant.
 
     Args:
         net: classifier, images to logits.
@@ -34,13 +32,13 @@ class SafeSpot(Detector):
         norm: "Linf" or "L2".
         method: "full", "pgd" or "fgsm" (S-Full, S-PGD, S-FGSM); see `safe_spots.search`.
         share: mu in the paper, in [0, 1]; the weight of the image itself.
-        attack_radius: of the attack on the safe spot (epsilon); `radius` by default.
-        attack_steps: its steps, each of a quarter of its radius.
-        steps: of the search; the method's own number by default.
-        seed: of the random starts.
+        attack_radius: how far the attack on the safe spot may go (epsilon); `radius` by default.
+        attack_steps: the attack's number of steps, each of a quarter of its radius.
+        steps: the search's number of steps; the method's own number by default.
+        seed: for the random starts.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- a public constructor: its arguments are the paper's settings
         self,
         net: nn.Module,
         radius: float | str = 8 / 255,
@@ -55,29 +53,30 @@ class SafeSpot(Detector):
     ) -> None:
         super().__init__()
         if not 0 <= share <= 1:
-            raise UserError(f"share: {share} is not in [0, 1]")
+            raise UserError(f"share: expected a number in [0, 1], got {share}")
         if method not in safe_spots.STEPS:
             raise unknown_name("method", method, safe_spots.STEPS)
-        for field, number in (
-            ("attack_steps", attack_steps),
-            ("steps", 1 if steps is None else steps),
-        ):
-            if not isinstance(number, int) or number < 1:
-                raise UserError(f"{field}: {number!r} is not a whole number >= 1")
-        for bound in (radius, radius if attack_radius is None else attack_radius):
-            region_of(norm, bound)
-        self.net, self.norm, self.method, self.share = net, norm, method, share
+        _require_count("attack_steps", attack_steps)
+        if steps is not None:
+            _require_count("steps", steps)
+        region_of(norm, radius)  # raises for a norm or radius that does not exist
+        if attack_radius is not None:
+            region_of(norm, attack_radius)
+        self.net = net
+        self.norm = norm
+        self.method = method
+        self.share = share
         self.radius = float(Fraction(radius, "radius"))
-        self.attack_radius = (
-            self.radius
-            if attack_radius is None
-            else float(Fraction(attack_radius, "attack_radius"))
-        )
-        self.attack_steps, self.steps, self.seed = attack_steps, steps, seed
+        self.attack_radius = self.radius
+        if attack_radius is not None:
+            self.attack_radius = float(Fraction(attack_radius, "attack_radius"))
+        self.attack_steps = attack_steps
+        self.steps = steps
+        self.seed = seed
 
     def forward(self, images: Tensor) -> Tensor:
         """Return scores `(N,)`."""
-        return self._mix(images, lambda logits: F.softmax(losses.wide(logits), dim=1).amax(1))
+        return self._mix(images, _largest_probability)
 
     def surrogate(self, images: Tensor) -> Tensor:
         """Return the mixed log-odds `(N,)`."""
@@ -86,9 +85,9 @@ class SafeSpot(Detector):
     def attack_surface(self) -> AttackSurface:
         """Return the mixed log-odds, then those of the image alone.
 
-        The latter choose the class that is searched and attacked.
+        The latter determine the class for which the safe spot is searched and attacked.
         """
-        return AttackSurface((self.surrogate, lambda images: losses.log_odds(self.net(images))))
+        return AttackSurface((self.surrogate, self._confidence))
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -97,10 +96,11 @@ class SafeSpot(Detector):
 
     def attacked(self, images: Tensor) -> Tensor:
         """Return the attacked safe spots `(N, C, H, W)`, detached."""
+        # Gradients here are those of the search and the attack, none of the caller's.
         images = ordinary(images)
         with evaluating(self.net), differentiating():
             with torch.no_grad():
-                labels = self.net(images).argmax(1)
+                labels = self.net(images).argmax(1)  # (N,), the predicted classes
             spots = safe_spots.search(
                 self.net,
                 images,
@@ -123,8 +123,21 @@ class SafeSpot(Detector):
                 seed=self.seed,
             )
 
+    def _confidence(self, images: Tensor) -> Tensor:
+        return losses.log_odds(self.net(images))
+
     def _mix(self, images: Tensor, confidence: Callable[[Tensor], Tensor]) -> Tensor:
-        moved = images + (self.attacked(images) - ordinary(images))
-        return self.share * confidence(self.net(images)) + (1 - self.share) * confidence(
-            self.net(moved)
-        )
+        """Return the mean `(N,)` of a function of the logits at the image and at its safe spot."""
+        movement = self.attacked(images) - ordinary(images)  # without gradient
+        at_image = confidence(self.net(images))
+        at_safe_spot = confidence(self.net(images + movement))
+        return self.share * at_image + (1 - self.share) * at_safe_spot
+
+
+def _largest_probability(logits: Tensor) -> Tensor:
+    return F.softmax(losses.wide(logits), dim=1).amax(1)
+
+
+def _require_count(field: str, number: int) -> None:
+    if not isinstance(number, int) or number < 1:
+        raise UserError(f"{field}: expected a whole number >= 1, got {number!r}")

@@ -1,6 +1,4 @@
-"""Scores of the softmax distribution: MSP, entropy, generalised entropy, and its divergence from
-typical ones.
-"""
+"""Scores of the softmax: MSP, entropy, generalised entropy, divergence from typical ones."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from robust_ood import losses
 from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import OutputsDetector
 from robust_ood.detectors.fitting.calibration import CalibrationSlopes, best_temperature
-from robust_ood.detectors.fitting.passes import Rounds, Split
+from robust_ood.detectors.fitting.passes import Rounds, SeenBatch, Split
 from robust_ood.detectors.fitting.statistics import ClassMeans, double
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs
@@ -26,15 +24,14 @@ class MSP(OutputsDetector):
 
     Source: Hendrycks and Gimpel 2017; ALOE Eq. 5, PRO Eq. 1 with its temperature. The surrogate is
     the log-odds of the same class, which order images as the probability does and keep their
-    gradient where it saturates at 1. (In float32 it does beyond a margin of about 17: such images
-    tie.)
+    gradient where the probability saturates at 1. (In float32 this happens beyond a margin of about
+    17: the scores of such images tie.)
 
     Args:
         net: classifier, images to logits.
-        temperature: what the logits are divided by, > 0; or "fit", for the one that `fit` finds:
-            the minimum of the negative log-likelihood on labelled images, which the network should
-            not have been trained on (Guo et al. 2017; TempScale in OpenOOD): those that `fit` gets
-            as `validation`.
+        temperature: what the logits are divided by, > 0; or "fit": `fit` then finds the minimum of
+            the negative log-likelihood on the labelled images that it gets as `validation`, which
+            the network should not have been trained on (Guo et al. 2017; TempScale in OpenOOD).
     """
 
     def __init__(self, net: nn.Module, temperature: float | Literal["fit"] = 1.0) -> None:
@@ -43,32 +40,32 @@ class MSP(OutputsDetector):
         if temperature == "fit":
             self.declare("temperature")
         elif isinstance(temperature, str) or not temperature > 0:
-            raise UserError(f"temperature: {temperature!r} is neither a number > 0 nor 'fit'")
+            raise UserError(f"temperature: expected a number > 0 or 'fit', got {temperature!r}")
         else:
+            # A buffer, too, so that a state holds the temperature in both cases.
             self.register_buffer("temperature", torch.tensor(float(temperature)))
 
     @property
     def learns_from(self) -> Mapping[Split, str]:
         """Labelled images that the network was not trained on, for the temperature."""
-        return (
-            {"validation": "its temperature is fitted on training images"}
-            if self.fits_temperature
-            else {}
-        )
+        if self.fits_temperature:
+            return {"validation": "its temperature is fitted on training images"}
+        return {}
 
     def learn(self) -> Rounds:
-        """Find the temperature where it is to be fitted, by two passes over labelled images."""
-        slopes = CalibrationSlopes.coarse()
-        for _ in range(2 if self.fits_temperature else 0):
-            yield [
-                self.reading(
-                    slopes,
-                    lambda seen: (seen.out.logits, seen.classes(self.num_classes)),
-                    "validation",
-                )
-            ]
-            root, slopes = best_temperature(slopes), slopes.refined()
-            self.keep(temperature=torch.tensor(root))
+        """Find the temperature by two passes over labelled images, where it is to be fitted."""
+        if not self.fits_temperature:
+            return
+
+        def read(seen: SeenBatch) -> tuple[Tensor, Tensor]:
+            return seen.out.logits, seen.classes(self.num_classes)
+
+        # The first pass brackets the temperature between points of a coarse grid.
+        coarse = CalibrationSlopes.coarse()
+        yield [self.reading(coarse, read, "validation")]
+        fine = coarse.refined()
+        yield [self.reading(fine, read, "validation")]
+        self.keep(temperature=torch.tensor(best_temperature(fine)))
 
     def score(self, out: Outputs) -> Tensor:
         """Return the largest probability of each row of logits."""
@@ -79,10 +76,11 @@ class MSP(OutputsDetector):
         return losses.log_odds(self._scaled(out))
 
     def attack_surface(self) -> AttackSurface:
-        """Return the log-odds at the detector's temperature, then at 1.
+        """Return the log-odds at the detector's temperature, then those at temperature 1.
 
         The latter can lead to other classes.
         """
+        # At temperature 1, both surrogates would be the same.
         if float(self.learned("temperature")) == 1:
             return AttackSurface((self.surrogate,), exact=True)
         return AttackSurface((self.surrogate, self.confidence), exact=True)
@@ -111,12 +109,12 @@ class Entropy(OutputsDetector):
 
 
 class GEN(OutputsDetector):
-    """Minus the generalised entropy, `-sum of p^gamma (1 - p)^gamma` over the `top` largest
-    probabilities, <= 0.
+    """Minus the generalised entropy, `-sum of p^gamma (1 - p)^gamma`, <= 0.
 
-    Source: Liu et al. 2023; PRO Sec. 5.1, whose formula lacks the minus sign that its code has.
-    Computed in logarithms, with `log(1 - p)` of the largest probability as the log-sum of the
-    others: written out naively, the gradient is NaN as soon as the softmax saturates in float32.
+    The sum is over the `top` largest probabilities. Source: Liu et al. 2023; PRO Sec. 5.1, whose
+    formula lacks the minus sign that its code has. Computed in logarithms, with `log(1 - p)` of the
+    largest probability as the log-sum of the others: computed directly, the gradient is NaN as soon
+    as the softmax saturates in float32.
 
     Args:
         net: classifier, images to logits.
@@ -128,25 +126,27 @@ class GEN(OutputsDetector):
     def __init__(self, net: nn.Module, gamma: float = 0.1, top: int = 100) -> None:
         super().__init__(net)
         if not gamma > 0:
-            raise UserError(f"gamma: {gamma} is not > 0")
+            raise UserError(f"gamma: expected a number > 0, got {gamma}")
         if top < 1:
-            raise UserError(f"top: {top} is not a number of classes >= 1")
-        self.gamma, self.top = gamma, top
+            raise UserError(f"top: expected a number of classes >= 1, got {top}")
+        self.gamma = gamma
+        self.top = top
 
     def score(self, out: Outputs) -> Tensor:
         """Return the negative generalised entropy of each row of logits."""
         log_p = F.log_softmax(losses.wide(out.logits), dim=1)  # (N, K)
-        top, classes = log_p.topk(min(self.top, log_p.shape[1]), dim=1)  # (N, M)
-        rest_of_first = log_p.scatter(1, classes[:, :1], -torch.inf).logsumexp(1, keepdim=True)
-        rest = torch.cat(
-            [rest_of_first, torch.log1p(-top[:, 1:].exp())], dim=1
-        )  # log(1 - p), (N, M)
-        return -((top + rest) * self.gamma).exp().sum(1)
+        count = min(self.top, log_p.shape[1])
+        log_top, classes = log_p.topk(count, dim=1)  # (N, M)
+        without_largest = log_p.scatter(1, classes[:, :1], -torch.inf)
+        complement_of_largest = without_largest.logsumexp(1, keepdim=True)  # (N, 1)
+        complements_of_others = torch.log1p(-log_top[:, 1:].exp())  # (N, M - 1)
+        # log(1 - p)
+        log_complement = torch.cat([complement_of_largest, complements_of_others], dim=1)  # (N, M)
+        return -((log_top + log_complement) * self.gamma).exp().sum(1)
 
 
 class KLMatching(OutputsDetector):
-    """Minus the smallest divergence from the softmax to a class's typical softmax, `-min over k of
-    KL(p || d_k)`, <= 0.
+    """Minus the divergence from the nearest typical softmax, `-min over k of KL(p || d_k)`, <= 0.
 
     Source: Hendrycks et al. 2022, Sec. 4: d_k is the mean softmax of the images that the network
     *predicts* as class k, so no labels are read. Classes that it never predicts have no d_k and are
@@ -163,22 +163,23 @@ class KLMatching(OutputsDetector):
     def learn(self) -> Rounds:
         """Average the softmax of each predicted class, by one pass."""
         means = ClassMeans(self.num_classes)
-        yield [
-            self.reading(
-                means, lambda seen: (_softmax64(seen.out.logits), seen.out.logits.argmax(1))
-            )
-        ]
-        seen = means.counts > 0
-        self.keep(typical=means.sums[seen] / means.counts[seen, None])
+
+        def read(seen: SeenBatch) -> tuple[Tensor, Tensor]:
+            logits = seen.out.logits
+            return F.softmax(double(logits), dim=1), logits.argmax(1)
+
+        yield [self.reading(means, read)]
+        predicted = means.counts > 0  # (K,)
+        self.keep(typical=means.sums[predicted] / means.counts[predicted, None])
 
     def score(self, out: Outputs) -> Tensor:
         """Return minus the divergence from the nearest typical softmax."""
         log_p = F.log_softmax(losses.wide(out.logits), dim=1)  # (N, K)
-        log_typical = (
-            self.learned("typical").to(log_p).clamp_min(torch.finfo(log_p.dtype).tiny).log()
-        )
         p = log_p.exp()
-        divergences = (p * log_p).sum(1, keepdim=True) - p @ log_typical.T  # (N, classes seen)
+        typical = self.learned("typical").to(log_p)  # (predicted classes, K)
+        log_typical = typical.clamp_min(torch.finfo(log_p.dtype).tiny).log()
+        # (N, predicted classes)
+        divergences = (p * log_p).sum(1, keepdim=True) - p @ log_typical.T
         return -divergences.amin(1)
 
     def attack_surface(self) -> AttackSurface:
@@ -187,7 +188,3 @@ class KLMatching(OutputsDetector):
         The nearest typical softmax can change at each step.
         """
         return AttackSurface((self.surrogate, self.confidence), exact=True)
-
-
-def _softmax64(logits: Tensor) -> Tensor:
-    return F.softmax(double(logits), dim=1)

@@ -1,6 +1,4 @@
-"""What is left of a feature outside the principal subspace of the in-distribution: the residual,
-and ViM.
-"""
+"""The part of a feature outside the in-distribution's principal subspace: residual and ViM."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from torch import Tensor, nn
 
 from robust_ood import losses
 from robust_ood.detectors.contract import OutputsDetector
-from robust_ood.detectors.fitting.passes import Rounds
+from robust_ood.detectors.fitting.passes import Rounds, SeenBatch
 from robust_ood.detectors.fitting.statistics import Average, ClassMoments, double
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs, find_head
@@ -31,39 +29,41 @@ class Residual(OutputsDetector):
     def __init__(self, net: nn.Module, dimensions: int | None = None) -> None:
         super().__init__(net)
         size = find_head(net).in_features
-        default = 1000 if size >= 2048 else 512 if size >= 768 else size // 2
-        self.dimensions = default if dimensions is None else dimensions
-        if not 1 <= self.dimensions < size:
+        if dimensions is None:
+            dimensions = _default_dimensions(size)
+        if not 1 <= dimensions < size:
             raise UserError(
-                f"dimensions: {self.dimensions} is not in 1..{size - 1} for features of {size} dimensions"
+                f"dimensions: expected 1..{size - 1} for features of {size} dimensions, "
+                f"got {dimensions}"
             )
+        self.dimensions = dimensions
         self.declare("origin", "complement")
 
     def learn(self) -> Rounds:
         """Find the complement of the principal subspace, by one pass."""
-        moments = ClassMoments(1)
-        yield [
-            self.reading(
-                moments,
-                lambda seen: (
-                    seen.out.features,
-                    seen.out.logits.new_zeros(len(seen.images)).long(),
-                ),
-            )
-        ]
+        moments = ClassMoments(1)  # of all features together, as if there were one class
+
+        def read(seen: SeenBatch) -> tuple[Tensor, Tensor]:
+            one_class = seen.out.logits.new_zeros(len(seen.images)).long()
+            return seen.out.features, one_class
+
+        yield [self.reading(moments, read)]
         head = find_head(self.net)
-        weight = double(head.weight)
-        bias = weight.new_zeros(len(weight)) if head.bias is None else double(head.bias)
+        weight = double(head.weight)  # (K, D)
+        bias = weight.new_zeros(len(weight))
+        if head.bias is not None:
+            bias = double(head.bias)
         origin = -torch.linalg.pinv(weight) @ bias  # (D,)
-        directions = torch.linalg.eigh(moments.around(origin)).eigenvectors  # ascending
+        # Columns, in ascending order of the eigenvalues: the last ones span the subspace.
+        directions = torch.linalg.eigh(moments.around(origin)).eigenvectors  # (D, D)
         self.keep(origin=origin, complement=directions[:, : -self.dimensions])
 
     def residual(self, out: Outputs) -> Tensor:
         """Return the length of the part outside the subspace, `(N,)`."""
         features = losses.wide(out.features)
-        outside = (features - self.learned("origin").to(features)) @ self.learned("complement").to(
-            features
-        )
+        origin = self.learned("origin").to(features)
+        complement = self.learned("complement").to(features)  # (D, D - dimensions)
+        outside = (features - origin) @ complement
         length: Tensor = torch.linalg.vector_norm(outside, dim=1)
         return length
 
@@ -91,22 +91,31 @@ class ViM(Residual):
         """Find the subspace by one pass and alpha by a second one."""
         yield from super().learn()
         average = Average()
-        yield [
-            self.reading(
-                average,
-                lambda seen: (
-                    torch.stack([seen.out.logits.amax(1), self.residual(seen.out)], dim=1),
-                ),
-            )
-        ]
+
+        def read(seen: SeenBatch) -> tuple[Tensor]:
+            largest = seen.out.logits.amax(1)
+            return (torch.stack([largest, self.residual(seen.out)], dim=1),)  # (N, 2)
+
+        yield [self.reading(average, read)]
         logit, residual = average.mean
         if not residual > 0:
             raise UserError(
-                "dimensions: no training feature leaves the principal subspace; give it fewer dimensions"
+                "dimensions: no training feature has a part outside the principal subspace; "
+                "give it fewer dimensions"
             )
         self.keep(alpha=logit / residual)
 
     def score(self, out: Outputs) -> Tensor:
         """Return the free energy minus the virtual logit."""
         logits = losses.wide(out.logits)
-        return logits.logsumexp(1) - self.learned("alpha").to(logits) * self.residual(out)
+        virtual_logit = self.learned("alpha").to(logits) * self.residual(out)
+        return logits.logsumexp(1) - virtual_logit
+
+
+def _default_dimensions(size: int) -> int:
+    """Return how many dimensions the authors' code takes for features of `size` dimensions."""
+    if size >= 2048:
+        return 1000
+    if size >= 768:
+        return 512
+    return size // 2

@@ -88,14 +88,14 @@ class ProgressBar(Progress):
 def print_results(results: Results, console: Console | None = None) -> None:
     """Print AUROC and FPR95, clean and attacked, by attack and detector, then the accuracies."""
     console = console or Console()
+    if results.rows:
+        console.print(
+            "AUROC/FPR95 with clean images, attacked inliers, attacked outliers, and both "
+            "attacked.\nFPR95 is the share of OOD accepted when 95 % of ID is accepted.\n",
+            highlight=False,
+        )
     for table in _detection_tables(results.rows):
         console.print(table, "")
-    console.print(
-        "AUROC/FPR95 with clean images, attacked inliers, attacked outliers, and both attacked.\n"
-        "FPR95 is the share of OOD accepted when 95 % of ID is accepted.",
-        highlight=False,
-    )
-    console.print()
     console.print(_accuracy(results))
     if results.summary:
         console.print(_summary(results), "")

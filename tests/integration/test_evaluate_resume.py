@@ -224,7 +224,7 @@ MISTAKES = [
     ("--batch_size 0", "batch_size", ">= 1"),
     ("--intervals -1", "intervals", ">= 0"),
     ("--attacks [{name:pgd,radius:[]}]", "attacks.pgd.radius", "no radius"),
-    ("--attacks [{name:pgd,radius:[1/255,1/255]}]", "attacks", "stands twice"),
+    ("--attacks [{name:pgd,radius:[1/255,1/255]}]", "attacks", "is duplicated"),
     ("--models {a:[]}", "models.a", "no checkpoint"),
     ("--models {tiny:x.ckpt}", "models", "'tiny' is duplicated"),
     ("--models {a:missing.ckpt}", "checkpoint", "missing.ckpt"),

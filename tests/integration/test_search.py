@@ -11,7 +11,8 @@ import yaml
 from robust_ood import cli
 from robust_ood.models import WideResNet
 
-NET = ["--net", "WideResNet", "--net.depth", "10", "--net.width", "1", "--net.num_classes", "10"]
+NET = ["--net", "robust_ood.models.WideResNet"]
+NET += ["--net.depth", "10", "--net.width", "1", "--net.num_classes", "10"]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_an_attack_decides_by_what_survives(search, tmp_path):
     ranges = "[{name: energy, ranges: {temperature: [0.5, 5]}}]"
     assert search("--detectors", ranges) == 0
     (clean,) = json.loads((tmp_path / "chosen" / "search.json").read_text())
-    attack = "{name: pgd, radius: 1/2000, steps: 2}"
+    attack = "{name: pgd, radius: 0.1/255, steps: 3}"
     assert search("--detectors", ranges, "--attack", attack) == 0
     (attacked,) = json.loads((tmp_path / "chosen" / "search.json").read_text())
     for before, after in zip(clean["trials"], attacked["trials"], strict=True):

@@ -240,7 +240,7 @@ def test_lists_with_and_without_labels_and_with_a_stated_base(tmp_path):
             ["elsewhere/0.png 0"],
             "elsewhere/0.png, the first image of .* is not in any folder above",
         ),
-        (["pets/0 a.png 0", "pets/1 a.png -1"], "expected classes 0..K-1, got label -1"),
+        (["pets/0 a.png 0", "pets/1 a.png -1"], "expected labels in 0..K-1, got -1"),
     ],
 )
 def test_unusable_lists(tmp_path, lines, message):

@@ -856,3 +856,11 @@ def test_the_validation_callback_and_an_evaluation_score_alike(net, arrays):
             (chunk,) = scoring.chunks(data.inliers("test"), None)
             parts = scoring.Scorer("cpu", 3).score({name: detector}, [chunk.read()], attack, 1)
             torch.testing.assert_close(loaded.scores, parts.scores)
+
+
+def test_the_legend_is_printed_before_the_numbers(net, arrays):
+    results = run(net, data_of(arrays), {"msp": MSP(net)})
+    text = io.StringIO()
+    print_results(results, Console(file=text, width=80))
+    printed = text.getvalue()
+    assert printed.index("FPR95 is the share") < printed.index("OOD set")

@@ -55,11 +55,6 @@ class ImageFiles:
         self.shape = (len(paths), resize.size, resize.size, 3)
         self._warn_of_conversions()
 
-    @property
-    def fit(self) -> Resize:
-        """The name that `evaluation` reads until its rewriting is merged."""
-        return self.resize
-
     def __len__(self) -> int:
         return len(self._paths)
 

@@ -46,8 +46,9 @@ def _shifted(numbers: Tensor, bits: int) -> Tensor:
 
 
 def image_digests(images: Tensor) -> list[bytes]:
-    """Return one 16-byte digest of all pixels an image: equal images, and practically only they,
-    have equal digests.
+    """Return one 16-byte digest an image, of all its pixels.
+
+    Equal images, and practically only they, have equal digests.
 
     Args:
         images: `(N, C, H, W)`, uint8 or floats in [0, 1].

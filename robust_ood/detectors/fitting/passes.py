@@ -90,7 +90,9 @@ def together(runs: Iterable[Rounds]) -> Rounds:
     """Run generators of passes in step, so that their n-th passes are one."""
     runs = list(runs)
     while True:
-        passes = [item for run in runs for item in next(run, [])]
+        passes: list[Pass] = []
+        for run in runs:
+            passes.extend(next(run, []))
         if not passes:
             return
         yield passes
@@ -186,7 +188,9 @@ def _see(members: Sequence[Pass], images: Tensor, labels: Tensor | None) -> Seen
         labels = labels.to(device)
     if not any(item.forward for item in members):
         return SeenBatch(images, labels, None)
-    layers = {layer for item in members for layer in item.layers}
+    layers: set[str] = set()
+    for item in members:
+        layers.update(item.layers)
     return SeenBatch(images, labels, outputs(module, images, tuple(sorted(layers))))
 
 

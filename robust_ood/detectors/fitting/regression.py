@@ -49,9 +49,11 @@ class LayerRegression:
             keys = image_keys(seen.images)
             return keys[:, None], keys
 
-        return [
-            Pass(self.chosen[side], read, self.module, forward=False, split=side) for side in _SIDES
-        ]
+        passes = []
+        for side in _SIDES:
+            statistic = self.chosen[side]
+            passes.append(Pass(statistic, read, self.module, forward=False, split=side))
+        return passes
 
     @property
     def has_both(self) -> bool:
@@ -60,10 +62,12 @@ class LayerRegression:
 
     def collect(self) -> list[Pass]:
         """Return the passes that compute the scores of the chosen images."""
-        return [
-            Pass(self.scores[side], self._reader(side), self.module, forward=False, split=side)
-            for side in _SIDES
-        ]
+        passes = []
+        for side in _SIDES:
+            read = self._reader(side)
+            statistic = self.scores[side]
+            passes.append(Pass(statistic, read, self.module, forward=False, split=side))
+        return passes
 
     def _reader(self, side: Split) -> Callable[[SeenBatch], tuple[Tensor, Tensor]]:
         last = int(self.chosen[side].keys.max())  # the images with the smallest keys are chosen

@@ -1,5 +1,4 @@
-"""What fitting accumulates: float64 sums, extremes, order statistics and samples, each in memory
-that does not grow.
+"""What fitting accumulates in constant memory: float64 sums, extremes and samples.
 
 A statistic sees batches, then `reduce` adds up what the processes of a distributed run have seen.
 All tensors are made at the first batch, on its device (on the CPU where the device has no float64).
@@ -10,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from robust_ood.detectors.fitting.processes import gathered, total
@@ -19,7 +19,9 @@ from robust_ood.errors import UserError
 def double(tensor: Tensor) -> Tensor:
     """Return the tensor, of any shape, detached, as float64."""
     tensor = tensor.detach()
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+    if tensor.device.type == "mps":  # has no float64
+        tensor = tensor.cpu()
+    return tensor.double()
 
 
 class Statistic(ABC):
@@ -27,7 +29,7 @@ class Statistic(ABC):
 
     @abstractmethod
     def add(self, *values: Tensor) -> None:
-        """See one batch: tensors `(N, ...)` of as many rows."""
+        """See one batch: tensors `(N, ...)` with the same number of rows."""
 
     @abstractmethod
     def reduce(self) -> None:
@@ -38,13 +40,16 @@ class Average(Statistic):
     """The mean of each column of `(N, D)` values."""
 
     def __init__(self) -> None:
-        self.count, self.sums = 0, torch.zeros(0)
+        self.count = 0
+        self.sums = torch.zeros(0)
 
     def add(self, *values: Tensor) -> None:
         """See values `(N, D)`."""
-        sums = double(values[0]).sum(0)
+        sums = double(values[0]).sum(0)  # (D,)
         self.count += len(values[0])
-        self.sums = self.sums + sums if self.sums.numel() else sums
+        if self.sums.numel():
+            sums = self.sums + sums
+        self.sums = sums
 
     def reduce(self) -> None:
         """Add up counts and sums."""
@@ -62,35 +67,38 @@ class ClassMeans(Statistic):
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
-        self.counts, self.sums = torch.zeros(0), torch.zeros(0)
+        self.counts = torch.zeros(0)
+        self.sums = torch.zeros(0)
 
     def add(self, *values: Tensor) -> None:
         """See vectors `(N, D)` and classes `(N,)`."""
-        vectors, classes = double(values[0]), values[1]
+        vectors = double(values[0])
+        classes = values[1].to(vectors.device)
         if not self.counts.numel():
             self.counts = vectors.new_zeros(self.classes)
             self.sums = vectors.new_zeros(self.classes, vectors.shape[1])
-        member = torch.nn.functional.one_hot(classes.to(vectors.device), self.classes).to(
-            vectors
-        )  # (N, K)
-        self.counts += member.sum(0)
-        self.sums += member.T @ vectors  # deterministic on every device, unlike index_add_
+        membership = F.one_hot(classes, self.classes).to(vectors)  # (N, K)
+        self.counts += membership.sum(0)
+        # Deterministic on every device, unlike index_add_.
+        self.sums += membership.T @ vectors  # (K, D)
 
     def reduce(self) -> None:
         """Add up counts and sums."""
-        self.counts, self.sums = total(self.counts), total(self.sums)
+        self.counts = total(self.counts)
+        self.sums = total(self.sums)
 
     @property
     def means(self) -> Tensor:
-        """The class means `(K, D)`, float64; raises `UserError` for a class without images."""
+        """The class means `(K, D)`, float64.
+
+        Raises: `UserError` for a class without images.
+        """
         require_all(self.counts)
         return self.sums / self.counts[:, None]
 
 
 class ClassMoments(ClassMeans):
-    """Class means, and covariances around them (`within`) and around the common mean
-    (`overall`).
-    """
+    """Class means, covariances around them (`within`) and around the common mean (`overall`)."""
 
     def __init__(self, classes: int) -> None:
         super().__init__(classes)
@@ -100,8 +108,10 @@ class ClassMoments(ClassMeans):
         """See vectors `(N, D)` and classes `(N,)`."""
         super().add(*values)
         vectors = double(values[0])
-        product = vectors.T @ vectors  # (D, D)
-        self.products = product if not self.products.numel() else self.products.add_(product)
+        products = vectors.T @ vectors  # (D, D)
+        if self.products.numel():
+            products = self.products.add_(products)
+        self.products = products
 
     def reduce(self) -> None:
         """Add up counts, sums and products."""
@@ -126,7 +136,8 @@ class ClassMoments(ClassMeans):
     def around(self, origin: Tensor) -> Tensor:
         """Return the second moment `(D, D)` around a point `(D,)`."""
         shift = origin.to(self.products)
-        cross = torch.outer(self.mean, shift)
+        # E[(x - o)(x - o)'] = E[xx'] - E[x]o' - oE[x]' + oo'
+        cross = torch.outer(self.mean, shift)  # (D, D)
         return self.products / self.count - cross - cross.T + torch.outer(shift, shift)
 
     @property
@@ -140,27 +151,29 @@ class ClassExtremes(Statistic):
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
-        self.counts, self.low, self.high = torch.zeros(0), torch.zeros(0), torch.zeros(0)
+        self.counts = torch.zeros(0)
+        self.low = torch.zeros(0)
+        self.high = torch.zeros(0)
 
     def add(self, *values: Tensor) -> None:
         """See vectors `(N, D)` and classes `(N,)`."""
-        vectors, classes = values[0].detach(), values[1].to(values[0].device)
+        vectors = values[0].detach()
+        classes = values[1].to(vectors.device)
         if not self.counts.numel():
             shape = (self.classes, vectors.shape[1])
             self.counts = vectors.new_zeros(self.classes)
-            self.low, self.high = (
-                vectors.new_full(shape, torch.inf),
-                vectors.new_full(shape, -torch.inf),
-            )
+            self.low = vectors.new_full(shape, torch.inf)
+            self.high = vectors.new_full(shape, -torch.inf)
         self.counts += torch.bincount(classes, minlength=self.classes)
-        index = classes[:, None].expand_as(vectors)
+        index = classes[:, None].expand_as(vectors)  # (N, D)
         self.low.scatter_reduce_(0, index, vectors, "amin")
         self.high.scatter_reduce_(0, index, vectors, "amax")
 
     def reduce(self) -> None:
         """Take the extremes over all processes."""
         self.counts = total(self.counts)
-        self.low, self.high = total(self.low, "min"), total(self.high, "max")
+        self.low = total(self.low, "min")
+        self.high = total(self.high, "max")
 
 
 class Sample(Statistic):
@@ -172,38 +185,45 @@ class Sample(Statistic):
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.rows, self.keys = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+        self.rows = torch.zeros(0)
+        self.keys = torch.zeros(0, dtype=torch.int64)
+        self.filled = 0
 
     def add(self, *values: Tensor) -> None:
         """See rows `(N, D)` and integer keys `(N,)`."""
-        rows, keys = values[0].detach(), values[1]
+        rows = values[0].detach()
+        keys = values[1]
         if not self.keys.numel():
-            self.rows, self.keys, self.filled = (
-                rows.new_empty(self.size, rows.shape[1]),
-                keys.new_empty(self.size),
-                0,
-            )
-        fresh = min(len(rows), self.size - self.filled)
-        self.rows[self.filled : self.filled + fresh] = rows[:fresh]
-        self.keys[self.filled : self.filled + fresh] = keys[:fresh]
-        self.filled += fresh
-        if fresh < len(rows):
-            self._replace(rows[fresh:], keys[fresh:])
+            self.rows = rows.new_empty(self.size, rows.shape[1])
+            self.keys = keys.new_empty(self.size)
+        # The sample is filled first; then rows with small keys replace others.
+        added = min(len(rows), self.size - self.filled)
+        end = self.filled + added
+        self.rows[self.filled : end] = rows[:added]
+        self.keys[self.filled : end] = keys[:added]
+        self.filled = end
+        if added < len(rows):
+            self._replace(rows[added:], keys[added:])
 
     def _replace(self, rows: Tensor, keys: Tensor) -> None:
-        """Let rows with small keys take the places of those with the largest."""
-        both = torch.cat([self.keys, keys])
-        kept = both.topk(self.size, largest=False).indices
+        """Replace the rows with the largest keys by new ones with smaller keys."""
+        # Rows that stay are not copied: only their replacements are written.
+        all_keys = torch.cat([self.keys, keys])
+        kept = all_keys.topk(self.size, largest=False).indices
         entering = kept[kept >= self.size] - self.size
         leaving = torch.ones_like(self.keys, dtype=torch.bool)
         leaving[kept[kept < self.size]] = False
-        self.rows[leaving], self.keys[leaving] = rows[entering], keys[entering]
+        self.rows[leaving] = rows[entering]
+        self.keys[leaving] = keys[entering]
 
     def reduce(self) -> None:
         """Draw the sample from what all processes kept, in the order of the keys."""
-        rows, keys = gathered(self.rows[: self.filled]), gathered(self.keys[: self.filled])
+        rows = gathered(self.rows[: self.filled])
+        keys = gathered(self.keys[: self.filled])
+        # Sorted, so that the order does not depend on how processes shared the images.
         order = keys.argsort(stable=True)[: self.size]
-        self.rows, self.keys = rows[order], keys[order]
+        self.rows = rows[order]
+        self.keys = keys[order]
         self.filled = len(order)
 
 
@@ -211,10 +231,15 @@ def require_all(
     counts: Tensor,
     problem: str = "loader: gives no image of class {}; every class of the network needs some",
 ) -> None:
-    """Raise `UserError` of a problem, with the classes put in, where one of the counts `(K,)` is
-    zero.
+    """Raise `UserError` where a class has no images.
+
+    Args:
+        counts: `(K,)`.
+        problem: the message, with {} for the classes without images.
     """
     empty = (counts == 0).nonzero().flatten().tolist()
     if empty:
-        shown = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
+        shown = ", ".join(map(str, empty[:5]))
+        if len(empty) > 5:
+            shown += ", ..."
         raise UserError(problem.format(shown))
