@@ -7,10 +7,11 @@ inside the region.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,36 +34,48 @@ class Rule(ABC):
 
 @dataclass(frozen=True)
 class Steepest(Rule):
-    """Constant steps in the region's steepest direction.
-
-    These are sign steps for Linf and normalised gradients for L2.
+    """Steps in the region's steepest direction: signs for Linf, normalised gradients for L2.
 
     Args:
         momentum: decay of the accumulated gradient, 0 <= momentum < 1 (0: none). Each gradient is
             divided by its mean absolute value before it is added, as in MI-FGSM (Dong et al. 2018,
             Eq. 6).
+        decay: "none" for steps of constant size; "cosine" for steps that shrink from the step size
+            towards zero along half a cosine over the run. Where a score is rough, a search with
+            constant steps keeps jumping over what one with shrinking steps settles in.
     """
 
     momentum: float = 0.0
+    decay: Literal["none", "cosine"] = "none"
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum < 1:
             raise UserError(f"momentum: {self.momentum} is not in [0, 1)")
+        if self.decay not in ("none", "cosine"):
+            raise UserError(f"decay: {self.decay!r} is neither 'none' nor 'cosine'")
 
     def begin(
         self, region: Region, center: Tensor, steps: int, step_size: float | Tensor
     ) -> Stepper:
         """Return the stepper; `step_size` may be a tensor that broadcasts over the images."""
         velocity = torch.zeros_like(center) if self.momentum else None
+        sizes = iter(self._shares(steps))
 
         def step(images: Tensor, gradient: Tensor, values: Tensor) -> Tensor:
+            size = next(sizes) * step_size
             if velocity is not None:
                 mean = gradient.abs().mean((1, 2, 3), keepdim=True)  # (N, 1, 1, 1)
                 mean = mean.clamp_min(torch.finfo(gradient.dtype).tiny)
                 gradient = velocity.mul_(self.momentum).add_(gradient / mean)
-            return region.project(images - region.steepest(gradient) * step_size, center)
+            return region.project(images - region.steepest(gradient) * size, center)
 
         return step
+
+    def _shares(self, steps: int) -> list[float]:
+        """Return the share of the step size that each step takes."""
+        if self.decay == "none":
+            return [1.0] * steps
+        return [0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(steps)]
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,30 @@ def maximum_probability(
     return _summed(objectives)
 
 
+def tied_classes(detector: Detector, direction: Direction, images: Tensor) -> list[Objective]:
+    """Return the objective of a tie between the three classes that are likeliest on clean images.
+
+    Softmax scores, ODIN's above all, are lowest where several classes are equally likely. The score
+    itself climbs towards one class at a time on the way there. For outliers it is the log-odds of
+    the largest probability.
+    """
+    if direction == -1:
+        return maximum_probability(detector, direction, images)
+    return _summed([_spread_of_top(net, images) for net in classifiers(detector, "tied")])
+
+
+def _spread_of_top(net: nn.Module, images: Tensor) -> Objective:
+    with torch.no_grad():
+        logits = net(images)
+        top = logits.topk(min(3, logits.shape[1]), dim=1).indices  # (N, 3)
+
+    def objective(x: Tensor) -> Tensor:
+        chosen = losses.wide(net(x)).gather(1, top)  # (N, 3)
+        return (chosen - chosen.mean(1, keepdim=True)).square().sum(1)
+
+    return objective
+
+
 def features(detector: Detector, direction: Direction, images: Tensor) -> list[Objective]:
     """Return the objective of matching penultimate features.
 
@@ -112,9 +136,10 @@ SCORE_OBJECTIVES: dict[str, ScoreObjectives] = {
     "unmoved": unmoved_score,
     "softmax": softmax,
     "msp": maximum_probability,
+    "tied": tied_classes,
     "features": features,
 }
-READ_CLASSIFIERS = {"softmax", "msp", "features"}
+READ_CLASSIFIERS = {"softmax", "msp", "tied", "features"}
 LABEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": lambda logits, labels: -losses.cross_entropy(logits, labels),
     "margin": losses.margin,

@@ -28,12 +28,12 @@ from robust_ood.errors import UserError, unknown_name
 from robust_ood.perturb import JudgedObjective, Minimum, Objective, both_values
 from robust_ood.randomness import generators
 from robust_ood.regions import Fraction, Generators, Region
-from robust_ood.rules import AutoPGD, Rule
+from robust_ood.rules import AutoPGD, Rule, Steepest
 
 Draws = Callable[[int], Generators]
 """Restart number to the generators of its random start."""
 
-ScoreObjective = Literal["score", "unmoved", "softmax", "msp", "features"]
+ScoreObjective = Literal["score", "unmoved", "softmax", "msp", "tied", "features"]
 LabelLoss = Literal["cross_entropy", "margin", "dlr", "dlr_or_margin"]
 Keep = Literal["best", "objective", "last"]
 
@@ -51,7 +51,8 @@ class PGD(Budget):
         objective: what an attack on a detector minimises: "score" differentiates the detector
             itself, "unmoved" leaves out its input noise or descent, "softmax" takes the ALOE
             paper's objectives of its classifier (Alg. 1), "msp" the classifier's largest
-            probability, "features" its penultimate features.
+            probability, "tied" a tie of its three likeliest classes, "features" its penultimate
+            features.
         loss: what an attack on a classifier climbs: "cross_entropy", "margin", "dlr" (3 classes or
             more) or "dlr_or_margin".
         keep: "best", the worst iterate by the true score or margin; "objective", the best by its
@@ -301,6 +302,35 @@ def apgd(
         objective=objective,
         loss=loss,
         rule=AutoPGD(),
+        seed=seed,
+        precision=precision,
+    )
+
+
+def decayed(
+    region: Region,
+    *,
+    steps: int = 100,
+    restarts: int = 1,
+    objective: ScoreObjective = "score",
+    loss: LabelLoss = "cross_entropy",
+    seed: int = 0,
+    precision: Precision = "float32",
+) -> PGD:
+    """Return PGD with momentum whose steps shrink from the radius to zero along half a cosine.
+
+    Source: the momentum of MI-FGSM, Dong et al. 2018, Eq. 6. Where a score is rough, as the
+    distance to the k-th neighbour is, constant steps do not settle: more of them are no stronger an
+    attack. Shrinking ones do. The arguments are those of `PGD`.
+    """
+    return PGD(
+        region,
+        steps=steps,
+        step_size=region.radius,
+        restarts=restarts,
+        objective=objective,
+        loss=loss,
+        rule=Steepest(momentum=0.9, decay="cosine"),
         seed=seed,
         precision=precision,
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robust_ood import losses
 from robust_ood.attacks.apply import Candidate, LabelAttack, ScoreAttack, Settings
 from robust_ood.attacks.objectives import READ_CLASSIFIERS, Direction
-from robust_ood.attacks.pgd import PGD, apgd
+from robust_ood.attacks.pgd import PGD, apgd, decayed
 from robust_ood.attacks.square import Square
 from robust_ood.attacks.targeted import Targeted
 from robust_ood.detectors import Detector
@@ -87,12 +87,16 @@ class Suite:
 def standard(radius: float | str, norm: str = "Linf") -> Suite:
     """Return the standard suite, which has no setting but the budget.
 
-    On detectors: PGD and Auto-PGD through the detector's own score with restarts; both of the ALOE
-    paper's attacks, on the published trajectory (10 steps of 1/255 for Linf); its softmax
-    objectives by Auto-PGD; the classifier's MSP; features away from the image's own, or towards a
-    class's; the likeliest classes one by one; Square. On classifiers, after AutoAttack: Auto-PGD
-    with restarts on the cross-entropy and on the DLR loss (the margin below 3 classes), towards
-    each class, and Square; a short PGD goes first and spares them the easy images.
+    On detectors: PGD, PGD with momentum and shrinking steps, and Auto-PGD through the detector's
+    own score with restarts; both of the ALOE paper's attacks, on the published trajectory (10 steps
+    of 1/255 for Linf); its softmax objectives by Auto-PGD; ties between the likeliest classes; the
+    classifier's MSP; features away from the image's own, or towards a class's; the likeliest
+    classes one by one; Square. On classifiers, after AutoAttack: Auto-PGD with restarts on the
+    cross-entropy and on the DLR loss (the margin below 3 classes), towards each class, and Square;
+    a short PGD goes first and spares them the easy images.
+
+    Members in the cheap precision find most of it; the longest ones are in float32, so that what is
+    reported does not depend on rounding.
 
     Args:
         radius: in pixel fractions, a number or a fraction as "8/255".
@@ -105,10 +109,12 @@ def standard(radius: float | str, norm: str = "Linf") -> Suite:
     return Suite(
         on_detectors={
             "pgd": PGD(region, steps=40, restarts=2),
-            "apgd": apgd(region, steps=50, restarts=2),
+            "momentum": decayed(region, restarts=2),
+            "apgd": apgd(region, steps=100, restarts=2, precision="float32"),
             "aloe": PGD(region, steps=10, step_size=published, objective="softmax"),
             "aloe-unmoved": PGD(region, steps=10, step_size=published, objective="unmoved"),
             "softmax": apgd(region, steps=20, objective="softmax"),
+            "tied": decayed(region, steps=40, objective="tied"),
             "msp": PGD(region, steps=20, objective="msp"),
             "features": apgd(region, steps=20, objective="features"),
             "targeted": Targeted(apgd(region, steps=20), classes=3),
@@ -117,8 +123,10 @@ def standard(radius: float | str, norm: str = "Linf") -> Suite:
         on_classifiers={
             "pgd": PGD(region, steps=10),
             "apgd-ce": apgd(region, steps=100, restarts=2),
-            "apgd-dlr": apgd(region, steps=100, restarts=3, loss="dlr_or_margin"),
-            "targeted": Targeted(apgd(region, steps=100), classes=9),
+            "apgd-dlr": apgd(
+                region, steps=100, restarts=3, loss="dlr_or_margin", precision="float32"
+            ),
+            "targeted": Targeted(apgd(region, steps=100, precision="float32"), classes=9),
             "square": Square(region, queries=1000),
         },
     )

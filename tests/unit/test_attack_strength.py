@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -13,10 +16,12 @@ from robust_ood.attacks import (
     Suite,
     aloe_mahalanobis,
     attack_score,
+    decayed,
     standard,
     transferred,
 )
 from robust_ood.detectors import (
+    KNN,
     ODIN,
     PRO,
     AttackSurface,
@@ -34,6 +39,7 @@ from robust_ood.detectors import (
 )
 from robust_ood.errors import UserError
 from robust_ood.evaluation import sanity
+from robust_ood.rules import Steepest
 
 REGION = Linf(0.05)
 WEIGHT = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(9)) - 0.5
@@ -238,7 +244,7 @@ def test_members_that_cannot_apply_are_named(trained):
             return self.net(images).logsumexp(1)
 
     suite = standard(0.05)
-    left_out = ["aloe", "softmax", "msp", "features", "targeted"]
+    left_out = ["aloe", "softmax", "tied", "msp", "features", "targeted"]
     assert suite.left_out(Nameless()) == left_out
     assert suite.left_out(Energy(net)) == []
     warnings = sanity.check(Nameless(), inliers, outliers, suite, limit=4)
@@ -247,4 +253,57 @@ def test_members_that_cannot_apply_are_named(trained):
         "do not apply" in w for w in sanity.check(Energy(net), inliers, outliers, suite, limit=4)
     )
     won = attack_score(Nameless(), outliers[:2], suite, -1).wins()
-    assert set(won) == {"clean", "pgd", "apgd", "aloe-unmoved", "square"}
+    assert set(won) == {"clean", "pgd", "momentum", "apgd", "aloe-unmoved", "square"}
+
+
+# Rough scores ---------------------------------------------------------------------------------
+
+
+def mean_score(detector, images, attack):
+    return float(attack_score(detector, images, attack, 1).values.mean())
+
+
+def test_shrinking_steps_settle_where_constant_ones_keep_jumping(trained):
+    net, inliers, labels, _ = trained
+    detector = KNN(net, neighbours=3).fit([(inliers, labels)])
+    images = inliers[:8]
+    constant = PGD(REGION, steps=40, precision="float32")
+    assert mean_score(detector, images, decayed(REGION, steps=40)) < mean_score(
+        detector, images, constant
+    )
+
+
+@pytest.mark.parametrize("make", [KNN, Energy, ODIN])
+def test_more_shrinking_steps_are_no_weaker_an_attack(trained, make):
+    net, inliers, labels, _ = trained
+    detector = make(net, neighbours=3) if make is KNN else make(net)
+    if not detector.fitted:
+        detector.fit([(inliers, labels)])
+    few, many = (
+        mean_score(detector, inliers[:8], decayed(REGION, steps=steps)) for steps in (10, 80)
+    )
+    assert many <= few + 1e-3 * abs(few)
+
+
+def test_cosine_steps_move_a_linear_score_as_far_as_their_sum():
+    images = torch.full((2, 3, 4, 4), 0.5)
+    shares = [0.5 * (1 + math.cos(math.pi * step / 5)) for step in range(5)]
+    attack = PGD(
+        Linf(0.4),
+        steps=5,
+        step_size=0.01,
+        random_start=False,
+        keep="last",
+        rule=Steepest(decay="cosine"),
+    )
+    moved = attack_score(Linear(), images, attack, 1).images - images
+    assert torch.allclose(moved.abs(), torch.full_like(moved, 0.01 * sum(shares)), atol=1e-6)
+
+
+def test_a_tie_is_a_tie(trained):
+    net, inliers, _, _ = trained
+    attack = decayed(Linf(64 / 255), steps=40, objective="tied")
+    (found,) = candidates(Energy(net), inliers[:4], replace(attack, keep="objective"))
+    before = net(inliers[:4]).topk(3, dim=1)
+    after = net(found).gather(1, before.indices)
+    assert (after.std(1) < before.values.std(1)).all()
