@@ -126,6 +126,7 @@ def _text(x: float, y: float, words: str, size: int, weight: str, anchor: str) -
 
 
 def main() -> None:
+    """Draw all journeys."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
     for name, steps in JOURNEYS.items():
         (folder / f"journey_{name}.svg").write_text(draw(steps))

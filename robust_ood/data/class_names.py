@@ -26,10 +26,9 @@ def class_names_of(spec: str | SetSpec, root: Path) -> tuple[str, ...]:
     None are returned for other sources, whose labels are fixed by their publishers, and for what
     cannot be read, which whoever loads the set reports.
     """
-    if isinstance(spec, SetSpec) and spec.labels is not None:
-        return ()  # labels of their own
     source = source_of(spec)
-    if source in EMBEDDED or find_in_catalogue(source, root) is not None:
+    relabelled = isinstance(spec, SetSpec) and spec.labels is not None
+    if relabelled or source in EMBEDDED or find_in_catalogue(source, root) is not None:
         return ()
     path = find_path(root / source)
     if path is None:

@@ -121,7 +121,9 @@ def test_a_refused_download_ends_with_one_line_and_the_place_of_the_file(capsys,
     assert line.startswith(
         "error: net: cannot build RobustBench's Wong2020Fast for cifar10, Linf ("
     )
-    assert "; or download the weights by hand and put them at zoo/cifar10/Linf/Wong2020Fast.pt" in line
+    assert (
+        "; or download the weights by hand and put them at zoo/cifar10/Linf/Wong2020Fast.pt" in line
+    )
     line = refused(
         capsys, *own("Debenedetti2022Light_XCiT-S12", "cifar10", "Linf")
     )  # timm's, with timm's own folder

@@ -332,7 +332,7 @@ def test_a_tar_cut_off_between_two_members(tmp_path):
 
 def test_other_files_are_no_archives(tmp_path):
     (tmp_path / "x.rar").write_bytes(b"Rar!")
-    with pytest.raises(UserError, match="unknown archive format; accepted: .zip"):
+    with pytest.raises(UserError, match=r"unknown archive format; accepted: \.zip"):
         unpack(tmp_path / "x.rar", tmp_path / "out")
 
 

@@ -47,13 +47,13 @@ def test_old_names_work_and_say_the_new_one(tmp_path, name, value):
     assert caught[0].filename == __file__
     with pytest.warns(DeprecationWarning, match=message):
         assert read(tmp_path, f"data: {{{name}: {str(value).lower()}}}")[0].reading == expected
+    arguments = [f"--data.{name}", str(value).lower()]
     with pytest.warns(DeprecationWarning, match=message):
-        arguments = [f"--data.{name}", str(value).lower()]
         assert read(tmp_path, arguments=arguments)[0].reading == expected
 
 
 def test_an_old_name_overrides_its_field_alone():
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="workers"):
         data = OODData(reading=ReadingOptions(2, 9), workers=5)
     assert data.reading == ReadingOptions(5, 9)
 
