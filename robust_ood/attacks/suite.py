@@ -36,7 +36,7 @@ class Suite:
     keeps_clean = True
 
     def __post_init__(self) -> None:
-        if not self.on_detectors:
+        if not self.on_detectors and not self.on_classifiers:
             raise UserError("on_detectors: no attack given; a suite needs at least one")
 
     def settings(self) -> Settings:

@@ -63,7 +63,7 @@ def differences(one, other, place=""):
     """
     if isinstance(one, dict) and isinstance(other, dict):
         keys = {*one, *other} - (
-            {"config", "hyper_parameters", "callbacks"} if not place else set()
+            {"config", "hyper_parameters", "callbacks", "sizes"} if not place else set()
         )
         return [
             found
