@@ -70,7 +70,7 @@ JOURNEYS = {
         Step("detectors: [{name: margin.NormalizedMargin}]", "a config", "a name with a dot", "user"),
         Step("read_part, import_path", "settings.py", "the class; the working folder is searched"),
         Step("build_all", "detectors/registry.py", "a Detector of the network, settings checked", "core"),
-        Step("FitTask", "evaluation/tasks.py", "learn(): passes shared with other detectors"),
+        Step("FitTask", "evaluation/fitting.py", "learn(): passes shared with other detectors"),
         Step("surface_of", "detectors/attack_surface.py", "AttackSurface: what attackers may use", "core"),
         Step("ScoreTask, SanityTask", "evaluation/tasks.py", "scores clean and attacked; alarms"),
         Step("ModelRecords, Results", "evaluation/rows.py", "rows under its label"),
