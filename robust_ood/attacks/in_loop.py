@@ -57,11 +57,11 @@ class BudgetConfig:
 
 if TYPE_CHECKING:
     InLoopAttack = Budget | BudgetConfig | str
+    """What training methods accept: a `Budget`, a `PGD`, or either as a config has it."""
 else:
-    InLoopAttack = (
-        BudgetConfig | str
-    )  # the type hint that jsonargparse reads: what a config may write
-"""What training methods accept as an attack: a `Budget`, a `PGD`, or either as a config has it."""
+    # What jsonargparse reads: what a config may write.
+    InLoopAttack = BudgetConfig | str
+    """What training methods accept: a `Budget`, a `PGD`, or either as a config has it."""
 
 IN_LOOP_NAMES = ("pgd", "fgsm", "apgd")
 """The registered attacks that are a budget and nothing else."""
