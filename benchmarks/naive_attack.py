@@ -108,7 +108,7 @@ def measure(
         areas[f"{attack} in"] = auroc(attacked["in"], clean["out"])
         areas[f"{attack} out"] = auroc(clean["in"], attacked["out"])
         areas[f"{attack} both"] = auroc(attacked["in"], attacked["out"])
-    return {"auroc": areas, "minutes": seconds, "winners": winners}
+    return {"auroc": areas, "took": seconds, "winners": winners}
 
 
 def naive(
@@ -215,8 +215,8 @@ def write(options: Any, results: dict[str, dict[str, Any]]) -> int:
             cells.append(f"{suite:.3f} / {loop:.3f}")
             if suite > loop + options.slack:
                 beaten.append(f"{name} ({attacked}, by {suite - loop:.3f})")
-        minutes = result["minutes"]
-        cells.append(f"{minutes['suite'] / 60:.1f} / {minutes['loop'] / 60:.1f}")
+        took = result["took"]  # seconds
+        cells.append(f"{took['suite'] / 60:.1f} / {took['loop'] / 60:.1f}")
         rows.append([name, *cells])
     header = ("detector", "clean", "inliers", "outliers", "both", "minutes")
     verdict = f"The loop is stronger by more than {options.slack} on: {', '.join(beaten)}."

@@ -83,7 +83,7 @@ JOURNEYS = {
         Step("newest_checkpoint", "cli/resume.py", "the newest that can be read"),
         Step("refuse_changes", "cli/resume.py", "the same settings, or each difference named"),
         Step("OptimizedModule.on_fit_start", "training/optimized.py", "optimiser and schedule at their step"),
-        Step("OODData.load_state_dict", "data/module.py", "the loader goes on inside the epoch", "data"),
+        Step("OODData.load_state_dict", "data/module.py", "the loader continues inside the epoch", "data"),
         Step("MetricsFile.truncate", "callbacks/metrics_file.py", "rows after the checkpoint are dropped"),
         Step("generator(seed, purpose, epoch, step, rank)", "randomness.py", "the same draws, the same bits", "core"),
     ],

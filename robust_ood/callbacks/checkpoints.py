@@ -173,8 +173,8 @@ class Checkpoints(Checkpoint):
         now = torch.get_num_threads()
         if before is not None and before != now:
             rank_zero_warn(
-                f"the run had {before} CPU threads and now has {now}: it goes on, but not bit for "
-                f"bit; for that, set OMP_NUM_THREADS={before}"
+                f"the run had {before} CPU threads and now has {now}: it continues, but not bit "
+                f"for bit; for that, set OMP_NUM_THREADS={before}"
             )
 
     def _is_due(self, trainer: Trainer) -> bool:

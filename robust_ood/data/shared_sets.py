@@ -60,7 +60,8 @@ def pixel_digests(images: ImageSet) -> frozenset[bytes]:
     """Return a digest of every image of a set in memory; none for one that is read from files."""
     if not images.in_memory:
         return frozenset()
-    return frozenset(map(_digest, images.images[np.arange(len(images))]))
+    # One image at a time: indexing all of them would copy the set.
+    return frozenset(_digest(images.images[index]) for index in range(len(images)))
 
 
 def refuse_inliers(field: str, images: ImageSet, inliers: Mapping[str, frozenset[bytes]]) -> None:
