@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
+
+from robust_ood.texts import printable
 
 
 class UserError(ValueError):
     """A mistake in what the user gave: one line that names the field, the value and what fits.
 
     The commands print that line and end with exit code 2; from Python it is an ordinary
-    `ValueError`.
+    `ValueError`. What comes from files and names of others is written out in it, so that no
+    terminal obeys it.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(" ".join(message.splitlines())))
+
+
+class Notice(UserWarning):
+    """Something that the user should know of what was read: one line, which the commands print."""
+
+
+def notify(message: str) -> None:
+    """Warn of something in one line, in which nothing from outside is obeyed by a terminal."""
+    warnings.warn(printable(" ".join(message.splitlines())), Notice, stacklevel=3)
 
 
 def unknown_name(field: str, name: str, known: Iterable[str]) -> UserError:

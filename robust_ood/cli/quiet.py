@@ -8,6 +8,8 @@ import re
 import warnings
 from typing import Any
 
+from robust_ood.errors import Notice
+
 _ROUTINE_MESSAGES = (
     r".*does not have many workers.*",  # our loaders read arrays in memory
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
@@ -48,7 +50,9 @@ _formatwarning = warnings.formatwarning
 def _in_one_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: Any = None
 ) -> str:
-    """Format our deprecations without the place in our code, which says nothing to a user."""
+    """Format what we say ourselves without the place in our code, which says nothing to a user."""
+    if issubclass(category, Notice):
+        return f"warning: {message}\n"
     if category is DeprecationWarning and re.fullmatch(_OUR_DEPRECATIONS, str(message)):
         return f"warning: {message}\n"
     return _formatwarning(message, category, filename, lineno, line)

@@ -12,8 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_ood.errors import UserError
+from robust_ood.errors import UserError, notify
+from robust_ood.models.harmless import harmless_values, refused_name
 from robust_ood.models.key_maps import KEY_MAPS, find_key_map, rename
+from robust_ood.models.matching import (
+    Match,
+    best,
+    is_average,
+    matches,
+    variants,
+    without_any_prefix,
+    without_prefixes,
+)
 from robust_ood.models.wrap import Wrapped
 from robust_ood.texts import first_sentence
 
@@ -25,14 +35,13 @@ _CONTAINERS = (
     "net",
     "weights",
     "params",
+    "module",
+    "shadow",
 )
 """Names under which training code stores a state dict, besides the optimiser's and other things."""
 
 _ZIP = b"PK\x03\x04"
 """How torch knows a zip archive."""
-
-_PREFIXES: tuple[str, ...] = ("net.", "module.", "_orig_mod.", "model.")
-"""Prefixes of keys by our training, DataParallel, `torch.compile` and other Lightning modules."""
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
@@ -57,10 +66,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
             "pip install 'robust-ood[safetensors]'"
         ) from error
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"checkpoint: {path} holds something other than tensors and plain values; refused "
-            "(of a whole pickled network, save the state_dict() instead)"
-        ) from error
+        raise UserError(_refusal(path, refused_name(error))) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         reason = first_sentence(error, 160)
         raise UserError(f"checkpoint: {path} is damaged or no checkpoint ({reason})") from error
@@ -72,13 +78,26 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     return content
 
 
+def _refusal(path: Path, culprit: str | None) -> str:
+    """Say why a file is refused, and what its owner can do."""
+    thing = "something other than tensors and plain values"
+    if culprit is not None:
+        thing = f"a {culprit}, which is neither a tensor nor a plain value"
+    return (
+        f"checkpoint: {path} holds {thing}; refused, because making it would run code (of a whole "
+        "pickled network, save the state_dict() instead; of other things, save the weights alone: "
+        "torch.save(net.state_dict(), FILE))"
+    )
+
+
 def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return dict(load_file(path))
     check_sums(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with harmless_values():
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def check_sums(path: Path | str) -> None:
@@ -108,15 +127,41 @@ def network_state(
     under `state_dict`, `model`, `net` and other usual names, and the prefixes `module.` of
     DataParallel, `_orig_mod.` of `torch.compile` and `model.` of other people's Lightning modules.
     """
-    *_, shortest = _without_prefixes(_tensors(content, source))
+    *_, shortest = without_prefixes(_tensors(content, source, averaged=False))
     return shortest
 
 
-def _tensors(content: Mapping[str, Any], source: Path | str) -> dict[str, Tensor]:
-    tensors = _nested_tensors(content)
-    if not tensors:
+def _tensors(
+    content: Mapping[str, Any], source: Path | str, *, averaged: bool
+) -> dict[str, Tensor]:
+    """Return the tensors of a file; those of a running average where it has one and that is asked.
+
+    Raises: `UserError` where there are none.
+    """
+    averages = {}
+    for name, container in content.items():
+        if isinstance(container, Mapping) and is_average(str(name)):
+            tensors = _nested_tensors(container)
+            if tensors:
+                averages[str(name)] = tensors
+    plain = {}
+    if not averaged or not averages:
+        plain = _nested_tensors(content)
+    if not plain and not averages:
         raise UserError(f"checkpoint: {source} holds no weights")
-    return tensors
+    if not averages:
+        return plain
+    name = next(iter(averages))
+    # A few numbers at the top are no weights.
+    if averaged or len(plain) < len(averages[name]) // 2:
+        if not averaged:
+            notify(f"checkpoint: {source} holds only averaged weights ({name}), which are taken")
+        return averages[name]
+    notify(
+        f"checkpoint: {source} also holds averaged weights ({name}); the others are taken, and "
+        "--averaged true (averaged=True) takes the average"
+    )
+    return plain
 
 
 def _nested_tensors(content: Mapping[str, Any], depth: int = 2) -> dict[str, Tensor]:
@@ -131,60 +176,20 @@ def _nested_tensors(content: Mapping[str, Any], depth: int = 2) -> dict[str, Ten
     return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
-def _without_prefixes(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Yield the tensors as they are, then with one prefix after the other removed."""
-    prefixes = _PREFIXES
-    while True:
-        yield tensors
-        shorter = _without_prefix(tensors, prefixes)
-        if shorter is None:
-            return
-        tensors = shorter
-        prefixes = _PREFIXES[1:]  # our training adds its own prefix once, outermost
-
-
-def _without_prefix(
-    tensors: dict[str, Tensor], prefixes: tuple[str, ...]
-) -> dict[str, Tensor] | None:
-    """Return the tensors without the first prefix that they have; None where they have none."""
-    for prefix in prefixes:
-        prefixed = [key for key in tensors if key.startswith(prefix)]
-        # What is beside `net.` in our checkpoints belongs to the training method.
-        if prefixed and (prefix == "net." or len(prefixed) == len(tensors)):
-            return {key.removeprefix(prefix): tensors[key] for key in prefixed}
-    return None
-
-
-def _differing(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """Return the keys that only one side has, and those whose shape or kind of number differs."""
-    missing = []
-    different = []
-    for key, value in expected.items():
-        if key not in state:
-            # The normalisation is a setting, not learned, and old files lack BatchNorm's counter.
-            if not key.startswith("normalize.") and not key.endswith("num_batches_tracked"):
-                missing.append(key)
-        elif _kind_of(value) != _kind_of(state[key]):
-            different.append(key)
-    unexpected = [key for key in state if key not in expected]
-    return missing + unexpected + different
-
-
-def _kind_of(tensor: Tensor) -> tuple[torch.Size, bool]:
-    return tensor.shape, tensor.is_floating_point()
-
-
 def load_weights(
     net: nn.Module,
     weights: str | Path | Mapping[str, Any],
     key_map: str | Mapping[str, str] | None = None,
     source: Path | str | None = None,
+    *,
+    averaged: bool = False,
 ) -> nn.Module:
     """Load weights into a network, all of them or none, and return the network.
 
-    The prefixes that `network_state` knows are removed only where the network's own keys do not
-    have them, so that a network which itself has a module called `net` or `module` can load what
-    it saved. A `Wrapped` network takes the weights of what it wraps, too.
+    Prefixes before the network's keys are found and taken off, whatever they are, and so are those
+    of `torch.compile` and DataParallel inside them. Keys that belong to something else, such as a
+    loss, are left out, and a warning names them. A `Wrapped` network takes the weights of what it
+    wraps, too.
 
     Args:
         net: the network.
@@ -194,54 +199,104 @@ def load_weights(
             "head."}`. By default the keys as they are, or, where they do not fit, those of
             `KEY_MAPS` that are for this network.
         source: what messages call the content of a file.
+        averaged: take the running average of the weights that the file holds beside them
+            (`state_dict_ema`, `model_ema`, ...).
 
     Raises:
-        UserError: unreadable file, weights of another network (the first differing keys are named),
-            quantised, sparse or empty ones, or an impossible key map.
+        UserError: unreadable file, weights of another network (the first that are missing or of
+            another shape are named), no average where one is wanted, quantised, sparse or empty
+            ones, or an impossible key map.
     """
     if source is None:
         source = "the mapping" if isinstance(weights, Mapping) else str(weights)
     content = weights if isinstance(weights, Mapping) else read_checkpoint(weights)
-    expected = net.state_dict()
-    readings = list(_without_prefixes(_tensors(content, source)))
-    candidates = list(_renamed(net, readings, key_map))
+    tensors = _tensors(content, source, averaged=averaged)
+    targets = {"": net}
     if isinstance(net, Wrapped):
-        candidates += [_with_prefix("module.", candidate) for candidate in candidates]
-    state = min(candidates, key=lambda candidate: len(_differing(expected, candidate)))
-    differing = _differing(expected, state)
-    if differing:
-        kind = type(net.module if isinstance(net, Wrapped) else net).__name__
-        first = ", ".join(differing[:3])
-        more = ", ..." if len(differing) > 3 else ""
-        raise UserError(
-            f"checkpoint: {source} holds another network than {kind}: "
-            f"{len(differing)} names or shapes differ from its {len(expected)} weights "
-            f"({first}{more})"
-        )
-    net.load_state_dict(_converted(expected, state, source))
+        targets["module."] = net.module
+    found = {}
+    for prefix, target in targets.items():
+        found[prefix] = best(_readings(target, tensors, key_map), averaged=averaged)
+    prefix = min(found, key=lambda name: found[name].rank)
+    match = found[prefix]
+    inner = targets[prefix]
+    _check(match, inner, source)
+    if averaged and not _is_average(content, match):
+        raise UserError(f"averaged: {source} holds no averaged weights (state_dict_ema, ...)")
+    inner.load_state_dict(_converted(inner.state_dict(), match.state, source))
+    _report(match, inner, source)
     return net
 
 
-def _with_prefix(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {prefix + key: value for key, value in state.items()}
+def _is_average(content: Mapping[str, Any], match: Match) -> bool:
+    names = [str(name) for name, value in content.items() if isinstance(value, Mapping)]
+    return is_average(match.prefix) or any(is_average(name) for name in names)
 
 
-def _renamed(
-    net: nn.Module, readings: list[dict[str, Tensor]], key_map: str | Mapping[str, str] | None
-) -> Iterator[dict[str, Tensor]]:
-    """Yield the readings under the names that the network may know them by."""
+def _check(match: Match, net: nn.Module, source: Path | str) -> None:
+    """Refuse weights of another network."""
+    if not match.problems:
+        return
+    first = "; ".join(match.problems[:3])
+    more = "; ..." if len(match.problems) > 3 else ""
+    if match.left_out:
+        more += f"; in the file, but not in the network: {_listed(match.left_out)}"
+    raise UserError(
+        f"checkpoint: {source} holds another network than {type(net).__name__}: "
+        f"{len(match.problems)} names or shapes differ from its {len(net.state_dict())} weights "
+        f"({first}{more})"
+    )
+
+
+def _report(match: Match, net: nn.Module, source: Path | str) -> None:
+    """Say what of a file was left out, except what our own training keeps beside the network."""
+    if not match.left_out or match.prefix == "net.":
+        return
+    count = len(match.left_out)
+    entries = "1 entry is" if count == 1 else f"{count} entries are"
+    notify(
+        f"checkpoint: {source}: {entries} no weight of {type(net).__name__} and left out "
+        f"({_listed(match.left_out)})"
+    )
+
+
+def _listed(keys: list[str]) -> str:
+    more = ", ..." if len(keys) > 3 else ""
+    return ", ".join(keys[:3]) + more
+
+
+def _readings(
+    net: nn.Module, tensors: dict[str, Tensor], key_map: str | Mapping[str, str] | None
+) -> list[Match]:
+    """Return the readings of tensors under the names that the network may know them by."""
+    expected = net.state_dict()
+    found: list[Match] = []
     if key_map is not None:
         patterns = find_key_map(key_map) if isinstance(key_map, str) else key_map
-        for reading in readings:
-            yield rename(reading, patterns)
-        return
-    yield from readings
+        for reading in without_prefixes(tensors):
+            found += matches(expected, rename(reading, patterns))
+        return found
+    for variant in variants(tensors):
+        found += matches(expected, variant)
+    if not all(match.problems for match in found):
+        return found
     for published in KEY_MAPS.values():
-        if published.network != type(net).__name__:
-            continue
-        for reading in readings:
-            with suppress(UserError):  # a map that gives two keys one name is not for these weights
-                yield rename(reading, published.patterns)
+        if published.network == type(net).__name__:
+            found += _mapped(expected, tensors, published.patterns)
+    return found
+
+
+def _mapped(
+    expected: Mapping[str, Tensor], tensors: dict[str, Tensor], patterns: Mapping[str, str]
+) -> Iterator[Match]:
+    """Yield the readings of tensors whose keys are another code's, whatever is before them."""
+    for variant in variants(tensors):
+        readings = [("", reading) for reading in without_prefixes(variant)]
+        readings += without_any_prefix(expected, variant)
+        for prefix, reading in readings:
+            with suppress(UserError):  # a map that makes two keys one is not for these weights
+                for match in matches(expected, rename(reading, patterns)):
+                    yield match._replace(prefix=prefix + match.prefix)
 
 
 def _converted(

@@ -14,7 +14,11 @@ from robust_ood.models.export import find_manifest, load_export, read_manifest
 
 
 def load_network(
-    path: Path | str, net: nn.Module | None = None, key_map: str | Mapping[str, str] | None = None
+    path: Path | str,
+    net: nn.Module | None = None,
+    key_map: str | Mapping[str, str] | None = None,
+    *,
+    averaged: bool = False,
 ) -> nn.Module:
     """Return the network of a file, in eval mode, on the CPU.
 
@@ -23,7 +27,7 @@ def load_network(
             state dict that `load_weights` reads.
         net: the network to load into; by default the one that the file or its `network.json`
             describes.
-        key_map: as in `load_weights`.
+        key_map, averaged: as in `load_weights`.
 
     Raises:
         UserError: an unreadable file, one that describes no network while none is given, or one of
@@ -43,4 +47,4 @@ def load_network(
                 "config"
             )
         net = rebuild(content["network"])
-    return load_weights(net, content, key_map, source=path).eval()
+    return load_weights(net, content, key_map, source=path, averaged=averaged).eval()
