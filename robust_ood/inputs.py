@@ -67,6 +67,16 @@ def check_range(low: float, high: float, field: str) -> None:
         )
 
 
+def check_labels(labels: Tensor, classes: int, field: str = "labels") -> None:
+    """Raise `UserError` for labels `(N,)` of classes that a network of so many does not have."""
+    outside = labels[(labels < 0) | (labels >= classes)]
+    if len(outside):
+        raise UserError(
+            f"{field}: an image is of class {int(outside[0])}, but the network gives {classes} "
+            f"logits, for the classes 0..{classes - 1}"
+        )
+
+
 class _Form(NamedTuple):
     """What decides whether a network takes images: their shape, and what is channels last."""
 
@@ -94,13 +104,13 @@ def accepted(images: Tensor, *networks: nn.Module) -> Tensor:
         networks: whatever the images are handed to.
     """
     for net in networks:
-        if not _is_ours(net) and not _takes(net, images):
+        if not is_ours(net) and not _takes(net, images):
             _make_contiguous(net)
             images = images.contiguous()
     return images
 
 
-def _is_ours(net: nn.Module) -> bool:
+def is_ours(net: nn.Module) -> bool:
     """Whether the network is one of this package, and not somebody's behind our contract."""
     return type(net).__module__ in _OWN
 

@@ -13,7 +13,8 @@ from robust_ood import losses
 from robust_ood.attacks.objectives import Direction
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
-from robust_ood.inputs import accepted, checked
+from robust_ood.inputs import accepted, check_labels, checked
+from robust_ood.models.wrap import as_network
 from robust_ood.modes import evaluating, ordinary
 from robust_ood.perturb import Objective
 
@@ -189,11 +190,18 @@ def attack_labels(
     original = ordinary(checked(images))
     labels = ordinary(labels)
     indices = _indices(images, indices)
+    net = as_network(net)
+
+    def margin(moved: Tensor) -> Tensor:
+        logits = net(moved)
+        check_labels(labels, logits.shape[1])  # the clean images come first
+        return losses.margin(logits, labels)
+
     with evaluating(net):
         images = accepted(_fast_layout(original), net)
         proposals = attack.on_label(net, images, labels, indices)
         candidates = chain([Candidate(images, "clean")], proposals)
-        attacked = worst(lambda x: losses.margin(net(x), labels), candidates)
+        attacked = worst(margin, candidates)
     return attacked._replace(images=_layout_of(original, attacked.images))
 
 

@@ -34,6 +34,8 @@ class Shaped(OutputsDetector):
         scored: a detector that reads outputs, or a network, which is scored by its `Energy`.
     """
 
+    needs = "head"
+
     def __init__(self, scored: nn.Module) -> None:
         if isinstance(scored, Detector) and not isinstance(scored, OutputsDetector):
             raise UserError(

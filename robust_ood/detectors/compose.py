@@ -17,6 +17,8 @@ from robust_ood.detectors.fitting.passes import Pass, Rounds, SeenBatch, togethe
 from robust_ood.detectors.fitting.statistics import ClassMoments
 from robust_ood.errors import UserError
 from robust_ood.models import find_head
+from robust_ood.models.heads import require_classes
+from robust_ood.models.wrap import as_network
 
 # The columns of a `Standardize`'s mean and standard deviation.
 _SCORE = 0
@@ -210,7 +212,8 @@ class DeepEnsemble(Detector):
             )
         if score not in ("entropy", "msp"):
             raise UserError(f"score: expected 'entropy' or 'msp', got {score!r}")
-        if len({find_head(net).out_features for net in nets}) > 1:
+        nets = [as_network(net, "networks") for net in nets]
+        if len({require_classes(net, type(self).__name__) for net in nets}) > 1:
             raise UserError("networks: they have different numbers of classes")
         self.members = nn.ModuleList()
         for net, size in zip(nets, sizes, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ from robust_ood.detectors.fitting.passes import Pass, Rounds, SeenBatch, Split, 
 from robust_ood.detectors.fitting.statistics import Statistic
 from robust_ood.errors import UserError
 from robust_ood.inputs import accepted
-from robust_ood.models import Outputs, find_head, outputs
+from robust_ood.models import Outputs, outputs
+from robust_ood.models.heads import require, require_classes
+from robust_ood.models.wrap import as_network
 from robust_ood.modes import evaluating, ordinary
 
 if TYPE_CHECKING:
@@ -229,9 +231,10 @@ def widened(out: Outputs) -> Outputs:
     Many operations, and many scores, do not work in half precision.
     """
     maps = {name: losses.wide(feature_map) for name, feature_map in out.maps.items()}
-    return out._replace(
-        logits=losses.wide(out.logits), features=losses.wide(out.features), maps=maps
-    )
+    wide = out._replace(logits=losses.wide(out.logits), maps=maps)
+    if not out.has_features:
+        return wide
+    return wide._replace(features=losses.wide(out.features))
 
 
 def _alike(current: Any, loaded: Any) -> bool:
@@ -247,15 +250,20 @@ class OutputsDetector(Detector):
     `score(outputs)` lets many such detectors share that pass.
 
     Args:
-        net: classifier, images in [0, 1] to logits `(N, K)`.
+        net: classifier, images in [0, 1] to logits `(N, K)`; a plain function, too.
         layers: names of the submodules whose feature maps the score reads besides logits and
             penultimate features.
     """
 
+    needs: ClassVar[Literal["logits", "features", "head"]] = "logits"
+    """What the score cannot do without. A network that lacks it is refused when it is given."""
+
     def __init__(self, net: nn.Module, layers: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.net = net
+        self.net = as_network(net)
         self.layers = layers
+        if self.needs != "logits":
+            require(self.net, self.needs, type(self).__name__)
 
     @abstractmethod
     def score(self, out: Outputs) -> Tensor:
@@ -311,7 +319,7 @@ class OutputsDetector(Detector):
     @property
     def num_classes(self) -> int:
         """How many logits the classifier gives."""
-        return find_head(self.net).out_features
+        return require_classes(self.net, type(self).__name__)
 
     def reading(
         self,

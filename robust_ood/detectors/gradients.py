@@ -33,6 +33,8 @@ class GradNorm(OutputsDetector):
         reference: K times the norm, as the public codes give. The order of images is the same.
     """
 
+    needs = "head"
+
     def __init__(
         self, net: nn.Module, temperature: float = 1.0, *, reference: bool = False
     ) -> None:

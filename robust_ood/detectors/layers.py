@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs
 from robust_ood.models.outputs import submodule
+from robust_ood.models.wrap import as_network
 
 PENULTIMATE = "penultimate"
 Layers = str | Sequence[str]
@@ -33,7 +34,7 @@ def named(net: nn.Module, layers: Layers) -> tuple[str, ...]:
         )
     for name in names:
         if name != PENULTIMATE:
-            submodule(net, name)
+            submodule(as_network(net), name)
     return names
 
 

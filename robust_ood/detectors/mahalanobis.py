@@ -27,6 +27,7 @@ from robust_ood.detectors.fitting.statistics import ClassMoments
 from robust_ood.detectors.layers import PENULTIMATE, Layers, named, vectors
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs, outputs
+from robust_ood.models.heads import require
 from robust_ood.modes import ordinary
 from robust_ood.perturb import minimize
 from robust_ood.regions import Fraction, Unbounded
@@ -64,6 +65,8 @@ class Mahalanobis(OutputsDetector):
     ) -> None:
         names = named(net, layers)
         super().__init__(net, tuple(name for name in names if name != PENULTIMATE))
+        if PENULTIMATE in names:
+            require(self.net, "features", type(self).__name__)
         self.read = names
         self.shrinkage = shrinkage
         self.reference = reference
@@ -178,6 +181,8 @@ class RelativeMahalanobis(OutputsDetector):
                 f"({layers!r})"
             )
         super().__init__(net, tuple(name for name in names if name != PENULTIMATE))
+        if PENULTIMATE in names:
+            require(self.net, "features", type(self).__name__)
         self.read = names[0]
         self.shrinkage = shrinkage
         self.declare("origin", "whitening", "centers", "background")

@@ -37,6 +37,8 @@ class KNN(OutputsDetector):
         normalize: scale features to unit length first, as the paper does.
     """
 
+    needs = "features"
+
     def __init__(
         self,
         net: nn.Module,

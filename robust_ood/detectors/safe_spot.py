@@ -12,6 +12,7 @@ from robust_ood import losses, safe_spots
 from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import Detector
 from robust_ood.errors import UserError, unknown_name
+from robust_ood.models.wrap import as_network
 from robust_ood.modes import differentiating, evaluating, ordinary
 from robust_ood.regions import Fraction, region_of
 
@@ -62,7 +63,7 @@ class SafeSpot(Detector):
         region_of(norm, radius)  # raises for a norm or radius that does not exist
         if attack_radius is not None:
             region_of(norm, attack_radius)
-        self.net = net
+        self.net = as_network(net)
         self.norm = norm
         self.method = method
         self.share = share

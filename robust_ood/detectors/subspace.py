@@ -26,6 +26,8 @@ class Residual(OutputsDetector):
             for features of 2048 or more dimensions, 512 from 768, half of them below.
     """
 
+    needs = "head"
+
     def __init__(self, net: nn.Module, dimensions: int | None = None) -> None:
         super().__init__(net)
         size = find_head(net).in_features

@@ -30,6 +30,7 @@ from robust_ood.evaluation.tasks import (
     Task,
 )
 from robust_ood.evaluation.terminal import Progress
+from robust_ood.models.wrap import as_network
 
 FEW = 16  # images of each side that the sanity checks use
 
@@ -145,7 +146,7 @@ class Grid:
         """
         if not detectors:
             raise UserError("detectors: none given")
-        added = Model(model, net, dict(detectors))
+        added = Model(model, as_network(net), dict(detectors))
         if not all(detector.fitted for detector in detectors.values()):
             self._notes += self._missing_sources(added)
             fit = FitTask(added, self.data, self.scorer)

@@ -21,7 +21,7 @@ from robust_ood.data.sets import ReadImages
 from robust_ood.detectors import Detector, OutputsDetector
 from robust_ood.detectors.contract import full_precision, widened
 from robust_ood.evaluation.fingerprints import content
-from robust_ood.inputs import accepted
+from robust_ood.inputs import accepted, check_labels
 from robust_ood.models import outputs
 from robust_ood.modes import evaluating
 
@@ -241,8 +241,9 @@ class Scorer:
 
 def _is_right(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     with evaluating(net), torch.no_grad():
-        right: Tensor = net(accepted(images, net)).argmax(1) == labels
-    return right.float().cpu()
+        logits: Tensor = net(accepted(images, net))
+    check_labels(labels, logits.shape[1])
+    return (logits.argmax(1) == labels).float().cpu()
 
 
 def _of_attack(scores: dict[str, Tensor], attacked: Attacked) -> Scored:

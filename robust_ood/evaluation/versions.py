@@ -40,7 +40,7 @@ PARTS = {
             "safe_spots.py",
         ),
     ),
-    "models": Part(1, ("models",)),
+    "models": Part(2, ("models",)),
     "detectors": Part(2, ("detectors",)),
     "attacks": Part(2, ("attacks",)),
     "data": Part(1, ("data/sources/files.py", "data/loaders.py")),

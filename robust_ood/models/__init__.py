@@ -5,11 +5,12 @@ from robust_ood.models.checkpoints import load_weights, network_state, read_chec
 from robust_ood.models.densenet import DenseNet
 from robust_ood.models.description import describe, rebuild
 from robust_ood.models.export import export
+from robust_ood.models.heads import find_head
 from robust_ood.models.key_maps import KEY_MAPS
 from robust_ood.models.libraries import Timm, Torchvision
 from robust_ood.models.loading import load_network
 from robust_ood.models.normalize import Normalize
-from robust_ood.models.outputs import Outputs, count_classes, find_head, find_layers, outputs
+from robust_ood.models.outputs import Outputs, count_classes, find_layers, outputs
 from robust_ood.models.resnet import ResNet18, ThinResNet
 from robust_ood.models.robustbench import RobustBench
 from robust_ood.models.wide_resnet import WideResNet

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood.errors import UserError
-from robust_ood.models.normalize import CIFAR_MEAN, CIFAR_STD, Normalize
+from robust_ood.models.normalize import CIFAR_MEAN, CIFAR_STD, Normalize, for_channels
 from robust_ood.models.wide_resnet import check_settings, initialize
 
 
@@ -58,7 +58,7 @@ class _Transition(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """A densely connected network, images `(N, 3, H, W)` in [0, 1] to logits `(N, num_classes)`.
+    """A densely connected network, images `(N, C, H, W)` in [0, 1] to logits `(N, num_classes)`.
 
     Source: Huang et al. 2017, DenseNet-BC; layer for layer the network of the ALOE and ODIN code.
     One deviation: the convolutions start from He et al.'s distribution, as in the paper, where
@@ -73,11 +73,13 @@ class DenseNet(nn.Module):
         dropout: probability after each convolution; 0 in the papers.
         num_classes: K.
         mean, std: the normalisation that is the first layer.
+        channels: of the images; by default as many as `mean` has values, 3. For another number,
+            the default mean and std are the averages of CIFAR's.
     """
 
     feature_layers = ("conv1", "transition1", "transition2", "relu")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- a public constructor: its arguments are the paper's settings
         self,
         depth: int = 100,
         growth: int = 12,
@@ -87,6 +89,7 @@ class DenseNet(nn.Module):
         num_classes: int = 10,
         mean: Sequence[float] = CIFAR_MEAN,
         std: Sequence[float] = CIFAR_STD,
+        channels: int | None = None,
     ) -> None:
         super().__init__()
         step = 6 if bottleneck else 3
@@ -95,6 +98,7 @@ class DenseNet(nn.Module):
         check_settings(num_classes, dropout, growth=growth)
         if not 0 < reduction <= 1:
             raise UserError(f"reduction: expected a number in (0, 1], got {reduction}")
+        mean, std = for_channels(channels, mean, std)
         self.settings = {
             "depth": depth,
             "growth": growth,
@@ -108,7 +112,7 @@ class DenseNet(nn.Module):
         layers = (depth - 4) // step
         channels = 2 * growth
         self.normalize = Normalize(mean, std)
-        self.conv1 = nn.Conv2d(3, channels, 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(len(mean), channels, 3, 1, 1, bias=False)
         for number in (1, 2, 3):
             block = nn.Sequential()
             for _ in range(layers):

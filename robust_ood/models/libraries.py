@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from robust_ood.errors import UserError
 from robust_ood.models.wrap import Wrapped
-from robust_ood.texts import first_sentence
+from robust_ood.texts import first_sentence, shown
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -71,9 +72,11 @@ class Timm(Wrapped):
             checkpoint into.
         mean, std: normalisation, in pixel fractions; by default those that timm has for the model.
         head, layers: as in `Wrapped`.
+        arguments: other arguments of `timm.create_model`, such as `{in_chans: 1, img_size: 64}`.
 
     Raises:
-        UserError: no such package or model, a download that fails.
+        UserError: no such package or model, an argument that the model does not take, or one that
+            names files, a download that fails.
     """
 
     def __init__(
@@ -85,7 +88,9 @@ class Timm(Wrapped):
         std: Sequence[float] | None = None,
         head: str | None = None,
         layers: Sequence[str] = (),
+        arguments: Mapping[str, Any] | None = None,
     ) -> None:
+        others = _checked_arguments(arguments)
         try:
             import timm
         except ImportError as error:
@@ -100,17 +105,47 @@ class Timm(Wrapped):
             classes["num_classes"] = num_classes
         module = build_module(
             f"timm's {name}",
-            lambda: timm.create_model(name, pretrained=pretrained, **classes),
+            lambda: timm.create_model(name, pretrained=pretrained, **classes, **others),
             _BY_HAND.format("pretrained") if pretrained else "",
         )
-        defaults: Any = module.pretrained_cfg
+        channels = int(others.get("in_chans", 3))
         if not mean:
-            mean = defaults.get("mean", IMAGENET_MEAN)
+            mean = _timms(module, "mean", IMAGENET_MEAN, channels)
         if not std:
-            std = defaults.get("std", IMAGENET_STD)
+            std = _timms(module, "std", IMAGENET_STD, channels)
         super().__init__(module, mean, std, head, layers)
         self.pretrained = pretrained
         self.settings = _settings(self, name, num_classes, mean, std, head, layers)
+        if others:
+            self.settings["arguments"] = others
+
+
+def _timms(
+    module: nn.Module, name: str, default: Sequence[float], channels: int
+) -> Sequence[float]:
+    """Return timm's mean or std of a model; for other images than RGB, the average of its three."""
+    config: Any = module.pretrained_cfg
+    values: Sequence[float] = config.get(name, default)
+    if channels == len(values):
+        return values
+    return (sum(values) / len(values),) * channels
+
+
+_OURS = ("model_name", "num_classes", "pretrained")
+
+
+def _checked_arguments(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return timm's own arguments: those that name no file, and that are not ours to give.
+
+    A checkpoint can describe a network with them, and must not choose files or downloads.
+    """
+    others = dict(arguments or {})
+    for name, value in others.items():
+        if name in _OURS or not isinstance(value, (bool, int, float, str, list, tuple, type(None))):
+            raise UserError(f"arguments: {name} = {shown(value)} is not for timm's create_model")
+        if re.search("path|dir|cfg|file|pretrained|scriptable", str(name)):
+            raise UserError(f"arguments: {name} is not accepted; give weights as --checkpoint")
+    return others
 
 
 def unknown_model(library: str, name: str, names: list[str]) -> UserError:

@@ -53,3 +53,30 @@ class Normalize(nn.Module):
                 f"{tuple(images.shape)} of {images.dtype}"
             )
         return (images - self.mean) / self.std
+
+
+def for_channels(
+    channels: int | None, mean: Sequence[float], std: Sequence[float]
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the normalisation of images of so many channels.
+
+    Args:
+        channels: of the images; None for as many as `mean` has values.
+        mean, std: as in `Normalize`. CIFAR's, the default of our networks, stand for the average of
+            their three values where there are not three channels.
+
+    Raises:
+        UserError: no whole number >= 1, or another one than `mean` and `std` have values.
+    """
+    if channels is None:
+        return mean, std
+    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+        raise UserError(f"channels: expected a whole number >= 1, got {channels!r}")
+    is_default = tuple(mean) == CIFAR_MEAN and tuple(std) == CIFAR_STD
+    if is_default and channels != len(CIFAR_MEAN):
+        return (sum(CIFAR_MEAN) / 3,) * channels, (sum(CIFAR_STD) / 3,) * channels
+    if len(mean) != channels:
+        raise UserError(
+            f"mean and std: {len(mean)} and {len(std)} values; expected {channels}, one per channel"
+        )
+    return mean, std

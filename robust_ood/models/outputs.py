@@ -5,48 +5,68 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.inputs import accepted
-from robust_ood.modes import evaluating
+from robust_ood.models.heads import Head, as_linear, given_input, head_of, pooled
+from robust_ood.models.probing import channel_problem, class_name, images_to_try, trying
 from robust_ood.texts import first_sentence
 
 
-class Outputs(NamedTuple):
+class Missing(NamedTuple):
+    """What stands for a part that a network does not have: the reason, in one line."""
+
+    reason: str
+
+
+class _Parts(NamedTuple):
+    logits: Tensor
+    features: Any
+    head: Any
+    maps: dict[str, Tensor]
+
+
+class Outputs(_Parts):
     """The results of one forward pass.
 
     logits: `(N, K)`. features: the head's input `(N, D)`. head: the linear layer between them.
     maps: feature maps by layer name, `(N, C, H, W)`.
+
+    Reading `features` or `head` of a network that has none raises `UserError`.
     """
 
-    logits: Tensor
-    features: Tensor
-    head: nn.Linear
-    maps: dict[str, Tensor]
+    @property
+    def features(self) -> Tensor:
+        """The head's input `(N, D)`, averaged over pixels or tokens."""
+        features: Tensor = _present(self[1])
+        return features
 
-
-def find_head(net: nn.Module) -> nn.Linear:
-    """Return the network's linear head: its attribute `head`, or else its last linear layer."""
-    head = getattr(net, "head", None)
-    if isinstance(head, nn.Linear):
+    @property
+    def head(self) -> nn.Linear:
+        """The linear layer whose output is the logits."""
+        head: nn.Linear = _present(self[2])
         return head
-    linear_layers = [module for module in net.modules() if isinstance(module, nn.Linear)]
-    if not linear_layers:
-        raise UserError(
-            f"head: {type(net).__name__} has no linear layer; name its head with "
-            "robust_ood.models.wrap"
-        )
-    return linear_layers[-1]
+
+    @property
+    def has_features(self) -> bool:
+        """Whether there are features `(N, D)` to read."""
+        return not isinstance(self[1], Missing)
+
+
+def _present(part: Any) -> Any:
+    if isinstance(part, Missing):
+        raise UserError(part.reason)
+    return part
 
 
 def outputs(net: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> Outputs:
     """Return logits, features, head and chosen feature maps of one differentiable forward pass.
 
     A module that is called several times in the pass gives the map of its last call. What
-    `torch.compile` returned runs uncompiled here, because compiled code calls no hooks.
+    `torch.compile` returned runs uncompiled here, because compiled code calls no hooks. A network
+    without a linear head has logits and maps alone.
 
     Args:
         net: any classifier, `(N, C, H, W)` to `(N, K)`.
@@ -54,18 +74,21 @@ def outputs(net: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> Outpu
         layers: dotted names of the submodules whose outputs to return.
 
     Raises:
-        UserError: an unknown layer, no linear layer, or a head that the forward pass does not end
-            with.
+        UserError: an unknown layer, images of another number of channels than the network's, or
+            something else than logits.
     """
     net = getattr(net, "_orig_mod", net)
-    images = accepted(images, net)
-    head = find_head(net)
     modules = {name: submodule(net, name) for name in layers}
-    features: list[Tensor] = []  # of each call of the head
+    images = accepted(images, net)
+    head = head_of(net, images)
+    if head is None:  # the pass says why, or the network takes no two images
+        head = Head(None, exact=False, classes=0, net=class_name(net))
+    layer = None if head.name is None else net.get_submodule(head.name)
+    given: list[Tensor] = []  # to the head, in its last call
     maps: dict[str, Tensor] = {}
 
-    def keep_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        features[:] = [inputs[0]]
+    def keep_input(_: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        given[:] = [given_input(inputs, keywords)]
 
     def keep_output(name: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
@@ -77,37 +100,57 @@ def outputs(net: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> Outpu
 
     hooks: list[RemovableHandle] = []
     try:
-        hooks.append(head.register_forward_pre_hook(keep_input))
+        if layer is not None:
+            hooks.append(layer.register_forward_pre_hook(keep_input, with_kwargs=True))
         for name, module in modules.items():
             hooks.append(module.register_forward_hook(keep_output(name)))
-        logits = net(images)
+        logits = _logits(net, images)
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in hooks:
+            handle.remove()
+    return _collected(head, layer, given, logits, maps)
+
+
+def _collected(
+    head: Head,
+    layer: nn.Module | None,
+    given: list[Tensor],
+    logits: Tensor,
+    maps: dict[str, Tensor],
+) -> Outputs:
+    """Return what a pass gave, with the reason in place of what the network does not have."""
+    if layer is None or not given:
+        problem = head._replace(name=None, classes=logits.shape[1]).features_problem
+        return Outputs(logits, Missing(problem), Missing(problem), maps)
+    features = pooled(layer, given[0])
+    if head.head_problem:
+        return Outputs(logits, features, Missing(head.head_problem), maps)
+    return Outputs(logits, features, as_linear(layer), maps)
+
+
+def _logits(net: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits of a pass, or raise `UserError` for what a network gives instead."""
+    try:
+        logits = net(images)
+    except RuntimeError as error:
+        problem = channel_problem(net, images)
+        if problem:
+            raise UserError(problem) from error
+        raise
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise UserError(
-            f"net: {type(net).__name__} gives {_kind_of(logits)}; expected logits (N, K)"
+            f"net: {class_name(net)} gives {_kind_of(logits)}; expected logits (N, K)"
+            f"{_unwrapping(logits)}"
         )
     if logits.shape[1] < 2:
-        raise UserError(f"net: {type(net).__name__} gives one logit; expected one of each class")
-    _check_head(net, head, features, logits)
-    return Outputs(logits, features[0], head, maps)
+        raise UserError(f"net: {class_name(net)} gives one logit; expected one of each class")
+    return logits
 
 
-def _check_head(net: nn.Module, head: nn.Linear, features: list[Tensor], logits: Tensor) -> None:
-    """Refuse a head that was not called, not with features `(N, D)`, or not for the logits."""
-    name = type(net).__name__
-    advice = "name the right one with robust_ood.models.wrap(module, head=...)"
-    if not features:
-        raise UserError(
-            f"head: {name} never called {head} (unused, or compiled in place by `.compile()`); "
-            f"{advice}"
-        )
-    if features[0].ndim != 2 or head.out_features != logits.shape[1]:
-        raise UserError(
-            f"head: {name} calls {head} on features of shape {tuple(features[0].shape)} but gives "
-            f"{logits.shape[1]} logits; {advice}"
-        )
+def _unwrapping(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return ""
+    return "; robust_ood.models.wrap(net) takes the logits out of what networks return"
 
 
 def _kind_of(output: Any) -> str:
@@ -129,7 +172,8 @@ def submodule(net: nn.Module, name: str, field: str = "layers") -> nn.Module:
 class Layers(NamedTuple):
     """Names of a classifier's layers that detectors read.
 
-    head: name of the linear layer whose output is the logits; None where there is no such layer.
+    head: name of the layer whose output, averaged over pixels, is the logits; None where there is
+    no such layer.
     layers: names of the last modules at each resolution, in order.
     """
 
@@ -137,8 +181,8 @@ class Layers(NamedTuple):
     layers: tuple[str, ...]
 
 
-def find_layers(net: nn.Module, image_shape: tuple[int, int]) -> Layers:
-    """Return a classifier's head and feature layers, as a run on blank images in eval mode shows.
+def find_layers(net: nn.Module, image_shape: tuple[int, int], channels: int = 3) -> Layers:
+    """Return a classifier's head and feature layers, as a run on random images shows.
 
     A feature layer is the module, among the outermost two levels, that is the last to give maps
     `(N, C, H, W)` of some resolution above one pixel. Modules that are called more than once do not
@@ -148,6 +192,7 @@ def find_layers(net: nn.Module, image_shape: tuple[int, int]) -> Layers:
     Args:
         net: any classifier.
         image_shape: height and width of its images.
+        channels: of its images.
 
     Raises:
         UserError: the network cannot take such images or does not give `(N, K)`.
@@ -161,32 +206,26 @@ def find_layers(net: nn.Module, image_shape: tuple[int, int]) -> Layers:
 
         return hook
 
-    accepted(_blank_images(net, image_shape), net)  # a trial pass would count as a second call
+    images = _images(net, image_shape, channels)
+    accepted(images, net)  # a trial pass would count as a second call
+    head = head_of(net, images)
     for name, module in net.named_modules():
         if name:
             hooks.append(module.register_forward_hook(record(name)))
     try:
-        logits = blank_logits(net, image_shape)
+        trial_logits(net, image_shape, channels)
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in hooks:
+            handle.remove()
     names = [name for name, _ in calls]
     deepest = _first_level(net) + 1
-    head = None
     by_resolution: dict[tuple[int, int], str] = {}
     for name, output in calls:
-        if _gives_logits(net.get_submodule(name), output, logits):
-            head = name
         called_once = names.count(name) == 1
         if name.count(".") <= deepest and called_once and _is_map(output, image_shape):
             by_resolution[output.shape[2:]] = name
-    return Layers(head, tuple(sorted(by_resolution.values(), key=names.index)))
-
-
-def _gives_logits(module: nn.Module, output: Any, logits: Tensor) -> bool:
-    if not isinstance(module, nn.Linear):
-        return False
-    return output.shape == logits.shape and bool(output.equal(logits))
+    exact = head.name if head is not None and head.exact else None
+    return Layers(exact, tuple(sorted(by_resolution.values(), key=names.index)))
 
 
 def _first_level(net: nn.Module) -> int:
@@ -206,39 +245,51 @@ def _is_map(output: Any, image_shape: tuple[int, int]) -> bool:
     return max(height, width) > 1 and abs(height * columns - width * rows) <= max(rows, columns)
 
 
-def count_classes(net: nn.Module, image_shape: tuple[int, int]) -> int:
-    """Return how many logits a network gives for blank images of this height and width.
+def count_classes(net: nn.Module, image_shape: tuple[int, int], channels: int = 3) -> int:
+    """Return how many logits a network gives for random images of this height and width.
 
-    Raises: `UserError` where the network cannot take such images or does not give `(N, K)`.
+    Raises: `UserError` where the network cannot take such images, does not give `(N, K)`, or gives
+        NaN.
     """
-    return blank_logits(net, image_shape).shape[1]
+    return trial_logits(net, image_shape, channels).shape[1]
 
 
-def _blank_images(net: nn.Module, image_shape: tuple[int, int]) -> Tensor:
-    """Return two black images on the network's device and of its precision."""
-    parameter = next(net.parameters(), torch.empty(0))
-    return torch.zeros((2, 3, *image_shape), device=parameter.device, dtype=parameter.dtype)
+def _images(net: nn.Module, image_shape: tuple[int, int], channels: int) -> Tensor:
+    """Return two random images on the network's device and of its precision."""
+    return next(images_to_try(net, channels, image_shape))
 
 
-def blank_logits(net: nn.Module, image_shape: tuple[int, int]) -> Tensor:
-    """Return the logits `(2, K)` of two blank images of this height and width, in eval mode.
+def trial_logits(net: nn.Module, image_shape: tuple[int, int], channels: int = 3) -> Tensor:
+    """Return the logits `(2, K)` of two random images of this height and width, in eval mode.
 
-    Raises: `UserError` where the network cannot take such images or does not give `(N, K)`.
+    Raises: `UserError` where the network cannot take such images, does not give `(N, K)`, or gives
+        NaN.
     """
-    blank = _blank_images(net, image_shape)
+    images = _images(net, image_shape, channels)
     try:
-        with evaluating(net), torch.no_grad():
-            logits = net(accepted(blank, net))
+        with trying(net, images):
+            logits = net(accepted(images, net))
     except UserError:
         raise
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
-        size = " x ".join(str(length) for length in blank.shape[1:])
+        size = " x ".join(str(length) for length in images.shape[1:])
         raise UserError(
-            f"net: {type(net).__name__} cannot take {size} images ({first_sentence(error)})"
+            channel_problem(net, images)
+            or f"net: {class_name(net)} cannot take {size} images ({first_sentence(error)})"
         ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:
         raise UserError(
-            f"net: {type(net).__name__} gives {_kind_of(logits)} for 2 images; "
-            "expected logits (2, K)"
+            f"net: {class_name(net)} gives {_kind_of(logits)} for 2 images; "
+            f"expected logits (2, K){_unwrapping(logits)}"
         )
+    if bool(logits.isnan().any()):
+        raise UserError(f"net: {class_name(net)} gives NaN for random images{_nan_weights(net)}")
     return logits
+
+
+def _nan_weights(net: nn.Module) -> str:
+    """Return which weight holds NaN, for a message; "" where none does."""
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            return f"; its weights hold NaN, {name} first"
+    return ""

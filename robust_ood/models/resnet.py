@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood.errors import UserError
-from robust_ood.models.normalize import CIFAR_MEAN, CIFAR_STD, Normalize
+from robust_ood.models.normalize import CIFAR_MEAN, CIFAR_STD, Normalize, for_channels
 from robust_ood.models.wide_resnet import check_settings, initialize
 
 
@@ -59,7 +59,7 @@ class _ResNet(nn.Module):
         check_settings(num_classes)
         make_shortcut = shortcut or _project
         self.normalize = Normalize(mean, std)
-        self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(len(mean), widths[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         inputs = widths[0]
         self.feature_layers = tuple(f"layer{number + 1}" for number in range(len(widths)))
@@ -92,6 +92,8 @@ class ThinResNet(_ResNet):
         depth: 6n + 2 for n blocks in each of the three stages.
         num_classes: K.
         mean, std: the normalisation that is the first layer.
+        channels: of the images; by default as many as `mean` has values, 3. For another number,
+            the default mean and std are the averages of CIFAR's.
     """
 
     def __init__(
@@ -100,7 +102,9 @@ class ThinResNet(_ResNet):
         num_classes: int = 10,
         mean: Sequence[float] = CIFAR_MEAN,
         std: Sequence[float] = CIFAR_STD,
+        channels: int | None = None,
     ) -> None:
+        mean, std = for_channels(channels, mean, std)
         if depth < 8 or (depth - 2) % 6:
             raise UserError(f"depth: {depth} is not 6n + 2 for n >= 1 blocks in each stage")
         super().__init__((16, 32, 64), (depth - 2) // 6, _SubsampleAndPad, num_classes, mean, std)
@@ -118,6 +122,8 @@ class ResNet18(_ResNet):
     Args:
         num_classes: K.
         mean, std: the normalisation that is the first layer.
+        channels: of the images; by default as many as `mean` has values, 3. For another number,
+            the default mean and std are the averages of CIFAR's.
     """
 
     def __init__(
@@ -125,6 +131,8 @@ class ResNet18(_ResNet):
         num_classes: int = 10,
         mean: Sequence[float] = CIFAR_MEAN,
         std: Sequence[float] = CIFAR_STD,
+        channels: int | None = None,
     ) -> None:
+        mean, std = for_channels(channels, mean, std)
         super().__init__((64, 128, 256, 512), 2, None, num_classes, mean, std)
         self.settings = {"num_classes": num_classes, "mean": list(mean), "std": list(std)}

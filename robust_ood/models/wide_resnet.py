@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood.errors import UserError
-from robust_ood.models.normalize import CIFAR_MEAN, CIFAR_STD, Normalize
+from robust_ood.models.normalize import CIFAR_MEAN, CIFAR_STD, Normalize, for_channels
 
 
 class _Block(nn.Module):
@@ -36,7 +36,7 @@ class _Block(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """A wide residual network, images `(N, 3, H, W)` in [0, 1] to logits `(N, num_classes)`.
+    """A wide residual network, images `(N, C, H, W)` in [0, 1] to logits `(N, num_classes)`.
 
     Args:
         depth: 6n + 4 for n blocks in each of the three groups; 28, 34 and 40 in the papers.
@@ -44,6 +44,8 @@ class WideResNet(nn.Module):
         num_classes: K.
         dropout: probability between a block's convolutions.
         mean, std: the normalisation that is the first layer.
+        channels: of the images; by default as many as `mean` has values, 3. For another number,
+            the default mean and std are the averages of CIFAR's.
     """
 
     feature_layers = ("group1", "group2", "group3")
@@ -56,11 +58,13 @@ class WideResNet(nn.Module):
         dropout: float = 0.0,
         mean: Sequence[float] = CIFAR_MEAN,
         std: Sequence[float] = CIFAR_STD,
+        channels: int | None = None,
     ) -> None:
         super().__init__()
         check_settings(num_classes, dropout, width=width)
         if depth < 10 or (depth - 4) % 6:
             raise UserError(f"depth: {depth} is not 6n + 4 for n >= 1 blocks in each group")
+        mean, std = for_channels(channels, mean, std)
         self.settings = {
             "depth": depth,
             "width": width,
@@ -72,7 +76,7 @@ class WideResNet(nn.Module):
         blocks = (depth - 4) // 6
         widths = (16, 16 * width, 32 * width, 64 * width)
         self.normalize = Normalize(mean, std)
-        self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(len(mean), widths[0], 3, 1, 1, bias=False)
         for number in (1, 2, 3):
             inputs = widths[number - 1]
             outputs = widths[number]

@@ -2,25 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from weakref import WeakValueDictionary
 
 from torch import Tensor, nn
 
 from robust_ood.deprecation import warn_renamed
 from robust_ood.errors import UserError
+from robust_ood.models.heads import as_linear, candidates, is_linear, known_head, likely_head
 from robust_ood.models.normalize import Normalize
-from robust_ood.models.outputs import find_head, find_layers, submodule
+from robust_ood.models.outputs import find_layers, submodule
+
+
+class Function(nn.Module):
+    """A plain function of images as a network.
+
+    Args:
+        function: images `(N, C, H, W)` in [0, 1] to logits `(N, K)`. Gradients pass, where it has
+            any.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, images: Tensor) -> Any:
+        """Return what the function gives: logits `(N, K)`."""
+        return self.function(images)
+
+
+_functions: WeakValueDictionary[Callable[[Tensor], Any], Function] = WeakValueDictionary()
+
+
+def as_network(net: nn.Module | Callable[[Tensor], Any], field: str = "net") -> nn.Module:
+    """Return a network as it is, and a function as a network, the same one each time.
+
+    Raises: `UserError` for what cannot be called.
+    """
+    if isinstance(net, nn.Module):
+        return net
+    if isinstance(net, type) or not callable(net):
+        kind = f"the class {net.__name__}" if isinstance(net, type) else f"a {type(net).__name__}"
+        raise UserError(f"{field}: expected a torch.nn.Module or a function of images, got {kind}")
+    network = _functions.get(net)
+    if network is None:
+        network = Function(net)
+        _functions[net] = network
+    return network
+
+
+def logits_of(output: Any) -> Any:
+    """Return the logits `(N, K)` in what a network returned.
+
+    They are its attribute or entry `logits`, or the one tensor `(N, K)` of a tuple, list or
+    mapping, the first of several of one shape. Anything else comes back as it is.
+
+    Raises: `UserError` for several tensors `(N, ...)` of different shapes, such as logits and
+        features.
+    """
+    if isinstance(output, Tensor):
+        return output
+    named = output.get("logits") if isinstance(output, Mapping) else None
+    if named is None:
+        named = getattr(output, "logits", None)
+    if isinstance(named, Tensor):
+        return named
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if not isinstance(output, (tuple, list)):
+        return output
+    matrices = [part for part in output if isinstance(part, Tensor) and part.dim() == 2]
+    shapes = [tuple(matrix.shape) for matrix in matrices]
+    if len(set(shapes)) > 1:
+        raise UserError(
+            f"net: returns several tensors, of shapes {', '.join(map(str, shapes))}; "
+            "which are the logits is not known: return them alone"
+        )
+    return matrices[0] if matrices else output
 
 
 class Wrapped(nn.Module):
     """Somebody's classifier behind our contract: images in [0, 1] to logits.
 
+    Logits inside of an object, tuple or mapping that the classifier returns are taken out.
+
     Args:
         module: the classifier.
         mean, std: normalisation of its inputs, one value a channel in pixel fractions; None where
             the module expects pixels or normalises itself.
-        head: name of its last linear layer; by default the one registered last, until `find_layers`
-            is called.
+        head: name of its last linear layer, or of a 1 x 1 convolution that is averaged over pixels;
+            by default the one registered last, until `find_layers` is called.
         layers: names of the submodules that are its conventional feature maps; none until
             `find_layers` is called.
     """
@@ -52,39 +124,59 @@ class Wrapped(nn.Module):
 
     @property
     def head(self) -> nn.Linear:
-        """The last linear layer."""
-        head = self.module.get_submodule(self.head_name)
-        assert isinstance(head, nn.Linear)
-        return head
+        """The last linear layer. Raises: `UserError` where there is none."""
+        if self.head_name is None:
+            raise UserError(f"head: {type(self.module).__name__} has no linear layer")
+        return as_linear(self.module.get_submodule(self.head_name))
 
-    def find_layers(self, image_shape: tuple[int, int]) -> str:
+    @property
+    def given_head(self) -> str | None:
+        """The name in this network of the head that was given; None where it is to be found."""
+        if self._searches_head:
+            return None
+        return f"module.{self.head_name}".rstrip(".")
+
+    def find_layers(self, image_shape: tuple[int, int], channels: int = 3) -> str:
         """Find the head and feature layers that were not named, and return all of them in words.
 
         Args:
-            image_shape: height and width of the images; one forward pass of blank ones is made.
+            image_shape: height and width of the images; a few forward passes of random ones are
+                made.
+            channels: of the images.
 
         Raises:
             UserError: the module cannot take such images, or gives something else than logits `(N,
                 K)`.
         """
-        found = find_layers(self.module, image_shape)
-        if self._searches_head and found.head is not None:
-            self.head_name = found.head
+        found = find_layers(self, image_shape, channels)
+        head = known_head(self)
+        if self._searches_head and head is not None:
+            self.head_name = None
+            if head.name is not None:
+                self.head_name = head.name.removeprefix("module").removeprefix(".")
         layers_given = bool(self.feature_layers)
         if not layers_given:
-            self.feature_layers = _inside(found.layers)
-        doubt = ""
-        if found.head != self.head_name:
-            doubt = ", whose output is not the logits: detectors that read its weights may be wrong"
-        head = f"{self.head_name} ({self.head.in_features} to {self.head.out_features}"
-        head_origin = "found" if self._searches_head else "given"
+            self.feature_layers = found.layers
         layers = ", ".join(name.removeprefix("module.") for name in self.feature_layers) or "none"
         layers_origin = "given" if layers_given else "found"
         inputs = "pixels" if isinstance(self.normalize, nn.Identity) else "normalised images"
         return (
-            f"{type(self.module).__name__}, fed {inputs}: head {head}, {head_origin}){doubt}; "
+            f"{_kind(self.module)}, fed {inputs}: {self._head_in_words(found.head is not None)}; "
             f"feature layers {layers} ({layers_origin})"
         )
+
+    def _head_in_words(self, exact: bool) -> str:
+        if self.head_name is None:
+            return "no linear head, scores of the logits alone work"
+        layer = self.module.get_submodule(self.head_name)
+        head = as_linear(layer)
+        origin = "found" if self._searches_head else "given"
+        doubt = ""
+        if not exact:
+            doubt = ", whose output is not the logits: detectors that read its weights are refused"
+        average = "" if isinstance(layer, nn.Linear) else ", averaged over pixels"
+        size = f"{head.in_features} to {head.out_features}{average}"
+        return f"head {self.head_name} ({size}, {origin}){doubt}"
 
     def find_parts(self, image_shape: tuple[int, int]) -> str:
         """Call `find_layers`, under its former name."""
@@ -93,17 +185,27 @@ class Wrapped(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(N, K)` of images `(N, C, H, W)` in [0, 1]."""
-        logits: Tensor = self.module(self.normalize(images))
+        logits: Tensor = logits_of(self.module(self.normalize(images)))
         return logits
 
 
-def _head_name(module: nn.Module, head: str | None) -> str:
-    """Return the name of a classifier's head: the given, or the linear layer registered last."""
-    layer = find_head(module) if head is None else submodule(module, head, "head")
-    if not isinstance(layer, nn.Linear):
-        raise UserError(f"head: {head} is a {type(layer).__name__}, not a linear layer")
-    names: dict[nn.Module, str] = {member: name for name, member in module.named_modules()}
-    return names[layer]
+def _head_name(module: nn.Module, head: str | None) -> str | None:
+    """Return the name of a classifier's head: the given, or the layer that is likely to be it."""
+    if head is None:
+        return likely_head(module, candidates(module))
+    layer = submodule(module, head, "head")
+    if not is_linear(layer):
+        raise UserError(
+            f"head: {head} is a {type(layer).__name__}, not a linear layer or 1 x 1 convolution"
+        )
+    return head
+
+
+def _kind(module: nn.Module) -> str:
+    """Return what a module is, for a text: its class, or its function."""
+    if isinstance(module, Function):
+        return str(getattr(module.function, "__name__", type(module.function).__name__))
+    return type(module).__name__
 
 
 def _inside(layers: Sequence[str]) -> tuple[str, ...]:
@@ -112,11 +214,16 @@ def _inside(layers: Sequence[str]) -> tuple[str, ...]:
 
 
 def wrap(
-    module: nn.Module,
+    module: nn.Module | Callable[[Tensor], Any],
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     head: str | None = None,
     layers: Sequence[str] = (),
 ) -> Wrapped:
-    """Return `Wrapped(...)`; see there."""
-    return Wrapped(module, mean, std, head, layers)
+    """Return `Wrapped(...)`; see there.
+
+    Args:
+        module: the classifier, or a plain function of images `(N, C, H, W)` that gives logits.
+        mean, std, head, layers: as there.
+    """
+    return Wrapped(as_network(module, "module"), mean, std, head, layers)

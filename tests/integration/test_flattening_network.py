@@ -1,4 +1,6 @@
-"""A network that flattens with `view`, and one that works in place, through train and evaluate."""
+"""A network that flattens with `view`, one that works in place, and one without a linear head,
+through train and evaluate.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,19 @@ class InPlace(Flattening):
         x.sub_(0.5).div_(0.25)
         x = self.conv2(self.conv1(x).relu_()).relu_()
         return self.fc(x.view(x.size(0), -1))
+
+
+class Bare(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 2)
+
+    def forward(self, x):
+        return 9 * self.conv(x).mean((2, 3))
 """
 
 
-@pytest.mark.parametrize("name", ["Flattening", "InPlace"])
+@pytest.mark.parametrize("name", ["Flattening", "InPlace", "Bare"])
 def test_it_is_trained_and_evaluated_under_attack(
     name, experiment, grid, tmp_path, monkeypatch, capsys
 ):

@@ -263,9 +263,10 @@ def test_detectors_fitted_together_share_forward_passes_and_equal_those_fitted_a
         "msp-t",
     ]
     together = [build(name, counting) for name in names]
+    assert counting.calls == 2  # one look for the head, and the trial of such images before it
     detectors.fit(together, loader)
-    # Two passes for vim, react and the temperature, and the network's one trial.
-    assert counting.calls == 2 * len(loader) + 1
+    # Two passes for vim, react and the temperature, and the one trial of images of this size.
+    assert counting.calls == 2 + 1 + 2 * len(loader)
     with torch.no_grad():
         for name, detector in zip(names, together, strict=True):
             assert torch.equal(detector(images), build(name, net).fit(loader)(images)), name

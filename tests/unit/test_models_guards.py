@@ -64,13 +64,30 @@ class Mapping(Pooled):
         return {"logits": super().forward(images)}
 
 
-@pytest.mark.parametrize("kind", [Auxiliary, Unused, Tokens, Mapping])
-def test_head_that_does_not_make_the_logits_is_refused(images, kind):
+@pytest.mark.parametrize("kind", [Auxiliary, Tokens])
+def test_the_layer_whose_output_is_the_logits_is_the_head(images, kind):
     net = kind()
-    with pytest.raises(UserError, match=r"^(head|net): " + kind.__name__) as caught:
+    result = outputs(net, images)
+    assert result.head is net.fc
+    torch.testing.assert_close(net.fc(result.features), result.logits)
+
+
+def test_a_head_that_is_never_called_is_missed_where_it_is_read(images):
+    net = Unused()
+    result = outputs(net, images)
+    torch.testing.assert_close(result.logits, net(images))
+    for part in ("head", "features"):
+        with pytest.raises(UserError, match=r"^head: Unused has no linear head"):
+            getattr(result, part)
+
+
+def test_what_is_no_tensor_of_logits_is_refused(images):
+    net = Mapping()
+    with pytest.raises(UserError, match=r"^net: Mapping gives a dict; .*wrap\(net\)") as caught:
         outputs(net, images)
     assert "\n" not in str(caught.value)
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in net.modules())
+    assert outputs(wrap(net), images).head is net.fc
 
 
 def test_naming_the_head_resolves_it(images):
@@ -126,7 +143,7 @@ def test_normalisation_by_whole_numbers_takes_the_weights_of_one_by_fractions():
             "reduction: 0.1 leaves none of the 3 channels",
         ),
         (lambda: ResNet18(num_classes=-1), "num_classes: expected a number >= 1, got -1"),
-        (lambda: wrap(3), "module: expected a torch.nn.Module, got a int"),
+        (lambda: wrap(3), "module: expected a torch.nn.Module or a function of images, got a int"),
         (lambda: wrap(Pooled(), head="fcc"), "head: unknown name 'fcc'"),
     ],
 )

@@ -13,7 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood.errors import UserError
-from robust_ood.models import DenseNet, Normalize, ResNet18, ThinResNet, WideResNet, outputs
+from robust_ood.models import (
+    DenseNet,
+    Normalize,
+    ResNet18,
+    ThinResNet,
+    WideResNet,
+    describe,
+    outputs,
+    rebuild,
+)
 
 SMALL = {
     "densenet": lambda: DenseNet(depth=10, growth=4, num_classes=5),
@@ -126,6 +135,33 @@ def test_network_sees_pixels_through_its_own_mean_and_std():
     by_hand = images - torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)
     by_hand = by_hand / torch.tensor([0.5, 0.25, 0.2]).view(1, 3, 1, 1)
     torch.testing.assert_close(shifted(images), plain(by_hand))
+
+
+@pytest.mark.parametrize("kind", [DenseNet, WideResNet, ResNet18, ThinResNet])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_any_number_of_channels(kind, channels):
+    depth = {
+        DenseNet: {"depth": 10},
+        WideResNet: {"depth": 10, "width": 1},
+        ThinResNet: {"depth": 8},
+    }
+    net = kind(**depth.get(kind, {}), num_classes=4, channels=channels).eval()
+    images = torch.rand(2, channels, 8, 8)
+    assert net(images).shape == (2, 4)
+    again = rebuild(describe(net)).eval()
+    again.load_state_dict(net.state_dict())
+    assert torch.equal(again(images), net(images))
+    assert "channels" not in net.settings  # the length of the mean says it, as in old checkpoints
+    grey = kind(**depth.get(kind, {}), mean=(0.1,), std=(0.3,))
+    assert grey(images[:, :1]).shape == (2, 10)
+    assert grey.normalize.mean.flatten().tolist() == pytest.approx([0.1])
+    for wrong in (
+        {"channels": 0},
+        {"channels": 1.5},
+        {"channels": 2, "mean": (0.1,), "std": (0.3,)},
+    ):
+        with pytest.raises(UserError, match=r"^(channels|mean and std): "):
+            kind(**depth.get(kind, {}), **wrong)
 
 
 def test_default_normalisation_is_that_of_the_reference_code():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torchvision
@@ -72,9 +74,34 @@ def test_head_replaced_later_is_the_new_one():
     assert net.head is module[1]
 
 
-def test_module_without_linear_layer_cannot_be_wrapped():
-    with pytest.raises(UserError, match="no linear layer"):
-        wrap(nn.Conv2d(3, 5, 1))
+def test_module_without_linear_layer_says_so_where_its_head_is_read():
+    net = wrap(nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    with pytest.raises(UserError, match="head: Sequential has no linear layer"):
+        _ = net.head
+    assert "no linear head, scores of the logits alone work" in net.find_layers((8, 8))
+
+
+@pytest.mark.parametrize(
+    "give",
+    [
+        lambda logits: {"logits": logits, "hidden": logits[:, :1]},
+        lambda logits: (logits, None),
+        lambda logits: [logits],
+        lambda logits: {"out": logits},
+        lambda logits: SimpleNamespace(logits=logits),
+    ],
+)
+def test_logits_inside_of_what_a_network_returns_are_taken_out(give, images):
+    inner = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 7))
+    net = wrap(lambda x: give(inner(x)))
+    torch.testing.assert_close(net(images), inner(images))
+    assert net.find_layers((64, 64)).startswith("<lambda>, fed pixels")
+
+
+def test_logits_that_cannot_be_told_from_features_are_refused(images):
+    net = wrap(lambda x: (x.flatten(1), x.mean((2, 3))))
+    with pytest.raises(UserError, match=r"^net: returns several tensors, .*\(2, 3\)"):
+        net(images)
 
 
 def test_names_are_checked_at_once(theirs):

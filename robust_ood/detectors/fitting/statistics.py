@@ -130,7 +130,15 @@ class ClassMoments(ClassMeans):
 
     @property
     def within(self) -> Tensor:
-        """The tied covariance `(D, D)` around the class means, divided by the number of vectors."""
+        """The tied covariance `(D, D)` around the class means, divided by the number of vectors.
+
+        Raises: `UserError` for a class without images, or one image of each.
+        """
+        if bool((self.counts == 1).all()):
+            raise UserError(
+                "loader: gives one image of each class; a covariance around the class means needs "
+                "several"
+            )
         return (self.products - self.sums.T @ self.means) / self.count
 
     def around(self, origin: Tensor) -> Tensor:
