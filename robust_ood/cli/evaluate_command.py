@@ -193,7 +193,9 @@ def build(request: Request, console: Console) -> Subjects:
         net = built.get("net")
         if nets:  # the config's network is that of the first checkpoint; build one more
             net = request.parser.instantiate(config).get("net")
-        net, description = find_parts(load(path, net, config.key_map), inliers.image_shape)
+        net, description = find_parts(
+            load(path, net, config.key_map, averaged=config.averaged), inliers.image_shape
+        )
         check_classes(net, data, "test")
         nets[name or name_of(path, net)] = net
         if description:

@@ -35,7 +35,9 @@ def run(arguments: Sequence[str]) -> int:
     check_writable(config.output)
     with user_errors(dict(config.items())):
         built = commands.instantiate(config)
-    net = load_network(config.checkpoint, built.get("net"), config.key_map)
+    net = load_network(
+        config.checkpoint, built.get("net"), config.key_map, averaged=config.averaged
+    )
     training, names = history(config.checkpoint)
     folder = export(net, config.output, config.format, training, names)
     print(f"wrote {folder / f'weights.{config.format}'} and {folder / 'network.json'}")

@@ -55,11 +55,12 @@ what an evaluation needs:
   --output DIR           folder of the results and of everything computed (default: results)
 
 other people's networks (docs/networks.md):
-  --net CLASS            class path of any torch.nn.Module, here or installed, that takes pixels in
-                         [0, 1]; or Wrapped, with --net.module CLASS, --net.mean, --net.std,
-                         --net.head, --net.layers; or Torchvision, Timm, RobustBench with
-                         --net.name NAME
+  --net CLASS            class path of any torch.nn.Module that takes pixels in [0, 1], here or
+                         installed, or of a function that builds one; or Wrapped, with
+                         --net.module CLASS, --net.mean, --net.std, --net.head, --net.layers; or
+                         Torchvision, Timm, RobustBench with --net.name NAME
   --key_map NAME         how the file names our weights, where that is not detected
+  --averaged true        take the running average (EMA) that the file holds beside its weights
 
 frequent settings:
   --detectors '[msp, odin, {name: pro-gen, steps: 3}]'
@@ -126,6 +127,7 @@ classes, normalisation, training). evaluate.py --checkpoint DIR reads it.
   --format NAME          pt (default) or safetensors
   --net CLASS            network of a file that does not name its own, such as WideResNet
   --key_map NAME         how that file names our weights, where that is not detected
+  --averaged true        take the running average (EMA) that the file holds beside its weights
   --help-all             list every setting
 
 example:

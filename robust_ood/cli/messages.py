@@ -57,7 +57,12 @@ def parse_arguments(parser: ArgumentParser, arguments: Sequence[str] | None) -> 
     try:
         return parser.parse_args(arguments)
     except ArgumentError as error:
-        raise explain(error) from error
+        # Not with the other imports: it loads torch, and a command that succeeds does without.
+        from robust_ood.cli.networks import accept_factory
+
+        if not accept_factory(causes(error)):
+            raise explain(error) from error
+    return parse_arguments(parser, arguments)
 
 
 def explain(error: BaseException) -> UserError:

@@ -119,7 +119,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError(
             "data.validation_ood: not given; the search needs OOD images that are in no test set"
         )
-    loaded = load(config.checkpoint, built.get("net"), config.key_map)
+    loaded = load(config.checkpoint, built.get("net"), config.key_map, averaged=config.averaged)
     net, _ = find_parts(loaded, validation.image_shape)
     check_classes(net, data, "validation")
     net.to(device)

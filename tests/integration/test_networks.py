@@ -18,6 +18,7 @@ import torch
 
 from robust_ood import cli
 from robust_ood.detectors import MSP
+from robust_ood.errors import Notice
 from robust_ood.metrics import ood_metrics
 from robust_ood.models import (
     ThinResNet,
@@ -63,6 +64,33 @@ class Headless(nn.Module):
 
     def forward(self, x):
         return self.conv(x).mean((2, 3))
+
+
+class Bare(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return {"logits": self.conv(x).mean((2, 3))}
+
+
+class Grey(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).mean((2, 3)))
+
+
+def build(classes: int = 4, **ignored):
+    return Mine(classes)
+
+
+def build_nothing():
+    return 3
 """
 NORMALISED = ["--net.mean", "[0.5, 0.4, 0.3]", "--net.std", "[0.2, 0.3, 0.4]"]
 RATES = ("auroc", "aupr_in", "aupr_out", "fpr95", "detection_error")
@@ -209,12 +237,91 @@ def test_mistakes(capsys, grid, place, arguments, said):
     assert said in line
 
 
-def test_a_network_without_a_linear_layer_is_refused(capsys, grid, place):
-    from my_network import Headless
+def saved(name: str) -> list[str]:
+    """Write the random weights of a network of the module, and return how to load them."""
+    import my_network
 
-    torch.save(Headless().state_dict(), "headless.pt")
-    line = refused(capsys, grid, "--net", "my_network.Headless", "--checkpoint", "headless.pt")
-    assert line.startswith("error: head: Headless has no linear layer")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(getattr(my_network, name)().state_dict(), f"{name}.pt")
+    return ["--net", f"my_network.{name}", "--checkpoint", f"{name}.pt"]
+
+
+def test_a_pooled_convolution_is_a_head(capsys, grid, place):
+    results = evaluated(grid, *saved("Headless"), "--detectors", "[energy, react, knn]")
+    assert "head conv (3 to 4, averaged over pixels, found)" in capsys.readouterr().out
+    assert {row["detector"] for row in results["rows"]} == {"energy", "react", "knn"}
+
+
+def test_a_network_without_a_head_has_the_scores_of_its_logits(capsys, grid, place):
+    names = ["msp", "energy", "entropy", "gen", "odin", "pro-gen", "kl-matching"]
+    results = evaluated(grid, *saved("Bare"), "--detectors", json.dumps(names))
+    assert "no linear head, scores of the logits alone work" in capsys.readouterr().out
+    assert {row["detector"] for row in results["rows"]} == set(names)
+    assert not results["failures"]
+    for name, needed in (("vim", "a linear head"), ("knn", "penultimate features")):
+        line = refused(capsys, grid, *saved("Bare"), "--detectors", f"[{name}]")
+        assert line.startswith(f"error: detectors.{name}.net: ")
+        assert f"needs {needed}; Bare has no linear head" in line
+
+
+def test_a_network_of_another_number_of_channels_is_one_line(capsys, grid, place):
+    line = refused(capsys, grid, *saved("Grey"))
+    assert line == "error: net: Grey takes 1 channel, the images have 3; set channels: 1"
+
+
+def test_nan_weights_are_refused(capsys, grid, place):
+    state = torch.load("plain.pt", weights_only=True)
+    state["stem.weight"][0] = torch.nan
+    torch.save(state, "nan.pt")
+    line = refused(capsys, grid, "--net", "my_network.Mine", "--checkpoint", "nan.pt")
+    assert line.startswith("error: net: Mine gives NaN for random images")
+    assert line.endswith("stem.weight first")
+
+
+def test_keys_of_a_file_reach_no_screen_as_they_are(capsys, grid, place):
+    state = torch.load("plain.pt", weights_only=True)
+    torch.save({f"\x1b[31m{key}\x07": value for key, value in state.items()}, "red.pt")
+    line = refused(capsys, grid, "--net", "my_network.Mine", "--checkpoint", "red.pt")
+    assert line.isprintable()
+    assert r"in the network: \x1b[31mstem.weight\x07" in line
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_function_that_builds_a_network(capsys, grid, place, wrapped):
+    expected = rows(evaluated(grid, "--net", "my_network.Mine", "--checkpoint", "plain.pt"))
+    net, own = ["--net", "my_network.build"], "net"
+    if wrapped:
+        net, own = ["--net", "Wrapped", "--net.module", "my_network.build"], "net.module"
+    given = [*net, "--checkpoint", "plain.pt"]
+    assert rows(evaluated(grid, *given)) == expected
+    assert rows(evaluated(grid, *given, f"--{own}.classes", 4)) == expected
+    line = refused(capsys, grid, *given, f"--{own}.classes", "x")
+    assert line == f"error: {own}.classes: expected a whole number, got 'x'"
+    line = refused(capsys, grid, *given, f"--{own}.classes", 3)
+    assert line.startswith("error: checkpoint: plain.pt holds another network than Mine")
+    nothing = [part.replace("build", "build_nothing") for part in given]
+    assert refused(capsys, grid, *nothing).startswith(
+        f"error: {own.rpartition('.')[2]}: expected a torch.nn.Module, got a int"
+    )
+
+
+def test_an_average_is_chosen_by_a_setting(capsys, grid, place):
+    state = torch.load("plain.pt", weights_only=True)
+    average = {key: value * 2 for key, value in state.items()}
+    torch.save({"state_dict": state, "state_dict_ema": average}, "both.pt")
+    torch.save(average, "average.pt")
+    net = ["--net", "my_network.Mine", "--checkpoint"]
+    plain = rows(evaluated(grid, *net, "plain.pt"))
+    doubled = rows(evaluated(grid, *net, "average.pt"))
+    assert plain != doubled
+    capsys.readouterr()
+    with pytest.warns(Notice, match=r"also holds averaged weights \(state_dict_ema\)"):
+        assert rows(evaluated(grid, *net, "both.pt")) == plain
+    assert rows(evaluated(grid, *net, "both.pt", "--averaged", "true")) == doubled
+    assert refused(capsys, grid, *net, "plain.pt", "--averaged", "true").startswith(
+        "error: averaged: plain.pt holds no averaged weights"
+    )
 
 
 def test_the_script_finds_a_class_in_the_working_folder(grid, place):
@@ -634,6 +741,21 @@ def test_networks_of_libraries_are_rebuilt_from_their_description(build):
         k: v.shape for k, v in net.state_dict().items()
     }
     assert torch.equal(again.normalize.mean, net.normalize.mean)
+
+
+def test_timms_own_arguments(place):
+    pytest.importorskip("timm")
+    net = Timm("resnet10t", 4, arguments={"in_chans": 1, "drop_rate": 0.1})
+    assert net(torch.rand(2, 1, 32, 32)).shape == (2, 4)
+    again = rebuild(json.loads(json.dumps(describe(net))))
+    assert again.settings == net.settings
+    for name, value in (
+        ("checkpoint_path", "x.pt"), ("cache_dir", "x"), ("pretrained_cfg", {}), ("num_classes", 3),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^arguments: {name}"):
+            Timm("resnet10t", 4, arguments={name: value})
+    with pytest.raises(ValueError, match=r"cannot build timm's resnet10t .*in_chanz"):
+        Timm("resnet10t", 4, arguments={"in_chanz": 1})
 
 
 def test_a_description_does_not_download():
