@@ -63,7 +63,7 @@ def load(
     return net.eval()
 
 
-def find_parts(net: nn.Module, image_shape: tuple[int, int]) -> tuple[nn.Module, str | None]:
+def find_parts(net: nn.Module, image_shape: tuple[int, ...]) -> tuple[nn.Module, str | None]:
     """Return the network with its head and feature layers known, and in words what they are.
 
     Networks that name their own, as ours do, come back as they are, with None.

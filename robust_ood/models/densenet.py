@@ -58,7 +58,7 @@ class _Transition(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """A densely connected network, images `(N, 3, H, W)` in [0, 1] to logits `(N, num_classes)`.
+    """A densely connected network, images `(N, C, H, W)` in [0, 1] to logits `(N, num_classes)`.
 
     Source: Huang et al. 2017, DenseNet-BC; layer for layer the network of the ALOE and ODIN code.
     One deviation: the convolutions start from He et al.'s distribution, as in the paper, where
@@ -72,7 +72,8 @@ class DenseNet(nn.Module):
         bottleneck: 1 x 1 convolutions before the 3 x 3 ones (the B of BC).
         dropout: probability after each convolution; 0 in the papers.
         num_classes: K.
-        mean, std: the normalisation that is the first layer.
+        mean, std: the normalisation that is the first layer, one value a channel of the images:
+            `[0.13]` and `[0.31]` for grey ones.
     """
 
     feature_layers = ("conv1", "transition1", "transition2", "relu")
@@ -108,7 +109,7 @@ class DenseNet(nn.Module):
         layers = (depth - 4) // step
         channels = 2 * growth
         self.normalize = Normalize(mean, std)
-        self.conv1 = nn.Conv2d(3, channels, 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(len(mean), channels, 3, 1, 1, bias=False)
         for number in (1, 2, 3):
             block = nn.Sequential()
             for _ in range(layers):

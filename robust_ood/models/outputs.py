@@ -137,7 +137,7 @@ class Layers(NamedTuple):
     layers: tuple[str, ...]
 
 
-def find_layers(net: nn.Module, image_shape: tuple[int, int]) -> Layers:
+def find_layers(net: nn.Module, image_shape: Sequence[int]) -> Layers:
     """Return a classifier's head and feature layers, as a run on blank images in eval mode shows.
 
     A feature layer is the module, among the outermost two levels, that is the last to give maps
@@ -147,7 +147,7 @@ def find_layers(net: nn.Module, image_shape: tuple[int, int]) -> Layers:
 
     Args:
         net: any classifier.
-        image_shape: height and width of its images.
+        image_shape: channels, height and width of its images; without channels, three.
 
     Raises:
         UserError: the network cannot take such images or does not give `(N, K)`.
@@ -198,30 +198,41 @@ def _first_level(net: nn.Module) -> int:
     return 1 + _first_level(children[0])
 
 
-def _is_map(output: Any, image_shape: tuple[int, int]) -> bool:
+def _is_map(output: Any, image_shape: Sequence[int]) -> bool:
     if not isinstance(output, Tensor) or output.dim() != 4 or output.shape[1] <= 3:
         return False
     height, width = output.shape[2:]
-    rows, columns = image_shape
+    rows, columns = image_shape[-2:]
     return max(height, width) > 1 and abs(height * columns - width * rows) <= max(rows, columns)
 
 
-def count_classes(net: nn.Module, image_shape: tuple[int, int]) -> int:
-    """Return how many logits a network gives for blank images of this height and width.
+def count_classes(net: nn.Module, image_shape: Sequence[int]) -> int:
+    """Return how many logits a network gives for blank images.
+
+    image_shape: their channels, height and width; without channels, three.
 
     Raises: `UserError` where the network cannot take such images or does not give `(N, K)`.
     """
     return blank_logits(net, image_shape).shape[1]
 
 
-def _blank_images(net: nn.Module, image_shape: tuple[int, int]) -> Tensor:
+_REFUSALS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)
+"""What networks raise on images that they cannot take; `UserError` is a `ValueError`."""
+
+
+def _blank_images(net: nn.Module, image_shape: Sequence[int]) -> Tensor:
     """Return two black images on the network's device and of its precision."""
     parameter = next(net.parameters(), torch.empty(0))
-    return torch.zeros((2, 3, *image_shape), device=parameter.device, dtype=parameter.dtype)
+    shape = tuple(image_shape)
+    if len(shape) == 2:
+        shape = (3, *shape)
+    return torch.zeros((2, *shape), device=parameter.device, dtype=parameter.dtype)
 
 
-def blank_logits(net: nn.Module, image_shape: tuple[int, int]) -> Tensor:
-    """Return the logits `(2, K)` of two blank images of this height and width, in eval mode.
+def blank_logits(net: nn.Module, image_shape: Sequence[int]) -> Tensor:
+    """Return the logits `(2, K)` of two blank images, in eval mode.
+
+    image_shape: their channels, height and width; without channels, three.
 
     Raises: `UserError` where the network cannot take such images or does not give `(N, K)`.
     """
@@ -229,12 +240,13 @@ def blank_logits(net: nn.Module, image_shape: tuple[int, int]) -> Tensor:
     try:
         with evaluating(net), torch.no_grad():
             logits = net(accepted(blank, net))
-    except UserError:
-        raise
-    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+    except _REFUSALS as error:
+        advice = _channels_advice(net, blank)
+        if isinstance(error, UserError) and not advice:
+            raise
         size = " x ".join(str(length) for length in blank.shape[1:])
         raise UserError(
-            f"net: {type(net).__name__} cannot take {size} images ({first_sentence(error)})"
+            f"net: {type(net).__name__} cannot take {size} images ({first_sentence(error)}){advice}"
         ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:
         raise UserError(
@@ -242,3 +254,17 @@ def blank_logits(net: nn.Module, image_shape: tuple[int, int]) -> Tensor:
             "expected logits (2, K)"
         )
     return logits
+
+
+def _channels_advice(net: nn.Module, refused: Tensor) -> str:
+    """Return what to set where a network takes grey images instead of RGB, or RGB for grey."""
+    channels = 1 if refused.shape[1] == 3 else 3
+    images = refused[:, :1].expand(-1, channels, -1, -1).contiguous()
+    try:
+        with evaluating(net), torch.no_grad():
+            net(images)
+    except _REFUSALS:
+        return ""
+    return (
+        f"; it takes {channels} channel{'s' if channels > 1 else ''}: set data.channels: {channels}"
+    )

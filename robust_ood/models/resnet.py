@@ -59,7 +59,7 @@ class _ResNet(nn.Module):
         check_settings(num_classes)
         make_shortcut = shortcut or _project
         self.normalize = Normalize(mean, std)
-        self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(len(mean), widths[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         inputs = widths[0]
         self.feature_layers = tuple(f"layer{number + 1}" for number in range(len(widths)))
@@ -91,7 +91,8 @@ class ThinResNet(_ResNet):
     Args:
         depth: 6n + 2 for n blocks in each of the three stages.
         num_classes: K.
-        mean, std: the normalisation that is the first layer.
+        mean, std: the normalisation that is the first layer, one value a channel of the images:
+            `[0.13]` and `[0.31]` for grey ones.
     """
 
     def __init__(
@@ -117,7 +118,8 @@ class ResNet18(_ResNet):
 
     Args:
         num_classes: K.
-        mean, std: the normalisation that is the first layer.
+        mean, std: the normalisation that is the first layer, one value a channel of the images:
+            `[0.13]` and `[0.31]` for grey ones.
     """
 
     def __init__(

@@ -36,14 +36,15 @@ class _Block(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """A wide residual network, images `(N, 3, H, W)` in [0, 1] to logits `(N, num_classes)`.
+    """A wide residual network, images `(N, C, H, W)` in [0, 1] to logits `(N, num_classes)`.
 
     Args:
         depth: 6n + 4 for n blocks in each of the three groups; 28, 34 and 40 in the papers.
         width: widening factor.
         num_classes: K.
         dropout: probability between a block's convolutions.
-        mean, std: the normalisation that is the first layer.
+        mean, std: the normalisation that is the first layer, one value a channel of the images:
+            `[0.13]` and `[0.31]` for grey ones.
     """
 
     feature_layers = ("group1", "group2", "group3")
@@ -72,7 +73,7 @@ class WideResNet(nn.Module):
         blocks = (depth - 4) // 6
         widths = (16, 16 * width, 32 * width, 64 * width)
         self.normalize = Normalize(mean, std)
-        self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(len(mean), widths[0], 3, 1, 1, bias=False)
         for number in (1, 2, 3):
             inputs = widths[number - 1]
             outputs = widths[number]

@@ -57,11 +57,12 @@ class Wrapped(nn.Module):
         assert isinstance(head, nn.Linear)
         return head
 
-    def find_layers(self, image_shape: tuple[int, int]) -> str:
+    def find_layers(self, image_shape: Sequence[int]) -> str:
         """Find the head and feature layers that were not named, and return all of them in words.
 
         Args:
-            image_shape: height and width of the images; one forward pass of blank ones is made.
+            image_shape: channels, height and width of the images, without channels three; one
+                forward pass of blank ones is made.
 
         Raises:
             UserError: the module cannot take such images, or gives something else than logits `(N,
@@ -86,7 +87,7 @@ class Wrapped(nn.Module):
             f"feature layers {layers} ({layers_origin})"
         )
 
-    def find_parts(self, image_shape: tuple[int, int]) -> str:
+    def find_parts(self, image_shape: Sequence[int]) -> str:
         """Call `find_layers`, under its former name."""
         warn_renamed("Wrapped.find_parts", "Wrapped.find_layers")
         return self.find_layers(image_shape)
