@@ -34,7 +34,7 @@ from torchvision.datasets import CIFAR10, ImageFolder, VisionDataset
 from robust_ood.data import ImageSet, Reading, TrainingLoader, to_float
 from robust_ood.data.augment import crop_and_flip
 from robust_ood.data.sources.folders import load_folder
-from robust_ood.data.sources.resize import Resize
+from robust_ood.data.sources.form import ImageForm
 from robust_ood.randomness import generator
 
 BATCH, SIDE = 128, 224
@@ -110,7 +110,7 @@ def run_case(case: str, options: argparse.Namespace) -> dict[str, object]:
     elif case.startswith("torchvision, memory"):
         images, make = Generated(options.count, recipe(32, resize=False)), theirs
     elif case.startswith("ours, files"):
-        images, make = load_folder(options.folder, Resize(SIDE)), ours
+        images, make = load_folder(options.folder, ImageForm(SIDE)), ours
     else:
         images, make = ImageFolder(str(options.folder), recipe(SIDE, resize=True)), theirs
     rates = []

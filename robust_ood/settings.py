@@ -13,7 +13,7 @@ import sys
 import types
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from importlib import import_module
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -359,6 +359,6 @@ def _in_words(hint: Any) -> str:
     kind = get_origin(hint) or hint
     if kind in (list, tuple, Sequence):
         return _LISTS.get(next(iter(get_args(hint)), None), "a list")
-    if isinstance(kind, type) and issubclass(kind, Mapping):
+    if isinstance(kind, type) and (issubclass(kind, Mapping) or is_dataclass(kind)):
         return "a mapping"
     return _WORDS.get(kind, f"a {getattr(kind, '__name__', kind)}")

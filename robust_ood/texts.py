@@ -46,3 +46,8 @@ def shown(value: Any) -> str:
 def first_sentence(error: BaseException, length: int = 200) -> str:
     """Return the beginning of a library's message, or the name of an exception without one."""
     return one_line(str(error)).split(". ")[0][:length] or type(error).__name__
+
+
+def printable(name: str) -> str:
+    r"""Return a file's name for results and messages; bytes that are not UTF-8 become `\xe9`."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")

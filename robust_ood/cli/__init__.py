@@ -98,10 +98,8 @@ def _guarded(command: str, arguments: Arguments) -> int:
 
     from robust_ood.errors import UserError
 
-    # Class paths may name the user's own files here; last, so that those hide no library.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
     try:
+        _add_working_folder()
         return _run(command, arguments)
     except SystemExit as stop:  # the parser's, once it has printed the settings
         return int(stop.code or 0)
@@ -112,6 +110,18 @@ def _guarded(command: str, arguments: Arguments) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def _add_working_folder() -> None:
+    """Let class paths name the user's own files; last, so that those hide no library."""
+    from robust_ood.errors import UserError
+
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("working folder: it was deleted; change to one that exists") from error
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def _run(command: str, arguments: list[str]) -> int:

@@ -21,6 +21,7 @@ from robust_ood.data.catalogue.unpack import unpack
 from robust_ood.data.named import needs_size
 from robust_ood.data.overlap import Overlap, overlap
 from robust_ood.data.preview import save_contact_sheet
+from robust_ood.data.sources.spec import located
 from robust_ood.errors import UserError
 from robust_ood.writing import in_place_of
 
@@ -48,8 +49,19 @@ def run(arguments: Sequence[str]) -> int:
     """Run one of the data commands and return the exit code."""
     config = parse_arguments(parser(), arguments)
     command, _ = COMMANDS[config.subcommand]
-    command(config[config.subcommand], Console(soft_wrap=True))
+    settings = config[config.subcommand]
+    for name in ("root", "output", "exclude"):
+        if settings.get(name) is not None:
+            settings[name] = _path(name, settings[name])
+    command(settings, Console(soft_wrap=True))
     return 0
+
+
+def _path(field: str, text: str) -> Path:
+    """Return the path that an option gives, with `~` for the user's home."""
+    if not text:
+        raise UserError(f"{field}: is empty; expected a path")
+    return located("", text)
 
 
 def list_sets(config: Any, console: Console) -> None:
@@ -153,18 +165,18 @@ def _add_arguments(command: CommandParser, name: str) -> None:
         add("first", type=str, help="data set, file or folder, named as in configs")
         add("second", type=str, help="the set to compare it with")
     if name != "list":
-        add("--root", type=Path, default=Path("data"), help="folder of the data")
+        add("--root", type=str, default="data", help="folder of the data")
     if name == "download":
         add("--ood", type=bool, default=False, help="also its near and far OOD test sets")
     if name in ("preview", "overlap", "verify"):
         add("--size", type=int | None, default=None, help="side in pixels of images of many sizes")
     if name == "preview":
-        add("--output", type=Path | None, default=None, help="picture (default: NAME.png)")
+        add("--output", type=str | None, default=None, help="picture (default: NAME.png)")
     if name == "overlap":
         add("--distance", type=int, default=4, help="bits of the perceptual hash; -1: exact only")
         add("--workers", type=int, default=0, help="processes that read files")
-        add("--output", type=Path | None, default=None, help="CSV of the pairs")
-        add("--exclude", type=Path | None, default=None, help="file of the first set's indices")
+        add("--output", type=str | None, default=None, help="CSV of the pairs")
+        add("--exclude", type=str | None, default=None, help="file of the first set's indices")
 
 
 def _find_entry(name: str) -> CatalogueEntry:
@@ -292,7 +304,7 @@ def _write(path: Path, field: str, write: Callable[[Any], None]) -> None:
     """Write a text file, whole or not at all."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with in_place_of(path) as partial, partial.open("w", newline="") as file:
+        with in_place_of(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             write(file)
     except OSError as error:
         raise UserError(f"{field}: cannot write {path} ({error.strerror})") from error

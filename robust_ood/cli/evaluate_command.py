@@ -118,7 +118,7 @@ _OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "name": (str | None, None, "model name in the rows (default: checkpoint's folder)"),
     "detectors": (Specs, ["msp"], "names, or name and settings"),
     "attacks": (Specs, ["pgd"], "names, or name and settings; radius may be a list"),
-    "limit": (int | None, None, "use only the first so many images of each set"),
+    "limit": (int | None, None, "use only so many images of each set"),
     "sanity": (bool | None, None, "look for signs of failed attacks (default: true)"),
     "checks": (bool | None, None, "the old name of --sanity, for one release"),
     "intervals": (int, 1000, "resamples of the bootstrap intervals; 0 leaves them out"),
@@ -194,7 +194,7 @@ def build(request: Request, console: Console) -> Subjects:
         if nets:  # the config's network is that of the first checkpoint; build one more
             net = request.parser.instantiate(config).get("net")
         net, description = find_parts(
-            load(path, net, config.key_map, averaged=config.averaged), inliers.image_shape
+            load(path, net, config.key_map, averaged=config.averaged), inliers.input_shape
         )
         check_classes(net, data, "test")
         nets[name or name_of(path, net)] = net

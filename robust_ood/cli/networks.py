@@ -82,23 +82,20 @@ def load(
     return net.eval()
 
 
-def find_parts(
-    net: nn.Module, image_shape: tuple[int, int], channels: int = 3
-) -> tuple[nn.Module, str | None]:
+def find_parts(net: nn.Module, image_shape: tuple[int, ...]) -> tuple[nn.Module, str | None]:
     """Return the network with its head and feature layers known, and in words what they are.
 
     Networks that name their own, as ours do, come back as they are, with None.
 
     Args:
         net: the network.
-        image_shape: height and width of the images.
-        channels: of the images.
+        image_shape: channels, height and width of the images.
     """
     if not isinstance(net, Wrapped):
         if getattr(net, "feature_layers", ()):
             return net, None
         net = wrap(net).eval()
-    return net, net.find_layers(image_shape, channels)
+    return net, net.find_layers(image_shape)
 
 
 def name_of(checkpoint: Path | None, net: nn.Module | None) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from robust_ood.attacks.in_loop import comparable
 from robust_ood.callbacks import recent
+from robust_ood.data.sources.spec import comparable_sets
 from robust_ood.errors import UserError
 from robust_ood.models import read_checkpoint
 
@@ -36,6 +37,10 @@ _RENAMED = {
     "data.workers": "data.reading.workers",
 }
 """Settings of older runs, which also work for one more release, by what they are called now."""
+
+
+_ADDED = {"data.channels": 3}
+"""Settings that older runs do not have, with the value that they went by."""
 
 
 def first_process() -> bool:
@@ -77,8 +82,8 @@ def while_restoring(error: Exception) -> bool:
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise `UserError` naming each setting that differs from those of the resumed run."""
-    old = _renamed(_flat(_comparable(before)))
-    new = _renamed(_flat(_comparable(now)))
+    old = _ADDED | _renamed(_flat(_comparable(before)))
+    new = _ADDED | _renamed(_flat(_comparable(now)))
     differing = []
     for field in sorted(old.keys() | new.keys()):
         if old.get(field) != new.get(field) and not _is_free(field):
@@ -91,11 +96,14 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def _comparable(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a run's settings with its attacks in one form, whichever release wrote them."""
+    """Return a run's settings with attacks and sets in one form, whichever release wrote them."""
     model = settings.get("model")
-    if not isinstance(model, Mapping):
-        return settings
-    return {**settings, "model": comparable(model)}
+    data = settings.get("data")
+    if isinstance(model, Mapping):
+        settings = {**settings, "model": comparable(model)}
+    if isinstance(data, Mapping):
+        settings = {**settings, "data": {name: comparable_sets(data[name]) for name in data}}
+    return settings
 
 
 def _is_free(field: str) -> bool:

@@ -120,7 +120,7 @@ def run(arguments: Sequence[str]) -> int:
             "data.validation_ood: not given; the search needs OOD images that are in no test set"
         )
     loaded = load(config.checkpoint, built.get("net"), config.key_map, averaged=config.averaged)
-    net, _ = find_parts(loaded, validation.image_shape)
+    net, _ = find_parts(loaded, validation.input_shape)
     check_classes(net, data, "validation")
     net.to(device)
     loaders = _make_loaders(data, outlier_sets, config.limit)

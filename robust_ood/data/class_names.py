@@ -16,7 +16,7 @@ import numpy as np
 from robust_ood.data.named import EMBEDDED, find_in_catalogue, find_path, source_of
 from robust_ood.data.sets import ImageSet
 from robust_ood.data.sources import arrays, folders
-from robust_ood.data.sources.spec import SetSpec
+from robust_ood.data.sources.spec import SetSpec, located
 from robust_ood.errors import UserError
 
 
@@ -30,7 +30,7 @@ def class_names_of(spec: str | SetSpec, root: Path) -> tuple[str, ...]:
     relabelled = isinstance(spec, SetSpec) and spec.labels is not None
     if relabelled or source in EMBEDDED or find_in_catalogue(source, root) is not None:
         return ()
-    path = find_path(root / source)
+    path = find_path(located(root, source))
     if path is None:
         return ()
     if path.is_dir():
@@ -39,7 +39,7 @@ def class_names_of(spec: str | SetSpec, root: Path) -> tuple[str, ...]:
         return ()
     try:
         with np.load(path) as archive:
-            return tuple(map(str, archive["class_names"]))
+            return tuple(map(str, np.atleast_1d(archive["class_names"])))
     except (*arrays.DAMAGE, TypeError):
         return ()
 
@@ -59,10 +59,10 @@ def bind_labels(images: ImageSet, training_names: tuple[str, ...]) -> ImageSet:
             f"{images.name}: class {unknown[0]!r} is not a class of data.train; "
             f"known: {', '.join(training_names)}"
         )
-    if int(images.labels.max()) >= len(images.class_names):
+    if len(set(training_names)) < len(training_names):
         raise UserError(
-            f"{images.name}: labels reach {int(images.labels.max())}, but class_names has only "
-            f"{len(images.class_names)}"
+            f"{images.name}: its classes are not in the order of data.train's, and two classes of "
+            "that have one name; expected class_names that differ"
         )
     numbers = np.array(
         [training_names.index(name) for name in images.class_names]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from robust_ood.data.fields import require_batch, require_count
 from robust_ood.data.reading import Batch, BatchPlan, Reader, Reading
 from robust_ood.data.sets import ImageSet
 from robust_ood.errors import UserError
@@ -46,6 +47,9 @@ class TrainingLoader:
         world: int = 1,
         reading: Reading | None = None,
     ) -> None:
+        require_batch("batch_size", batch_size)
+        require_batch("outlier_batch_size", outlier_batch_size, 0)
+        _require_rank(rank, world)
         self.inliers = inliers
         self.outliers = outliers if outlier_batch_size else None
         self.batch_size = batch_size
@@ -139,7 +143,7 @@ class EvaluationLoader:
     Args:
         images: the set.
         batch_size: images per batch and rank.
-        limit: use only the first this many images.
+        limit: use only the first this many images, >= 1; None uses all.
         rank, world: this process and the number of processes.
         reading: how the images are read.
     """
@@ -154,6 +158,10 @@ class EvaluationLoader:
         world: int = 1,
         reading: Reading | None = None,
     ) -> None:
+        require_batch("batch_size", batch_size)
+        _require_rank(rank, world)
+        if limit is not None:
+            require_count("limit", limit, 1)
         self.images = images
         self.batch_size = batch_size
         count = min(limit or len(images), len(images))
@@ -175,7 +183,15 @@ class EvaluationLoader:
             yield BatchPlan(0, step, indices.numpy(), no_outliers)
 
 
+def _require_rank(rank: int, world: int) -> None:
+    require_count("world", world, 1)
+    require_count("rank", rank, 0, world - 1)
+
+
 def to_float(images: Tensor) -> Tensor:
     """Return uint8 images `(N, C, H, W)` as floats in [0, 1]."""
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+        kind = getattr(images, "dtype", type(images).__name__)
+        raise UserError(f"images: expected a tensor of uint8 in 0..255, got {kind}")
     # Dividing integers gives floats already: one pass over the images instead of two.
     return images.div(255).float()

@@ -4,8 +4,6 @@ OOD test sets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -17,12 +15,27 @@ from typing_extensions import Unpack
 
 from robust_ood.data.augment import crop_and_flip
 from robust_ood.data.class_names import bind_labels, class_names_of
+from robust_ood.data.fields import (
+    check_form,
+    naming_field,
+    read_one,
+    read_root,
+    read_several,
+    require_batch,
+    require_count,
+)
 from robust_ood.data.loaders import EvaluationLoader, TrainingLoader, to_float
 from robust_ood.data.named import load_set, source_of
 from robust_ood.data.reading import Batch, Reading, ReadingOptions
 from robust_ood.data.sets import ImageSet
-from robust_ood.data.shared_sets import pixel_digests, refuse_inliers, refuse_shared_sets
-from robust_ood.data.sources.spec import SetSpec
+from robust_ood.data.shared_sets import (
+    pixel_digests,
+    refuse_inliers,
+    refuse_shared_sets,
+    warn_of_missing_tests,
+)
+from robust_ood.data.sources.form import Channels
+from robust_ood.data.sources.spec import SetSource, SetSpec
 from robust_ood.deprecation import warn_renamed
 from robust_ood.errors import UserError
 from robust_ood.randomness import generator
@@ -49,7 +62,7 @@ class DeprecatedReadingOptions(TypedDict, total=False):
 
 
 class OODData(LightningDataModule):
-    """In-distribution images, auxiliary outliers and OOD sets, each named as `load_set` reads it.
+    """In-distribution images, auxiliary outliers and OOD sets, each written as `load_set` reads it.
 
     Args:
         train: labelled in-distribution training images.
@@ -60,7 +73,7 @@ class OODData(LightningDataModule):
         far: OOD test sets that do not.
         validation_ood: OOD images for validation while training and for choosing hyper-parameters;
             never a test set.
-        root: folder of the data.
+        root: folder of the data; it may begin with `~`.
         size: side of the images in pixels, for sets that state none of their own; None leaves
             images unchanged.
         num_classes: K; labels must be in 0..K-1.
@@ -72,18 +85,20 @@ class OODData(LightningDataModule):
         seed: seed of order and augmentation; the commands set it to the run's `seed_everything`.
         allow_overlap: let an OOD test also be auxiliary outliers, validation OOD or an inlier set.
         reading: workers, memory limit and device; the batches do not depend on them.
+        channels: 1 for grey images `(N, 1, H, W)`, 3 for RGB, for sets that state none of their
+            own.
     """
 
     def __init__(  # noqa: PLR0913  # each argument is a key of configs
         self,
-        train: str | SetSpec | None = None,
-        validation: str | SetSpec | None = None,
-        test: str | SetSpec | None = None,
-        outliers: str | SetSpec | None = None,
-        near: list[str | SetSpec] | None = None,
-        far: list[str | SetSpec] | None = None,
-        validation_ood: list[str | SetSpec] | None = None,
-        root: Path | str = "data",
+        train: SetSource | None = None,
+        validation: SetSource | None = None,
+        test: SetSource | None = None,
+        outliers: SetSource | None = None,
+        near: list[SetSource] | None = None,
+        far: list[SetSource] | None = None,
+        validation_ood: list[SetSource] | None = None,
+        root: str | Path = "data",  # in this order, so that an empty text is not the path "."
         size: int | None = None,
         num_classes: int = 10,
         batch_size: int = 64,
@@ -93,20 +108,27 @@ class OODData(LightningDataModule):
         seed: int = 0,
         allow_overlap: bool = False,
         reading: ReadingOptions = _DEFAULT_READING,
+        channels: Channels = 3,
         **deprecated: Unpack[DeprecatedReadingOptions],
     ) -> None:
         super().__init__()
-        _require_at_least("batch_size", batch_size, 1)
-        _require_at_least("outlier_batch_size", outlier_batch_size, 0)
-        _require_at_least("evaluation_batch_size", evaluation_batch_size, 1)
-        if size is not None:
-            _require_at_least("size", size, 1)
-        self.names = {"train": train, "validation": validation, "test": test, "outliers": outliers}
-        self.near = near or []
-        self.far = far or []
-        self.validation_ood = validation_ood or []
-        self.root = Path(root)
+        require_batch("data.batch_size", batch_size)
+        require_batch("data.outlier_batch_size", outlier_batch_size, 0)
+        require_batch("data.evaluation_batch_size", evaluation_batch_size)
+        require_count("data.num_classes", num_classes, 1)
+        check_form(size, channels)
+        self.names = {
+            "train": read_one("train", train),
+            "validation": read_one("validation", validation),
+            "test": read_one("test", test),
+            "outliers": read_one("outliers", outliers),
+        }
+        self.near = read_several("near", near)
+        self.far = read_several("far", far)
+        self.validation_ood = read_several("validation_ood", validation_ood)
+        self.root = read_root(root)
         self.size = size
+        self.channels = channels
         self.num_classes = num_classes
         self.batch_size = batch_size
         self.outlier_batch_size = outlier_batch_size
@@ -122,13 +144,15 @@ class OODData(LightningDataModule):
         self._resume: dict[str, int] | None = None
         if not allow_overlap:
             tests = {"near": self.near, "far": self.far}
-            inliers = {"train": train, "validation": validation, "test": test}
-            refuse_shared_sets(tests, outliers, self.validation_ood, inliers, self.root)
+            inliers = {part: self.names[part] for part in ("train", "validation", "test")}
+            refuse_shared_sets(
+                tests, self.names["outliers"], self.validation_ood, inliers, self.root
+            )
 
     def inliers(self, part: Literal["train", "validation", "test"]) -> ImageSet:
         """Return a labelled part of the in-distribution set, checked against `num_classes`."""
         images = self._load(part, self.names[part])
-        with _naming_field(part):
+        with naming_field(part):
             images = self._bound_to_training(part, images)
             images.require_classes(self.num_classes)
         return images
@@ -163,6 +187,7 @@ class OODData(LightningDataModule):
             self.inliers("train")
             self._training_outliers()
             self.validation_ood_sets()
+            warn_of_missing_tests({"near": self.near, "far": self.far}, self.root)
         if stage in ("fit", "validate") and self.names["validation"]:
             self.inliers("validation")
         if stage == "test":
@@ -226,6 +251,8 @@ class OODData(LightningDataModule):
         limit: use only this many images, always the same ones. They are drawn, because a set may be
         sorted by class.
         """
+        if limit is not None:
+            require_count("limit", limit, 1)
         if limit is not None and limit < len(images):
             source = generator(0, "robust validation")
             drawn = torch.randperm(len(images), generator=source)[:limit]
@@ -280,8 +307,10 @@ class OODData(LightningDataModule):
         key = repr(spec)
         if key not in self._loaded:
             limit = self.reading.memory_limit
-            with _naming_field(field):
-                self._loaded[key] = load_set(spec, self.root, field, self.size, limit)
+            with naming_field(field):
+                self._loaded[key] = load_set(
+                    spec, self.root, field, self.size, limit, self.channels
+                )
         return self._loaded[key]
 
     def _bound_to_training(self, part: str, images: ImageSet) -> ImageSet:
@@ -325,22 +354,22 @@ class OODData(LightningDataModule):
         return self._digests
 
     def _require_size_of_inliers(self, field: str, images: ImageSet) -> None:
-        """Refuse a set whose images differ in size from the in-distribution's that are loaded."""
+        """Refuse a set whose images differ from the in-distribution's that are loaded."""
         for part in ("train", "test", "validation"):
             inliers = self._loaded.get(repr(self.names[part]))
-            if inliers is None or inliers.image_shape == images.image_shape:
+            if inliers is None or inliers.input_shape == images.input_shape:
                 continue
             height, width = images.image_shape
             inlier_height, inlier_width = inliers.image_shape
+            if inliers.image_shape != images.image_shape:
+                raise UserError(
+                    f"data.{field}: images of {images.name} are {height} x {width}, those of "
+                    f"{inliers.name} {inlier_height} x {inlier_width}; data.size makes them equal"
+                )
             raise UserError(
-                f"data.{field}: images of {images.name} are {height} x {width}, those of "
-                f"{inliers.name} {inlier_height} x {inlier_width}; data.size makes them equal"
+                f"data.{field}: images of {images.name} have {images.channels} channel(s), those "
+                f"of {inliers.name} {inliers.channels}; data.channels makes them equal"
             )
-
-
-def _require_at_least(field: str, value: int, minimum: int) -> None:
-    if value < minimum:
-        raise UserError(f"data.{field}: expected a number >= {minimum}, got {value}")
 
 
 def _with_deprecated(
@@ -352,14 +381,3 @@ def _with_deprecated(
             raise TypeError(f"OODData got an unexpected keyword argument {name!r}")
         warn_renamed(f"data.{name}", f"data.reading.{name}", stacklevel=4)
     return replace(reading, **deprecated)
-
-
-@contextmanager
-def _naming_field(field: str) -> Iterator[None]:
-    """Name the config field in errors about its set, unless the message already names a field."""
-    try:
-        yield
-    except UserError as error:
-        if str(error).startswith("data."):
-            raise
-        raise UserError(f"data.{field}: {error}") from error

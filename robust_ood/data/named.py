@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,9 @@ from robust_ood.data.sources import arrays
 from robust_ood.data.sources.datasets import load_dataset
 from robust_ood.data.sources.digits import DIGIT_SETS
 from robust_ood.data.sources.folders import load_folder
+from robust_ood.data.sources.form import Channels, ImageForm, bring_to_form
 from robust_ood.data.sources.image_lists import load_list
-from robust_ood.data.sources.resize import Resize, resize_set
-from robust_ood.data.sources.spec import SetSpec
+from robust_ood.data.sources.spec import SetSource, SetSpec, located, read_set
 from robust_ood.data.sources.synthetic import NOISE_SETS
 from robust_ood.errors import UserError, nearest, unknown_name
 from robust_ood.randomness import generator
@@ -30,37 +31,42 @@ EMBEDDED: dict[str, Callable[[], ImageSet]] = {**DIGIT_SETS, **NOISE_SETS}
 
 
 def load_set(
-    spec: str | SetSpec,
-    root: Path,
+    spec: SetSource,
+    root: Path | str,
     field: str = "data",
     size: int | None = None,
     memory_limit: int = MEMORY_LIMIT,
+    channels: Channels = 3,
 ) -> ImageSet:
     """Return the set that a config names.
 
     Args:
-        spec: what `SetSpec.source` describes, or a `SetSpec`. The suffix of an array file may be
-            left out.
+        spec: what `SetSpec.source` describes, or a `SetSpec`, or its settings as a mapping. The
+            suffix of an array file may be left out.
         root: folder of the data: array files, image folders, and downloads of `robust-ood data
-            download`.
+            download`. It and all paths may begin with `~`.
         field: the config field, for messages.
         size: side of the images in pixels, for sets that do not state their own; None leaves them
             unchanged.
         memory_limit: bytes up to which files are read into memory; larger sets are read batch by
             batch.
+        channels: 1 for grey images, 3 for RGB, for sets that do not state their own.
 
     Raises:
         UserError: there is no such set or file, or it is damaged or of the wrong kind.
     """
+    spec = read_set(f"data.{field}", spec)
     if isinstance(spec, str):
         spec = SetSpec(spec)
-    resize = spec.resize_to(size)
-    images = _load_source(spec, root, field, resize)
+    form = spec.form(size, channels)
+    root = located(root, "")
+    images = _load_source(spec, root, field, form)
     images = replace(images, max_unreadable=spec.max_unreadable)
     if spec.labels is not None:
-        labels = arrays.load_array(root / spec.labels, f"data.{field}: labels")
-        images = replace(images, labels=labels)
-    images = resize_set(images, resize)
+        labels = arrays.load_array(located(root, spec.labels), f"data.{field}: labels")
+        # The names of the source's own classes say nothing of these.
+        images = replace(images, labels=labels, class_names=())
+    images = bring_to_form(images, form)
     indices = _select(spec, root, field, len(images))
     if indices is not None:
         images = images.subset(indices)
@@ -86,7 +92,7 @@ def data_set_key(spec: str | SetSpec, root: Path, field: str) -> str:
     entry_and_part = find_in_catalogue(source, root, field)
     if entry_and_part is not None:
         return entry_and_part[0].name
-    path = find_path(root / source)
+    path = find_path(located(root, source))
     return source if path is None else str(path.resolve())
 
 
@@ -104,6 +110,16 @@ def part_key(spec: str | SetSpec, root: Path, field: str) -> str:
     return data_set_key(spec, root, field)
 
 
+def is_found(spec: str | SetSpec, root: Path, field: str) -> bool:
+    """Return whether a source is a known name, an existing path or a class path.
+
+    A catalogue entry need not be downloaded, nor a class be importable.
+    """
+    source = source_of(spec)
+    known = source in EMBEDDED or find_in_catalogue(source, root, field) is not None
+    return known or find_path(located(root, source)) is not None or _is_class_path(source)
+
+
 def needs_size(source: str, root: Path) -> bool:
     """Return whether a source's images may have any size, so that a size has to be given."""
     if source in EMBEDDED:
@@ -112,7 +128,7 @@ def needs_size(source: str, root: Path) -> bool:
     if entry_and_part is not None:
         entry, part = entry_and_part
         return entry.parts[part].sized
-    path = find_path(root / source)
+    path = find_path(located(root, source))
     return path is None or path.suffix not in arrays.SUFFIXES
 
 
@@ -122,7 +138,7 @@ def read_indices(path: Path, available: int, field: str) -> NDArray[np.int64]:
     Raises: `UserError` naming the field and the first line that is no such index.
     """
     try:
-        lines = path.read_text().split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{field}: cannot read {path} ({error})") from error
     indices: list[int] = []
@@ -139,7 +155,7 @@ def read_indices(path: Path, available: int, field: str) -> NDArray[np.int64]:
     return np.array(indices, np.int64)
 
 
-def _load_source(spec: SetSpec, root: Path, field: str, resize: Resize | None) -> ImageSet:
+def _load_source(spec: SetSpec, root: Path, field: str, form: ImageForm) -> ImageSet:
     """Return all images of a source: an embedded set, a catalogue entry, a path or a class path."""
     source = spec.source
     if source in EMBEDDED:
@@ -147,38 +163,43 @@ def _load_source(spec: SetSpec, root: Path, field: str, resize: Resize | None) -
     entry_and_part = find_in_catalogue(source, root, field)
     if entry_and_part is not None:
         entry, part = entry_and_part
-        return entry.load(root, part, resize)
-    path = find_path(root / source)
+        return entry.load(root, part, form)
+    path = find_path(located(root, source))
     if path is not None:
-        return _load_path(path, spec, root, field, resize)
+        return _load_path(path, spec, root, field, form)
     if _is_class_path(source):
-        resize = _require_size(resize, source, field)
-        return load_dataset(source, spec.arguments, resize, spec.name)
+        form = _require_size(form, source, field)
+        return load_dataset(source, spec.arguments, form, spec.name)
     raise _unknown_source(source, root, field)
 
 
-def _load_path(
-    path: Path, spec: SetSpec, root: Path, field: str, resize: Resize | None
-) -> ImageSet:
+def _load_path(path: Path, spec: SetSpec, root: Path, field: str, form: ImageForm) -> ImageSet:
     if path.suffix in arrays.SUFFIXES:
-        return arrays.load_arrays(path)
+        images = arrays.load_arrays(path)
+        if images.channels < form.channels:
+            warnings.warn(
+                f"{images.name}: its grey images are repeated over three channels; "
+                "`channels: 1` keeps one",
+                stacklevel=2,
+            )
+        return images
     if path.is_dir():
-        return load_folder(path, _require_size(resize, spec.source, field))
+        return load_folder(path, _require_size(form, spec.source, field))
     if path.suffix == ".txt":
-        base = root / spec.base if spec.base else None
-        return load_list(path, base, _require_size(resize, spec.source, field))
+        base = located(root, spec.base) if spec.base else None
+        return load_list(path, base, _require_size(form, spec.source, field))
     accepted = ", ".join(arrays.SUFFIXES)
     raise UserError(
         f"data.{field}: expected {accepted}, an image list (.txt) or a folder of images, got {path}"
     )
 
 
-def _require_size(resize: Resize | None, source: str, field: str) -> Resize:
-    if resize is None:
+def _require_size(form: ImageForm, source: str, field: str) -> ImageForm:
+    if form.size is None:
         raise UserError(
             f"data.size: not given, and the images of {source} (data.{field}) may have any size"
         )
-    return resize
+    return form
 
 
 def _is_class_path(source: str) -> bool:
@@ -200,7 +221,7 @@ def find_in_catalogue(
     if name not in CATALOGUE:
         return None
     unknown_part = part and part not in CATALOGUE[name].parts
-    if unknown_part and find_path(root / source) is not None:
+    if unknown_part and find_path(located(root, source)) is not None:
         return None
     return find_part(source, CATALOGUE, "name" if field is None else f"data.{field}")
 
@@ -224,7 +245,7 @@ def _select(spec: SetSpec, root: Path, field: str, available: int) -> NDArray[np
         return None
     indices = np.arange(available)
     if spec.exclude is not None:
-        excluded = read_indices(root / spec.exclude, available, f"data.{field}: exclude")
+        excluded = read_indices(located(root, spec.exclude), available, f"data.{field}: exclude")
         indices = np.setdiff1d(indices, excluded)
     if spec.count is None:
         return indices
@@ -244,11 +265,12 @@ def _unknown_source(source: str, root: Path, field: str) -> UserError:
     similar = difflib.get_close_matches(source, [*EMBEDDED, *CATALOGUE], cutoff=0.7)
     if not root.is_dir() and not similar:
         return UserError(f"data.root: no such folder: {root} (needed for data.{field}: {source})")
-    if (root / source).suffix in arrays.SUFFIXES:
-        return UserError(f"data.{field}: no such file: {root / source}")
+    path = located(root, source)
+    if path.suffix in arrays.SUFFIXES:
+        return UserError(f"data.{field}: no such file: {path}")
     if "/" in source and not similar:
         hint = _similar_path(root, source)
-        return UserError(f"data.{field}: no such file or folder: {root / source}{hint}")
+        return UserError(f"data.{field}: no such file or folder: {path}{hint}")
     names = {*EMBEDDED, *CATALOGUE}
     for path in root.iterdir() if root.is_dir() else ():
         if not path.name.startswith("."):

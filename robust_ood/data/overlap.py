@@ -71,6 +71,11 @@ def overlap(first: ImageSet, second: ImageSet, distance: int = 4, workers: int =
             f"overlap: images are {first.image_shape} in {first.name} and "
             f"{second.image_shape} in {second.name}"
         )
+    if first.channels != second.channels:
+        raise UserError(
+            f"overlap: images have {first.channels} channel(s) in {first.name} and "
+            f"{second.channels} in {second.name}"
+        )
     first_hashes = _hash_set(first, workers)
     second_hashes = _hash_set(second, workers)
     same_set = first is second
@@ -85,13 +90,15 @@ def overlap(first: ImageSet, second: ImageSet, distance: int = 4, workers: int =
 def perceptual_hash(images: Tensor) -> tuple[Tensor, Tensor]:
     """Return the hash of each image, as signs `(n, 63)`, and whether it has structure, `(n,)`.
 
-    images: `uint8 (n, 3, H, W)`.
+    images: `uint8 (n, C, H, W)`, C = 3 for RGB or 1 for grey.
 
     Source: the pHash of Zauner 2010: which of the 63 lowest frequencies of a discrete cosine
     transform of the grey image at 32 x 32 (without the mean) are above their median.
     """
-    weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-    grey = (images.float() * weights).sum(1, keepdim=True)  # (n, 1, H, W)
+    grey = images.float()  # (n, C, H, W)
+    if images.shape[1] == 3:
+        weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+        grey = (grey * weights).sum(1, keepdim=True)  # (n, 1, H, W)
     side = (_SIDE, _SIDE)
     small = F.interpolate(grey, size=side, mode="bilinear", antialias=True, align_corners=False)
     small = small[:, 0]  # (n, 32, 32)
@@ -122,7 +129,7 @@ def _hash_set(images: ImageSet, workers: int) -> _Hashes:
     structured: list[Tensor] = []
     for batch in EvaluationLoader(images, batch_size=512, reading=Reading(workers)):
         indices += batch.indices.tolist()
-        pixels = batch.images.permute(0, 2, 3, 1).contiguous().numpy()  # (n, H, W, 3)
+        pixels = batch.images.permute(0, 2, 3, 1).contiguous().numpy()  # (n, H, W, C)
         digests += [hashlib.blake2b(image, digest_size=16).digest() for image in pixels]
         batch_signs, batch_structured = perceptual_hash(batch.images)
         signs.append(batch_signs)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
+from robust_ood.data.fields import require_count
 from robust_ood.data.sets import ImageSet
 from robust_ood.randomness import generator
 
@@ -22,11 +23,14 @@ def contact_sheet(images: ImageSet, rows: int = 8, columns: int = 8, seed: int =
 
     Below each image is its class, or its place in the set where it has none.
     """
+    require_count("rows", rows, 1)
+    require_count("columns", columns, 1)
     count = min(rows * columns, len(images))
     drawn = torch.randperm(len(images), generator=generator(seed, "contact sheet"))[:count]
     readable = images.take(drawn.sort().values)
     order = readable.labels.argsort(stable=True)
-    pixels = readable.images[order].permute(0, 2, 3, 1).numpy()  # (n, H, W, 3)
+    channels_last = readable.images[order].permute(0, 2, 3, 1)
+    pixels = channels_last.expand(-1, -1, -1, 3).numpy()  # (n, H, W, 3)
     indices = readable.indices[order].tolist()
     labels = readable.labels[order].tolist()
 
@@ -52,8 +56,9 @@ def contact_sheet(images: ImageSet, rows: int = 8, columns: int = 8, seed: int =
     return sheet
 
 
-def save_contact_sheet(images: ImageSet, path: Path, rows: int = 8, columns: int = 8) -> Path:
+def save_contact_sheet(images: ImageSet, path: Path | str, rows: int = 8, columns: int = 8) -> Path:
     """Write the contact sheet of a set as a picture file and return its path."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(images, rows, columns).save(path)
     return path

@@ -26,8 +26,8 @@ from robust_ood.randomness import generator
 class Batch(NamedTuple):
     """One training or evaluation batch; images that cannot be read are missing from it.
 
-    images: `(N, 3, H, W)`, uint8 from the loader and float in [0, 1] once on its device. labels:
-    `(N,)`, -1 where there are none. outliers: `(M, 3, H, W)` like images; M = 0 without auxiliary
+    images: `(N, C, H, W)`, uint8 from the loader and float in [0, 1] once on its device. labels:
+    `(N,)`, -1 where there are none. outliers: `(M, C, H, W)` like images; M = 0 without auxiliary
     outliers. indices: `(N,)` places in the set. epoch, step: which batch this is; they key every
     random draw made for it.
     """
@@ -65,7 +65,7 @@ class ReadingOptions:
         workers: processes that read images that are not in memory, to train, validate and fit
             detectors, >= 0. Evaluations read the images that they score without workers. Sets in
             memory are read faster without.
-        memory_limit: bytes up to which a set of files is read into memory once.
+        memory_limit: bytes up to which a set of files is read into memory once, >= 0.
         on_device: keep the training sets in the GPU's memory if together they take less than a
             quarter of what is free.
     """
@@ -78,6 +78,11 @@ class ReadingOptions:
         if self.workers < 0:
             raise UserError(
                 f"data.reading.workers: expected a number of processes >= 0, got {self.workers}"
+            )
+        if self.memory_limit < 0:
+            raise UserError(
+                "data.reading.memory_limit: expected a number of bytes >= 0, got "
+                f"{self.memory_limit}"
             )
 
 
@@ -167,11 +172,11 @@ class DeviceImages:
 
     def __init__(self, images: ImageSet, device: torch.device) -> None:
         self.images = images
-        self.pixels = torch.from_numpy(images.images[:]).to(device)  # (N, H, W, 3)
+        self.pixels = torch.from_numpy(images.images[:]).to(device)  # (N, H, W, C)
 
     def take(self, indices: Tensor) -> ReadImages:
         """Return the images and labels at `indices`."""
-        pixels = self.pixels.index_select(0, indices.to(self.pixels.device))  # (n, H, W, 3)
+        pixels = self.pixels.index_select(0, indices.to(self.pixels.device))  # (n, H, W, C)
         return ReadImages(pixels.permute(0, 3, 1, 2), self.images.read_labels(indices), indices)
 
 

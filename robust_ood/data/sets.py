@@ -19,7 +19,7 @@ class ReadImages(NamedTuple):
     """The images of a request that could be read, and a description of each that could not.
 
     Args:
-        images: `uint8 (n, 3, H, W)`.
+        images: `uint8 (n, C, H, W)`.
         labels: `(n,)`, -1 where the set has none.
         indices: `(n,)`, places in the set.
         unreadable: which images are missing, and why.
@@ -37,8 +37,8 @@ class ImageSet:
 
     Args:
         name: what the set is called in results and messages.
-        images: `uint8 (N, H, W, 3)`; an array, or any object that an integer array can index as it
-            indexes an array.
+        images: `uint8 (N, H, W, C)`, C = 3 for RGB or 1 for grey; an array, or any object that an
+            integer array can index as it indexes an array.
         labels: `int64 (N,)` in 0..K-1, or None.
         class_names: one name for each class, or none.
         max_unreadable: the share of the images that may turn out to be unreadable before reading
@@ -55,13 +55,13 @@ class ImageSet:
     def __post_init__(self) -> None:
         self._check_images()
         if self.labels is not None:
-            self._check_labels(self.labels)
+            object.__setattr__(self, "labels", self._checked_labels(self.labels))
 
     def __len__(self) -> int:
         return len(self.images)
 
     def read(self, indices: Tensor) -> Tensor:
-        """Return the images at `indices` as `uint8 (n, 3, H, W)` in channels-last memory.
+        """Return the images at `indices` as `uint8 (n, C, H, W)` in channels-last memory.
 
         Raises: `UserError` naming the first image that cannot be read.
         """
@@ -113,6 +113,16 @@ class ImageSet:
         """Height and width."""
         return (self.images.shape[1], self.images.shape[2])
 
+    @property
+    def channels(self) -> int:
+        """1 for grey images, 3 for RGB."""
+        return self.images.shape[3]
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width, as a network takes an image."""
+        return (self.channels, *self.image_shape)
+
     def require_classes(self, num_classes: int) -> None:
         """Raise `UserError` unless every image has a label in 0..num_classes-1."""
         if self.labels is None:
@@ -138,21 +148,34 @@ class ImageSet:
         return images.permute(0, 3, 1, 2)
 
     def _check_images(self) -> None:
-        shape = self.images.shape
+        storage = hasattr(self.images, "dtype") and hasattr(self.images, "__getitem__")
+        if not storage or isinstance(self.images, Tensor):
+            raise UserError(
+                f"{self.name}: images: expected an array uint8 (N, height, width, 3 or 1), got a "
+                f"{type(self.images).__name__}"
+            )
+        shape = tuple(self.images.shape)
         if self.images.dtype != np.uint8:
             raise UserError(
                 f"{self.name}: expected images of dtype uint8 in 0..255, got {self.images.dtype}"
             )
-        if len(shape) != 4 or shape[3] != 3:
-            channels_first = len(shape) == 4 and shape[1] == 3
+        if len(shape) != 4 or shape[3] not in (1, 3):
+            channels_first = len(shape) == 4 and shape[1] in (1, 3)
             hint = "; put the channels last" if channels_first else ""
             raise UserError(
-                f"{self.name}: expected images of shape (N, height, width, 3), got {shape}{hint}"
+                f"{self.name}: expected images of shape (N, height, width, 3), or with 1 channel "
+                f"for grey ones, got {shape}{hint}"
             )
         if 0 in shape:
             raise UserError(f"{self.name}: holds no images (shape {shape})")
 
-    def _check_labels(self, labels: NDArray[np.int64]) -> None:
+    def _checked_labels(self, given: object) -> NDArray[np.int64]:
+        """Return the labels as an array; those that do not fit the images or names are refused."""
+        labels: NDArray[np.int64]
+        try:
+            labels = np.asarray(given)
+        except ValueError as error:  # rows of different lengths
+            raise UserError(f"{self.name}: labels: expected {len(self)} integers") from error
         if labels.shape != (len(self),) or not np.issubdtype(labels.dtype, np.integer):
             raise UserError(
                 f"{self.name}: expected {len(self)} integers as labels, "
@@ -160,3 +183,9 @@ class ImageSet:
             )
         if labels.min() < 0:
             raise UserError(f"{self.name}: expected labels in 0..K-1, got {labels.min()}")
+        if self.class_names and labels.max() >= len(self.class_names):
+            raise UserError(
+                f"{self.name}: labels reach {labels.max()}, but class_names has only "
+                f"{len(self.class_names)}: expected one name for each class"
+            )
+        return labels

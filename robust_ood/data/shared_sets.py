@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from robust_ood.data.named import data_set_key, part_key, source_of
+from robust_ood.data.named import (
+    EMBEDDED,
+    data_set_key,
+    find_path,
+    is_found,
+    part_key,
+    source_of,
+)
 from robust_ood.data.sets import ImageSet
-from robust_ood.data.sources.spec import SetSpec
+from robust_ood.data.sources.arrays import SUFFIXES
+from robust_ood.data.sources.spec import SetSpec, located
 from robust_ood.errors import UserError
 
 
@@ -45,11 +55,46 @@ def refuse_shared_sets(
         for spec in specs:
             if data_set_key(spec, root, field) == trained:
                 raise _shared(field, spec, "outliers")
+            for other_field, other in {**inliers, "outliers": outliers}.items():
+                if other is not None and _is_copy(spec, other, root):
+                    raise _shared(field, spec, other_field)
             key = part_key(spec, root, field)
             if key in tuned:
                 raise _shared(field, spec, "validation_ood")
             if key in inlier_keys:
                 raise _shared(field, spec, inlier_keys[key])
+
+
+def _is_copy(spec: str | SetSpec, other: str | SetSpec, root: Path) -> bool:
+    """Return whether two sets are array files with the same bytes, which few of one length are."""
+    files = []
+    for source in (source_of(spec), source_of(other)):
+        path = find_path(located(root, source))
+        if source in EMBEDDED or path is None or path.suffix not in SUFFIXES or not path.is_file():
+            return False
+        files.append(path)
+    first, second = files
+    try:
+        return filecmp.cmp(first, second, shallow=False)
+    except OSError:  # reported when it is read
+        return False
+
+
+def warn_of_missing_tests(tests: Mapping[str, Sequence[str | SetSpec]], root: Path) -> None:
+    """Warn of OOD test sets that training does not read, and that are neither known nor there.
+
+    Args:
+        tests: OOD test sets by the field of `data` that names them.
+        root: folder of the data.
+    """
+    for field, specs in tests.items():
+        for spec in specs:
+            if not is_found(spec, root, field):
+                warnings.warn(
+                    f"data.{field}: there is no set, file or folder {source_of(spec)!r} below "
+                    f"{root}; training does not read it, but an evaluation will",
+                    stacklevel=2,
+                )
 
 
 PROBES = 16

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 class ImageStorage(Protocol):
-    """What holds the pixels: indexed by an integer array, it gives `uint8 (n, H, W, 3)`.
+    """What holds the pixels: indexed by an integer array, it gives `uint8 (n, H, W, C)`.
 
     An array or a memory map is one; image files that are decoded when asked for are another.
     """
@@ -20,7 +20,7 @@ class ImageStorage(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`(N, H, W, 3)`."""
+        """`(N, H, W, C)`, C = 3 for RGB or 1 for grey."""
 
     def __len__(self) -> int: ...
 

@@ -70,7 +70,7 @@ def _hash(blocks: Iterable[bytes]) -> str:
 
 
 def _file_contents(files: ImageFiles, indices: list[int]) -> Iterator[bytes]:
-    yield repr(files.resize).encode()
+    yield repr(files.form).encode()
     for index in indices:
         path = files.path(index)
         pixels = path.read_bytes() if path.is_file() else b""

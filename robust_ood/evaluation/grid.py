@@ -12,6 +12,7 @@ from torch import nn
 
 from robust_ood.attacks import Attack, Budget
 from robust_ood.data import OODData
+from robust_ood.data.limits import limited, must_draw
 from robust_ood.deprecation import warn_renamed
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
@@ -59,7 +60,8 @@ def evaluate(  # noqa: PLR0913
         attacks: attacks by label; each goes through the detector that it is scored on.
         data: the test part is the in-distribution; `near` and `far` are the OOD sets.
         model: the name that rows carry.
-        limit: use only the first so many images of each set.
+        limit: use only so many images of each set: the first ones or, of a set that is sorted by
+            class, drawn ones, which a note in the results says.
         device: where to compute.
         sanity: also look, on a few images, for signs that an attack failed for a reason other than
             a robust detector.
@@ -137,7 +139,7 @@ class Grid:
         self.runner = Runner(store, progress or Progress())
         self.sets = _test_sets(data, limit, chunk)
         self.models: list[Model] = []
-        self._notes: list[str] = []
+        self._notes = list(_draws(data, limit))
 
     def add(self, model: str, net: nn.Module, detectors: Mapping[str, Detector]) -> None:
         """Plan the evaluation of a network, and fit those of its detectors that must be.
@@ -280,10 +282,21 @@ def _test_sets(data: OODData, limit: int | None, chunk: int) -> list[TestSet]:
     ood_sets = data.ood_sets()
     if not ood_sets:
         raise UserError("data: neither near nor far names an OOD set to evaluate on")
-    sets = [TestSet(inliers, "id", chunks(inliers, limit, chunk))]
-    for group, images in ood_sets:
-        sets.append(TestSet(images, group, chunks(images, limit, chunk)))
+    sets = []
+    for group, images in [("id", inliers), *ood_sets]:
+        few = limited(images, limit)
+        sets.append(TestSet(few, group, chunks(few, None, chunk)))
     return sets
+
+
+def _draws(data: OODData, limit: int | None) -> Iterator[str]:
+    """Say of which sets images are drawn, because the first ones are of few classes."""
+    for images in [data.inliers("test"), *(images for _, images in data.ood_sets())]:
+        if must_draw(images, limit):
+            yield (
+                f"{images.name}: it is sorted by class, so the {limit} images that are used are "
+                "drawn from all of them instead of the first ones"
+            )
 
 
 def check_count(field: str, number: int | None) -> None:

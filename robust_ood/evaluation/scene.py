@@ -13,6 +13,7 @@ from torch import Tensor
 from robust_ood.attacks import PGD, Attack, attack_score
 from robust_ood.attacks.objectives import Direction
 from robust_ood.data import ImageSet, OODData, to_float
+from robust_ood.data.limits import limited
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
 from robust_ood.evaluation.curves import ScoreTrace, concatenate, loss_of_auroc, trace
@@ -82,11 +83,13 @@ def set_scene(
     Args:
         data: the test part is the in-distribution; `near` and `far` are the OOD sets.
         attacks: attacks by label.
-        limit: use only the first so many images of each set.
+        limit: use only so many images of each set, those that are evaluated.
         device: where to compute.
     """
     inliers = data.inliers("test")
-    sets = [("in", inliers), *data.ood_sets()]
+    sets = []
+    for group, images in [("in", inliers), *data.ood_sets()]:
+        sets.append((group, limited(images, limit)))
     firsts: dict[str, ImageSet] = {}
     for group, images in sets:
         firsts.setdefault(group, images)

@@ -17,6 +17,7 @@ from robust_ood.attacks import PGD, LabelAttack, ScoreAttack, attack_labels, att
 from robust_ood.attacks.apply import Attacked
 from robust_ood.attacks.objectives import READ_CLASSIFIERS, Direction
 from robust_ood.data import ImageSet, to_float
+from robust_ood.data.limits import limited
 from robust_ood.data.sets import ReadImages
 from robust_ood.detectors import Detector, OutputsDetector
 from robust_ood.detectors.contract import full_precision, widened
@@ -54,8 +55,9 @@ class Chunk(NamedTuple):
 
 
 def chunks(images: ImageSet, limit: int | None, size: int = CHUNK) -> list[Chunk]:
-    """Return a set, or its first `limit` images, in chunks of at most `size`."""
-    total = min(limit or len(images), len(images))
+    """Return a set, or `limit` of its images (see `data.limits`), in chunks of at most `size`."""
+    images = limited(images, limit)
+    total = len(images)
     listed = []
     for start in range(0, total, size):
         stop = min(start + size, total)
@@ -77,7 +79,7 @@ class TestSet(NamedTuple):
 
 
 class _Images(Protocol):
-    """A batch: images `(n, 3, H, W)`, labels and indices `(n,)`."""
+    """A batch: images `(n, C, H, W)`, labels and indices `(n,)`."""
 
     @property
     def images(self) -> Tensor: ...

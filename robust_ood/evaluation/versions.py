@@ -43,7 +43,7 @@ PARTS = {
     "models": Part(2, ("models",)),
     "detectors": Part(2, ("detectors",)),
     "attacks": Part(2, ("attacks",)),
-    "data": Part(1, ("data/sources/files.py", "data/loaders.py")),
+    "data": Part(2, ("data/sources/files.py", "data/sources/form.py", "data/loaders.py")),
     "scoring": Part(1, ("evaluation/scoring.py",)),
     "metrics": Part(1, ("metrics",)),
     "sanity": Part(1, ("evaluation/sanity.py",)),

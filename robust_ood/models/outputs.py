@@ -181,7 +181,7 @@ class Layers(NamedTuple):
     layers: tuple[str, ...]
 
 
-def find_layers(net: nn.Module, image_shape: tuple[int, int], channels: int = 3) -> Layers:
+def find_layers(net: nn.Module, image_shape: Sequence[int]) -> Layers:
     """Return a classifier's head and feature layers, as a run on random images shows.
 
     A feature layer is the module, among the outermost two levels, that is the last to give maps
@@ -191,8 +191,7 @@ def find_layers(net: nn.Module, image_shape: tuple[int, int], channels: int = 3)
 
     Args:
         net: any classifier.
-        image_shape: height and width of its images.
-        channels: of its images.
+        image_shape: channels, height and width of its images; without channels, three.
 
     Raises:
         UserError: the network cannot take such images or does not give `(N, K)`.
@@ -206,14 +205,14 @@ def find_layers(net: nn.Module, image_shape: tuple[int, int], channels: int = 3)
 
         return hook
 
-    images = _images(net, image_shape, channels)
+    images = _images(net, image_shape)
     accepted(images, net)  # a trial pass would count as a second call
     head = head_of(net, images)
     for name, module in net.named_modules():
         if name:
             hooks.append(module.register_forward_hook(record(name)))
     try:
-        trial_logits(net, image_shape, channels)
+        trial_logits(net, image_shape)
     finally:
         for handle in hooks:
             handle.remove()
@@ -237,35 +236,40 @@ def _first_level(net: nn.Module) -> int:
     return 1 + _first_level(children[0])
 
 
-def _is_map(output: Any, image_shape: tuple[int, int]) -> bool:
+def _is_map(output: Any, image_shape: Sequence[int]) -> bool:
     if not isinstance(output, Tensor) or output.dim() != 4 or output.shape[1] <= 3:
         return False
     height, width = output.shape[2:]
-    rows, columns = image_shape
+    rows, columns = image_shape[-2:]
     return max(height, width) > 1 and abs(height * columns - width * rows) <= max(rows, columns)
 
 
-def count_classes(net: nn.Module, image_shape: tuple[int, int], channels: int = 3) -> int:
-    """Return how many logits a network gives for random images of this height and width.
+def count_classes(net: nn.Module, image_shape: Sequence[int]) -> int:
+    """Return how many logits a network gives for random images.
+
+    image_shape: their channels, height and width; without channels, three.
 
     Raises: `UserError` where the network cannot take such images, does not give `(N, K)`, or gives
         NaN.
     """
-    return trial_logits(net, image_shape, channels).shape[1]
+    return trial_logits(net, image_shape).shape[1]
 
 
-def _images(net: nn.Module, image_shape: tuple[int, int], channels: int) -> Tensor:
+def _images(net: nn.Module, image_shape: Sequence[int]) -> Tensor:
     """Return two random images on the network's device and of its precision."""
-    return next(images_to_try(net, channels, image_shape))
+    *channels, height, width = image_shape
+    return next(images_to_try(net, channels[0] if channels else 3, (height, width)))
 
 
-def trial_logits(net: nn.Module, image_shape: tuple[int, int], channels: int = 3) -> Tensor:
-    """Return the logits `(2, K)` of two random images of this height and width, in eval mode.
+def trial_logits(net: nn.Module, image_shape: Sequence[int]) -> Tensor:
+    """Return the logits `(2, K)` of two random images, in eval mode.
+
+    image_shape: their channels, height and width; without channels, three.
 
     Raises: `UserError` where the network cannot take such images, does not give `(N, K)`, or gives
         NaN.
     """
-    images = _images(net, image_shape, channels)
+    images = _images(net, image_shape)
     try:
         with trying(net, images):
             logits = net(accepted(images, net))

@@ -125,7 +125,7 @@ def channel_problem(net: nn.Module, images: Tensor) -> str:
         return ""
     return (
         f"net: {class_name(net)} takes {_counted(channels)}, the images have {images.shape[1]}; "
-        f"set channels: {channels}"
+        f"set data.channels: {channels}"
     )
 
 

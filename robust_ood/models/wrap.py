@@ -136,19 +136,18 @@ class Wrapped(nn.Module):
             return None
         return f"module.{self.head_name}".rstrip(".")
 
-    def find_layers(self, image_shape: tuple[int, int], channels: int = 3) -> str:
+    def find_layers(self, image_shape: Sequence[int]) -> str:
         """Find the head and feature layers that were not named, and return all of them in words.
 
         Args:
-            image_shape: height and width of the images; a few forward passes of random ones are
-                made.
-            channels: of the images.
+            image_shape: channels, height and width of the images, without channels three; a few
+                forward passes of random ones are made.
 
         Raises:
             UserError: the module cannot take such images, or gives something else than logits `(N,
                 K)`.
         """
-        found = find_layers(self, image_shape, channels)
+        found = find_layers(self, image_shape)
         head = known_head(self)
         if self._searches_head and head is not None:
             self.head_name = None
@@ -178,7 +177,7 @@ class Wrapped(nn.Module):
         size = f"{head.in_features} to {head.out_features}{average}"
         return f"head {self.head_name} ({size}, {origin}){doubt}"
 
-    def find_parts(self, image_shape: tuple[int, int]) -> str:
+    def find_parts(self, image_shape: Sequence[int]) -> str:
         """Call `find_layers`, under its former name."""
         warn_renamed("Wrapped.find_parts", "Wrapped.find_layers")
         return self.find_layers(image_shape)

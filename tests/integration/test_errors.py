@@ -479,7 +479,7 @@ IMAGES = np.zeros((8, 16, 16, 3), np.uint8)
 BAD_ARRAYS = {
     "rank 3": ({"images": IMAGES[0], "labels": np.zeros(16, int)}, "shape"),
     "rank 5": ({"images": IMAGES[None]}, "shape"),
-    "grey": ({"images": IMAGES[..., :1]}, "(N, height, width, 3)"),
+    "two channels": ({"images": IMAGES[..., :2]}, "(N, height, width, 3)"),
     "channels first": ({"images": IMAGES.transpose(0, 3, 1, 2)}, "(N, height, width, 3)"),
     "int64": ({"images": IMAGES.astype(np.int64)}, "int64"),
     "unit floats": ({"images": IMAGES / 255}, "float64"),
@@ -555,7 +555,7 @@ def test_a_file_that_data_names_is_not_read_as_a_config(
 def test_what_is_wrong_with_a_set_names_its_field(
     capsys, experiment, grid, trained_run, tmp_path, part
 ):
-    np.savez(tmp_path / "bad.npz", images=IMAGES[..., :1], labels=np.zeros(8, int))
+    np.savez(tmp_path / "bad.npz", images=IMAGES[..., :2], labels=np.zeros(8, int))
     value = (
         tmp_path / "bad.npz"
         if part in ("train", "validation", "outliers")

@@ -93,3 +93,25 @@ def test_fewer_names_than_labels_are_named(tmp_path):
     )
     with pytest.raises(UserError, match=r"data\.test: test: labels reach 2, but class_names"):
         data_of(tmp_path, train="train", test="test.npz").inliers("test")
+
+
+@pytest.mark.parametrize("linked", ["bee", "cat/inside"])
+def test_a_class_that_is_a_link_to_another_class_is_said(tmp_path, linked):
+    folder = make_folder(tmp_path / "train", ["ant", "cat"])
+    (folder / linked).symlink_to(folder / "ant")
+    with pytest.warns(
+        UserWarning, match="train: the class folders ant/ and .* same images"
+    ) as said:
+        data_of(tmp_path, train="train").inliers("train")
+    assert len(said) == 1
+
+
+def test_two_classes_of_one_name_do_not_become_one(tmp_path):
+    images = np.zeros((4, 4, 4, 3), np.uint8)
+    labels = np.arange(4)
+    names = ["crane", "crane", "ant", "bee"]
+    np.savez(tmp_path / "train.npz", images=images, labels=labels, class_names=names)
+    np.savez(tmp_path / "test.npz", images=images, labels=labels, class_names=names[::-1])
+    data = OODData(root=tmp_path, num_classes=4, train="train.npz", test="test.npz")
+    with pytest.raises(UserError, match="two classes of that have one name"):
+        data.inliers("test")

@@ -65,7 +65,8 @@ def test_npy_is_memory_mapped_and_read_only(tmp_path):
     [
         (pixels()[0], ["(8, 8, 3)", "(N, height, width, 3)"]),
         (pixels()[None], ["(1, 6, 8, 8, 3)"]),
-        (pixels(channels=1), ["(6, 8, 8, 1)"]),
+        (pixels(channels=2), ["(6, 8, 8, 2)"]),
+        (pixels(channels=1).transpose(0, 3, 1, 2), ["(6, 1, 8, 8)", "channels last"]),
         (pixels(channels=4), ["(6, 8, 8, 4)"]),
         (pixels().transpose(0, 3, 1, 2), ["(6, 3, 8, 8)", "channels last"]),
         (pixels().astype(np.int64), ["int64", "uint8"]),

@@ -364,11 +364,11 @@ def test_groups_and_copies_name_known_sets():
 def test_balanced_classes(tmp_path, monkeypatch):
     from robust_ood.data.catalogue import layouts
     from robust_ood.data.catalogue.balanced import balanced
-    from robust_ood.data.sources.resize import Resize
+    from robust_ood.data.sources.form import ImageForm
 
     gtsrb(tmp_path, monkeypatch)
-    plain = layouts.traffic_signs("train")(tmp_path, Resize(16), "signs")
-    found = balanced(layouts.traffic_signs("train"), 4)(tmp_path, Resize(16), "signs")
+    plain = layouts.traffic_signs("train")(tmp_path, ImageForm(16), "signs")
+    found = balanced(layouts.traffic_signs("train"), 4)(tmp_path, ImageForm(16), "signs")
     assert np.bincount(found.labels).tolist() == [4, 4, 4]
     everything = torch.arange(12)
     images, originals = found.read(everything), plain.read(torch.arange(9))
@@ -384,7 +384,7 @@ def test_balanced_classes(tmp_path, monkeypatch):
     assert not torch.equal(images[5], images[6])
     order = torch.tensor([7, 3, 5])
     assert torch.equal(found.read(order), images[order])  # whatever is read together
-    again = balanced(layouts.traffic_signs("train"), 4)(tmp_path, Resize(16), "signs")
+    again = balanced(layouts.traffic_signs("train"), 4)(tmp_path, ImageForm(16), "signs")
     assert torch.equal(again.read(everything), images)
 
 

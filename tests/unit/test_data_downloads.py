@@ -2,10 +2,14 @@
 mean harm.
 """
 
+import contextlib
+import errno
 import gzip
 import hashlib
 import http.server
 import io
+import os
+import shutil
 import socket
 import tarfile
 import threading
@@ -17,7 +21,7 @@ import pytest
 
 from robust_ood.cli import main
 from robust_ood.data import CATALOGUE, GROUPS
-from robust_ood.data.catalogue import Link
+from robust_ood.data.catalogue import Link, download
 from robust_ood.data.catalogue.download import fetch
 from robust_ood.data.catalogue.unpack import unpack
 from robust_ood.errors import UserError
@@ -328,6 +332,64 @@ def test_a_tar_cut_off_between_two_members(tmp_path):
     path.write_bytes(path.read_bytes()[:1024])
     with pytest.raises(UserError, match="its end is missing"):
         unpack(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["a.tar.xz", "a.tar.bz2", "a.zip", "a.tar.gz"])
+def test_any_flipped_byte_is_damage_or_harmless(tmp_path, name):
+    members = [("a.bin", CONTENT[:3000]), ("b.bin", CONTENT[3000:9000])]
+    if name == "a.zip":
+        path = zipped(tmp_path / name, *members)
+    else:
+        path = tar(tmp_path / name, *members, mode=f"w:{name[6:]}")
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 211):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x3C
+        path.write_bytes(damaged)
+        with contextlib.suppress(UserError):
+            unpack(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "No space left on device"),
+        (errno.EDQUOT, "quota"),
+        (errno.EACCES, "Permission denied"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.tar", "a.zip", "x.gz"])
+def test_what_the_system_refuses_is_not_called_damage(tmp_path, monkeypatch, name, number, words):
+    path = tmp_path / name
+    if name == "x.gz":
+        path.write_bytes(gzip.compress(CONTENT))
+    elif name == "a.zip":
+        zipped(path, ("a", b"x" * 500))
+    else:
+        tar(path, ("a", b"x" * 500), mode="w")
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(shutil, "copyfileobj", refuse)
+    with pytest.raises(UserError) as caught:
+        unpack(path, tmp_path / "out")
+    message = str(caught.value)
+    assert message.startswith(f"{path}: cannot unpack it into {tmp_path / 'out'} (")
+    assert words in message
+    assert listing(tmp_path / "out") == {}
+
+
+def test_a_full_disk_ends_a_download_at_once_and_names_the_file(tmp_path, monkeypatch):
+    (tmp_path / "host.bin").write_bytes(CONTENT)
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(download, "_write_answer", refuse)
+    urls = [(tmp_path / "host.bin").as_uri()] * 3
+    with pytest.raises(UserError, match=r"cannot write .*here\.bin\.part \(No space left"):
+        fetch(urls, tmp_path / "here.bin", None, "by hand")
 
 
 def test_other_files_are_no_archives(tmp_path):

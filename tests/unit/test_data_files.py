@@ -14,8 +14,8 @@ from PIL import Image
 from robust_ood.data import EvaluationLoader, ImageSet, Reading, SetSpec, TrainingLoader, load_set
 from robust_ood.data.sources.files import ImageFiles
 from robust_ood.data.sources.folders import load_folder
+from robust_ood.data.sources.form import ImageForm
 from robust_ood.data.sources.image_lists import load_list
-from robust_ood.data.sources.resize import Resize
 from robust_ood.data.storage import ExcludingStorage, SubsetStorage
 from robust_ood.errors import UserError
 
@@ -35,7 +35,7 @@ def write(path, pixels=None, **settings):
 
 
 def files(*paths, fit=None):
-    return ImageFiles(list(paths), fit or Resize(8), "pets")
+    return ImageFiles(list(paths), fit or ImageForm(8), "pets")
 
 
 # Sizes
@@ -46,20 +46,20 @@ def test_an_image_of_the_wanted_size_keeps_its_pixels(tmp_path):
     write(tmp_path / "a.png", picture(8, 8))
     for policy in ("resize", "stretch", "center_crop", "random_crop"):
         np.testing.assert_array_equal(
-            files(tmp_path / "a.png", fit=Resize(8, policy))[[0]][0], picture(8, 8)
+            files(tmp_path / "a.png", fit=ImageForm(8, policy))[[0]][0], picture(8, 8)
         )
 
 
 def test_center_crop_is_the_middle_at_the_original_resolution(tmp_path):
     write(tmp_path / "a.png", picture(12, 16))
     np.testing.assert_array_equal(
-        files(tmp_path / "a.png", fit=Resize(8, "center_crop"))[[0]][0], picture()[2:10, 4:12]
+        files(tmp_path / "a.png", fit=ImageForm(8, "center_crop"))[[0]][0], picture()[2:10, 4:12]
     )
 
 
 def test_random_crops_are_pieces_that_stay_where_they_are(tmp_path):
     paths = [write(tmp_path / f"{index}.png", picture(12, 16, index)) for index in range(20)]
-    crops = files(*paths, fit=Resize(8, "random_crop"))[np.arange(20)]
+    crops = files(*paths, fit=ImageForm(8, "random_crop"))[np.arange(20)]
     places = set()
     for index, crop in enumerate(crops):
         image = picture(12, 16, index)
@@ -73,9 +73,9 @@ def test_random_crops_are_pieces_that_stay_where_they_are(tmp_path):
         places.update(found)
     assert len(places) > 10
     np.testing.assert_array_equal(
-        files(*paths, fit=Resize(8, "random_crop"))[[7, 3]], crops[[7, 3]]
+        files(*paths, fit=ImageForm(8, "random_crop"))[[7, 3]], crops[[7, 3]]
     )
-    other = files(*paths, fit=Resize(8, "random_crop", seed=1))[np.arange(20)]
+    other = files(*paths, fit=ImageForm(8, "random_crop", seed=1))[np.arange(20)]
     assert not np.array_equal(other, crops)
 
 
@@ -87,7 +87,7 @@ def test_resize_keeps_the_aspect_and_stretch_does_not(tmp_path):
     path = write(tmp_path / "ramp.png", ramp)
     slope = {
         policy: np.diff(
-            files(path, fit=Resize(16, policy, shorter))[[0]][0, 8, 2:-2, 0].astype(float)
+            files(path, fit=ImageForm(16, policy, shorter))[[0]][0, 8, 2:-2, 0].astype(float)
         ).mean()
         for policy, shorter in (("resize", None), ("stretch", None), ("center_crop", None))
     }
@@ -96,7 +96,7 @@ def test_resize_keeps_the_aspect_and_stretch_does_not(tmp_path):
     assert slope["stretch"] == pytest.approx(4 * per_pixel, rel=0.05)
     assert slope["center_crop"] == pytest.approx(per_pixel, rel=0.05)
     margin = np.diff(
-        files(path, fit=Resize(16, "resize", 24))[[0]][0, 8, 2:-2, 0].astype(float)
+        files(path, fit=ImageForm(16, "resize", 24))[[0]][0, 8, 2:-2, 0].astype(float)
     ).mean()
     assert margin == pytest.approx(32 / 24 * per_pixel, rel=0.05)
 
@@ -109,7 +109,7 @@ def test_resize_keeps_the_aspect_and_stretch_does_not(tmp_path):
 )
 def test_any_size_becomes_the_wanted_size(height, width, size, policy):
     image = Image.fromarray(np.zeros((height, width, 3), np.uint8))
-    assert Resize(size, policy)(image, 5).size == (size, size)
+    assert ImageForm(size, policy)(image, 5).size == (size, size)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_any_size_becomes_the_wanted_size(height, width, size, policy):
 )
 def test_unusable_sizes(settings):
     with pytest.raises(UserError, match=r"size|shorter"):
-        Resize(**settings)
+        ImageForm(**settings)
 
 
 # Kinds of images
@@ -173,7 +173,7 @@ def test_class_folders_in_alphabetical_order(tmp_path):
     (tmp_path / "pets" / "empty").mkdir()
     (tmp_path / "pets" / ".hidden").mkdir()
     write(tmp_path / "pets" / ".hidden" / "h.png")
-    found = load_folder(tmp_path / "pets", Resize(8))
+    found = load_folder(tmp_path / "pets", ImageForm(8))
     assert found.class_names == ("cat", "dog", "emu")
     assert found.read_labels(torch.arange(4)).tolist() == [0, 0, 1, 2]
     assert found.read(torch.arange(4))[:, 0, 0, 0].tolist() == [2, 1, 0, 3]
@@ -182,22 +182,22 @@ def test_class_folders_in_alphabetical_order(tmp_path):
 def test_a_folder_without_class_folders_has_no_labels(tmp_path):
     write(tmp_path / "b.png")
     write(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
-    found = load_folder(tmp_path, Resize(8))
+    found = load_folder(tmp_path, ImageForm(8))
     assert found.labels is None
     assert found.read(torch.tensor([0])).max() == 0
 
 
 def test_folders_without_a_clear_meaning(tmp_path):
     with pytest.raises(UserError, match="holds no images; known suffixes"):
-        load_folder(tmp_path, Resize(8), "pets")
+        load_folder(tmp_path, ImageForm(8), "pets")
     write(tmp_path / "cat" / "a.png")
     write(tmp_path / "b.png")
     with pytest.raises(
         UserError, match=r"both beside class folders \(b.png\) and inside them \(cat/\)"
     ):
-        load_folder(tmp_path, Resize(8), "pets")
+        load_folder(tmp_path, ImageForm(8), "pets")
     with pytest.raises(UserError, match="no such folder"):
-        load_folder(tmp_path / "x", Resize(8))
+        load_folder(tmp_path / "x", ImageForm(8))
 
 
 def openood(tmp_path, lines):
@@ -216,17 +216,17 @@ def test_openood_lists_find_their_images(tmp_path):
     path = openood(
         tmp_path, ["# a comment", "pets/2 a.png 1", "", "pets/0 a.png 0", "pets/2 a.png 1"]
     )
-    found = load_list(path, None, Resize(8))
+    found = load_list(path, None, ImageForm(8))
     assert found.name == "test_pets"
     assert found.labels.tolist() == [1, 0, 1]
     assert found.read(torch.arange(3))[:, 0, 0, 0].tolist() == [2, 0, 2]
-    assert load_list(openood(tmp_path, ["pets/1 a.png -1"]), None, Resize(8)).labels is None
+    assert load_list(openood(tmp_path, ["pets/1 a.png -1"]), None, ImageForm(8)).labels is None
 
 
 def test_lists_with_and_without_labels_and_with_a_stated_base(tmp_path):
     write(tmp_path / "b" / "x.png")
     (tmp_path / "list.txt").write_text("x.png\n")
-    assert load_list(tmp_path / "list.txt", tmp_path / "b", Resize(8)).labels is None
+    assert load_list(tmp_path / "list.txt", tmp_path / "b", ImageForm(8)).labels is None
     spec = SetSpec("list.txt", base="b", size=8)
     assert len(load_set(spec, tmp_path)) == 1
 
@@ -245,7 +245,7 @@ def test_lists_with_and_without_labels_and_with_a_stated_base(tmp_path):
 )
 def test_unusable_lists(tmp_path, lines, message):
     with pytest.raises(UserError, match=message):
-        load_list(openood(tmp_path, lines), None, Resize(8))
+        load_list(openood(tmp_path, lines), None, ImageForm(8))
 
 
 # Unreadable files

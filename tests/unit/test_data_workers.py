@@ -14,7 +14,7 @@ from robust_ood.data import (
     TrainingLoader,
 )
 from robust_ood.data.sources.files import ImageFiles
-from robust_ood.data.sources.resize import Resize
+from robust_ood.data.sources.form import ImageForm
 from robust_ood.errors import UserError
 
 
@@ -40,7 +40,7 @@ def in_files(tmp_path_factory):
     paths = [folder / f"{index:02}.png" for index in range(40)]
     for index, path in enumerate(paths):
         Image.fromarray(np.full((6, 6, 3), index, np.uint8)).save(path)
-    return ImageSet("pets", ImageFiles(paths, Resize(2), "pets"), np.arange(40) % 3)
+    return ImageSet("pets", ImageFiles(paths, ImageForm(2), "pets"), np.arange(40) % 3)
 
 
 def loader(inliers, outliers, reading=None):

@@ -17,7 +17,7 @@ from robust_ood import L2, Linf, detectors
 from robust_ood.attacks import PGD, apgd, standard
 from robust_ood.data import ImageSet
 from robust_ood.data.sources.files import ImageFiles
-from robust_ood.data.sources.resize import Resize
+from robust_ood.data.sources.form import ImageForm
 from robust_ood.evaluation import fingerprints
 from robust_ood.evaluation.fingerprints import content, fingerprint
 
@@ -198,7 +198,7 @@ def test_image_files_by_their_bytes(tmp_path):
     paths = [tmp_path / f"{i}.png" for i in range(3)]
     for number, path in enumerate(paths):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
-    sets = {size: ImageSet("files", ImageFiles(paths, Resize(size), "files")) for size in (4, 8)}
+    sets = {size: ImageSet("files", ImageFiles(paths, ImageForm(size), "files")) for size in (4, 8)}
     before = content(sets[8], 0, 3)
     assert before == content(sets[8], 0, 3) != content(sets[4], 0, 3)
     Image.new("RGB", (8, 8), (9, 9, 9)).save(paths[1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -57,3 +59,13 @@ def test_a_part_that_is_loaded_later_does_not_stop_what_was_computed(root):
     assert data.ood_sets()
     data.inliers("train")
     assert data.ood_sets()
+
+
+@pytest.mark.parametrize("part", ["train", "test", "outliers"])
+@pytest.mark.parametrize("settings", [{}, {"count": 5}])
+def test_a_copy_of_a_file_is_refused_before_anything_is_read(root, part, settings):
+    shutil.copy(root / "train.npz", root / "copied.npz")
+    sets = {"train": "foreign.npz", part: "train.npz"}
+    with pytest.raises(UserError, match=rf"data\.far: copied is also in data\.{part}"):
+        OODData(far=[{"source": "copied", **settings}], root=root, num_classes=4, **sets)
+    OODData(far=["copied"], root=root, num_classes=4, allow_overlap=True, **sets)

@@ -28,7 +28,7 @@ from robust_ood.callbacks import (
 from robust_ood.callbacks.dashboard import add_strips, strip
 from robust_ood.data import ImageSet, OODData, SetSpec
 from robust_ood.data.sources.files import ImageFiles
-from robust_ood.data.sources.resize import Resize
+from robust_ood.data.sources.form import ImageForm
 from robust_ood.errors import UserError
 from robust_ood.training import ADV, ALOE, Optimization, Standard
 
@@ -349,8 +349,8 @@ def test_a_strip_leaves_out_what_cannot_be_read(make_net, tmp_path):
     for index, path in enumerate(paths):
         Image.fromarray(np.full((8, 8, 3), 40 * index, np.uint8)).save(path)
     paths[1].write_bytes(b"no picture")
-    images = ImageSet("pets", ImageFiles(paths, Resize(8), "pets"))
-    bad = ImageSet("bad", ImageFiles(paths[1:2], Resize(8), "bad"))
+    images = ImageSet("pets", ImageFiles(paths, ImageForm(8), "pets"))
+    bad = ImageSet("bad", ImageFiles(paths[1:2], ImageForm(8), "bad"))
     shown = {}
 
     class Board:

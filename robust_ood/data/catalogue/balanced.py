@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robust_ood.data.catalogue.entry import Layout
 from robust_ood.data.sets import ImageSet
-from robust_ood.data.sources.resize import Resize
+from robust_ood.data.sources.form import ImageForm
 from robust_ood.data.storage import ImageStorage
 from robust_ood.randomness import generator
 
@@ -38,8 +38,8 @@ def balanced(layout: Layout, count: int) -> Layout:
     images keeps its first `count`.
     """
 
-    def read(folder: Path, resize: Resize | None, name: str) -> ImageSet:
-        images = layout(folder, resize, name)
+    def read(folder: Path, form: ImageForm, name: str) -> ImageSet:
+        images = layout(folder, form, name)
         assert images.labels is not None
         indices = []
         warped = []

@@ -7,6 +7,7 @@ requests and platformdirs to what everybody installs.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import os
@@ -22,6 +23,8 @@ ReportBytes = Callable[[int, int | None], None]
 
 _BLOCK = 2**20  # bytes read at a time
 _TIMEOUT = 30  # seconds without a byte
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+"""What the system says of a place to write to, and not of a host."""
 _FAILURES = (OSError, http.client.HTTPException, ValueError)  # URLError and timeouts are OSErrors
 
 
@@ -57,6 +60,11 @@ def fetch(
         try:
             _receive(url, part, report)
         except _FAILURES as error:
+            if isinstance(error, OSError) and error.errno in _DISK:
+                raise UserError(
+                    f"cannot write {part} ({error.strerror}); what has been received is kept, the "
+                    "same command continues from there"
+                ) from error
             refusals.append(f"{url}: {_reason(error)}")
             continue
         _check(part, path, md5)

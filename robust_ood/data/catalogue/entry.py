@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 from robust_ood.data.sets import ImageSet
-from robust_ood.data.sources.resize import Resize
+from robust_ood.data.sources.form import ImageForm
 from robust_ood.errors import UserError, unknown_name
 
 Role = Literal["in-distribution", "ood", "outliers"]
-Layout = Callable[[Path, Resize | None, str], ImageSet]
+Layout = Callable[[Path, ImageForm, str], ImageSet]
 """Reads a set from the folder that holds it; then come how images of many sizes become one, and the
 set's name.
 """
@@ -110,7 +110,7 @@ class CatalogueEntry:
             f"{self.name}/{part}: no {marker} in {root / self.name}; get it {how}: {self.manual}"
         )
 
-    def load(self, root: Path, part: str, resize: Resize | None) -> ImageSet:
+    def load(self, root: Path, part: str, form: ImageForm) -> ImageSet:
         """Return a part, read from its original layout.
 
         Raises: `UserError` if it is missing or damaged, or has images of many sizes and no size is
@@ -119,9 +119,9 @@ class CatalogueEntry:
         content = self.parts[part]
         folder = self.home(root, part)
         name = self.name if part == self.default else f"{self.name}-{part}"
-        if content.sized and resize is None:
+        if content.sized and form.size is None:
             raise UserError(f"data.size: not given, and the images of {self.name} have many sizes")
-        images = replace(content.layout(folder, resize, name), name=name)
+        images = replace(content.layout(folder, form, name), name=name)
         if content.count not in (None, len(images)):
             warnings.warn(
                 f"{name}: expected {content.count} images, found {len(images)} in {folder}",

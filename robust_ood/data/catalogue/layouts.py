@@ -13,7 +13,7 @@ from robust_ood.data.sets import ImageSet
 from robust_ood.data.sources.arrays import load_arrays
 from robust_ood.data.sources.files import ImageFiles
 from robust_ood.data.sources.folders import is_image, load_folder
-from robust_ood.data.sources.resize import Resize
+from robust_ood.data.sources.form import ImageForm
 from robust_ood.data.storage import ExcludingStorage
 from robust_ood.errors import UserError
 
@@ -23,7 +23,7 @@ _TINY_BYTES = 3 * 32 * 32  # of one of the 80 Million Tiny Images
 def cifar(classes: int, train: bool) -> Layout:
     """CIFAR's pickled batches, which torchvision reads only with the published checksums."""
 
-    def read(folder: Path, resize: Resize | None, name: str) -> ImageSet:
+    def read(folder: Path, form: ImageForm, name: str) -> ImageSet:
         dataset = _torchvision(name, f"CIFAR{classes}", folder, train=train)
         labels = np.array(dataset.targets, np.int64)
         return ImageSet(name, dataset.data, labels, tuple(dataset.classes))
@@ -34,7 +34,7 @@ def cifar(classes: int, train: bool) -> Layout:
 def svhn(split: str, per_class: int | None = None) -> Layout:
     """SVHN's MATLAB matrices; only the first `per_class` images of each class, in their order."""
 
-    def read(folder: Path, resize: Resize | None, name: str) -> ImageSet:
+    def read(folder: Path, form: ImageForm, name: str) -> ImageSet:
         dataset = _torchvision(name, "SVHN", folder, split=split)
         pixels = np.ascontiguousarray(dataset.data.transpose(0, 2, 3, 1))  # (N, H, W, 3)
         labels = dataset.labels.astype(np.int64)
@@ -47,11 +47,11 @@ def svhn(split: str, per_class: int | None = None) -> Layout:
 
 
 def idx(kind: str, train: bool) -> Layout:
-    """MNIST's and Fashion-MNIST's idx files: 28 x 28 grey images, repeated over three channels."""
+    """MNIST's and Fashion-MNIST's idx files: 28 x 28 grey images."""
 
-    def read(folder: Path, resize: Resize | None, name: str) -> ImageSet:
+    def read(folder: Path, form: ImageForm, name: str) -> ImageSet:
         dataset = _torchvision(name, kind, folder, train=train)
-        images = dataset.data.numpy()[..., None].repeat(3, -1)  # (N, 28, 28, 3)
+        images = dataset.data.numpy()[..., None]  # (N, 28, 28, 1)
         labels = dataset.targets.numpy().astype(np.int64)
         return ImageSet(name, images, labels, tuple(dataset.classes))
 
@@ -61,11 +61,11 @@ def idx(kind: str, train: bool) -> Layout:
 def traffic_signs(split: str) -> Layout:
     """GTSRB: class folders of `.ppm` files to train on, a CSV of labels for the test files."""
 
-    def read(folder: Path, resize: Resize | None, name: str) -> ImageSet:
+    def read(folder: Path, form: ImageForm, name: str) -> ImageSet:
         dataset = _torchvision(name, "GTSRB", folder, split=split)
         paths = [Path(path) for path, _ in dataset._samples]
         labels = np.array([label for _, label in dataset._samples])
-        return ImageSet(name, _files(paths, resize, name), labels)
+        return ImageSet(name, _files(paths, form, name), labels)
 
     return read
 
@@ -73,11 +73,11 @@ def traffic_signs(split: str) -> Layout:
 def tree(sub: str, pattern: str = "**/*") -> Layout:
     """All images anywhere below a folder, without labels, in the order of their paths."""
 
-    def read(folder: Path, resize: Resize | None, name: str) -> ImageSet:
+    def read(folder: Path, form: ImageForm, name: str) -> ImageSet:
         paths = [path for path in sorted((folder / sub).glob(pattern)) if is_image(path)]
         if not paths:
             raise UserError(f"{name}: {folder / sub} holds no images")
-        return ImageSet(name, _files(paths, resize, name))
+        return ImageSet(name, _files(paths, form, name))
 
     return read
 
@@ -85,8 +85,8 @@ def tree(sub: str, pattern: str = "**/*") -> Layout:
 def class_folders(sub: str) -> Layout:
     """One folder for each class, in alphabetical order."""
 
-    def read(folder: Path, resize: Resize | None, name: str) -> ImageSet:
-        return load_folder(folder / sub, _require_size(resize, name), name)
+    def read(folder: Path, form: ImageForm, name: str) -> ImageSet:
+        return load_folder(folder / sub, _require_size(form, name), name)
 
     return read
 
@@ -94,12 +94,12 @@ def class_folders(sub: str) -> Layout:
 def annotated(images: str, table: str) -> Layout:
     """A folder of images and a table of their names and classes (Tiny-ImageNet's validation)."""
 
-    def read(folder: Path, resize: Resize | None, name: str) -> ImageSet:
+    def read(folder: Path, form: ImageForm, name: str) -> ImageSet:
         rows = _read_rows(folder / table, name)
         classes = sorted({label for _, label in rows})
         labels = np.array([classes.index(label) for _, label in rows])
         paths = [folder / images / file for file, _ in rows]
-        return ImageSet(name, _files(paths, resize, name), labels, tuple(classes))
+        return ImageSet(name, _files(paths, form, name), labels, tuple(classes))
 
     return read
 
@@ -107,7 +107,7 @@ def annotated(images: str, table: str) -> Layout:
 def partitioned(images: str, table: str, part: int) -> Layout:
     """A folder of images and a table of file names and the numbers of their parts (CelebA)."""
 
-    def read(folder: Path, resize: Resize | None, name: str) -> ImageSet:
+    def read(folder: Path, form: ImageForm, name: str) -> ImageSet:
         paths = []
         for file, number in _read_rows(folder / table, name):
             if not number.isdecimal():
@@ -119,7 +119,7 @@ def partitioned(images: str, table: str, part: int) -> Layout:
                 paths.append(folder / images / file)
         if not paths:
             raise UserError(f"{name}: {folder / table} lists no image of part {part}")
-        return ImageSet(name, _files(paths, resize, name))
+        return ImageSet(name, _files(paths, form, name))
 
     return read
 
@@ -127,7 +127,7 @@ def partitioned(images: str, table: str, part: int) -> Layout:
 def array(file: str) -> Layout:
     """One `.npy` array, memory-mapped."""
 
-    def read(folder: Path, resize: Resize | None, name: str) -> ImageSet:
+    def read(folder: Path, form: ImageForm, name: str) -> ImageSet:
         return load_arrays(folder / file, name)
 
     return read
@@ -140,7 +140,7 @@ def tiny_images(file: str, excluded: str) -> Layout:
     for none.
     """
 
-    def read(folder: Path, resize: Resize | None, name: str) -> ImageSet:
+    def read(folder: Path, form: ImageForm, name: str) -> ImageSet:
         size = (folder / file).stat().st_size
         if size == 0 or size % _TINY_BYTES:
             raise UserError(
@@ -170,7 +170,7 @@ def first_of_each_class(labels: NDArray[np.int64], count: int) -> NDArray[np.int
 def _read_rows(path: Path, name: str) -> list[tuple[str, str]]:
     """Return the first two words of each line that is not blank."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name}: cannot read {path} ({error})") from error
     rows = []
@@ -190,7 +190,7 @@ def _read_rows(path: Path, name: str) -> list[tuple[str, str]]:
 
 def _read_numbers(path: Path, name: str) -> NDArray[np.int64]:
     try:
-        return np.array(path.read_text().split(), np.int64)
+        return np.array(path.read_text(encoding="utf-8-sig").split(), np.int64)
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{name}: {path} is not a list of numbers ({error})") from error
 
@@ -210,11 +210,11 @@ def _torchvision(name: str, kind: str, folder: Path, **settings: Any) -> Any:
         ) from error
 
 
-def _files(paths: list[Path], resize: Resize | None, name: str) -> ImageFiles:
-    return ImageFiles(paths, _require_size(resize, name), name)
+def _files(paths: list[Path], form: ImageForm, name: str) -> ImageFiles:
+    return ImageFiles(paths, _require_size(form, name), name)
 
 
-def _require_size(resize: Resize | None, name: str) -> Resize:
-    if resize is None:
+def _require_size(form: ImageForm, name: str) -> ImageForm:
+    if form.size is None:
         raise UserError(f"data.size: not given, and the images of {name} have many sizes")
-    return resize
+    return form

@@ -7,7 +7,9 @@ the second write straight into the folder, so that half of a damaged archive sta
 
 from __future__ import annotations
 
+import errno
 import gzip
+import lzma
 import os
 import shutil
 import stat
@@ -19,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from robust_ood.errors import UserError
+from robust_ood.texts import one_line
 
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # What the standard library raises on damaged archives.
@@ -29,7 +32,9 @@ _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
     ValueError,
+    lzma.LZMAError,
     NotImplementedError,
+    RuntimeError,  # an encrypted zip file
 )
 
 
@@ -40,22 +45,32 @@ def unpack(archive: Path, folder: Path) -> None:
     archive is sound: members are first unpacked to a hidden folder inside it.
 
     Raises:
-        UserError: the archive is damaged or of another format, or it has a member whose path leads
-            out of the folder, a link or a device. The message names the member.
+        UserError: the archive is damaged or of another format; it has a member whose path leads
+            out of the folder, a link or a device (the message names the member); or the system
+            refuses, as on a full disk (the message names the file and the folder).
     """
-    folder.mkdir(parents=True, exist_ok=True)
     unpack_into = _unpacker(archive)
-    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder) as temporary:
-        try:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder) as temporary:
             unpack_into(archive, Path(temporary))
-        except UserError:
-            raise
-        except _DAMAGE as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(
-                f"{archive}: damaged archive ({reason}); remove it and download it again"
-            ) from error
-        _merge(Path(temporary), folder)
+            _merge(Path(temporary), folder)
+    except UserError:
+        raise
+    except _DAMAGE as error:
+        raise _described(error, archive, folder) from error
+
+
+def _described(error: Exception, archive: Path, folder: Path) -> UserError:
+    """Return what went wrong: the system's refusal, which has a number, or else damage."""
+    reason = one_line(str(error)) or type(error).__name__
+    # A damaged archive may ask for a place before its start.
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        return UserError(
+            f"{archive}: cannot unpack it into {folder} ({error.strerror or reason}); the archive "
+            "is kept"
+        )
+    return UserError(f"{archive}: damaged archive ({reason}); remove it and download it again")
 
 
 def _unpacker(archive: Path) -> Callable[[Path, Path], None]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from robust_ood.data.sets import ImageSet
 from robust_ood.errors import UserError
+from robust_ood.texts import printable
 
 SUFFIXES = (".npz", ".npy")
 _ARRAYS = ("images", "labels", "class_names")
@@ -30,23 +31,24 @@ DAMAGE = (
 )
 
 
-def load_arrays(path: Path, name: str | None = None) -> ImageSet:
+def load_arrays(path: Path | str, name: str | None = None) -> ImageSet:
     """Read a set of images from an array file.
 
     Args:
-        path: `.npz` holding `images` uint8 (N, H, W, 3) and optionally `labels` (N,) and
-            `class_names` (K,), or `.npy` holding the images alone (such as
-            `300K_random_images.npy`), which is memory-mapped, not read. Labels that are all -1 mean
-            that the set has none. Pickled objects are refused.
+        path: `.npz` holding `images` uint8 (N, H, W, 3), or grey (N, H, W) or (N, H, W, 1), and
+            optionally `labels` (N,) and `class_names` (K,), or `.npy` holding the images alone
+            (such as `300K_random_images.npy`), which is memory-mapped, not read. Labels that are
+            all -1 mean that the set has none. Pickled objects are refused.
         name: what the set is called; the file's stem by default.
 
     Raises:
-        UserError: the file is missing, damaged or of another format; the images have the wrong
-            rank, dtype or number of channels, or there are none; the labels are unusable.
+        UserError: the file is missing, may not be read, is damaged or of another format; the images
+            have the wrong rank, dtype or number of channels, or there are none; the labels or class
+            names are unusable.
     """
-    name = name or path.stem
-    if not path.is_file():
-        raise UserError(f"{name}: no such file: {path}")
+    path = Path(path)
+    name = name or printable(path.stem)
+    _require_readable(path, name)
     try:
         arrays = _read(path)
     except DAMAGE as error:
@@ -57,8 +59,7 @@ def load_arrays(path: Path, name: str | None = None) -> ImageSet:
         names = ", ".join(arrays) or "nothing"
         raise UserError(f"{name}: {path} has no array 'images'; it has: {names}")
     images = checked(arrays["images"], name)
-    class_names = tuple(map(str, arrays.get("class_names", ())))
-    return ImageSet(name, images, _labels(arrays), class_names)
+    return ImageSet(name, images, _labels(arrays), _class_names(arrays, name))
 
 
 def load_array(path: Path, name: str) -> NDArray[Any]:
@@ -66,6 +67,7 @@ def load_array(path: Path, name: str) -> NDArray[Any]:
 
     Raises: `UserError` naming the file and what is wrong with it.
     """
+    _require_readable(path, name)
     try:
         if not zipfile.is_zipfile(path):
             return np.asarray(np.load(path))
@@ -77,9 +79,13 @@ def load_array(path: Path, name: str) -> NDArray[Any]:
 
 
 def checked(images: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    """Return the images, refusing floats with advice; `ImageSet` checks the rest."""
+    """Return the images `(N, H, W, C)`, refusing floats with advice; `ImageSet` checks the rest.
+
+    Images `(N, H, W)` are grey.
+    """
     if not np.issubdtype(images.dtype, np.floating) or not images.size:
-        return images
+        # Three columns are the channels of a single image rather than a picture.
+        return images[..., None] if images.ndim == 3 and images.shape[2] != 3 else images
     sample = np.asarray(images[:4096])
     if not np.isfinite(sample).all():
         raise UserError(
@@ -89,6 +95,28 @@ def checked(images: NDArray[Any], name: str) -> NDArray[np.uint8]:
         f"{name}: expected images of dtype uint8 in 0..255, got {images.dtype} with values in "
         f"{sample.min():g}..{sample.max():g} (multiply floats in [0, 1] by 255 and round)"
     )
+
+
+def _require_readable(path: Path, name: str) -> None:
+    """Raise `UserError` for a file that is not there, or that may not be read."""
+    if not path.is_file():
+        raise UserError(f"{name}: no such file: {path}")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"{name}: cannot read {path} ({error.strerror or error})") from error
+
+
+def _class_names(arrays: dict[str, NDArray[Any]], name: str) -> tuple[str, ...]:
+    names = arrays.get("class_names")
+    if names is None:
+        return ()
+    if names.ndim != 1:
+        raise UserError(
+            f"{name}: class_names: expected a list (K,) of one name for each class, got shape "
+            f"{names.shape}"
+        )
+    return tuple(map(str, names))
 
 
 def _labels(arrays: dict[str, NDArray[Any]]) -> NDArray[np.int64] | None:

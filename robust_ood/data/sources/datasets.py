@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import Any
 
@@ -11,14 +12,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from robust_ood.data.sets import ImageSet
-from robust_ood.data.sources.files import to_rgb
-from robust_ood.data.sources.resize import Resize
+from robust_ood.data.sources.files import ValueRange, to_bytes
+from robust_ood.data.sources.form import ImageForm
 from robust_ood.data.storage import UnreadableImagesError
 from robust_ood.errors import UserError
+from robust_ood.texts import one_line
+
+_SAMPLE = 8  # how many items are inspected beforehand for the range of 16-bit values
 
 
 def load_dataset(
-    class_path: str, arguments: dict[str, Any], resize: Resize, name: str | None = None
+    class_path: str, arguments: dict[str, Any], form: ImageForm, name: str | None = None
 ) -> ImageSet:
     """Return the images, and the labels if it gives any, of a map-style data set.
 
@@ -26,12 +30,13 @@ def load_dataset(
         class_path: importable path of the class, such as `torchvision.datasets.FakeData`. It is
             imported and called.
         arguments: keyword arguments that it is called with.
-        resize: how the images become one size.
+        form: what the images are brought to.
         name: what the set is called; the class's name by default.
 
     An item is an image, or a tuple that starts with an image and an integer label. An image is a
-    Pillow image, a uint8 array `(H, W)` or `(H, W, 3)`, or a tensor `(1 or 3, H, W)`, uint8 or
-    floats in [0, 1].
+    Pillow image, or an array or a tensor `(H, W)`, `(H, W, C)` or `(C, H, W)` with C = 1 or 3,
+    uint8 or floats in [0, 1]. What could be both of the latter is read as `(C, H, W)` if it is a
+    tensor, and else as `(H, W, C)`.
 
     Raises:
         UserError: the class cannot be imported or its constructor fails, or the items are of
@@ -43,22 +48,24 @@ def load_dataset(
         count = len(dataset)
     except Exception as error:
         raise UserError(
-            f"{name or class_path}: cannot build {class_path} ({_one_line(error)})"
+            f"{name or class_path}: cannot build {class_path} ({one_line(str(error))})"
         ) from error
     name = name or attribute
     if count == 0:
         raise UserError(f"{name}: {class_path} holds no images")
-    return ImageSet(name, DatasetImages(dataset, resize), _labels(dataset, count, name))
+    images = DatasetImages(dataset, form)
+    _warn_of_unused_bits(images, name)
+    return ImageSet(name, images, _labels(dataset, count, name))
 
 
 class DatasetImages:
-    """A map-style data set as a storage: each item is read and resized when asked for."""
+    """A map-style data set as a storage: each item is read and brought to a form when asked for."""
 
-    def __init__(self, dataset: Any, resize: Resize) -> None:
+    def __init__(self, dataset: Any, form: ImageForm) -> None:
         self.dataset = dataset
-        self.resize = resize
+        self.form = form
         self.dtype = np.dtype(np.uint8)
-        self.shape = (len(dataset), resize.size, resize.size, 3)
+        self.shape = (len(dataset), *form.sides, form.channels)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -70,27 +77,25 @@ class DatasetImages:
         reasons: list[str] = []
         for position, index in enumerate(indices.tolist()):
             try:
-                image = self.resize(_image(self.dataset[index]), index)
+                image = _image(self.dataset[index], self.form.bits)
+                images[position] = self.form.pixels(image, index)
             except Exception as error:  # a user's data set may raise anything about this one item
                 positions.append(position)
-                reasons.append(f"item {index} ({type(error).__name__}: {_one_line(error)})")
-            else:
-                images[position] = np.asarray(image)
+                reasons.append(f"item {index} ({type(error).__name__}: {one_line(str(error))})")
         if positions:
             raise UnreadableImagesError(positions, reasons)
         return images
 
 
-def _image(item: Any) -> Image.Image:
-    """Return the image of an item as 8-bit RGB."""
-    image = item[0] if isinstance(item, (tuple, list)) else item
+def _image(item: Any, bits: int | None) -> Image.Image:
+    """Return the image of an item with 8 bits a channel."""
+    image = _first(item)
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return to_bytes(image, bits)
+    tensor = isinstance(image, torch.Tensor)
     if isinstance(image, torch.Tensor):
-        image = image.numpy().transpose(1, 2, 0)  # (H, W, C)
-        if image.shape[2] == 1:
-            image = image[..., 0]  # (H, W)
-    image = np.asarray(image)
+        image = image.detach().cpu().numpy()
+    image = _channels_last(np.asarray(image), first=tensor)
     if np.issubdtype(image.dtype, np.floating):
         low = image.min()
         high = image.max()
@@ -101,7 +106,44 @@ def _image(item: Any) -> Image.Image:
         image = np.rint(image * 255).astype(np.uint8)
     if image.dtype != np.uint8:
         raise ValueError(f"expected uint8 or floats in [0, 1], got dtype {image.dtype}")
-    return Image.fromarray(image).convert("RGB")
+    return to_bytes(Image.fromarray(image))
+
+
+def _first(item: Any) -> Any:
+    return item[0] if isinstance(item, (tuple, list)) else item
+
+
+def _channels_last(image: NDArray[Any], *, first: bool) -> NDArray[Any]:
+    """Return an image as `(H, W)` where it is grey, and else as `(H, W, C)`.
+
+    first: how to read what has 1 or 3 both as its first and as its last length.
+    """
+    if image.ndim == 3:
+        starts = image.shape[0] in (1, 3)
+        ends = image.shape[2] in (1, 3, 4)
+        if starts and (first or not ends):
+            image = image.transpose(1, 2, 0)
+        if image.shape[2] == 1:
+            image = image[..., 0]
+    if image.ndim != 2 and not (image.ndim == 3 and image.shape[2] in (3, 4)):
+        raise ValueError(f"expected shape (H, W), (H, W, C) or (C, H, W), got {image.shape}")
+    return np.ascontiguousarray(image)
+
+
+def _warn_of_unused_bits(images: DatasetImages, name: str) -> None:
+    """Warn where 16-bit Pillow images use only a part of their range, looking at a few."""
+    values = ValueRange()
+    sample = np.linspace(0, len(images) - 1, min(len(images), _SAMPLE)).astype(int)
+    for index in sample.tolist():
+        try:
+            image = _first(images.dataset[index])
+            if not isinstance(image, Image.Image) or not image.mode.startswith("I"):
+                return
+            values.include(image)
+        except Exception:  # reported when it is read
+            continue
+    if values.largest is not None:
+        warnings.warn(f"{name}: converted to 8 bits{values.advice(images.form.bits)}", stacklevel=3)
 
 
 def _labels(dataset: Any, count: int, name: str) -> NDArray[np.int64] | None:
@@ -121,7 +163,3 @@ def _labels(dataset: Any, count: int, name: str) -> NDArray[np.int64] | None:
             f"{name}: its labels are not one integer for each of the {count} images"
         ) from error
     return None if (labels == -1).all() else labels.astype(np.int64)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
