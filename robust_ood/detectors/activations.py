@@ -59,6 +59,10 @@ class Shaped(OutputsDetector):
         """Return the wrapped score of the changed forward pass."""
         return self.detector.score(self.shape(out))
 
+    def published_score(self, out: Outputs) -> Tensor:
+        """Return the wrapped detector's published value of the changed forward pass."""
+        return self.detector.published_score(self.shape(out))
+
     def surrogate_score(self, out: Outputs) -> Tensor:
         """Return the wrapped surrogate of the changed forward pass."""
         return self.detector.surrogate_score(self.shape_smoothly(out))

@@ -15,6 +15,7 @@ from robust_ood.detectors.attack_surface import AttackSurface, Surrogate, surfac
 from robust_ood.detectors.contract import Detector, Wrapper
 from robust_ood.detectors.fitting.passes import Pass, Rounds, SeenBatch, together
 from robust_ood.detectors.fitting.statistics import ClassMoments
+from robust_ood.detectors.logarithms import minus_log_entropy, tempered_log_odds
 from robust_ood.errors import UserError
 from robust_ood.models import find_head
 
@@ -26,7 +27,7 @@ _SURROGATE = 1
 class Standardize(Wrapper):
     """Another detector's scores, with mean 0 and standard deviation 1 on in-distribution images.
 
-    The scores are shifted and scaled, and unbounded where the wrapped ones are. The surrogate is
+    The published values are shifted and scaled, and unbounded where they are. The surrogate is
     the wrapped one, standardised by its own mean and deviation, so that no member of a `Mean`
     dominates an attacker's gradient because its surrogate has a larger scale.
 
@@ -60,7 +61,7 @@ class Standardize(Wrapper):
         self.keep(mean=mean, std=std)
 
     def _read(self, seen: SeenBatch) -> tuple[Tensor, Tensor]:
-        scores = self.detector(seen.images)
+        scores = self.detector.published_forward(seen.images)
         surrogates = self.detector.surrogate(seen.images)
         values = torch.stack([scores, surrogates], dim=1)  # (N, 2)
         one_class = torch.zeros(len(values), dtype=torch.int64, device=values.device)
@@ -68,7 +69,7 @@ class Standardize(Wrapper):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return standardised scores `(N,)`."""
-        return self._standardised(self.detector(images), _SCORE)
+        return self._standardised(self.detector.published_forward(images), _SCORE)
 
     def surrogate(self, images: Tensor) -> Tensor:
         """Return the standardised surrogate `(N,)`."""
@@ -94,7 +95,7 @@ class Standardize(Wrapper):
 
 
 class Mean(Detector):
-    """The mean of several detectors' scores, unbounded where one of them is.
+    """The mean of several detectors' published values, unbounded where one of them is.
 
     Source: Fort Eq. 8. Scores of different kinds have different scales; wrap them in `Standardize`.
 
@@ -118,7 +119,7 @@ class Mean(Detector):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the mean score `(N,)`."""
-        return torch.stack([member(images) for member in self.inside]).mean(0)
+        return torch.stack([member.published_forward(images) for member in self.inside]).mean(0)
 
     def surrogate(self, images: Tensor) -> Tensor:
         """Return the mean surrogate `(N,)`."""
@@ -180,11 +181,12 @@ class Resized(nn.Module):
 
 
 class DeepEnsemble(Detector):
-    """A score of several networks' mean softmax: minus its entropy, or its largest value.
+    """A score of several networks' mean softmax: its entropy, or its largest value.
 
-    The former is in [-log K, 0], the latter in (1/K, 1]. Source: Lakshminarayanan et al. 2017; the
-    OOD-attack paper, App. F (entropy). Computed in logarithms, so that neither saturates; the
-    surrogate of "msp" is the log-odds of the most probable class.
+    Source: Lakshminarayanan et al. 2017; the OOD-attack paper, App. F (entropy). The published
+    values are minus the entropy, in [-log K, 0], and the largest probability, in (1/K, 1];
+    `published` gives them. The scores are in the forms of `Entropy` and `MSP`, unbounded, which
+    order images alike and do not tie where the softmax saturates.
 
     Args:
         networks: classifiers of the same classes.
@@ -221,20 +223,21 @@ class DeepEnsemble(Detector):
         self.kind = score
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return scores `(N,)`, in [-log K, 0] for entropy and (1/K, 1] for msp."""
+        """Return minus the entropy's logarithm, or the log-odds of the largest value, `(N,)`."""
+        log_p = self._log_mean(images)
+        if self.kind == "entropy":
+            return minus_log_entropy(log_p)
+        return tempered_log_odds(log_p)
+
+    def published_forward(self, images: Tensor) -> Tensor:
+        """Return the published values `(N,)`: minus the entropy, or the largest probability."""
         log_p = self._log_mean(images)
         if self.kind == "entropy":
             return -losses.entropy(log_p)
         return log_p.amax(1).exp()
 
-    def surrogate(self, images: Tensor) -> Tensor:
-        """Return minus the entropy, or the log-odds of the most probable class, `(N,)`."""
-        if self.kind == "entropy":
-            return -losses.entropy(self._log_mean(images))
-        return self._log_odds(images)
-
     def attack_surface(self) -> AttackSurface:
-        """Return the score's stand-in, then for entropy the log-odds.
+        """Return the score, then for entropy the log-odds.
 
         The log-odds have a slope where the networks are undecided.
         """

@@ -61,6 +61,20 @@ class Detector(nn.Module, ABC):
         scores: Tensor = super().__call__(accepted(images, *self.networks))
         return scores
 
+    def published(self, images: Tensor) -> Tensor:
+        """Return the score as its paper defines it, `(N,)`, of images `(N, C, H, W)`.
+
+        It orders images as the detector's own value does, which some scores give in another form:
+        where float32 rounds the published one, images tie.
+        """
+        with evaluating(self):
+            return self.published_forward(accepted(images, *self.networks))
+
+    def published_forward(self, images: Tensor) -> Tensor:
+        """Return the published value `(N,)` in the mode that the networks are in."""
+        scores: Tensor = self.forward(images)
+        return scores
+
     def surrogate(self, images: Tensor) -> Tensor:
         """Return a differentiable stand-in for the score, `(N,)`; the score itself by default."""
         scores: Tensor = self(images)
@@ -264,6 +278,18 @@ class OutputsDetector(Detector):
     def surrogate_score(self, out: Outputs) -> Tensor:
         """Return the differentiable stand-in, `(N,)`, of a forward pass; by default the score."""
         return self.score(out)
+
+    def published_score(self, out: Outputs) -> Tensor:
+        """Return the score `(N,)` as its paper defines it; by default the score."""
+        return self.score(out)
+
+    def published_forward(self, images: Tensor) -> Tensor:
+        """Return the published value `(N,)` of images `(N, C, H, W)`."""
+        if type(self).published_score is OutputsDetector.published_score:
+            return self.forward(images)
+        out = outputs(self.net, images, self.layers)
+        with full_precision(images):
+            return self.published_score(widened(out))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return scores `(N,)`, higher = more in-distribution, of images `(N, C, H, W)`."""

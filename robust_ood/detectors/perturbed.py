@@ -54,6 +54,10 @@ class Moved(Wrapper):
         scores: Tensor = self.detector(self._straight_through(images))
         return scores
 
+    def published_forward(self, images: Tensor) -> Tensor:
+        """Return the wrapped detector's published values `(N,)` at the moved images."""
+        return self.detector.published_forward(self._straight_through(images))
+
     def _straight_through(self, images: Tensor) -> Tensor:
         movement = self.move(images) - ordinary(images)  # without gradient
         return images + movement
@@ -113,10 +117,11 @@ class InputNoise(Moved):
 
 
 class ODIN(InputNoise):
-    """The MSP with a temperature after a small step that raises it, in (1/K, 1].
+    """The MSP with a temperature after a small step that raises it, as log-odds, >= 0.
 
     Source: Liang et al. 2018; ALOE Eq. 6 and 7. The step follows the sign of the gradient of log S,
-    which is the sign of the gradient of the log-odds.
+    which is the sign of the gradient of the log-odds. The published value is the probability S, in
+    (1/K, 1], which `published` gives; as for `MSP`, the log-odds order images alike and do not tie.
 
     Args:
         net: classifier, images to logits.

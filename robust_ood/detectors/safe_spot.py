@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +11,17 @@ from torch import Tensor, nn
 from robust_ood import losses, safe_spots
 from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import Detector
+from robust_ood.detectors.logarithms import log_largest
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.modes import differentiating, evaluating, ordinary
 from robust_ood.regions import Fraction, region_of
 
 
 class SafeSpot(Detector):
-    """A mean of two largest probabilities, `share MSP(x) + (1 - share) MSP(x_a)`, in (1/K, 1].
+    """A mean of two largest probabilities, `share p(x) + (1 - share) p(x_a)`, as its log-odds.
+
+    The published value is the mean itself, in (1/K, 1], which `published` gives; its log-odds,
+    unbounded, order images alike and do not tie where both probabilities are 1 in float32.
 
     Source: safe spots paper, Sec. 3.6: x_a is the attacked safe spot of x. In-distribution images
     have safe spots more often than others, on networks trained to have them. Search and attack draw
@@ -76,11 +80,20 @@ class SafeSpot(Detector):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return scores `(N,)`."""
-        return self._mix(images, _largest_probability)
+        at_image, at_safe_spot = self._both_logits(images)
+        p_image, rest_image = log_largest(at_image)
+        p_spot, rest_spot = log_largest(at_safe_spot)
+        return self._log_mix(p_image, p_spot) - self._log_mix(rest_image, rest_spot)
+
+    def published_forward(self, images: Tensor) -> Tensor:
+        """Return the mean of the largest probabilities, `(N,)`."""
+        at_image, at_safe_spot = self._both_logits(images)
+        return self._mix(_largest_probability(at_image), _largest_probability(at_safe_spot))
 
     def surrogate(self, images: Tensor) -> Tensor:
         """Return the mixed log-odds `(N,)`."""
-        return self._mix(images, losses.log_odds)
+        at_image, at_safe_spot = self._both_logits(images)
+        return self._mix(losses.log_odds(at_image), losses.log_odds(at_safe_spot))
 
     def attack_surface(self) -> AttackSurface:
         """Return the mixed log-odds, then those of the image alone.
@@ -128,12 +141,23 @@ class SafeSpot(Detector):
     def _confidence(self, images: Tensor) -> Tensor:
         return losses.log_odds(self.net(images))
 
-    def _mix(self, images: Tensor, confidence: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the mean `(N,)` of a function of the logits at the image and at its safe spot."""
+    def _both_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits `(N, K)` at each image and at its attacked safe spot."""
         movement = self.attacked(images) - ordinary(images)  # without gradient
-        at_image = confidence(self.net(images))
-        at_safe_spot = confidence(self.net(images + movement))
+        return self.net(images), self.net(images + movement)
+
+    def _mix(self, at_image: Tensor, at_safe_spot: Tensor) -> Tensor:
+        """Return the mean `(N,)` of values of the image and of its safe spot."""
         return self.share * at_image + (1 - self.share) * at_safe_spot
+
+    def _log_mix(self, at_image: Tensor, at_safe_spot: Tensor) -> Tensor:
+        """Return the logarithm of the mean `(N,)` of two probabilities, given in logarithms."""
+        if self.share == 0:
+            return at_safe_spot
+        if self.share == 1:
+            return at_image
+        other = 1 - self.share
+        return torch.logaddexp(at_image + math.log(self.share), at_safe_spot + math.log(other))
 
 
 def _largest_probability(logits: Tensor) -> Tensor:
