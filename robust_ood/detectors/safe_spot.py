@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,13 @@ from robust_ood.detectors.logarithms import log_largest
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.modes import differentiating, evaluating, ordinary
 from robust_ood.regions import Fraction, region_of
+
+_log = logging.getLogger(__name__)
+_LONG = 1e8  # pixels times passes, of one image: minutes on a processor for a ResNet-20
+
+# Not in the detector, all of whose attributes are part of its name in the store.
+_said: WeakKeyDictionary[Detector, set[tuple[int, int]]] = WeakKeyDictionary()
+"""The sizes of images whose cost was said."""
 
 
 class SafeSpot(Detector):
@@ -29,6 +38,9 @@ class SafeSpot(Detector):
 
     The surrogate is the same mean of the predicted classes' log-odds, with the movement from x to
     x_a held constant.
+
+    The default search is long: 2,120 passes an image. Where it is long for the size of the images,
+    one line of the log says so before the first of them.
 
     Args:
         net: classifier, images to logits.
@@ -111,6 +123,7 @@ class SafeSpot(Detector):
         """Return the attacked safe spots `(N, C, H, W)`, detached."""
         # Gradients here are those of the search and the attack, none of the caller's.
         images = ordinary(images)
+        self._say_cost(images)
         with evaluating(self.net), differentiating():
             with torch.no_grad():
                 labels = self.net(images).argmax(1)  # (N,), the predicted classes
@@ -141,6 +154,33 @@ class SafeSpot(Detector):
     def _confidence(self, images: Tensor) -> Tensor:
         return losses.log_odds(self.net(images))
 
+    @property
+    def passes(self) -> int:
+        """How many passes, forward and backward, an image takes through the network."""
+        steps = self.steps
+        if steps is None:
+            steps = safe_spots.STEPS[self.method]
+        search = steps
+        if self.method == "full":
+            search = steps * (self.attack_steps + 1)  # an attack and a step
+        return search + self.attack_steps
+
+    def _say_cost(self, images: Tensor) -> None:
+        """Log once, before the first image of a size, how long it takes where it is long."""
+        height, width = images.shape[-2:]
+        size = (int(height), int(width))
+        said = _said.setdefault(self, set())
+        if size in said or self.passes * height * width < _LONG:
+            return
+        said.add(size)
+        _log.warning(
+            "SafeSpot: each image of %d x %d pixels takes %s passes forward and backward through "
+            "the network, which can take minutes; method 'pgd' or 'fgsm', fewer steps or fewer "
+            "attack_steps take fewer",
+            *size,
+            f"{self.passes:,}",
+        )
+
     def _both_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits `(N, K)` at each image and at its attacked safe spot."""
         movement = self.attacked(images) - ordinary(images)  # without gradient
@@ -165,5 +205,5 @@ def _largest_probability(logits: Tensor) -> Tensor:
 
 
 def _require_count(field: str, number: int) -> None:
-    if not isinstance(number, int) or number < 1:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise UserError(f"{field}: expected a whole number >= 1, got {number!r}")

@@ -75,6 +75,20 @@ def test_the_safe_spot_score_is_the_mix_of_the_paper(problem, method, norm):
         torch.testing.assert_close(detector(images[3:4]), expected[3:4].logit())
 
 
+def test_a_long_safe_spot_search_says_its_cost_once_a_size(problem, caplog):
+    net, images, _ = problem
+    detector = detectors.SafeSpot(net)
+    assert detector.passes == 100 * 21 + 20
+    assert detectors.SafeSpot(net, method="pgd").passes == 40
+    assert detectors.SafeSpot(net, method="fgsm", attack_steps=3).passes == 4
+    detector._say_cost(images)
+    assert caplog.messages == []
+    for _ in range(2):
+        detector._say_cost(images.new_zeros(1, 3, 512, 300))
+    (message,) = caplog.messages
+    assert "512 x 300 pixels takes 2,120 passes" in message
+
+
 # --- search
 
 
