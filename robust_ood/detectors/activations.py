@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface, surface_of
 from robust_ood.detectors.contract import Detector, OutputsDetector, full_precision
 from robust_ood.detectors.fitting.passes import Pass, Rounds, SeenBatch
@@ -34,6 +35,7 @@ class Shaped(OutputsDetector):
         scored: a detector that reads outputs, or a network, which is scored by its `Energy`.
     """
 
+    @typed
     def __init__(self, scored: nn.Module) -> None:
         if isinstance(scored, Detector) and not isinstance(scored, OutputsDetector):
             raise UserError(
@@ -121,6 +123,7 @@ class ReAct(Shaped):
         threshold: the clipping value itself, for no fitting; None to fit it.
     """
 
+    @typed
     def __init__(
         self, scored: nn.Module, percentile: float = 90.0, threshold: float | None = None
     ) -> None:
@@ -163,6 +166,7 @@ class ASH(Shaped):
         variant: "P", "B" or "S".
     """
 
+    @typed
     def __init__(
         self, scored: nn.Module, percentile: float = 90.0, variant: Literal["P", "B", "S"] = "S"
     ) -> None:
@@ -239,6 +243,7 @@ class SCALE(Shaped):
         percentile: share of features that do not count as large, in [0, 100).
     """
 
+    @typed
     def __init__(self, scored: nn.Module, percentile: float = 85.0) -> None:
         super().__init__(scored)
         self.share = _share(percentile)
@@ -287,6 +292,7 @@ class DICE(Shaped):
         percentile: share of weights set to zero, in [0, 100).
     """
 
+    @typed
     def __init__(self, scored: nn.Module, percentile: float = 90.0) -> None:
         super().__init__(scored)
         self.share = _share(percentile)

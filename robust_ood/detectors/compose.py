@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface, Surrogate, surface_of
 from robust_ood.detectors.contract import Detector, Wrapper
 from robust_ood.detectors.fitting.passes import Pass, Rounds, SeenBatch, together
@@ -35,6 +36,7 @@ class Standardize(Wrapper):
         detector: the wrapped detector; `fit` fits it first where it is not fitted yet.
     """
 
+    @typed
     def __init__(self, detector: Detector) -> None:
         super().__init__(detector)
         self.declare("mean", "std")
@@ -103,6 +105,7 @@ class Mean(Detector):
         detectors: one or more detectors, of one network or of several.
     """
 
+    @typed
     def __init__(self, detectors: Iterable[Detector]) -> None:
         super().__init__()
         members = list(detectors)
@@ -160,6 +163,7 @@ class Resized(nn.Module):
         size: height and width in pixels that it expects.
     """
 
+    @typed
     def __init__(self, net: nn.Module, size: int) -> None:
         super().__init__()
         if size < 1:
@@ -195,6 +199,7 @@ class DeepEnsemble(Detector):
             instance `[32, 224]`.
     """
 
+    @typed
     def __init__(
         self,
         networks: Iterable[nn.Module],

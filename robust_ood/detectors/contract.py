@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface, OldName, Surrogate, surface_of
 from robust_ood.detectors.fitting.passes import Pass, Rounds, SeenBatch, Split, fit
 from robust_ood.detectors.fitting.statistics import Statistic
 from robust_ood.errors import UserError
-from robust_ood.inputs import accepted
+from robust_ood.inputs import accepted, as_batch
 from robust_ood.models import Outputs, find_head, outputs
 from robust_ood.modes import evaluating, ordinary
 
@@ -51,6 +52,7 @@ class Detector(nn.Module, ABC):
 
         In train mode a score would depend on the other images of its batch.
         """
+        images = as_batch(images)
         scored = self.networks or (self,)
         if not any(module.training for part in scored for module in part.modules()):
             return self._scores(images)
@@ -68,7 +70,7 @@ class Detector(nn.Module, ABC):
         where float32 rounds the published one, images tie.
         """
         with evaluating(self):
-            return self.published_forward(accepted(images, *self.networks))
+            return self.published_forward(accepted(as_batch(images), *self.networks))
 
     def published_forward(self, images: Tensor) -> Tensor:
         """Return the published value `(N,)` in the mode that the networks are in."""
@@ -266,6 +268,7 @@ class OutputsDetector(Detector):
             penultimate features.
     """
 
+    @typed
     def __init__(self, net: nn.Module, layers: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.net = net
@@ -356,6 +359,7 @@ class Wrapper(Detector):
         detector: the wrapped detector; in-distribution statistics are its own to learn.
     """
 
+    @typed
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         if not isinstance(detector, Detector):

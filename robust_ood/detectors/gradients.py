@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import OutputsDetector
 from robust_ood.errors import UserError
@@ -33,6 +34,7 @@ class GradNorm(OutputsDetector):
         reference: K times the norm, as the public codes give. The order of images is the same.
     """
 
+    @typed
     def __init__(
         self, net: nn.Module, temperature: float = 1.0, *, reference: bool = False
     ) -> None:

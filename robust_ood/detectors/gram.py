@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import OutputsDetector
 from robust_ood.detectors.fitting.image_keys import image_keys
@@ -58,6 +59,7 @@ class Gram(OutputsDetector):
         definition: "authors" or "openood", as above.
     """
 
+    @typed
     def __init__(
         self,
         net: nn.Module,
@@ -158,7 +160,7 @@ class Gram(OutputsDetector):
         needed for its minima alone, the second for its maxima. The shape is `(N, 2 * layers *
         powers)`.
         """
-        by_channel = [gram.unflatten(1, (len(self.powers), -1)) for gram in self._grams(out)]
+        by_channel = [self._by_power(gram) for gram in self._grams(out)]
         low = [values.amin(2) for values in by_channel]  # (N, powers) each
         high = [values.amax(2) for values in by_channel]
         return torch.cat([*low, *high], dim=1)
@@ -203,7 +205,11 @@ class Gram(OutputsDetector):
 
     def _summed(self, gram: Tensor) -> Tensor:
         """Return the sum over channels of each power, `(N, powers)`, of `(N, powers * C)`."""
-        return gram.unflatten(1, (len(self.powers), -1)).sum(2)
+        return self._by_power(gram).sum(2)
+
+    def _by_power(self, gram: Tensor) -> Tensor:
+        """Return a layer's values `(N, powers, C)`, of `(N, powers * C)`."""
+        return gram.view(len(gram), len(self.powers), gram.shape[1] // len(self.powers))
 
     def _grams(self, out: Outputs) -> list[Tensor]:
         """Return each layer's row sums of Gram matrices, all powers, `(N, powers * C)`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.arguments import typed
 from robust_ood.detectors.contract import OutputsDetector
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs
@@ -28,6 +29,7 @@ class Energy(OutputsDetector):
         temperature: T, > 0.
     """
 
+    @typed
     def __init__(self, net: nn.Module, temperature: float = 1.0) -> None:
         super().__init__(net)
         if not temperature > 0:

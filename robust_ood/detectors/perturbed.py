@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface, surface_of
 from robust_ood.detectors.contract import Detector, Wrapper
 from robust_ood.detectors.softmax import MSP
@@ -85,10 +86,11 @@ class InputNoise(Moved):
             code does.
     """
 
+    @typed
     def __init__(
         self,
         detector: Detector,
-        magnitude: float,
+        magnitude: float | str,
         *,
         clip: bool = False,
         zero_is_positive: bool = False,
@@ -132,11 +134,12 @@ class ODIN(InputNoise):
         reference: count sign(0) as +1, as the public code does.
     """
 
+    @typed
     def __init__(
         self,
         net: nn.Module,
         temperature: float = 1000.0,
-        magnitude: float = 0.0014,
+        magnitude: float | str = 0.0014,
         *,
         clip: bool = False,
         reference: bool = False,
@@ -161,11 +164,12 @@ class PRO(Moved):
             the channel's standard deviation).
     """
 
+    @typed
     def __init__(
         self,
         detector: Detector,
         steps: int = 3,
-        step_size: float = 1e-3,
+        step_size: float | str = 1e-3,
         *,
         clip: bool = False,
         units: Literal["pixels", "normalised"] = "pixels",

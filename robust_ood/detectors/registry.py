@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from robust_ood.arguments import typed
 from robust_ood.deprecation import warn_renamed
 from robust_ood.detectors.activations import ASH, DICE, SCALE, ReAct, Shaped
 from robust_ood.detectors.compose import DeepEnsemble, Mean, Standardize
@@ -195,6 +196,7 @@ REGISTRY: dict[str, Registered] = {
 """Detectors by the names that configs use."""
 
 
+@typed
 def build(name: str, net: nn.Module, /, **settings: Any) -> Detector:
     """Return a detector of a network.
 
@@ -211,6 +213,7 @@ def build(name: str, net: nn.Module, /, **settings: Any) -> Detector:
     return _make(f"detectors.{name}", name, net, settings)
 
 
+@typed
 def build_all(specs: Sequence[PartSpec], net: nn.Module) -> dict[str, Detector]:
     """Return detectors by label from a config's list.
 

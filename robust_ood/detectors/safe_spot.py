@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood import losses, safe_spots
+from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import Detector
 from robust_ood.detectors.logarithms import log_largest
@@ -54,6 +55,7 @@ class SafeSpot(Detector):
         seed: for the random starts.
     """
 
+    @typed
     def __init__(  # noqa: PLR0913 -- a public constructor: its arguments are the paper's settings
         self,
         net: nn.Module,

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import OutputsDetector
 from robust_ood.detectors.fitting.calibration import CalibrationSlopes, best_temperature
@@ -38,6 +39,7 @@ class MSP(OutputsDetector):
             the network should not have been trained on (Guo et al. 2017; TempScale in OpenOOD).
     """
 
+    @typed
     def __init__(self, net: nn.Module, temperature: float | Literal["fit"] = 1.0) -> None:
         super().__init__(net)
         self.fits_temperature = temperature == "fit"
@@ -138,6 +140,7 @@ class GEN(OutputsDetector):
             are fewer.
     """
 
+    @typed
     def __init__(self, net: nn.Module, gamma: float = 0.1, top: int = 100) -> None:
         super().__init__(net)
         if not gamma > 0:
@@ -178,6 +181,7 @@ class KLMatching(OutputsDetector):
         net: classifier, images to logits.
     """
 
+    @typed
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net)
         self.declare("typical")
