@@ -8,9 +8,10 @@ given. Each network is therefore tried once, on two images, and what it needs is
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,19 +26,47 @@ def checked(images: Tensor, field: str = "images") -> Tensor:
     """Return images that users passed, clipped where rounding left [0, 1].
 
     Args:
-        images: `(N, C, H, W)`, float32 or float64, in [0, 1].
+        images: `(N, C, H, W)`, float32 or float64, in [0, 1]; a NumPy array is converted.
         field: the argument's name, for the message.
 
     Raises:
         UserError: another type, shape or precision, or pixels outside [0, 1]. The device is
             waited for once.
     """
+    images = from_numpy(images)
     check_form(images, field)
     if not images.numel():
         return images
     low, high = pixel_range(images).tolist()
     check_range(low, high, field)
     return images.clamp(0, 1) if low < 0 or high > 1 else images
+
+
+def from_numpy(images: Any) -> Any:
+    """Return a NumPy array of floats as a tensor of any shape, and everything else as it is."""
+    if not isinstance(images, np.ndarray) or images.dtype.kind != "f":
+        return images
+    return torch.from_numpy(np.ascontiguousarray(images))
+
+
+def as_batch(images: Any) -> Tensor:
+    """Return images that a detector is to score, without a look at their pixels.
+
+    Args:
+        images: `(N, C, H, W)`, floating-point numbers; a NumPy array is converted.
+
+    Raises:
+        UserError: anything else.
+    """
+    images = from_numpy(images)
+    if not isinstance(images, Tensor):
+        raise UserError(f"images: expected a tensor (N, C, H, W), got a {type(images).__name__}")
+    if images.dim() != 4:
+        raise UserError(f"images: expected shape (N, C, H, W), got {tuple(images.shape)}")
+    if not images.is_floating_point():
+        kind = str(images.dtype).removeprefix("torch.")
+        raise UserError(f"images: expected floating-point numbers in [0, 1], got {kind}")
+    return images
 
 
 def check_form(images: object, field: str) -> None:
@@ -100,14 +129,25 @@ def accepted(images: Tensor, *networks: nn.Module) -> Tensor:
     layout and are not tried.
 
     Args:
-        images: `(N, C, H, W)`; the values stay as they are, and gradients pass.
+        images: `(N, C, H, W)`; the values stay as they are, and gradients pass. Between float32
+            and float64, they get the networks' precision.
         networks: whatever the images are handed to.
     """
     for net in networks:
+        images = _as_precise(images, net)
         if not is_ours(net) and not _takes(net, images):
             _make_contiguous(net)
             images = images.contiguous()
     return images
+
+
+def _as_precise(images: Tensor, net: nn.Module) -> Tensor:
+    """Return float32 or float64 images in the precision of the network's weights, of these two."""
+    both = (torch.float32, torch.float64)
+    weight = next(net.parameters(), None)
+    if weight is None or weight.dtype == images.dtype or images.dtype not in both:
+        return images
+    return images.to(weight.dtype) if weight.dtype in both else images
 
 
 def is_ours(net: nn.Module) -> bool:

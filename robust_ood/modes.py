@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from robust_ood.arguments import typed
+
 
 @contextmanager
 def mode(*modules: nn.Module, training: bool) -> Iterator[None]:
@@ -46,6 +48,7 @@ def differentiating() -> Iterator[None]:
         yield
 
 
+@typed
 def ordinary(tensor: Tensor) -> Tensor:
     """Return the tensor, of any shape, detached, and copied if made under `inference_mode`.
 

@@ -8,12 +8,14 @@ large negates it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from robust_ood.arguments import typed
 from robust_ood.errors import UserError
 from robust_ood.modes import differentiating, ordinary
 from robust_ood.regions import Region
@@ -50,6 +52,7 @@ class Minimum(NamedTuple):
     trace: Trace | None
 
 
+@typed
 def minimize(  # noqa: PLR0913  # the one loop: its arguments are all that varies
     objective: Objective | JudgedObjective,
     images: Tensor,
@@ -99,11 +102,8 @@ def minimize(  # noqa: PLR0913  # the one loop: its arguments are all that varie
         raise UserError(f"steps: {steps!r} is not a number of gradient steps >= 1")
     if keep not in ("best", "last"):
         raise UserError(f"keep: {keep!r} is neither 'best' nor 'last'")
-    if not isinstance(step_size, Tensor) and not step_size >= 0:
-        raise UserError(f"step_size: {step_size} is negative or NaN; expected a number >= 0")
-    if not images.is_floating_point():
-        kind = str(images.dtype).removeprefix("torch.")
-        raise UserError(f"images: expected floating-point numbers, got {kind}")
+    _check_step_size(step_size, images)
+    _check_images(images, start)
     with differentiating():
         center = ordinary(images)
         current = center.clone() if start is None else region.project(ordinary(start), center)
@@ -122,6 +122,38 @@ def minimize(  # noqa: PLR0913  # the one loop: its arguments are all that varie
                 else:
                     recorder.see(current, *both_values(objective(current)))
         return recorder.result(current)
+
+
+def _check_images(images: Tensor, start: Tensor | None) -> None:
+    if not images.is_floating_point():
+        kind = str(images.dtype).removeprefix("torch.")
+        raise UserError(f"images: expected floating-point numbers, got {kind}")
+    if images.dim() != 4:
+        raise UserError(f"images: expected shape (N, C, H, W), got {tuple(images.shape)}")
+    if start is not None and (start.shape != images.shape or start.dtype != images.dtype):
+        raise UserError(
+            f"start: expected {images.dtype} {tuple(images.shape)} as the images, got "
+            f"{start.dtype} {tuple(start.shape)}"
+        )
+
+
+def _check_step_size(step_size: float | Tensor, images: Tensor) -> None:
+    if not isinstance(step_size, Tensor):
+        if not step_size >= 0 or math.isinf(step_size):
+            raise UserError(f"step_size: expected a finite number >= 0, got {step_size}")
+        return
+    try:
+        shape = torch.broadcast_shapes(step_size.shape, images.shape)
+    except RuntimeError:
+        shape = torch.Size()
+    if shape != images.shape or not step_size.is_floating_point():
+        raise UserError(
+            f"step_size: expected floats that broadcast over images {tuple(images.shape)}, got "
+            f"{step_size.dtype} {tuple(step_size.shape)}"
+        )
+    # One look at the values, before the loop, which waits for no other device than the processor.
+    if step_size.device.type == "cpu" and not bool((step_size >= 0).all()):
+        raise UserError("step_size: a step is negative or NaN; expected numbers >= 0")
 
 
 def both_values(values: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,12 @@ from collections.abc import Iterable
 
 import torch
 
+from robust_ood.arguments import typed
+
 Key = int | str
 
 
+@typed
 def derive_seed(seed: int, *keys: Key) -> int:
     """Return a 63-bit seed, a pure function of `seed` and `keys`; other keys: an unrelated seed.
 
@@ -26,6 +29,7 @@ def derive_seed(seed: int, *keys: Key) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
+@typed
 def generator(seed: int, *keys: Key, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a fresh random generator for one purpose.
 
@@ -37,6 +41,7 @@ def generator(seed: int, *keys: Key, device: torch.device | str = "cpu") -> torc
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *keys))
 
 
+@typed
 def seed_torch(seed: int, *keys: Key, device: torch.device) -> None:
     """Seed torch's global generators of the CPU and of the device, which dropout draws from.
 
@@ -49,6 +54,7 @@ def seed_torch(seed: int, *keys: Key, device: torch.device) -> None:
         getattr(torch, device.type).manual_seed(value)
 
 
+@typed
 def generators(seed: int, *keys: Key, indices: Iterable[int]) -> list[torch.Generator]:
     """Return one CPU generator per sample index: draws then depend on no batch or device."""
     return [generator(seed, *keys, int(index)) for index in indices]

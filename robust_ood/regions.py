@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robust_ood.arguments import typed
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.texts import shown
 
@@ -232,6 +233,7 @@ class Unbounded(Region):
 NORMS: dict[str, type[Linf | L2]] = {region.name: region for region in (Linf, L2)}
 
 
+@typed
 def region_of(norm: str, radius: float | str) -> Linf | L2:
     """Return the region that a config names by norm and radius.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.arguments import typed
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.inputs import accepted, checked
 from robust_ood.modes import differentiating, evaluating, ordinary
@@ -38,6 +39,7 @@ class Smoothing(NamedTuple):
     samples: int
 
 
+@typed
 def search(  # noqa: PLR0913  # the settings that the paper and its code have
     net: nn.Module,
     images: Tensor,
@@ -118,6 +120,7 @@ def search(  # noqa: PLR0913  # the settings that the paper and its code have
         return descend(objective, images, region, steps, step_size, keep)
 
 
+@typed
 def attack(  # noqa: PLR0913  # the settings that the paper and its code have
     net: nn.Module,
     images: Tensor,

@@ -13,7 +13,7 @@ def printable(text: str) -> str:
 
     Names and keys in files of others may hold anything. Control characters become `\x1b`, line
     breaks `\n`, and what turns the reading direction, is invisible or cannot be encoded `\u202e`;
-    letters of any script stay.
+    letters of any script stay. Bytes of a file's name that are not UTF-8 become `\xe9`.
     """
     return "".join(_written_out(character) for character in text)
 
@@ -21,6 +21,8 @@ def printable(text: str) -> str:
 def _written_out(character: str) -> str:
     if character.isprintable():
         return character
+    if "\udc80" <= character <= "\udcff":  # how Python keeps such bytes
+        return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
@@ -46,8 +48,3 @@ def shown(value: Any) -> str:
 def first_sentence(error: BaseException, length: int = 200) -> str:
     """Return the beginning of a library's message, or the name of an exception without one."""
     return one_line(str(error)).split(". ")[0][:length] or type(error).__name__
-
-
-def printable(name: str) -> str:
-    r"""Return a file's name for results and messages; bytes that are not UTF-8 become `\xe9`."""
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")

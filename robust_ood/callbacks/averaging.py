@@ -8,6 +8,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from robust_ood.arguments import typed
 from robust_ood.errors import UserError
 
 # Not Lightning's `WeightAveraging` around torch's `AveragedModel`: its first update copies instead
@@ -29,6 +30,7 @@ class Averaging(Callback):
         decay: d, in [0, 1); None trains without an average.
     """
 
+    @typed
     def __init__(self, decay: float | None = None) -> None:
         if decay is not None and not 0 <= decay < 1:
             raise UserError(f"averaging.decay: {decay} is not in [0, 1)")

@@ -17,6 +17,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities import rank_zero_warn
 
+from robust_ood.arguments import typed
 from robust_ood.callbacks.checkpoint_file import CheckpointFile
 from robust_ood.callbacks.metrics_file import MetricsFile
 from robust_ood.callbacks.signals import Signals, Stopped
@@ -50,6 +51,7 @@ class Checkpoints(Checkpoint):
             `best.ckpt`.
     """
 
+    @typed
     def __init__(
         self,
         every_n_steps: int | None = 500,

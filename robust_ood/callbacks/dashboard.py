@@ -12,6 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
+from robust_ood.arguments import typed
 from robust_ood.attacks import ScoreAttack, lower_score, raise_score
 from robust_ood.data import Batch, ImageSet, to_float
 from robust_ood.detectors import Detector
@@ -26,6 +27,7 @@ class Dashboard(Callback):
     Speed stays out of `metrics.csv`, which a resumed run must reproduce.
     """
 
+    @typed
     def __init__(self) -> None:
         self.config: dict[str, Any] = {}
         self._images = 0

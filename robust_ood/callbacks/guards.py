@@ -12,6 +12,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from robust_ood.arguments import typed
 from robust_ood.attacks import PGD, fgsm
 from robust_ood.data import Batch, OODData
 from robust_ood.errors import UserError
@@ -43,6 +44,7 @@ class Guards(Callback):
         limit: validation images, drawn once, on which single-step training is checked; 0 for none.
     """
 
+    @typed
     def __init__(self, attacks_every_n_steps: int | None = 100, limit: int = 200) -> None:
         steps = attacks_every_n_steps
         if steps is not None and steps < 1:

@@ -11,6 +11,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from robust_ood.arguments import typed
 from robust_ood.errors import UserError
 from robust_ood.texts import first_sentence
 from robust_ood.writing import in_place_of, naming
@@ -29,6 +30,7 @@ class MetricsFile(Logger):
         folder: the run's folder.
     """
 
+    @typed
     def __init__(self, folder: Path | str) -> None:
         super().__init__()
         self.path = Path(folder) / "metrics.csv"

@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric
 
 from robust_ood import attacks as attack_registry
 from robust_ood import detectors as detector_registry
+from robust_ood.arguments import typed
 from robust_ood.attacks.objectives import Direction
 from robust_ood.callbacks.dashboard import add_scores, add_strips
 from robust_ood.data import ImageSet, OODData
@@ -51,6 +52,7 @@ class RobustValidation(Callback):
 
     logs = ("val/robust_auroc",)
 
+    @typed
     def __init__(
         self,
         detectors: Specs | dict[str, Any] | None = None,

@@ -7,6 +7,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from robust_ood.arguments import typed
+
 
 class Stopped(Exception):  # noqa: N818  # a request, not an error
     """The run was asked to stop, wrote a checkpoint and stopped.
@@ -32,6 +34,7 @@ class Signals:
     steps instead of within one.
     """
 
+    @typed
     def __init__(self) -> None:
         self.stop: int = 0
         self.deferred: list[int] = []

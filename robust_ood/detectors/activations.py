@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface, surface_of
 from robust_ood.detectors.contract import Detector, OutputsDetector, full_precision
 from robust_ood.detectors.fitting.passes import Pass, Rounds, SeenBatch
@@ -36,6 +37,7 @@ class Shaped(OutputsDetector):
 
     needs = "head"
 
+    @typed
     def __init__(self, scored: nn.Module) -> None:
         if isinstance(scored, Detector) and not isinstance(scored, OutputsDetector):
             raise UserError(
@@ -60,6 +62,10 @@ class Shaped(OutputsDetector):
     def score(self, out: Outputs) -> Tensor:
         """Return the wrapped score of the changed forward pass."""
         return self.detector.score(self.shape(out))
+
+    def published_score(self, out: Outputs) -> Tensor:
+        """Return the wrapped detector's published value of the changed forward pass."""
+        return self.detector.published_score(self.shape(out))
 
     def surrogate_score(self, out: Outputs) -> Tensor:
         """Return the wrapped surrogate of the changed forward pass."""
@@ -119,6 +125,7 @@ class ReAct(Shaped):
         threshold: the clipping value itself, for no fitting; None to fit it.
     """
 
+    @typed
     def __init__(
         self, scored: nn.Module, percentile: float = 90.0, threshold: float | None = None
     ) -> None:
@@ -161,6 +168,7 @@ class ASH(Shaped):
         variant: "P", "B" or "S".
     """
 
+    @typed
     def __init__(
         self, scored: nn.Module, percentile: float = 90.0, variant: Literal["P", "B", "S"] = "S"
     ) -> None:
@@ -237,6 +245,7 @@ class SCALE(Shaped):
         percentile: share of features that do not count as large, in [0, 100).
     """
 
+    @typed
     def __init__(self, scored: nn.Module, percentile: float = 85.0) -> None:
         super().__init__(scored)
         self.share = _share(percentile)
@@ -285,6 +294,7 @@ class DICE(Shaped):
         percentile: share of weights set to zero, in [0, 100).
     """
 
+    @typed
     def __init__(self, scored: nn.Module, percentile: float = 90.0) -> None:
         super().__init__(scored)
         self.share = _share(percentile)

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface, Surrogate, surface_of
 from robust_ood.detectors.contract import Detector, Wrapper
 from robust_ood.detectors.fitting.passes import Pass, Rounds, SeenBatch, together
 from robust_ood.detectors.fitting.statistics import ClassMoments
+from robust_ood.detectors.logarithms import minus_log_entropy, tempered_log_odds
 from robust_ood.errors import UserError
 from robust_ood.models import find_head
 from robust_ood.models.heads import require_classes
@@ -28,7 +30,7 @@ _SURROGATE = 1
 class Standardize(Wrapper):
     """Another detector's scores, with mean 0 and standard deviation 1 on in-distribution images.
 
-    The scores are shifted and scaled, and unbounded where the wrapped ones are. The surrogate is
+    The published values are shifted and scaled, and unbounded where they are. The surrogate is
     the wrapped one, standardised by its own mean and deviation, so that no member of a `Mean`
     dominates an attacker's gradient because its surrogate has a larger scale.
 
@@ -36,6 +38,7 @@ class Standardize(Wrapper):
         detector: the wrapped detector; `fit` fits it first where it is not fitted yet.
     """
 
+    @typed
     def __init__(self, detector: Detector) -> None:
         super().__init__(detector)
         self.declare("mean", "std")
@@ -62,7 +65,7 @@ class Standardize(Wrapper):
         self.keep(mean=mean, std=std)
 
     def _read(self, seen: SeenBatch) -> tuple[Tensor, Tensor]:
-        scores = self.detector(seen.images)
+        scores = self.detector.published_forward(seen.images)
         surrogates = self.detector.surrogate(seen.images)
         values = torch.stack([scores, surrogates], dim=1)  # (N, 2)
         one_class = torch.zeros(len(values), dtype=torch.int64, device=values.device)
@@ -70,7 +73,7 @@ class Standardize(Wrapper):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return standardised scores `(N,)`."""
-        return self._standardised(self.detector(images), _SCORE)
+        return self._standardised(self.detector.published_forward(images), _SCORE)
 
     def surrogate(self, images: Tensor) -> Tensor:
         """Return the standardised surrogate `(N,)`."""
@@ -96,7 +99,7 @@ class Standardize(Wrapper):
 
 
 class Mean(Detector):
-    """The mean of several detectors' scores, unbounded where one of them is.
+    """The mean of several detectors' published values, unbounded where one of them is.
 
     Source: Fort Eq. 8. Scores of different kinds have different scales; wrap them in `Standardize`.
 
@@ -104,6 +107,7 @@ class Mean(Detector):
         detectors: one or more detectors, of one network or of several.
     """
 
+    @typed
     def __init__(self, detectors: Iterable[Detector]) -> None:
         super().__init__()
         members = list(detectors)
@@ -120,7 +124,7 @@ class Mean(Detector):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the mean score `(N,)`."""
-        return torch.stack([member(images) for member in self.inside]).mean(0)
+        return torch.stack([member.published_forward(images) for member in self.inside]).mean(0)
 
     def surrogate(self, images: Tensor) -> Tensor:
         """Return the mean surrogate `(N,)`."""
@@ -161,6 +165,7 @@ class Resized(nn.Module):
         size: height and width in pixels that it expects.
     """
 
+    @typed
     def __init__(self, net: nn.Module, size: int) -> None:
         super().__init__()
         if size < 1:
@@ -182,11 +187,12 @@ class Resized(nn.Module):
 
 
 class DeepEnsemble(Detector):
-    """A score of several networks' mean softmax: minus its entropy, or its largest value.
+    """A score of several networks' mean softmax: its entropy, or its largest value.
 
-    The former is in [-log K, 0], the latter in (1/K, 1]. Source: Lakshminarayanan et al. 2017; the
-    OOD-attack paper, App. F (entropy). Computed in logarithms, so that neither saturates; the
-    surrogate of "msp" is the log-odds of the most probable class.
+    Source: Lakshminarayanan et al. 2017; the OOD-attack paper, App. F (entropy). The published
+    values are minus the entropy, in [-log K, 0], and the largest probability, in (1/K, 1];
+    `published` gives them. The scores are in the forms of `Entropy` and `MSP`, unbounded, which
+    order images alike and do not tie where the softmax saturates.
 
     Args:
         networks: classifiers of the same classes.
@@ -195,6 +201,7 @@ class DeepEnsemble(Detector):
             instance `[32, 224]`.
     """
 
+    @typed
     def __init__(
         self,
         networks: Iterable[nn.Module],
@@ -224,20 +231,21 @@ class DeepEnsemble(Detector):
         self.kind = score
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return scores `(N,)`, in [-log K, 0] for entropy and (1/K, 1] for msp."""
+        """Return minus the entropy's logarithm, or the log-odds of the largest value, `(N,)`."""
+        log_p = self._log_mean(images)
+        if self.kind == "entropy":
+            return minus_log_entropy(log_p)
+        return tempered_log_odds(log_p)
+
+    def published_forward(self, images: Tensor) -> Tensor:
+        """Return the published values `(N,)`: minus the entropy, or the largest probability."""
         log_p = self._log_mean(images)
         if self.kind == "entropy":
             return -losses.entropy(log_p)
         return log_p.amax(1).exp()
 
-    def surrogate(self, images: Tensor) -> Tensor:
-        """Return minus the entropy, or the log-odds of the most probable class, `(N,)`."""
-        if self.kind == "entropy":
-            return -losses.entropy(self._log_mean(images))
-        return self._log_odds(images)
-
     def attack_surface(self) -> AttackSurface:
-        """Return the score's stand-in, then for entropy the log-odds.
+        """Return the score, then for entropy the log-odds.
 
         The log-odds have a slope where the networks are undecided.
         """

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface, OldName, Surrogate, surface_of
 from robust_ood.detectors.fitting.passes import Pass, Rounds, SeenBatch, Split, fit
 from robust_ood.detectors.fitting.statistics import Statistic
 from robust_ood.errors import UserError
-from robust_ood.inputs import accepted
+from robust_ood.inputs import accepted, as_batch
 from robust_ood.models import Outputs, outputs
 from robust_ood.models.heads import require, require_classes
-from robust_ood.models.wrap import as_network
+from robust_ood.models.wrap import Network, as_network
 from robust_ood.modes import evaluating, ordinary
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Detector(nn.Module, ABC):
 
         In train mode a score would depend on the other images of its batch.
         """
+        images = as_batch(images)
         scored = self.networks or (self,)
         if not any(module.training for part in scored for module in part.modules()):
             return self._scores(images)
@@ -61,6 +63,20 @@ class Detector(nn.Module, ABC):
 
     def _scores(self, images: Tensor) -> Tensor:
         scores: Tensor = super().__call__(accepted(images, *self.networks))
+        return scores
+
+    def published(self, images: Tensor) -> Tensor:
+        """Return the score as its paper defines it, `(N,)`, of images `(N, C, H, W)`.
+
+        It orders images as the detector's own value does, which some scores give in another form:
+        where float32 rounds the published one, images tie.
+        """
+        with evaluating(self):
+            return self.published_forward(accepted(as_batch(images), *self.networks))
+
+    def published_forward(self, images: Tensor) -> Tensor:
+        """Return the published value `(N,)` in the mode that the networks are in."""
+        scores: Tensor = self.forward(images)
         return scores
 
     def surrogate(self, images: Tensor) -> Tensor:
@@ -258,7 +274,8 @@ class OutputsDetector(Detector):
     needs: ClassVar[Literal["logits", "features", "head"]] = "logits"
     """What the score cannot do without. A network that lacks it is refused when it is given."""
 
-    def __init__(self, net: nn.Module, layers: tuple[str, ...] = ()) -> None:
+    @typed
+    def __init__(self, net: Network, layers: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.net = as_network(net)
         self.layers = layers
@@ -272,6 +289,18 @@ class OutputsDetector(Detector):
     def surrogate_score(self, out: Outputs) -> Tensor:
         """Return the differentiable stand-in, `(N,)`, of a forward pass; by default the score."""
         return self.score(out)
+
+    def published_score(self, out: Outputs) -> Tensor:
+        """Return the score `(N,)` as its paper defines it; by default the score."""
+        return self.score(out)
+
+    def published_forward(self, images: Tensor) -> Tensor:
+        """Return the published value `(N,)` of images `(N, C, H, W)`."""
+        if type(self).published_score is OutputsDetector.published_score:
+            return self.forward(images)
+        out = outputs(self.net, images, self.layers)
+        with full_precision(images):
+            return self.published_score(widened(out))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return scores `(N,)`, higher = more in-distribution, of images `(N, C, H, W)`."""
@@ -338,6 +367,7 @@ class Wrapper(Detector):
         detector: the wrapped detector; in-distribution statistics are its own to learn.
     """
 
+    @typed
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         if not isinstance(detector, Detector):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import OutputsDetector
 from robust_ood.errors import UserError
@@ -35,6 +36,7 @@ class GradNorm(OutputsDetector):
 
     needs = "head"
 
+    @typed
     def __init__(
         self, net: nn.Module, temperature: float = 1.0, *, reference: bool = False
     ) -> None:

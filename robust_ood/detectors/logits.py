@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust_ood import losses
+from robust_ood.arguments import typed
 from robust_ood.detectors.contract import OutputsDetector
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs
+from robust_ood.models.wrap import Network
 
 
 class MaxLogit(OutputsDetector):
@@ -28,7 +30,8 @@ class Energy(OutputsDetector):
         temperature: T, > 0.
     """
 
-    def __init__(self, net: nn.Module, temperature: float = 1.0) -> None:
+    @typed
+    def __init__(self, net: Network, temperature: float = 1.0) -> None:
         super().__init__(net)
         if not temperature > 0:
             raise UserError(f"temperature: expected a number > 0, got {temperature}")

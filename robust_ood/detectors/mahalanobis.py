@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import (
     OutputsDetector,
@@ -55,6 +56,7 @@ class Mahalanobis(OutputsDetector):
         reference: halve the distances, as the public codes do. The order of images is the same.
     """
 
+    @typed
     def __init__(
         self,
         net: nn.Module,
@@ -171,6 +173,7 @@ class RelativeMahalanobis(OutputsDetector):
         shrinkage: as in `Mahalanobis`, for both covariances.
     """
 
+    @typed
     def __init__(
         self, net: nn.Module, layers: str = PENULTIMATE, shrinkage: Shrinkage = "auto"
     ) -> None:
@@ -232,6 +235,7 @@ class LayerNoise(Wrapper):
 
     detector: Mahalanobis
 
+    @typed
     def __init__(
         self, detector: Mahalanobis, magnitude: float | str, *, clip: bool = False
     ) -> None:

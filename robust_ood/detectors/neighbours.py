@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import OutputsDetector
 from robust_ood.detectors.fitting.image_keys import image_keys
@@ -39,6 +40,7 @@ class KNN(OutputsDetector):
 
     needs = "features"
 
+    @typed
     def __init__(
         self,
         net: nn.Module,

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface, surface_of
 from robust_ood.detectors.contract import Detector, Wrapper
 from robust_ood.detectors.softmax import MSP
 from robust_ood.errors import UserError
 from robust_ood.models import Normalize
+from robust_ood.models.wrap import Network
 from robust_ood.modes import ordinary
 from robust_ood.perturb import minimize
 from robust_ood.regions import Fraction, Unbounded
@@ -54,6 +56,10 @@ class Moved(Wrapper):
         scores: Tensor = self.detector(self._straight_through(images))
         return scores
 
+    def published_forward(self, images: Tensor) -> Tensor:
+        """Return the wrapped detector's published values `(N,)` at the moved images."""
+        return self.detector.published_forward(self._straight_through(images))
+
     def _straight_through(self, images: Tensor) -> Tensor:
         movement = self.move(images) - ordinary(images)  # without gradient
         return images + movement
@@ -81,10 +87,11 @@ class InputNoise(Moved):
             code does.
     """
 
+    @typed
     def __init__(
         self,
         detector: Detector,
-        magnitude: float,
+        magnitude: float | str,
         *,
         clip: bool = False,
         zero_is_positive: bool = False,
@@ -113,10 +120,11 @@ class InputNoise(Moved):
 
 
 class ODIN(InputNoise):
-    """The MSP with a temperature after a small step that raises it, in (1/K, 1].
+    """The MSP with a temperature after a small step that raises it, as log-odds, >= 0.
 
     Source: Liang et al. 2018; ALOE Eq. 6 and 7. The step follows the sign of the gradient of log S,
-    which is the sign of the gradient of the log-odds.
+    which is the sign of the gradient of the log-odds. The published value is the probability S, in
+    (1/K, 1], which `published` gives; as for `MSP`, the log-odds order images alike and do not tie.
 
     Args:
         net: classifier, images to logits.
@@ -127,11 +135,12 @@ class ODIN(InputNoise):
         reference: count sign(0) as +1, as the public code does.
     """
 
+    @typed
     def __init__(
         self,
-        net: nn.Module,
+        net: Network,
         temperature: float = 1000.0,
-        magnitude: float = 0.0014,
+        magnitude: float | str = 0.0014,
         *,
         clip: bool = False,
         reference: bool = False,
@@ -156,11 +165,12 @@ class PRO(Moved):
             the channel's standard deviation).
     """
 
+    @typed
     def __init__(
         self,
         detector: Detector,
         steps: int = 3,
-        step_size: float = 1e-3,
+        step_size: float | str = 1e-3,
         *,
         clip: bool = False,
         units: Literal["pixels", "normalised"] = "pixels",

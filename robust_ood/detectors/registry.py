@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from robust_ood.arguments import typed
 from robust_ood.deprecation import warn_renamed
 from robust_ood.detectors.activations import ASH, DICE, SCALE, ReAct, Shaped
 from robust_ood.detectors.compose import DeepEnsemble, Mean, Standardize
@@ -35,6 +36,7 @@ from robust_ood.detectors.softmax import GEN, MSP, Entropy, KLMatching
 from robust_ood.detectors.subspace import Residual, ViM
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.models import load_network
+from robust_ood.models.wrap import Network
 from robust_ood.settings import (
     PartSpec,
     UnknownSettingError,
@@ -195,7 +197,8 @@ REGISTRY: dict[str, Registered] = {
 """Detectors by the names that configs use."""
 
 
-def build(name: str, net: nn.Module, /, **settings: Any) -> Detector:
+@typed
+def build(name: str, net: Network, /, **settings: Any) -> Detector:
     """Return a detector of a network.
 
     Args:
@@ -211,7 +214,8 @@ def build(name: str, net: nn.Module, /, **settings: Any) -> Detector:
     return _make(f"detectors.{name}", name, net, settings)
 
 
-def build_all(specs: Sequence[PartSpec], net: nn.Module) -> dict[str, Detector]:
+@typed
+def build_all(specs: Sequence[PartSpec], net: Network) -> dict[str, Detector]:
     """Return detectors by label from a config's list.
 
     Args:

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import math
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood import losses, safe_spots
+from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import Detector
+from robust_ood.detectors.logarithms import log_largest
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.models.wrap import as_network
 from robust_ood.modes import differentiating, evaluating, ordinary
 from robust_ood.regions import Fraction, region_of
 
+_log = logging.getLogger(__name__)
+_LONG = 1e8  # pixels times passes, of one image: minutes on a processor for a ResNet-20
+
+# Not in the detector, all of whose attributes are part of its name in the store.
+_said: WeakKeyDictionary[Detector, set[tuple[int, int]]] = WeakKeyDictionary()
+"""The sizes of images whose cost was said."""
+
 
 class SafeSpot(Detector):
-    """A mean of two largest probabilities, `share MSP(x) + (1 - share) MSP(x_a)`, in (1/K, 1].
+    """A mean of two largest probabilities, `share p(x) + (1 - share) p(x_a)`, as its log-odds.
+
+    The published value is the mean itself, in (1/K, 1], which `published` gives; its log-odds,
+    unbounded, order images alike and do not tie where both probabilities are 1 in float32.
 
     Source: safe spots paper, Sec. 3.6: x_a is the attacked safe spot of x. In-distribution images
     have safe spots more often than others, on networks trained to have them. Search and attack draw
@@ -26,6 +40,9 @@ class SafeSpot(Detector):
 
     The surrogate is the same mean of the predicted classes' log-odds, with the movement from x to
     x_a held constant.
+
+    The default search is long: 2,120 passes an image. Where it is long for the size of the images,
+    one line of the log says so before the first of them.
 
     Args:
         net: classifier, images to logits.
@@ -39,6 +56,7 @@ class SafeSpot(Detector):
         seed: for the random starts.
     """
 
+    @typed
     def __init__(  # noqa: PLR0913 -- a public constructor: its arguments are the paper's settings
         self,
         net: nn.Module,
@@ -77,11 +95,20 @@ class SafeSpot(Detector):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return scores `(N,)`."""
-        return self._mix(images, _largest_probability)
+        at_image, at_safe_spot = self._both_logits(images)
+        p_image, rest_image = log_largest(at_image)
+        p_spot, rest_spot = log_largest(at_safe_spot)
+        return self._log_mix(p_image, p_spot) - self._log_mix(rest_image, rest_spot)
+
+    def published_forward(self, images: Tensor) -> Tensor:
+        """Return the mean of the largest probabilities, `(N,)`."""
+        at_image, at_safe_spot = self._both_logits(images)
+        return self._mix(_largest_probability(at_image), _largest_probability(at_safe_spot))
 
     def surrogate(self, images: Tensor) -> Tensor:
         """Return the mixed log-odds `(N,)`."""
-        return self._mix(images, losses.log_odds)
+        at_image, at_safe_spot = self._both_logits(images)
+        return self._mix(losses.log_odds(at_image), losses.log_odds(at_safe_spot))
 
     def attack_surface(self) -> AttackSurface:
         """Return the mixed log-odds, then those of the image alone.
@@ -99,6 +126,7 @@ class SafeSpot(Detector):
         """Return the attacked safe spots `(N, C, H, W)`, detached."""
         # Gradients here are those of the search and the attack, none of the caller's.
         images = ordinary(images)
+        self._say_cost(images)
         with evaluating(self.net), differentiating():
             with torch.no_grad():
                 labels = self.net(images).argmax(1)  # (N,), the predicted classes
@@ -129,12 +157,50 @@ class SafeSpot(Detector):
     def _confidence(self, images: Tensor) -> Tensor:
         return losses.log_odds(self.net(images))
 
-    def _mix(self, images: Tensor, confidence: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the mean `(N,)` of a function of the logits at the image and at its safe spot."""
+    @property
+    def passes(self) -> int:
+        """How many passes, forward and backward, an image takes through the network."""
+        steps = self.steps
+        if steps is None:
+            steps = safe_spots.STEPS[self.method]
+        search = steps
+        if self.method == "full":
+            search = steps * (self.attack_steps + 1)  # an attack and a step
+        return search + self.attack_steps
+
+    def _say_cost(self, images: Tensor) -> None:
+        """Log once, before the first image of a size, how long it takes where it is long."""
+        height, width = images.shape[-2:]
+        size = (int(height), int(width))
+        said = _said.setdefault(self, set())
+        if size in said or self.passes * height * width < _LONG:
+            return
+        said.add(size)
+        _log.warning(
+            "SafeSpot: each image of %d x %d pixels takes %s passes forward and backward through "
+            "the network, which can take minutes; method 'pgd' or 'fgsm', fewer steps or fewer "
+            "attack_steps take fewer",
+            *size,
+            f"{self.passes:,}",
+        )
+
+    def _both_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits `(N, K)` at each image and at its attacked safe spot."""
         movement = self.attacked(images) - ordinary(images)  # without gradient
-        at_image = confidence(self.net(images))
-        at_safe_spot = confidence(self.net(images + movement))
+        return self.net(images), self.net(images + movement)
+
+    def _mix(self, at_image: Tensor, at_safe_spot: Tensor) -> Tensor:
+        """Return the mean `(N,)` of values of the image and of its safe spot."""
         return self.share * at_image + (1 - self.share) * at_safe_spot
+
+    def _log_mix(self, at_image: Tensor, at_safe_spot: Tensor) -> Tensor:
+        """Return the logarithm of the mean `(N,)` of two probabilities, given in logarithms."""
+        if self.share == 0:
+            return at_safe_spot
+        if self.share == 1:
+            return at_image
+        other = 1 - self.share
+        return torch.logaddexp(at_image + math.log(self.share), at_safe_spot + math.log(other))
 
 
 def _largest_probability(logits: Tensor) -> Tensor:
@@ -142,5 +208,5 @@ def _largest_probability(logits: Tensor) -> Tensor:
 
 
 def _require_count(field: str, number: int) -> None:
-    if not isinstance(number, int) or number < 1:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise UserError(f"{field}: expected a whole number >= 1, got {number!r}")

@@ -7,25 +7,31 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust_ood import losses
+from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import OutputsDetector
 from robust_ood.detectors.fitting.calibration import CalibrationSlopes, best_temperature
 from robust_ood.detectors.fitting.passes import Rounds, SeenBatch, Split
 from robust_ood.detectors.fitting.statistics import ClassMeans, double
+from robust_ood.detectors.logarithms import (
+    minus_log_entropy,
+    minus_log_generalised_entropy,
+    tempered_log_odds,
+)
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs
+from robust_ood.models.wrap import Network
 
 
 class MSP(OutputsDetector):
-    """The maximum softmax probability, in (1/K, 1].
+    """The maximum softmax probability p as log-odds, `T (log p / (1 - p) + log(K - 1))`, >= 0.
 
-    Source: Hendrycks and Gimpel 2017; ALOE Eq. 5, PRO Eq. 1 with its temperature. The surrogate is
-    the log-odds of the same class, which order images as the probability does and keep their
-    gradient where the probability saturates at 1. (In float32 this happens beyond a margin of about
-    17: the scores of such images tie.)
+    Source: Hendrycks and Gimpel 2017; ALOE Eq. 5, PRO Eq. 1 with its temperature. The published
+    value is p itself, in (1/K, 1], which `published` gives. The log-odds order images as p does,
+    but p in float32 is exactly 1 beyond a margin of about 17, where images tie.
 
     Args:
         net: classifier, images to logits.
@@ -34,7 +40,8 @@ class MSP(OutputsDetector):
             the network should not have been trained on (Guo et al. 2017; TempScale in OpenOOD).
     """
 
-    def __init__(self, net: nn.Module, temperature: float | Literal["fit"] = 1.0) -> None:
+    @typed
+    def __init__(self, net: Network, temperature: float | Literal["fit"] = 1.0) -> None:
         super().__init__(net)
         self.fits_temperature = temperature == "fit"
         if temperature == "fit":
@@ -68,7 +75,11 @@ class MSP(OutputsDetector):
         self.keep(temperature=torch.tensor(best_temperature(fine)))
 
     def score(self, out: Outputs) -> Tensor:
-        """Return the largest probability of each row of logits."""
+        """Return the log-odds of the largest probability of each row of logits."""
+        return tempered_log_odds(out.logits, self.learned("temperature"))
+
+    def published_score(self, out: Outputs) -> Tensor:
+        """Return the largest probability of each row of logits, in (1/K, 1]."""
         return F.softmax(self._scaled(out), dim=1).amax(1)
 
     def surrogate_score(self, out: Outputs) -> Tensor:
@@ -90,14 +101,20 @@ class MSP(OutputsDetector):
 
 
 class Entropy(OutputsDetector):
-    """Minus the Shannon entropy of the softmax in nats, in [-log K, 0].
+    """Minus the logarithm of the softmax's Shannon entropy in nats, >= -log log K, unbounded.
 
-    Source: PRO Sec. 5.1 (PRO-ENT's base score), through `log_softmax` instead of the reference's
-    `log(p + 1e-10)`.
+    Source: PRO Sec. 5.1 (PRO-ENT's base score). The published value is minus the entropy, in [-log
+    K, 0], which `published` gives, through `log_softmax` instead of the reference's `log(p +
+    1e-10)`. The logarithm orders images likewise, and distinguishes those whose entropy is 0 in
+    float32.
     """
 
     def score(self, out: Outputs) -> Tensor:
-        """Return the negative entropy of each row of logits."""
+        """Return minus the logarithm of the entropy of each row of logits."""
+        return minus_log_entropy(out.logits)
+
+    def published_score(self, out: Outputs) -> Tensor:
+        """Return the negative entropy of each row of logits, in [-log K, 0]."""
         return -losses.entropy(out.logits)
 
     def attack_surface(self) -> AttackSurface:
@@ -109,12 +126,13 @@ class Entropy(OutputsDetector):
 
 
 class GEN(OutputsDetector):
-    """Minus the generalised entropy, `-sum of p^gamma (1 - p)^gamma`, <= 0.
+    """Minus the logarithm of the generalised entropy, `sum of p^gamma (1 - p)^gamma`, unbounded.
 
     The sum is over the `top` largest probabilities. Source: Liu et al. 2023; PRO Sec. 5.1, whose
-    formula lacks the minus sign that its code has. Computed in logarithms, with `log(1 - p)` of the
-    largest probability as the log-sum of the others: computed directly, the gradient is NaN as soon
-    as the softmax saturates in float32.
+    formula lacks the minus sign that its code has. The published value is minus the sum, <= 0,
+    which `published` gives. Its logarithm orders images likewise, and distinguishes those whose sum
+    is 0 in float32. `log(1 - p)` of the largest probability is the log-sum of the others: computed
+    directly, the gradient is NaN as soon as the softmax saturates.
 
     Args:
         net: classifier, images to logits.
@@ -123,31 +141,28 @@ class GEN(OutputsDetector):
             are fewer.
     """
 
-    def __init__(self, net: nn.Module, gamma: float = 0.1, top: int = 100) -> None:
+    @typed
+    def __init__(self, net: Network, gamma: float = 0.1, top: int = 100) -> None:
         super().__init__(net)
         if not gamma > 0:
             raise UserError(f"gamma: expected a number > 0, got {gamma}")
-        if top < 1:
+        if isinstance(top, bool) or not isinstance(top, int) or top < 1:
             raise UserError(f"top: expected a number of classes >= 1, got {top}")
         self.gamma = gamma
         self.top = top
 
     def score(self, out: Outputs) -> Tensor:
-        """Return the negative generalised entropy of each row of logits."""
-        log_p = F.log_softmax(losses.wide(out.logits), dim=1)  # (N, K)
-        count = min(self.top, log_p.shape[1])
-        log_top, classes = log_p.topk(count, dim=1)  # (N, M)
-        without_largest = log_p.scatter(1, classes[:, :1], -torch.inf)
-        complement_of_largest = without_largest.logsumexp(1, keepdim=True)  # (N, 1)
-        complements_of_others = torch.log1p(-log_top[:, 1:].exp())  # (N, M - 1)
-        # log(1 - p)
-        log_complement = torch.cat([complement_of_largest, complements_of_others], dim=1)  # (N, M)
-        return -((log_top + log_complement) * self.gamma).exp().sum(1)
+        """Return minus the logarithm of the generalised entropy of each row of logits."""
+        return minus_log_generalised_entropy(out.logits, self.gamma, self.top)
+
+    def published_score(self, out: Outputs) -> Tensor:
+        """Return the negative generalised entropy of each row of logits, <= 0."""
+        return -(-self.score(out)).exp()
 
     def attack_surface(self) -> AttackSurface:
         """Return the score, then the log-odds of the predicted class.
 
-        The score's gradient is zero where the logits are far apart.
+        The former's gradient turns between classes.
         """
         return AttackSurface((self.surrogate, self.confidence), exact=True)
 
@@ -159,11 +174,16 @@ class KLMatching(OutputsDetector):
     *predicts* as class k, so no labels are read. Classes that it never predicts have no d_k and are
     left out, as in pytorch-ood.
 
+    Far from decision boundaries the divergence tends to a constant of each class, `-log d_k[k]`.
+    Images whose softmax is the same in float32 tie there: no form of the score that orders the
+    classes as published tells them apart.
+
     Args:
         net: classifier, images to logits.
     """
 
-    def __init__(self, net: nn.Module) -> None:
+    @typed
+    def __init__(self, net: Network) -> None:
         super().__init__(net)
         self.declare("typical")
 

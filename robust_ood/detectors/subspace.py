@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.arguments import typed
 from robust_ood.detectors.contract import OutputsDetector
 from robust_ood.detectors.fitting.passes import Rounds, SeenBatch
 from robust_ood.detectors.fitting.statistics import Average, ClassMoments, double
@@ -28,6 +29,7 @@ class Residual(OutputsDetector):
 
     needs = "head"
 
+    @typed
     def __init__(self, net: nn.Module, dimensions: int | None = None) -> None:
         super().__init__(net)
         size = find_head(net).in_features
@@ -87,6 +89,7 @@ class ViM(Residual):
         dimensions: as in `Residual`.
     """
 
+    @typed
     def __init__(self, net: nn.Module, dimensions: int | None = None) -> None:
         super().__init__(net, dimensions)
         self.declare("alpha")

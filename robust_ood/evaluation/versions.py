@@ -41,7 +41,7 @@ PARTS = {
         ),
     ),
     "models": Part(2, ("models",)),
-    "detectors": Part(2, ("detectors",)),
+    "detectors": Part(3, ("detectors",)),
     "attacks": Part(2, ("attacks",)),
     "data": Part(2, ("data/sources/files.py", "data/sources/form.py", "data/loaders.py")),
     "scoring": Part(1, ("evaluation/scoring.py",)),

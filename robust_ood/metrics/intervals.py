@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robust_ood.arguments import typed
 from robust_ood.errors import UserError
 from robust_ood.metrics.counts import Counts, count
 
 _CHUNK = 2**16  # scores resampled at a time: little enough for the cache, and for any memory
 
 
+@typed
 def bootstrap_intervals(
     id_scores: Tensor,
     ood_scores: Tensor,

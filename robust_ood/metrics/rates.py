@@ -6,10 +6,12 @@ import math
 
 from torch import Tensor
 
+from robust_ood.arguments import typed
 from robust_ood.errors import UserError
 from robust_ood.metrics.counts import checked, count, least_count
 
 
+@typed
 def auroc(id_scores: Tensor, ood_scores: Tensor) -> float:
     """Return the probability that a random ID score exceeds a random OOD score.
 
@@ -29,6 +31,7 @@ def auroc(id_scores: Tensor, ood_scores: Tensor) -> float:
     return float(count(id_scores, ood_scores).auroc())
 
 
+@typed
 def aupr_in(id_scores: Tensor, ood_scores: Tensor) -> float:
     """Return the average precision with ID positive, ranked by the score; higher is better.
 
@@ -39,11 +42,13 @@ def aupr_in(id_scores: Tensor, ood_scores: Tensor) -> float:
     return float(count(id_scores, ood_scores).average_precision())
 
 
+@typed
 def aupr_out(id_scores: Tensor, ood_scores: Tensor) -> float:
     """Return the average precision with OOD positive, by the negated score; else as `aupr_in`."""
     return float(count(id_scores, ood_scores).exchanged().average_precision())
 
 
+@typed
 def fpr_at_tpr(id_scores: Tensor, ood_scores: Tensor, tpr: float = 0.95) -> float:
     """Return the share of OOD accepted at the threshold that accepts a share `tpr` of ID.
 
@@ -68,11 +73,13 @@ def fpr_at_tpr(id_scores: Tensor, ood_scores: Tensor, tpr: float = 0.95) -> floa
     return float(count(id_scores, ood_scores).fpr_at_tpr(tpr))
 
 
+@typed
 def fpr95(id_scores: Tensor, ood_scores: Tensor) -> float:
     """Return `fpr_at_tpr` at 0.95 (ID positive): the share of OOD accepted."""
     return fpr_at_tpr(id_scores, ood_scores, 0.95)
 
 
+@typed
 def fpr95_ood_positive(id_scores: Tensor, ood_scores: Tensor) -> float:
     """Return the share of ID rejected where at least 95 % of OOD is rejected (OOD positive).
 
@@ -85,6 +92,7 @@ def fpr95_ood_positive(id_scores: Tensor, ood_scores: Tensor) -> float:
     return float(count(id_scores, ood_scores).exchanged().fpr_at_tpr(0.95))
 
 
+@typed
 def detection_error(id_scores: Tensor, ood_scores: Tensor) -> float:
     """Return the minimum over thresholds of (FNR + FPR) / 2, the mean of the two error rates.
 
@@ -95,6 +103,7 @@ def detection_error(id_scores: Tensor, ood_scores: Tensor) -> float:
     return float(count(id_scores, ood_scores).detection_error())
 
 
+@typed
 def deployed_threshold(clean_id_scores: Tensor, tpr: float = 0.95) -> float:
     """Return the highest threshold that accepts at least a share `tpr` of the clean ID scores.
 
@@ -106,6 +115,7 @@ def deployed_threshold(clean_id_scores: Tensor, tpr: float = 0.95) -> float:
     return float(scores.kthvalue(rejected + 1).values)
 
 
+@typed
 def deployed_rates(threshold: float, id_scores: Tensor, ood_scores: Tensor) -> dict[str, float]:
     """Return the shares of ID and OOD accepted at a threshold that was fixed before.
 
@@ -132,6 +142,7 @@ def _accepted(scores: Tensor, threshold: float) -> float:
     return int((scores.double() >= threshold).sum()) / scores.numel()
 
 
+@typed
 def ood_metrics(
     id_scores: Tensor, ood_scores: Tensor, clean_id_scores: Tensor | None = None
 ) -> dict[str, float]:

@@ -35,7 +35,11 @@ class Function(nn.Module):
 _functions: WeakValueDictionary[Callable[[Tensor], Any], Function] = WeakValueDictionary()
 
 
-def as_network(net: nn.Module | Callable[[Tensor], Any], field: str = "net") -> nn.Module:
+Network = nn.Module | Callable[[Tensor], Any]
+"""A module, or a function of images."""
+
+
+def as_network(net: Network, field: str = "net") -> nn.Module:
     """Return a network as it is, and a function as a network, the same one each time.
 
     Raises: `UserError` for what cannot be called.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from robust_ood import losses
+from robust_ood.arguments import typed
 from robust_ood.attacks import Budget, InLoopAttack, budget_of
 from robust_ood.data import Batch
 from robust_ood.deprecation import warn_renamed
@@ -56,6 +57,7 @@ class Method(OptimizedModule):
 
     _run: Objective
 
+    @typed
     def __init__(
         self,
         net: nn.Module,

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import nn
 
+from robust_ood.arguments import typed
 from robust_ood.attacks import InLoopAttack
 from robust_ood.training.method import Method
 from robust_ood.training.optimization import Optimization
@@ -14,6 +15,7 @@ from robust_ood.training.optimization import Optimization
 class Standard(Method):
     """Ordinary training: `min mean CE(F(x), y)`. See `Method` for the arguments."""
 
+    @typed
     def __init__(
         self,
         net: nn.Module,
@@ -30,6 +32,7 @@ class OE(Method):
     Source: Hendrycks et al. 2019; lambda = 0.5 as there. See `Method` for the arguments.
     """
 
+    @typed
     def __init__(
         self,
         net: nn.Module,
@@ -53,6 +56,7 @@ class ADV(Method):
     Source: Madry et al. 2018; ALOE paper, "Possible Variants". See `Method` for the arguments.
     """
 
+    @typed
     def __init__(
         self,
         net: nn.Module,
@@ -79,6 +83,7 @@ class AOE(Method):
     "Possible Variants". See `Method` for the arguments.
     """
 
+    @typed
     def __init__(
         self,
         net: nn.Module,
@@ -102,6 +107,7 @@ class ALOE(Method):
     the arguments.
     """
 
+    @typed
     def __init__(
         self,
         net: nn.Module,

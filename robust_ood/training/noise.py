@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from robust_ood.arguments import typed
 from robust_ood.data import Batch
 from robust_ood.errors import UserError
 from robust_ood.regions import Fraction
@@ -24,6 +25,7 @@ class GaussianNoise(Method):
         optimization, compile, seed: as in `Method`.
     """
 
+    @typed
     def __init__(
         self,
         net: nn.Module,

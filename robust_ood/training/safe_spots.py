@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.arguments import typed
 from robust_ood.attacks import InLoopAttack, budget_of
 from robust_ood.data import Batch
 from robust_ood.errors import UserError
@@ -42,6 +43,7 @@ class SafeSpotAware(Method):
         attack_mode, optimization, compile, seed: as in `Method`.
     """
 
+    @typed
     def __init__(  # noqa: PLR0913  # the settings that users have
         self,
         net: nn.Module,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from robust_ood import detectors, metrics
 from robust_ood.detectors.fitting.image_keys import image_keys
 from robust_ood.detectors.fitting.regression import COUNT
+from robust_ood.errors import UserError
 from robust_ood.models import outputs
 from robust_ood.randomness import generator
 
@@ -203,6 +204,23 @@ def gram(train, test, classes=None):
         expected = deviation(scored["train"][held_out], validated).mean()
         total = total + deviation(scored["test"], test.logits.argmax(1)) / expected
     return -total
+
+
+def openood_gram(train, test):
+    """OpenOOD v1.5, written out: one range a class, layer and power; sums over channels."""
+    deviations = torch.zeros(len(test.images), dtype=torch.float64)
+    predicted = test.logits.argmax(1).tolist()
+    for layer in train.maps:
+        for power in (1, 2, 3, 4, 5):
+            seen = naive_gram(train.maps[layer], power)
+            sums = naive_gram(test.maps[layer], power).sum(1)
+            for image, label in enumerate(predicted):
+                values = seen[train.labels == label]
+                low, high = values.min(), values.max()
+                below = F.relu(low - sums[image]) / (low + 1e-6).abs()
+                above = F.relu(sums[image] - high) / (high + 1e-6).abs()
+                deviations[image] += below + above
+    return deviations / 50
 
 
 def energy_of_head(data):
@@ -473,11 +491,18 @@ def fit(detector, loader):
 
 
 def scores_of(name, detector, images):
-    """Our scores `(N,)`."""
+    """Our scores `(N,)`, as their papers define them."""
+    return both_values_of(name, detector, images)[1]
+
+
+def both_values_of(name, detector, images):
+    """Our scores `(N,)` in the form that detectors give, and as their papers define them."""
     if name in MOVED:
         detector, images = copy.deepcopy(detector).double(), images.double()
     with torch.no_grad():
-        return torch.cat([detector(batch) for batch in images.split(250)])
+        given = torch.cat([detector(batch) for batch in images.split(250)])
+        published = torch.cat([detector.published(batch) for batch in images.split(250)])
+    return given, published
 
 
 def difference(ours, theirs):
@@ -545,8 +570,10 @@ def test_scores_equal_the_reference(problem, name):
         detector,
         [(train.images[i : i + 200], train.labels[i : i + 200]) for i in range(0, 600, 200)],
     )
-    ours = scores_of(name, detector, test.images)
+    given, ours = both_values_of(name, detector, test.images)
     theirs = REFERENCES[name](train, test).detach()
+    ordered = ours[given.argsort()]
+    assert (ordered.diff() >= -1e-6 * ours.abs().max()).all()
     assert difference(ours, theirs) < 1e-4
     assert metrics.auroc(ours[:100], ours[100:]) == pytest.approx(
         metrics.auroc(theirs[:100], theirs[100:]), abs=5e-5
@@ -560,6 +587,11 @@ def test_settings_that_follow_other_codes(problem):
         halved = detectors.Mahalanobis(train.net, reference=True).fit(loader)(test.images)
         summed = detectors.GradNorm(train.net, reference=True)(test.images)
         by_label = detectors.Gram(train.net, LAYERS, classes="labels").fit(loader)(test.images)
+        gram_of_openood = detectors.Gram(train.net, LAYERS, definition="openood").fit(loader)
+        assert difference(gram_of_openood(test.images), openood_gram(train, test)) < 1e-4
+        state = gram_of_openood.state_dict()
+        with pytest.raises(UserError, match="another detector"):
+            detectors.Gram(train.net, LAYERS).load_state_dict(state)
     with in_float64():
         lee = (
             pood.Mahalanobis(None)

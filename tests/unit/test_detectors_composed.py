@@ -23,11 +23,13 @@ def test_a_deep_ensemble_scores_the_mean_softmax_at_each_network_s_resolution(pr
         larger = F.interpolate(images, (10, 10), mode="bilinear", antialias=True)
         p = (net(images).softmax(1) + other(larger).softmax(1)) / 2
         entropy = detectors.DeepEnsemble([net, other], sizes=[None, 10])
-        torch.testing.assert_close(entropy(images), (p * p.log()).sum(1))
+        torch.testing.assert_close(entropy.published(images), (p * p.log()).sum(1))
+        torch.testing.assert_close(entropy(images), -(-(p * p.log()).sum(1)).log())
         msp = detectors.DeepEnsemble([net, other], "msp", sizes=[None, 10])
-        torch.testing.assert_close(msp(images), p.amax(1))
+        torch.testing.assert_close(msp.published(images), p.amax(1))
         odds = p.amax(1) / (1 - p.amax(1))
-        torch.testing.assert_close(msp.surrogate(images), odds.log())
+        torch.testing.assert_close(msp.surrogate(images), msp(images))
+        torch.testing.assert_close(msp(images), (odds * 3).log())
         assert [n(images).shape for n in entropy.networks] == [(7, 4), (7, 4)]
 
 
@@ -67,10 +69,24 @@ def test_the_safe_spot_score_is_the_mix_of_the_paper(problem, method, norm):
     attacked = safe_spots.attack(net, spots, labels, 0.1, norm, steps=3)
     with torch.no_grad():
         expected = 0.3 * net(images).softmax(1).amax(1) + 0.7 * net(attacked).softmax(1).amax(1)
-        torch.testing.assert_close(detector(images), expected)
-        torch.testing.assert_close(
-            detector(images[3:4]), expected[3:4]
-        )  # an image's score is its own
+        torch.testing.assert_close(detector.published(images), expected)
+        torch.testing.assert_close(detector(images), expected.logit())
+        # An image's score is its own.
+        torch.testing.assert_close(detector(images[3:4]), expected[3:4].logit())
+
+
+def test_a_long_safe_spot_search_says_its_cost_once_a_size(problem, caplog):
+    net, images, _ = problem
+    detector = detectors.SafeSpot(net)
+    assert detector.passes == 100 * 21 + 20
+    assert detectors.SafeSpot(net, method="pgd").passes == 40
+    assert detectors.SafeSpot(net, method="fgsm", attack_steps=3).passes == 4
+    detector._say_cost(images)
+    assert caplog.messages == []
+    for _ in range(2):
+        detector._say_cost(images.new_zeros(1, 3, 512, 300))
+    (message,) = caplog.messages
+    assert "512 x 300 pixels takes 2,120 passes" in message
 
 
 # --- search

@@ -503,14 +503,18 @@ def test_unusable_loaders_are_named(problem, loader, message):
         detectors.Mahalanobis(problem[0]).fit(loader(*problem[1][0]))
 
 
-def test_a_class_that_the_network_never_predicts_has_no_range(problem):
+def test_a_class_that_the_network_never_predicts_gets_the_range_of_all(problem):
     net = copy.deepcopy(problem[0])
     net.head.bias.data[1] = -1e4
-    with pytest.raises(
-        UserError,
-        match=r"^classes: the network predicts class 1 for no image .* give classes: labels",
-    ):
-        detectors.Gram(net, "norm").fit(problem[1])
+    with pytest.warns(
+        UserWarning, match=r"^Gram: the network predicts class 1 for no image"
+    ) as seen:
+        detector = detectors.Gram(net, "norm").fit(problem[1])
+    assert len(seen) == 1
+    others = [0, 2, 3]
+    assert torch.equal(detector.low[1], detector.low[others].amin(0))
+    assert torch.equal(detector.high[1], detector.high[others].amax(0))
+    assert detector(problem[2]).isfinite().all()
     assert detectors.Gram(net, "norm", classes="labels").fit(problem[1]).fitted
     with pytest.raises(UserError, match="loader: gives no image of class 3"):
         detectors.Gram(net, "norm", classes="labels").fit(

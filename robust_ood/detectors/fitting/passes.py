@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from robust_ood.arguments import typed
 from robust_ood.detectors.fitting.processes import total
 from robust_ood.detectors.fitting.statistics import Statistic
 from robust_ood.errors import UserError
@@ -51,6 +52,9 @@ class SeenBatch(NamedTuple):
                 "loader: gives images without labels; this detector needs their classes to be "
                 "fitted"
             )
+        if self.labels.is_floating_point() or self.labels.dtype == torch.bool:
+            kind = str(self.labels.dtype).removeprefix("torch.")
+            raise UserError(f"loader: gives labels of {kind}; expected whole numbers")
         outside = self.labels[(self.labels < 0) | (self.labels >= count)]
         if len(outside):
             raise UserError(
@@ -99,6 +103,7 @@ def together(runs: Iterable[Rounds]) -> Rounds:
         yield passes
 
 
+@typed
 def fit(
     detectors: Iterable[Learner],
     loader: Iterable[Any],
@@ -159,6 +164,11 @@ def _stream(loader: Iterable[Any], passes: Sequence[Pass], number: int, field: s
     for batch in loader:
         images, labels = unpack(batch)
         count += len(images)
+        if labels is not None and labels.shape != images.shape[:1]:
+            raise UserError(
+                f"{field}: gives labels {tuple(labels.shape)} for {len(images)} images; expected "
+                f"({len(images)},)"
+            )
         if images.dtype != torch.uint8:
             check_form(images, field)
             if images.numel():

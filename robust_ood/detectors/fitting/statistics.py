@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robust_ood.arguments import typed
 from robust_ood.detectors.fitting.processes import gathered, total
 from robust_ood.errors import UserError
 
 
+@typed
 def double(tensor: Tensor) -> Tensor:
     """Return the tensor, of any shape, detached, as float64."""
     tensor = tensor.detach()
@@ -39,6 +41,7 @@ class Statistic(ABC):
 class Average(Statistic):
     """The mean of each column of `(N, D)` values."""
 
+    @typed
     def __init__(self) -> None:
         self.count = 0
         self.sums = torch.zeros(0)
@@ -65,6 +68,7 @@ class Average(Statistic):
 class ClassMeans(Statistic):
     """Counts `(K,)` and means `(K, D)` of vectors by class."""
 
+    @typed
     def __init__(self, classes: int) -> None:
         self.classes = classes
         self.counts = torch.zeros(0)
@@ -100,6 +104,7 @@ class ClassMeans(Statistic):
 class ClassMoments(ClassMeans):
     """Class means, covariances around them (`within`) and around the common mean (`overall`)."""
 
+    @typed
     def __init__(self, classes: int) -> None:
         super().__init__(classes)
         self.products = torch.zeros(0)
@@ -157,6 +162,7 @@ class ClassMoments(ClassMeans):
 class ClassExtremes(Statistic):
     """The smallest and largest value of each column by class, `(K, D)` each."""
 
+    @typed
     def __init__(self, classes: int) -> None:
         self.classes = classes
         self.counts = torch.zeros(0)
@@ -191,6 +197,7 @@ class Sample(Statistic):
     processes share them.
     """
 
+    @typed
     def __init__(self, size: int) -> None:
         self.size = size
         self.rows = torch.zeros(0)
@@ -235,6 +242,7 @@ class Sample(Statistic):
         self.filled = len(order)
 
 
+@typed
 def require_all(
     counts: Tensor,
     problem: str = "loader: gives no image of class {}; every class of the network needs some",

@@ -1,0 +1,571 @@
+"""What every public function and class does with a wrong argument: a result, or one line that names it.
+
+`VALID` has valid arguments for each. One argument after the other is replaced by values of other
+types and by numbers without meaning. Whatever happens then is no error from deep inside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robust_ood import (
+    attacks,
+    data,
+    detectors,
+    evaluation,
+    models,
+    regions,
+    rules,
+)
+from robust_ood.errors import UserError
+from robust_ood.evaluation import curves
+from tests.test_public_names import MODULES, names_of
+
+REGION = regions.Linf(8 / 255)
+IMAGES = torch.rand(3, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 1, 2])
+LOGITS = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+SCORES = torch.tensor([0.5, 0.2, 0.9])
+
+
+class Net(nn.Module):
+    """A convolution and a head, for images of 6 x 6 pixels."""
+
+    feature_layers = ("conv",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3, padding=1)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.conv(images).relu().mean((2, 3)))
+
+
+with torch.random.fork_rng():
+    torch.manual_seed(0)
+    NET = Net().eval()
+MSP = detectors.MSP(NET)
+PGD = attacks.PGD(REGION, steps=1)
+Arguments = dict[str, Any]
+
+
+def arrays(folder: Path) -> str:
+    path = folder / "set.npz"
+    np.savez(path, images=np.zeros((4, 6, 6, 3), np.uint8), labels=np.array([0, 1, 2, 3]))
+    return str(path)
+
+
+def image_set(folder: Path) -> data.ImageSet:
+    return data.load_arrays(Path(arrays(folder)))
+
+
+def trained(folder: Path) -> str:
+    """Save a checkpoint of a small network of ours."""
+    net = models.ThinResNet(8, 4)
+    return str(models.export(net, folder / "exported"))
+
+
+def fitting(**more: Any) -> Arguments:
+    return {"loader": [(IMAGES, LABELS)], "validation": None, "outliers": None, **more}
+
+
+_ATTACKING: Arguments = {"images": IMAGES, "attack": PGD, "indices": torch.arange(3)}
+_TRACE: Arguments = {"detector": MSP, "images": IMAGES, "attack": PGD, "direction": 1}
+_TRAINING: Arguments = {"net": NET, "optimization": None, "compile": False, "seed": 0}
+_IN_LOOP: Arguments = {**_TRAINING, "inlier_attack": PGD, "attack_mode": "eval"}
+_SIZES: Arguments = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
+_PUBLISHED: Arguments = {
+    "region": REGION,
+    "steps": 2,
+    "step_size": 0.01,
+    "seed": 0,
+    "precision": "auto",
+}
+_LONG: Arguments = {
+    "region": REGION, "steps": 2, "restarts": 1, "objective": "score", "loss": "cross_entropy",
+    "seed": 0, "precision": "auto",
+}  # fmt: skip
+_SCORE_PAIR: Arguments = {"id_scores": SCORES, "ood_scores": SCORES - 0.1}
+
+
+def run_of(direction: int) -> curves.ScoreTrace:
+    return curves.trace(MSP, IMAGES, PGD, direction)
+
+
+# By name, the callable's valid arguments; those that need files get a folder.
+VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
+    # regions and the engine
+    "regions.L2": {"radius": 0.5, "clip": True},
+    "regions.Linf": {"radius": 0.1, "clip": True},
+    "regions.Unbounded": {"radius": math.inf, "clip": True},
+    "regions.Fraction": {"value": "8/255", "field": "radius"},
+    "regions.region_of": {"norm": "Linf", "radius": "8/255"},
+    "perturb.minimize": {
+        "objective": lambda x: x.flatten(1).sum(1), "images": IMAGES, "region": REGION, "steps": 1,
+        "step_size": 0.01, "rule": rules.Steepest(), "start": IMAGES, "keep": "best",
+        "judge": lambda x: x.flatten(1).sum(1), "trace": True,
+    },
+    "rules.Steepest": {"momentum": 0.5, "decay": "cosine"},
+    "rules.AutoPGD": {"inertia": 0.75, "progress": 0.75},
+    "rules.Optimizer": {"kind": torch.optim.Adam, "options": {}},
+    "randomness.derive_seed": {"seed": 1},
+    "randomness.generator": {"seed": 1, "device": "cpu"},
+    "randomness.generators": {"seed": 1, "indices": [0, 1]},
+    "randomness.seed_torch": {"seed": 1, "device": torch.device("cpu")},
+    "modes.ordinary": {"tensor": IMAGES},
+    # losses and metrics
+    "losses.wide": {"tensor": LOGITS},
+    "losses.cross_entropy": {"logits": LOGITS, "labels": LABELS},
+    "losses.cross_entropy_to_uniform": {"logits": LOGITS},
+    "losses.difference_of_logits_ratio": {"logits": LOGITS, "labels": LABELS},
+    "losses.entropy": {"logits": LOGITS},
+    "losses.finite_logs": {"log_probabilities": LOGITS},
+    "losses.log_odds": {"logits": LOGITS, "labels": LABELS},
+    "losses.margin": {"logits": LOGITS, "labels": LABELS},
+    "metrics.AUROC": {},
+    "metrics.FPR95": {},
+    "metrics.OODMetrics": {},
+    "metrics.aupr_in": _SCORE_PAIR,
+    "metrics.aupr_out": _SCORE_PAIR,
+    "metrics.auroc": _SCORE_PAIR,
+    "metrics.bootstrap_intervals": {
+        **_SCORE_PAIR, "generator": torch.Generator(), "samples": 10, "level": 0.9,
+    },
+    "metrics.deployed_rates": {"threshold": 0.5, **_SCORE_PAIR},
+    "metrics.deployed_threshold": {"clean_id_scores": SCORES, "tpr": 0.9},
+    "metrics.detection_error": _SCORE_PAIR,
+    "metrics.fpr95": _SCORE_PAIR,
+    "metrics.fpr95_ood_positive": _SCORE_PAIR,
+    "metrics.fpr_at_tpr": {**_SCORE_PAIR, "tpr": 0.9},
+    "metrics.ood_metrics": {**_SCORE_PAIR, "clean_id_scores": SCORES},
+    # detectors
+    "detectors.ASH": {"scored": NET, "percentile": 90.0, "variant": "S"},
+    "detectors.DICE": {"scored": NET, "percentile": 90.0},
+    "detectors.DeepEnsemble": {"networks": [NET, NET], "score": "entropy", "sizes": [None, 8]},
+    "detectors.Energy": {"net": NET, "temperature": 1.0},
+    "detectors.Entropy": {"net": NET, "layers": ()},
+    "detectors.GEN": {"net": NET, "gamma": 0.1, "top": 100},
+    "detectors.GradNorm": {"net": NET, "temperature": 1.0, "reference": False},
+    "detectors.Gram": {
+        "net": NET, "layers": "conv", "powers": (1, 2), "classes": "labels", "held_out": 0.1,
+        "definition": "authors",
+    },
+    "detectors.InputNoise": {
+        "detector": MSP, "magnitude": 0.01, "clip": False, "zero_is_positive": False,
+    },
+    "detectors.KLMatching": {"net": NET},
+    "detectors.KNN": {"net": NET, "neighbours": 2, "bank_size": 10, "normalize": True},
+    "detectors.LayerNoise": {
+        "detector": detectors.Mahalanobis(NET), "magnitude": 0.01, "clip": False,
+    },
+    "detectors.MSP": {"net": NET, "temperature": 1.0},
+    "detectors.Mahalanobis": {
+        "net": NET, "layers": "conv", "shrinkage": "auto", "reference": False,
+    },
+    "detectors.MaxLogit": {"net": NET, "layers": ()},
+    "detectors.Mean": {"detectors": [MSP]},
+    "detectors.ODIN": {
+        "net": NET, "temperature": 1000.0, "magnitude": 0.01, "clip": False, "reference": False,
+    },
+    "detectors.OutlierExposureScore": {"net": NET, "layers": ()},
+    "detectors.PRO": {
+        "detector": MSP, "steps": 1, "step_size": 0.01, "clip": False, "units": "pixels",
+    },
+    "detectors.ReAct": {"scored": NET, "percentile": 90.0, "threshold": 1.0},
+    "detectors.RelativeMahalanobis": {"net": NET, "layers": "conv", "shrinkage": "auto"},
+    "detectors.Residual": {"net": NET, "dimensions": 2},
+    "detectors.Resized": {"net": NET, "size": 8},
+    "detectors.SCALE": {"scored": NET, "percentile": 85.0},
+    "detectors.SafeSpot": {
+        "net": NET, "radius": 0.1, "norm": "Linf", "method": "fgsm", "share": 0.5,
+        "attack_radius": 0.1, "attack_steps": 1, "steps": 1, "seed": 0,
+    },
+    "detectors.Standardize": {"detector": MSP},
+    "detectors.ViM": {"net": NET, "dimensions": 2},
+    "detectors.build": {"name": "msp", "net": NET},
+    "detectors.build_all": {"specs": ["msp"], "net": NET},
+    "detectors.fit": {"detectors": [detectors.KNN(NET, 2)], **fitting()},
+    "detectors.search": {
+        "factory": lambda temperature: detectors.MSP(NET, temperature),
+        "grid": {"temperature": [1.0, 2.0]}, "id_validation": [IMAGES],
+        "ood_validation": [IMAGES * 0.5], "metric": "auroc", "test_sets": (),
+    },
+    "detectors.surface_of": {"detector": MSP},
+    "statistics.Average": {},
+    "statistics.ClassExtremes": {"classes": 3},
+    "statistics.ClassMeans": {"classes": 3},
+    "statistics.ClassMoments": {"classes": 3},
+    "statistics.Sample": {"size": 3},
+    "statistics.double": {"tensor": IMAGES},
+    "statistics.require_all": {"counts": SCORES, "problem": "none of {}"},
+    "safe_spots.attack": {
+        "net": NET, "images": IMAGES, "labels": LABELS, "radius": 0.1, "norm": "Linf", "steps": 1,
+        "smoothing": None, "seed": 0, "indices": torch.arange(3), "check": True,
+    },
+    "safe_spots.search": {
+        "net": NET, "images": IMAGES, "radius": 0.1, "norm": "Linf", "method": "full",
+        "labels": LABELS, "steps": 1, "step_size": 0.01, "attack_radius": 0.1, "attack_steps": 1,
+        "attacks": 1, "keep": "last", "smoothing": None, "seed": 0, "indices": torch.arange(3),
+        "check": True,
+    },
+    # errors, whose texts the package itself makes
+    "errors.nearest": {"name": "pdg", "known": ["pgd"]},
+    "errors.unknown_name": {"field": "attack", "name": "pdg", "known": ["pgd"]},
+    "errors.unknown_setting": {"field": "stps", "known": ["steps"]},
+    # training and callbacks
+    "training.ADV": _IN_LOOP,
+    "training.ALOE": {**_IN_LOOP, "outlier_attack": PGD, "outlier_weight": 0.5},
+    "training.AOE": {**_IN_LOOP, "outlier_weight": 0.5},
+    "training.GaussianNoise": {**_TRAINING, "sigma": 0.1},
+    "training.Method": {**_IN_LOOP, "outlier_attack": PGD, "outlier_weight": 0.5},
+    "training.OE": {**_TRAINING, "outlier_weight": 0.5},
+    "training.Optimization": {
+        "learning_rate": 0.1, "optimizer": "sgd", "scheduler": "cosine", "interval": "step",
+        "monitor": "val/robust_auroc", "decay_all": True,
+    },
+    "training.SafeSpotAware": {
+        **_IN_LOOP, "spot_search": PGD, "outlier_weight": 0.5, "safe_spot_weight": 0.5,
+    },
+    "training.Standard": _TRAINING,
+    "callbacks.Averaging": {"decay": 0.9},
+    "callbacks.Checkpoints": {
+        "every_n_steps": 10, "every_n_minutes": 1.0, "keep": 2, "keep_every_n_steps": 10,
+        "monitor": None,
+    },
+    "callbacks.Dashboard": {},
+    "callbacks.Guards": {"attacks_every_n_steps": 10, "limit": 5},
+    "callbacks.MetricsFile": lambda folder: {"folder": folder},
+    "callbacks.RobustValidation": {
+        "detectors": ["msp"], "attacks": [], "every_n_epochs": 1, "limit": 5,
+    },
+    "callbacks.recent": lambda folder: {"folder": folder},
+    # attacks
+    "attacks.Budget": {
+        "region": REGION, "steps": 1, "step_size": 0.01, "random_start": True, "rule": None,
+    },
+    "attacks.BudgetConfig": {
+        "name": "pgd", "norm": "Linf", "radius": 0.1, "steps": 1, "step_size": 0.01,
+        "random_start": True,
+    },
+    "attacks.EncoderAttack": {
+        "region": REGION, "steps": 1, "learning_rate": 0.1, "random_start": True, "seed": 0,
+    },
+    "attacks.LowResolution": {"attack": PGD, "size": 3},
+    "attacks.PGD": {
+        "region": REGION, "steps": 1, "step_size": 0.01, "restarts": 1, "random_start": True,
+        "objective": "score", "loss": "cross_entropy", "keep": "best", "rule": None, "noise": 0.0,
+        "noise_draws": 1,
+    },
+    "attacks.Settings": {},
+    "attacks.Square": {"region": REGION, "queries": 3, "share": 0.8, "seed": 0},
+    "attacks.Suite": {"on_detectors": {"pgd": PGD}, "on_classifiers": {"pgd": PGD}},
+    "attacks.Targeted": {"attack": PGD, "classes": 2},
+    "attacks.aloe_mahalanobis": _PUBLISHED,
+    "attacks.aloe_softmax": _PUBLISHED,
+    "attacks.apgd": _LONG,
+    "attacks.decayed": _LONG,
+    "attacks.attack_labels": {"net": NET, "labels": LABELS, **_ATTACKING},
+    "attacks.attack_score": {"detector": MSP, "direction": 1, **_ATTACKING},
+    "attacks.budget_of": {"field": "inlier_attack", "attack": PGD},
+    "attacks.build": {"attack": "fgsm"},
+    "attacks.build_all": {"specs": ["fgsm"]},
+    "attacks.encoder": {"net": NET, "code": "features"},
+    "attacks.fgsm": {"region": REGION, "random_start": False, "seed": 0, "precision": "auto"},
+    "attacks.lower_score": {
+        "detector": MSP, "inliers": IMAGES, "attack": PGD, "indices": torch.arange(3),
+    },
+    "attacks.mape": {"codes": LOGITS, "targets": LOGITS},
+    "attacks.misclassify": {"net": NET, "labels": LABELS, **_ATTACKING},
+    "attacks.raise_score": {
+        "detector": MSP, "outliers": IMAGES, "attack": PGD, "indices": torch.arange(3),
+    },
+    "attacks.standard": {"radius": 0.1, "norm": "Linf"},
+    "attacks.transferred": {"attack": PGD, "source": "msp"},
+    # data
+    "data.EvaluationLoader": lambda folder: {
+        "images": image_set(folder), "batch_size": 2, "limit": 2, "rank": 0, "world": 1,
+        "reading": None,
+    },
+    "data.OODData": lambda folder: {
+        "train": None, "test": arrays(folder), "near": [], "far": [], "root": folder, "size": None,
+        "num_classes": 4, "batch_size": 2,
+    },
+    "data.Reading": {"workers": 0, "pin": False, "device": None},
+    "data.ReadingOptions": {"workers": 0, "memory_limit": 10**6, "on_device": False},
+    "data.SetSpec": {"source": "digits", "name": "digits", "size": 8, "count": 3, "seed": 0},
+    "data.TrainingLoader": lambda folder: {
+        "inliers": image_set(folder), "outliers": None, "batch_size": 2, "outlier_batch_size": 0,
+        "seed": 0, "rank": 0, "world": 1, "reading": None,
+    },
+    "data.load_arrays": lambda folder: {"path": arrays(folder), "name": "set"},
+    "data.load_set": lambda folder: {
+        "spec": arrays(folder), "root": folder, "field": "data", "size": None,
+        "memory_limit": 10**6,
+    },
+    "data.to_float": {"images": torch.zeros(2, 3, 6, 6, dtype=torch.uint8)},
+    # networks
+    "models.DenseNet": {"depth": 10, "growth": 4, "num_classes": 4, **_SIZES},
+    "models.Normalize": _SIZES,
+    "models.ResNet18": {"num_classes": 4, **_SIZES},
+    "models.ThinResNet": {"depth": 8, "num_classes": 4, **_SIZES},
+    "models.WideResNet": {
+        "depth": 10, "width": 1, "num_classes": 4, "dropout": 0.1, **_SIZES,
+    },
+    "models.Wrapped": {"module": NET, "head": "head", "layers": ("conv",), **_SIZES},
+    "models.count_classes": {"net": NET, "image_shape": (6, 6)},
+    "models.describe": {"net": NET},
+    "models.export": lambda folder: {
+        "net": models.ThinResNet(8, 4), "folder": folder / "out", "format": "pt", "training": None,
+        "class_names": (),
+    },
+    "models.find_head": {"net": NET},
+    "models.find_layers": {"net": NET, "image_shape": (6, 6)},
+    "models.load_network": lambda folder: {"path": trained(folder), "net": None, "key_map": None},
+    "models.load_weights": {"net": NET, "weights": NET.state_dict(), "key_map": None, "source": None},
+    "models.network_state": {"content": NET.state_dict(), "source": "checkpoint"},
+    "models.outputs": {"net": NET, "images": IMAGES, "layers": ("conv",)},
+    "models.read_checkpoint": lambda folder: {"path": trained(folder)},
+    "models.rebuild": {"description": models.describe(models.ThinResNet(8, 4))},
+    "models.wrap": {"module": NET, "head": "head", "layers": ("conv",), **_SIZES},
+    # evaluation and reports
+    "evaluation.FolderStore": lambda folder: {"folder": folder},
+    "evaluation.Grid": lambda folder: {
+        "data": data.OODData(test=arrays(folder), near=[], far=[]), "attacks": {},
+        "store": evaluation.FolderStore(folder), "limit": 2, "device": "cpu", "sanity": False,
+        "progress": None, "batch_size": 2, "chunk": 4, "checks": False,
+    },
+    "evaluation.print_results": {"results": evaluation.Results()},
+    "curves.concatenate": {"traces": [run_of(1)]},
+    "curves.curve": {
+        "inliers": run_of(1), "outliers": run_of(-1), "sizes": [0.0, 0.01], "norm": "Linf",
+    },
+    "curves.loss_of_auroc": {
+        "inliers": run_of(1), "outliers": run_of(-1), "size": 0.01, "norm": "Linf",
+    },
+    "curves.scores_at": {"run": run_of(1), "size": 0.01, "norm": "Linf"},
+    "curves.trace": _TRACE,
+    "sanity.check": {
+        "detector": MSP, "inliers": IMAGES, "outliers": IMAGES * 0.5, "name": "detector",
+        "limit": 2,
+    },
+    "reporting.check_installed": {},
+}  # fmt: skip
+
+# What is no callable of a user's: protocols and abstract classes to derive from, context managers
+# and modules that are run, and what needs a library's model collection, the network or a whole run.
+LEFT_OUT = {
+    "attacks.Attack", "attacks.LabelAttack", "attacks.ScoreAttack", "detectors.Detector",
+    "detectors.OutputsDetector", "detectors.Wrapper", "detectors.AttackSurface",
+    "statistics.Statistic", "evaluation.Store", "evaluation.Progress", "evaluation.ProgressBar",
+    "evaluation.Results", "evaluation.evaluate", "evaluation.read_cell", "regions.Region",
+    "rules.Rule", "callbacks.Diverged", "callbacks.Stopped", "errors.UserError",
+    "models.RobustBench", "models.Timm", "models.Torchvision", "modes.differentiating",
+    "modes.evaluating", "modes.mode", "data.ImageSet", "data.Group", "reporting.write_report",
+}  # fmt: skip
+
+WRONG: dict[str, Any] = {
+    "None": None,
+    "a string": "wrong",
+    "an empty string": "",
+    "True": True,
+    "NaN": math.nan,
+    "negative": -1,
+    "a fraction": 2.5,
+    "infinite": math.inf,
+    "an array": np.zeros((2, 3)),
+    "a list": [1, "a", None],
+    "an empty list": [],
+    "a mapping": {"a": 1},
+    "an object": object(),
+    "float64": torch.rand(3, 3, 6, 6, dtype=torch.float64),
+    "float16": torch.rand(3, 3, 6, 6).half(),
+    "uint8": torch.zeros(3, 3, 6, 6, dtype=torch.uint8),
+    "one image": torch.rand(3, 6, 6),
+    "a number": torch.tensor(1.0),
+    "empty": torch.empty(0),
+    "NaN pixels": torch.full((3, 3, 6, 6), math.nan),
+    "labels": torch.tensor([0, 7, 2]),
+    "meta": torch.empty(3, 3, 6, 6, device="meta"),
+}
+
+
+def public_callables() -> Iterator[tuple[str, Any]]:
+    """Yield public functions and classes, by the last part of their module and their name."""
+    seen = set()
+    for path in MODULES[1:]:  # the first only repeats others
+        module = import_module(path)
+        for name in names_of(module):
+            value = getattr(module, name)
+            if (inspect.isclass(value) or inspect.isfunction(value)) and value not in seen:
+                seen.add(value)
+                yield f"{path.rpartition('.')[2]}.{name}", value
+
+
+CALLABLES = dict(public_callables())
+
+
+def is_record(value: Any) -> bool:
+    """Return whether a class only holds what it is given."""
+    if not inspect.isclass(value):
+        return False
+    plain = dataclasses.is_dataclass(value) and not hasattr(value, "__post_init__")
+    return plain or (issubclass(value, tuple) and hasattr(value, "_fields"))
+
+
+def call(function: Any, arguments: Arguments) -> Any:
+    if function is dict:
+        return function(**arguments)
+    signature = inspect.signature(function)
+    given = []
+    named = {}
+    for name, value in arguments.items():
+        if signature.parameters[name].kind is inspect.Parameter.POSITIONAL_ONLY:
+            given.append(value)
+        else:
+            named[name] = value
+    return function(*given, **named)
+
+
+def test_every_public_callable_has_valid_arguments_here():
+    """Whoever adds one adds its arguments to `VALID`."""
+    needed = {name for name, value in CALLABLES.items() if not is_record(value)}
+    assert needed - LEFT_OUT - set(VALID) == set()
+    assert set(VALID) - set(CALLABLES) == set()
+    assert LEFT_OUT - set(CALLABLES) == set()
+
+
+# Callables that still fail, with what they do.
+OPEN = {
+    "attacks.Budget",
+    "attacks.LowResolution",
+    "attacks.PGD",
+    "attacks.Settings",
+    "attacks.Square",
+    "attacks.Suite",
+    "attacks.Targeted",
+    "attacks.aloe_mahalanobis",
+    "attacks.aloe_softmax",
+    "attacks.apgd",
+    "attacks.attack_labels",
+    "attacks.attack_score",
+    "attacks.build_all",
+    "attacks.decayed",
+    "attacks.encoder",
+    "attacks.fgsm",
+    "attacks.lower_score",
+    "attacks.mape",
+    "attacks.misclassify",
+    "attacks.raise_score",
+    "attacks.transferred",
+    "callbacks.recent",
+    "curves.concatenate",
+    "curves.curve",
+    "curves.loss_of_auroc",
+    "curves.scores_at",
+    "curves.trace",
+    "data.EvaluationLoader",
+    "data.OODData",
+    "data.Reading",
+    "data.ReadingOptions",
+    "data.SetSpec",
+    "data.TrainingLoader",
+    "data.load_arrays",
+    "data.load_set",
+    "data.to_float",
+    "detectors.DeepEnsemble",
+    "detectors.Mean",
+    "detectors.SafeSpot",
+    "detectors.fit",
+    "detectors.search",
+    "detectors.surface_of",
+    "errors.nearest",
+    "errors.unknown_name",
+    "errors.unknown_setting",
+    "evaluation.FolderStore",
+    "evaluation.Grid",
+    "evaluation.print_results",
+    "losses.margin",
+    "models.DenseNet",
+    "models.Normalize",
+    "models.ResNet18",
+    "models.ThinResNet",
+    "models.WideResNet",
+    "models.Wrapped",
+    "models.count_classes",
+    "models.export",
+    "models.find_head",
+    "models.find_layers",
+    "models.load_network",
+    "models.load_weights",
+    "models.network_state",
+    "models.outputs",
+    "models.read_checkpoint",
+    "models.rebuild",
+    "models.wrap",
+    "perturb.minimize",
+    "randomness.generator",
+    "randomness.generators",
+    "regions.Fraction",
+    "regions.Unbounded",
+    "rules.Steepest",
+    "safe_spots.attack",
+    "safe_spots.search",
+    "sanity.check",
+    "statistics.require_all",
+    "training.ADV",
+    "training.ALOE",
+    "training.AOE",
+    "training.Method",
+    "training.Optimization",
+    "training.SafeSpotAware",
+}
+
+
+def problem(function: Any, arguments: Arguments, name: str, value: Any) -> str | None:
+    """Return how a call with a wrong argument fails otherwise than in a line that names it."""
+    try:
+        call(function, {**arguments, name: value})
+    except (UserError, TypeError, ValueError) as error:
+        text = str(error)
+        if name not in text:
+            return f"{type(error).__name__}: {text[:150]}"
+        return f"several lines: {text[:150]}" if "\n" in text else None
+    except Exception as error:  # whatever it is, it is reported
+        return f"{type(error).__name__}: {str(error)[:150]}"
+    return None
+
+
+def _param(name: str) -> Any:
+    reason = "to be refused in one line"
+    marks = [pytest.mark.xfail(strict=True, reason=reason)] if name in OPEN else []
+    return pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize("name", [_param(name) for name in VALID])
+def test_a_wrong_argument_gives_a_result_or_one_line_that_names_it(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    function, entry = CALLABLES[name], VALID[name]
+    arguments = entry(tmp_path) if callable(entry) else entry
+    problems = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        call(function, arguments)
+        for argument in arguments:
+            for kind, wrong in WRONG.items():
+                found = problem(function, arguments, argument, wrong)
+                if found is not None:
+                    problems.append(f"{argument}={kind}: {found}")
+    assert not problems, "\n".join(problems)
