@@ -109,6 +109,8 @@ def _guarded(command: str, arguments: Arguments) -> int:
         return _complain(error)
     except OSError as error:
         return _complain(f"{error.filename or 'file'}: {error.strerror or error}")
+    except MemoryError:
+        return _complain("memory: not enough of it for these settings")
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

@@ -82,10 +82,15 @@ def find_config(path: Path) -> Path:
     return path
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Return the content of a YAML config file; a file without settings has none."""
-    text = read_text(path, "config")
-    return settings_of(text, f"config: {path}")
+def read_config(path: Path, field: str = "config") -> dict[str, Any]:
+    """Return the content of a YAML config file; a file without settings has none.
+
+    Args:
+        path: the file.
+        field: what names it, for messages.
+    """
+    text = read_text(path, field)
+    return settings_of(text, f"{field}: {path}")
 
 
 def settings_of(text: str, source: str) -> dict[str, Any]:

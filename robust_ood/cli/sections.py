@@ -43,6 +43,8 @@ class Sections:
         """The option that reads configs."""
         self.commands: dict[str, ArgumentParser] = {}
         for action in parser._actions:
+            if action.nargs == 0 or action.dest.endswith("help"):
+                continue  # asks for something to be shown
             if isinstance(action, ActionSubCommands):
                 self.commands = dict(action.choices)
             elif isinstance(action, ActionConfigFile):
@@ -99,11 +101,13 @@ class Sections:
         if key in self.commands:
             return Sections(self.commands[key]).filled(_mapping(key, value))
         if key in self.sections:
-            if isinstance(value, str):
-                value = read_config(Path(value))
+            if isinstance(value, str) and value:
+                value = read_config(Path(value), key)
             if isinstance(value, Namespace):
                 return Namespace(self._filled(vars(value), f"{key}."))
             return self._filled(_mapping(key, value), f"{key}.")
+        if value == "" and self._is_path(key):
+            raise UserError(f"{key}: is empty; expected a path")
         if self._is_class(key) and isinstance(value, Mapping | Namespace):
             return _whole_class(key, value)
         return value
@@ -113,6 +117,10 @@ class Sections:
             if isinstance(kind, type) and not issubclass(kind, _SINGLE):
                 return True
         return False
+
+    def _is_path(self, key: str) -> bool:
+        kinds = alternatives(self.hints.get(key, Any))
+        return any(isinstance(kind, type) and issubclass(kind, os.PathLike) for kind in kinds)
 
     # Options
     # ------------------------------------------------------------------------------------------
@@ -138,10 +146,12 @@ class Sections:
 
     def _file_settings(self, option: str, value: str) -> str:
         """Return the settings in a file that an option names, as a text; other values as given."""
+        if not value and self._is_path(option):
+            raise UserError(f"{option}: is empty; expected a path")
         takes_settings = option in self.sections or option in self.from_files
         if not takes_settings or not os.path.exists(value) or os.path.isdir(value):
             return value
-        settings = read_config(Path(value))
+        settings = read_config(Path(value), option)
         return yaml.safe_dump(settings, default_flow_style=True, width=float("inf")).strip()
 
 
