@@ -140,7 +140,8 @@ class Commands:
         }
         self.configs: dict[str, dict[str, Any]] = {
             "train": {
-                "trainer": trainer, "net": net,
+                "trainer": trainer,
+                "net": net,
                 "model": model,
                 "data": data,
             },

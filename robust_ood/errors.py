@@ -18,7 +18,9 @@ def unknown_name(field: str, name: str, known: Iterable[str]) -> UserError:
     """Return the error for a name that is not registered, with the nearest known name."""
     known = sorted(known)
     listed = ", ".join(known) or "none"
-    return UserError(f"{field}: unknown name {_quoted(name)}; {_suggestion(name, known)}known: {listed}")
+    return UserError(
+        f"{field}: unknown name {_quoted(name)}; {_suggestion(name, known)}known: {listed}"
+    )
 
 
 def unknown_setting(field: str, known: Iterable[str]) -> UserError:

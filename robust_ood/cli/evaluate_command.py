@@ -25,8 +25,8 @@ from robust_ood.cli.networks import add_network_arguments, find_parts, load, nam
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import CommandParser
 from robust_ood.cli.preconditions import check_classes
-from robust_ood.cli.processes import check_processes, is_first
 from robust_ood.cli.presentation import Ending, choose_ending, command_line, present
+from robust_ood.cli.processes import check_processes, is_first
 from robust_ood.cli.quiet import quiet
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
@@ -264,4 +264,3 @@ def finish(request: Request, grid: Grid, results: Results, console: Console) -> 
     if results.rows:
         present(folder, grid, request.ending, console)
     return 1 if results.failures else 0
-
