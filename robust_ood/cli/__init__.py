@@ -107,13 +107,18 @@ def _guarded(command: str, arguments: Arguments) -> int:
         return int(stop.code or 0)
     except UserError as error:
         return _complain(error)
-    except OSError as error:
-        return _complain(f"{error.filename or 'file'}: {error.strerror or error}")
-    except MemoryError:
-        return _complain("memory: not enough of it for these settings")
+    except (OSError, MemoryError) as error:
+        return _complain(_system_words(error))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def _system_words(error: OSError | MemoryError) -> str:
+    """Return what the system lacks or refuses, and for which file."""
+    if isinstance(error, MemoryError):
+        return "memory: not enough of it for these settings"
+    return f"{error.filename or 'file'}: {error.strerror or error}"
 
 
 def _run(command: str, arguments: list[str]) -> int:

@@ -29,7 +29,8 @@ def check_writable(folder: Path) -> None:
             return
     except OSError as error:
         raise UserError(
-            f"output: cannot write into {shortened(str(folder), 300)} ({error.strerror}); expected a folder"
+            f"output: cannot write into {shortened(str(folder), 300)} ({error.strerror}); "
+            "expected a folder"
         ) from error
 
 
