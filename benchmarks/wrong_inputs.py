@@ -199,9 +199,12 @@ def run(case: Case) -> Ending:
     signal.signal(signal.SIGALRM, _too_long)
     signal.alarm(LONGEST)
     try:
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-            with warnings.catch_warnings():
-                code = getattr(cli, case.command)(case.arguments)
+        with (
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(errors),
+            warnings.catch_warnings(),
+        ):
+            code = getattr(cli, case.command)(case.arguments)
     except TimeoutError:
         return Ending("no end", _innermost())
     except BaseException:  # whatever it is, the user would see it
@@ -595,8 +598,72 @@ def of_environment(commands: Commands) -> Iterator[Case]:
 # Why some are accepted
 # ----------------------------------------------------------------------------------------------
 
+UNREAD = {
+    "train": ("data.test", "data.near", "data.far", "data.validation_ood"),
+    "evaluate": ("data.train", "data.validation", "data.validation_ood", "data.outliers"),
+    "search": ("data.train", "data.outliers"),
+}
+"""Sets that a command does not read, with settings of this script."""
+
+
+def is_unread(case: Case) -> bool:
+    """Whether an input is about a set that the command has no use for."""
+    return case.key in UNREAD.get(case.command, ())
+
+
+def is_right(case: Case) -> bool:
+    """Whether a value is of the setting's type after all, such as 0 for a number."""
+    from robust_ood.cli.sections import Sections
+    from robust_ood.settings import alternatives
+
+    if case.kind not in ("config", "option"):
+        return False
+    sections = Sections(_parsers.setdefault(case.command, parser_of(case.command)))
+    if case.key in sections.sections:
+        return case.value == "mapping"
+    hint = sections.hints.get(case.key, Any)
+    kinds = {getattr(kind, "__origin__", kind) for kind in alternatives(hint)}
+    return hint is Any or bool(kinds & _FITTING.get(case.value, set()))
+
+
+_parsers: dict[str, Any] = {}
+_FITTING: dict[str, set[Any]] = {
+    "empty text": {str},
+    "empty": {str},
+    "list": {list, tuple},
+    "mapping": {dict},
+    "NaN": {str},
+    "-1": {int, float, str},
+    "0": {int, float, bool, str},
+    "infinite": {float, str},
+    "text": {str, Path},
+    "true": {bool, str},
+    "large": {int, float, str},
+    "half of YAML": {str, Path},
+    "long number": {str},
+}
+"""The types that a value of `VALUES` or `OPTION_VALUES` is of."""
+
 REASONS: list[tuple[str, Callable[[Case], bool]]] = [
     ("an empty section or setting means its default", lambda case: case.value == "null"),
+    ("a set that this command does not read", is_unread),
+    ("a value that the setting takes: of its type, and in its range", is_right),
+    (
+        "a damaged config that still is one: the bytes changed a value, a comment or a blank",
+        lambda case: case.kind == "damaged",
+    ),
+    (
+        "a variable that this command does not read, or means nothing",
+        lambda case: case.kind == "environment",
+    ),
+    (
+        "a word in brackets is a name like any other",
+        lambda case: case.kind == "more" and "[/b]" in case.value,
+    ),
+    (
+        "the learning rate beside it replaces the optimiser's",
+        lambda case: "optimizer.lr" in case.value,
+    ),
 ]
 """Each reason, and the inputs for which it is one."""
 
@@ -612,7 +679,9 @@ def reason(case: Case) -> str:
 def main() -> int:
     """Run the inputs, print the table, and return 1 where one ended wrongly."""
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])  # type: ignore[union-attr]
-    options.add_argument("--share", type=float, default=1.0, help="of the inputs, drawn")
+    options.add_argument(
+        "--share", type=float, default=1.0, help="of the configs and options, drawn"
+    )
     options.add_argument("--kind", default="", help="only inputs of this kind")
     options.add_argument("--match", default="", help="only inputs whose arguments match")
     options.add_argument("--verbose", action="store_true", help="print each that ended wrongly")
@@ -629,7 +698,7 @@ def main() -> int:
         for case in cases(commands):
             if chosen.kind and case.kind != chosen.kind:
                 continue
-            if draws.random() > chosen.share:
+            if case.kind in ("config", "option") and draws.random() > chosen.share:
                 continue
             if chosen.match and not re.search(chosen.match, " ".join(case.arguments)):
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 LONGEST_VALUE = 80
@@ -11,6 +12,19 @@ LONGEST_VALUE = 80
 def one_line(text: str) -> str:
     """Return a text without line breaks and repeated spaces."""
     return " ".join(text.split())
+
+
+def printable(text: str) -> str:
+    """Return a text that a terminal only shows: control characters as Python writes them.
+
+    Words of more than 300 characters, which are a user's, are cut.
+    """
+    visible = []
+    for character in text:
+        if not character.isprintable():
+            character = character.encode("unicode_escape").decode()
+        visible.append(character)
+    return re.sub(r"\S{300,}", lambda word: f"{word[0][:LONGEST_VALUE]}...", "".join(visible))
 
 
 def shortened(text: str, length: int = LONGEST_VALUE) -> str:

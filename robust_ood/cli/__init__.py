@@ -131,8 +131,8 @@ def _run(command: str, arguments: list[str]) -> int:
 
 
 def _complain(error: object) -> int:
-    from robust_ood.texts import one_line
+    from robust_ood.texts import one_line, printable
 
-    message = one_line(str(error)) or "unknown error"
+    message = printable(one_line(str(error))) or "unknown error"
     print(f"error: {message}", file=sys.stderr)
     return 2

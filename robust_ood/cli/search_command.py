@@ -276,7 +276,10 @@ def write(
 def _read_attack(spec: PartSpec) -> Attack:
     if isinstance(spec, Mapping):
         spec = dict(spec)
-    (attack,) = attacks.build_all([spec]).values()
+    try:
+        (attack,) = attacks.build_all([spec]).values()
+    except UserError as error:  # which names the list of an evaluation
+        raise UserError(str(error).replace("attacks", "attack", 1)) from error
     if not math.isfinite(attack.settings()["radius"]):
         raise UserError("attack: no radius; accepted: attacks within an Linf or L2 radius")
     return attack
