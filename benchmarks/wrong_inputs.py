@@ -679,9 +679,7 @@ def reason(case: Case) -> str:
 def main() -> int:
     """Run the inputs, print the table, and return 1 where one ended wrongly."""
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])  # type: ignore[union-attr]
-    options.add_argument(
-        "--share", type=float, default=1.0, help="of the configs and options, drawn"
-    )
+    options.add_argument("--share", type=float, default=1.0, help="of configs and options")
     options.add_argument("--kind", default="", help="only inputs of this kind")
     options.add_argument("--match", default="", help="only inputs whose arguments match")
     options.add_argument("--verbose", action="store_true", help="print each that ended wrongly")

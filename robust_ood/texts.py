@@ -1,30 +1,32 @@
-"""A user's values in messages: on one line, and short."""
+"""A user's values in messages: on one line, printable, and short."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 LONGEST_VALUE = 80
 """Characters of a user's value that a message repeats."""
 
 
+def printable(text: str) -> str:
+    r"""Return a text on one line in which what no terminal should obey is written out.
+
+    Names and keys in files of others may hold anything. Control characters become `\x1b`, line
+    breaks `\n`, and what turns the reading direction, is invisible or cannot be encoded `\u202e`;
+    letters of any script stay.
+    """
+    return "".join(_written_out(character) for character in text)
+
+
+def _written_out(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
 def one_line(text: str) -> str:
     """Return a text without line breaks and repeated spaces."""
     return " ".join(text.split())
-
-
-def printable(text: str) -> str:
-    """Return a text that a terminal only shows: control characters as Python writes them.
-
-    Words of more than 300 characters, which are a user's, are cut.
-    """
-    visible = []
-    for character in text:
-        if not character.isprintable():
-            character = character.encode("unicode_escape").decode()
-        visible.append(character)
-    return re.sub(r"\S{300,}", lambda word: f"{word[0][:LONGEST_VALUE]}...", "".join(visible))
 
 
 def shortened(text: str, length: int = LONGEST_VALUE) -> str:

@@ -6,6 +6,7 @@ A user's mistake, wherever it is raised, ends here as one line and exit code 2.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -134,5 +135,7 @@ def _complain(error: object) -> int:
     from robust_ood.texts import one_line, printable
 
     message = printable(one_line(str(error))) or "unknown error"
+    # A word of so many characters is a user's.
+    message = re.sub(r"\S{300,}", lambda word: f"{word[0][:80]}...", message)
     print(f"error: {message}", file=sys.stderr)
     return 2

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.markup import escape
 from rich.status import Status
 
 from robust_ood import reporting
@@ -33,7 +32,7 @@ class _StatusProgress(Progress):
         self._status = status
 
     def begin(self, title: str) -> None:
-        self._status.update(escape(title))
+        self._status.update(title)
 
 
 def choose_ending(figures: bool | Sequence[str], report: bool, tensorboard: bool) -> Ending:
@@ -66,4 +65,4 @@ def present(folder: Path, grid: Grid, ending: Ending, console: Console) -> None:
                 draw_into(folder, model.name, model.detectors, scene, ending.kinds, progress)
     if ending.report:
         page = reporting.write_report([folder], tensorboard=ending.tensorboard)
-        console.print(f"wrote {page}", markup=False)
+        console.print(f"wrote {page}")
