@@ -38,13 +38,13 @@ def with_includes(arguments: Sequence[str]) -> list[str]:
             expanded.append(argument)
             continue
         value = option["value"] or option["attached"] or next(remaining, None)
-        names = [value]
+        names = [str(value)]
         if argument.startswith("--include"):
             names = _listed(value)
         elif not value:
             raise UserError(f"{argument}: expects a YAML file")
         for name in names:
-            for path in _with_included(find_config(Path(str(name))), ()):
+            for path in _with_included(find_config(Path(name)), ()):
                 expanded += ["-c", str(path)]
     return expanded
 

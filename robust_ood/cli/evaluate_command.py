@@ -200,11 +200,11 @@ def build(request: Request, console: Console) -> Subjects:
         nets[name or name_of(path, net)] = net
         if description:
             console.print(f"net: {description}", soft_wrap=True, markup=False)
-    chosen = {}
+    chosen: dict[str, dict[str, Detector]] = {}
     for name, net in nets.items():
         chosen[name] = {}
         if config.detectors:  # without any, the classifier alone is evaluated
-            chosen[name] = detectors.build_all(config.detectors, net)
+            chosen[name] = dict(detectors.build_all(config.detectors, net))
     if not config.replace:
         check_output(config.output, nets, inliers.name)
     return Subjects(data, dict(against), nets, chosen)

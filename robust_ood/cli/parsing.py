@@ -43,7 +43,7 @@ class TracedParser:
     ) -> Namespace:
         """Return the settings of a command line, with files in place of sections read."""
         if args is not None:
-            args = Sections(self).inlined(args)  # type: ignore[arg-type]
+            args = Sections(self).inlined(args)
         return super().parse_args(args, *arguments, **settings)  # type: ignore[misc,no-any-return]
 
     def parse_string(self, content: str, path: Any = "", **settings: Any) -> Namespace:
@@ -59,7 +59,7 @@ class TracedParser:
         )
 
 
-class CommandParser(TracedParser, ArgumentParser):
+class CommandParser(TracedParser, ArgumentParser):  # type: ignore[misc]  # any arguments
     """The parser of a command, without shortened options.
 
     A shortened --config would be read without the files that its file includes.

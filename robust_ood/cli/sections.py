@@ -32,7 +32,7 @@ class Sections:
         parser: of a command, of a sub-command, or of a class that a setting names.
     """
 
-    def __init__(self, parser: ArgumentParser) -> None:
+    def __init__(self, parser: Any) -> None:
         self.hints: dict[str, Any] = {}
         """The types of the settings, by dotted name."""
         self.sections: set[str] = set()
@@ -68,7 +68,7 @@ class Sections:
                 settings.
         """
         if isinstance(settings, Namespace):
-            return Namespace(self._filled(vars(settings), ""))
+            return _namespace(self._filled(vars(settings), ""))
         if not isinstance(settings, Mapping):
             raise _no_mapping("init_args", settings)
         return self._filled(settings, "")
@@ -104,7 +104,7 @@ class Sections:
             if isinstance(value, str) and value:
                 value = read_config(Path(value), key)
             if isinstance(value, Namespace):
-                return Namespace(self._filled(vars(value), f"{key}."))
+                return _namespace(self._filled(vars(value), f"{key}."))
             return self._filled(_mapping(key, value), f"{key}.")
         if value == "" and self._is_path(key):
             raise UserError(f"{key}: is empty; expected a path")
@@ -168,8 +168,12 @@ def _whole_class(key: str, value: Any) -> Any:
             part = _mapping(f"{key}.{name}", part)
         kept[name] = part
     if isinstance(value, Namespace):
-        return Namespace(kept)
+        return _namespace(kept)
     return kept
+
+
+def _namespace(values: Mapping[str, Any]) -> Any:
+    return Namespace(values)  # type: ignore[no-untyped-call]
 
 
 def _mapping(key: str, value: Any) -> Any:

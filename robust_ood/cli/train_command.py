@@ -64,7 +64,7 @@ _HOW_RESUMED = ("include", "ckpt_path", "replace", "resume_changed")
 """Settings that are no part of the experiment, and so not of the run's `config.yaml`."""
 
 
-class Parser(TracedParser, LightningArgumentParser):
+class Parser(TracedParser, LightningArgumentParser):  # type: ignore[misc]  # any arguments
     """Reads `--data.train x.npz` as the name of a file of images, not of a config to include."""
 
     def add_class_arguments(self, *arguments: Any, **settings: Any) -> list[str]:

@@ -114,7 +114,7 @@ class _Walk:
 
     def take(self, event: yaml.Event) -> None:
         """Go on by one event."""
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark else 0
         if isinstance(event, yaml.CollectionStartEvent):
             self._open(event, line)
         elif isinstance(event, yaml.CollectionEndEvent):
@@ -144,12 +144,12 @@ class _Walk:
         if outer.values > MOST_VALUES:
             raise RefusedTextError(f"line {line}: more than {MOST_VALUES:,} values")
 
-    def _repeated(self, anchor: str, line: int) -> int:
+    def _repeated(self, anchor: str | None, line: int) -> int:
         """Return how many values an alias stands for."""
         for collection in self.collections:
             if collection.anchor == anchor:
                 raise RefusedTextError(f"line {line}: *{anchor} contains itself")
-        return self.anchored.get(anchor, 1)
+        return self.anchored.get(str(anchor), 1)
 
     def _check_scalar(self, event: yaml.ScalarEvent, line: int) -> None:
         plain = event.style is None
