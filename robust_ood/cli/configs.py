@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from robust_ood.cli.yaml_text import load_settings, load_yaml, read_text
+from robust_ood.cli.yaml_text import RefusedTextError, load_settings, load_yaml, read_text
 from robust_ood.errors import UserError
 from robust_ood.texts import shortened, shown
 
@@ -102,6 +102,8 @@ def settings_of(text: str, source: str) -> dict[str, Any]:
     """
     try:
         content = load_settings(text)
+    except RefusedTextError as error:
+        raise UserError(f"{source} is not read ({first_line(error)})") from error
     except yaml.YAMLError as error:
         raise UserError(f"{source} is not YAML ({first_line(error)})") from error
     if content is None:

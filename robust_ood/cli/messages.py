@@ -65,8 +65,11 @@ def parse_arguments(parser: ArgumentParser, arguments: Sequence[str] | None) -> 
     except _OF_VALUES as error:
         # Of jsonargparse's insides, on a value that it did not expect.
         raise UserError(f"settings: one cannot be read ({first_sentence(error)})") from error
-    check_numbers(settings.as_dict())
-    _check_further_settings(settings)
+    chosen = settings
+    if isinstance(settings.get(settings.get("subcommand") or ""), Namespace):
+        chosen = settings[settings.subcommand]
+    check_numbers(chosen.as_dict())
+    _check_further_settings(chosen)
     return settings
 
 

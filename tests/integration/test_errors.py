@@ -164,7 +164,6 @@ OPTIONS = [
     ("--trainer.limit_train_batches 0", "trainer.limit_train_batches", "train nothing"),
     ("--trainer.limit_train_batches 0.0", "trainer.limit_train_batches", "train nothing"),
     ("--trainer.max_time 00:00:00:00", "trainer.max_time", "train nothing"),
-    ("--trainer.max_time {hours:0}", "trainer.max_time"),
     ("--trainer.gradient_clip_val -1", "trainer.gradient_clip_val", ">= 0"),
     ("--trainer.check_val_every_n_epoch 0", "trainer.check_val_every_n_epoch", ">= 1"),
     ("--trainer.devices -3", "trainer.devices", "-3"),
@@ -172,7 +171,7 @@ OPTIONS = [
     # what has no end
     ("--checkpoints.keep 1000000000", "checkpoints.keep", "too large"),
     ("--data.outlier_batch_size 99999999", "data.outlier_batch_size", "too large"),
-    ("--model.optimization.learning_rate 1e308", "model.optimization", "float32"),
+    ("--model.optimization.learning_rate 1e308", "model.optimization.optimizer.lr", "float32"),
     ("--data.batch_size=", "data.batch_size", "whole number"),
     ("--output=", "output", "is empty"),
     ("--data /dev/zero", "data", "/dev/zero is not a file"),
