@@ -66,7 +66,7 @@ def parse_arguments(parser: ArgumentParser, arguments: Sequence[str] | None) -> 
         # Of jsonargparse's insides, on a value that it did not expect.
         raise UserError(f"settings: one cannot be read ({first_sentence(error)})") from error
     chosen = settings
-    if isinstance(settings.get(settings.get("subcommand") or ""), Namespace):
+    if settings.get("subcommand"):
         chosen = settings[settings.subcommand]
     check_numbers(chosen.as_dict())
     _check_further_settings(chosen)
