@@ -606,6 +606,9 @@ UNREAD = {
 """Sets that a command does not read, with settings of this script."""
 
 
+MADE = ("output", "exclude")
+
+
 def is_unread(case: Case) -> bool:
     """Whether an input is about a set that the command has no use for."""
     return case.key in UNREAD.get(case.command, ())
@@ -655,6 +658,18 @@ REASONS: list[tuple[str, Callable[[Case], bool]]] = [
     (
         "a variable that this command does not read, or means nothing",
         lambda case: case.kind == "environment",
+    ),
+    (
+        "a name of a file or folder like any other, which is made",
+        lambda case: case.kind in ("data", "export", "report") and case.key in MADE,
+    ),
+    (
+        "a folder that is not looked into, because the sets are files with whole paths",
+        lambda case: case.kind == "data" and case.key == "root",
+    ),
+    (
+        "the documented way to compare exactly",
+        lambda case: case.kind == "data" and case.key == "distance",
     ),
     (
         "a word in brackets is a name like any other",

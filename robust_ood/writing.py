@@ -39,7 +39,7 @@ def refuse_special(path: Path) -> None:
     """
     try:
         mode = path.lstat().st_mode
-    except OSError:
+    except (OSError, ValueError):
         return  # nothing there, or writing says what is wrong
     if stat.S_ISLNK(mode):
         raise OSError(errno.EEXIST, "is a symbolic link, which is not replaced", str(path))

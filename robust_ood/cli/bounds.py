@@ -30,8 +30,10 @@ MOST = {
 would not end, or not begin."""
 LARGEST = 2**63 - 1
 """The largest whole number that arrays and files hold."""
+LONGEST_PART = 255
+"""Bytes of a file's or folder's name, as file systems take it."""
 LONGEST_NAME = 200
-"""Bytes of a name that becomes a folder: file systems take 255."""
+"""Bytes of a name that becomes a folder, with room for what is added to it."""
 
 
 def check_numbers(settings: Mapping[str, Any]) -> None:
@@ -77,3 +79,21 @@ def check_name(field: str, name: str, instead: str = "") -> None:
         raise UserError(f"{field}: {shown(name)} is a path; expected a name{instead}")
     if len(name.encode(errors="replace")) > LONGEST_NAME:
         raise UserError(f"{field}: {shown(name)} has more than {LONGEST_NAME} bytes{instead}")
+
+
+def check_path(field: str, path: str) -> None:
+    """Raise `UserError` for a text that can be no path, whatever is there.
+
+    Args:
+        field: the setting, for messages.
+        path: as the user wrote it.
+    """
+    if not path:
+        raise UserError(f"{field}: is empty; expected a path")
+    if "\0" in path:
+        raise UserError(f"{field}: {shown(path)} has a null character; expected a path")
+    for part in path.split("/"):
+        if len(part.encode(errors="replace")) > LONGEST_PART:
+            raise UserError(
+                f"{field}: {shown(path)} has a name of more than {LONGEST_PART} bytes in it"
+            )

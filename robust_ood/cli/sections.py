@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from jsonargparse import ActionConfigFile, ActionSubCommands, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
+from robust_ood.cli.bounds import check_path
 from robust_ood.cli.configs import read_config
 from robust_ood.errors import UserError
 from robust_ood.settings import alternatives
@@ -106,8 +107,8 @@ class Sections:
             if isinstance(value, Namespace):
                 return _namespace(self._filled(vars(value), f"{key}."))
             return self._filled(_mapping(key, value), f"{key}.")
-        if value == "" and self._is_path(key):
-            raise UserError(f"{key}: is empty; expected a path")
+        if isinstance(value, str) and self._is_path(key):
+            check_path(key, value)
         if self._is_class(key) and isinstance(value, Mapping | Namespace):
             return _whole_class(key, value)
         return value
@@ -146,8 +147,8 @@ class Sections:
 
     def _file_settings(self, option: str, value: str) -> str:
         """Return the settings in a file that an option names, as a text; other values as given."""
-        if not value and self._is_path(option):
-            raise UserError(f"{option}: is empty; expected a path")
+        if self._is_path(option):
+            check_path(option, value)
         takes_settings = option in self.sections or option in self.from_files
         if not takes_settings or not os.path.exists(value) or os.path.isdir(value):
             return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from robust_ood.cli.bounds import check_name, check_numbers
+from robust_ood.cli.bounds import check_name, check_numbers, check_path
 from robust_ood.cli.processes import check_processes, is_first
 from robust_ood.errors import UserError
 
@@ -55,6 +55,13 @@ def test_a_number_without_end_is_refused(settings, key):
 
 def test_large_numbers_that_end_are_accepted():
     check_numbers({"limit": 10**15, "steps": 10**6, "replace": True, "lr": 1e300, "name": "9"})
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", "x" * 256, "/tmp/" + "x" * 5000])
+def test_what_can_be_no_path_is_refused(path):
+    with pytest.raises(UserError, match=r"^output: "):
+        check_path("output", path)
+    check_path("output", "~/a b/[c].yaml")
 
 
 @pytest.fixture
