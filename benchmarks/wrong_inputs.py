@@ -611,6 +611,8 @@ MADE = ("output", "exclude")
 
 def is_unread(case: Case) -> bool:
     """Whether an input is about a set that the command has no use for."""
+    if case.kind == "more":
+        return case.command == "train" and "--data.near" in case.value
     return case.key in UNREAD.get(case.command, ())
 
 
