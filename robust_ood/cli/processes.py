@@ -10,7 +10,12 @@ _LOWEST = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}
 
 
 def check_processes() -> None:
-    """Raise `UserError` for variables of a launcher that make no sense, alone or together."""
+    """Raise `UserError` for variables that make no sense, alone or together."""
+    debug = os.environ.get("JSONARGPARSE_DEBUG", "")
+    if debug.lower() not in ("", "true", "false"):
+        raise UserError(
+            f"JSONARGPARSE_DEBUG: expected true or false in the environment, got {debug!r}"
+        )
     size = _number("WORLD_SIZE")
     rank = _number("RANK")
     local_rank = _number("LOCAL_RANK")

@@ -79,6 +79,7 @@ def environment(monkeypatch):
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE"),
         ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE"),
         ({"RANK": "-1"}, "RANK"),
+        ({"JSONARGPARSE_DEBUG": "x"}, "JSONARGPARSE_DEBUG"),
         ({"LOCAL_RANK": "1.5"}, "LOCAL_RANK"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE"),
         ({"WORLD_SIZE": "2", "RANK": "1"}, "WORLD_SIZE"),
