@@ -152,7 +152,7 @@ class _Walk:
         return self.anchored.get(str(anchor), 1)
 
     def _check_scalar(self, event: yaml.ScalarEvent, line: int) -> None:
-        plain = event.style is None
+        plain = not event.style
         if plain and len(event.value) > LONGEST_NUMBER and _NUMBER.fullmatch(event.value):
             raise RefusedTextError(f"line {line}: a number of {len(event.value):,} characters")
         if not self.collections:
