@@ -34,7 +34,9 @@ def unknown_name(field: str, name: str, known: Iterable[str]) -> UserError:
     """Return the error for a name that is not registered, with the nearest known name."""
     known = sorted(known)
     listed = ", ".join(known) or "none"
-    return UserError(f"{field}: unknown name {name!r}; {_suggestion(name, known)}known: {listed}")
+    return UserError(
+        f"{field}: unknown name {_quoted(name)}; {_suggestion(name, known)}known: {listed}"
+    )
 
 
 def unknown_setting(field: str, known: Iterable[str]) -> UserError:
@@ -46,7 +48,7 @@ def unknown_setting(field: str, known: Iterable[str]) -> UserError:
     """
     known = sorted(known)
     advice = _suggestion(field, known).rstrip() or f"known: {', '.join(known[:20])}"
-    return UserError(f"{field}: unknown setting; {advice}")
+    return UserError(f"{_quoted(field)[1:-1]}: unknown setting; {advice}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -54,6 +56,13 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     by_lower_case = {candidate.lower(): candidate for candidate in known}
     near = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.4)
     return by_lower_case[near[0]] if near else None
+
+
+def _quoted(name: str) -> str:
+    """Return a name in quotes, without control characters, and not longer than a line."""
+    if len(name) > 80:
+        name = f"{name[:80]}..."
+    return repr(name)
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:

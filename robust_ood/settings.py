@@ -114,6 +114,8 @@ def read_part(field: str, spec: PartSpec) -> Part:
     if not isinstance(name, str):
         raise UserError(f"{field}.name: expected a string, got {shown(name)}")
     if label is not None:
+        if not isinstance(label, str | int | float):
+            raise UserError(f"{field}.label: expected a string, got {shown(label)}")
         label = str(label)
     return Part(name, settings, label)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,8 +19,10 @@ def in_place_of(path: Path) -> Iterator[Path]:
     After an exception, `path` is as before and the temporary file is removed. No two writers get
     the same temporary file, also on several machines that share the folder.
 
-    Raises: `OSError` naming `path`, also for a disk that fills while the block writes.
+    Raises: `OSError` naming `path`: for a disk that fills while the block writes, and for a
+        symbolic link, a device or another special file, which is never replaced.
     """
+    refuse_special(path)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
     try:
         with naming(path):
@@ -26,6 +30,21 @@ def in_place_of(path: Path) -> Iterator[Path]:
             os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def refuse_special(path: Path) -> None:
+    """Raise `OSError` where a path is a symbolic link, a device, a pipe or another special file.
+
+    To replace it would destroy what it is: a link to a folder elsewhere, or `/dev/null` itself.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except (OSError, ValueError):
+        return  # nothing there, or writing says what is wrong
+    if stat.S_ISLNK(mode):
+        raise OSError(errno.EEXIST, "is a symbolic link, which is not replaced", str(path))
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EEXIST, "is a special file, which is not replaced", str(path))
 
 
 @contextmanager

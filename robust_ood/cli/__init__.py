@@ -6,6 +6,7 @@ A user's mistake, wherever it is raised, ends here as one line and exit code 2.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -105,8 +106,8 @@ def _guarded(command: str, arguments: Arguments) -> int:
         return int(stop.code or 0)
     except UserError as error:
         return _complain(error)
-    except OSError as error:
-        return _complain(f"{error.filename or 'file'}: {error.strerror or error}")
+    except (OSError, MemoryError) as error:
+        return _complain(_system_words(error))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -124,6 +125,13 @@ def _add_working_folder() -> None:
         sys.path.append(folder)
 
 
+def _system_words(error: OSError | MemoryError) -> str:
+    """Return what the system lacks or refuses, and for which file."""
+    if isinstance(error, MemoryError):
+        return "memory: not enough of it for these settings"
+    return f"{error.filename or 'file'}: {error.strerror or error}"
+
+
 def _run(command: str, arguments: list[str]) -> int:
     run = import_module(f"robust_ood.cli.{command}_command").run
     if "--help-all" in arguments:
@@ -137,5 +145,7 @@ def _complain(error: object) -> int:
     from robust_ood.texts import one_line, printable
 
     message = printable(one_line(str(error))) or "unknown error"
+    # A word of so many characters is a user's.
+    message = re.sub(r"\S{300,}", lambda word: f"{word[0][:80]}...", message)
     print(f"error: {message}", file=sys.stderr)
     return 2

@@ -6,13 +6,27 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from robust_ood.cli.bounds import check_name
 from robust_ood.errors import UserError
 from robust_ood.evaluation import Accuracy, Results, Row
 from robust_ood.evaluation.fingerprints import fingerprint
+
+
+def check_names(config: Any) -> None:
+    """Refuse names of networks, detectors and attacks that are none: paths, or unreadable."""
+    if config.name is not None:
+        check_name("name", config.name)
+    for name in config.models or {}:
+        check_name("models", name)
+    for field in ("detectors", "attacks"):
+        for part in config[field]:
+            if isinstance(part, Mapping) and part.get("label") is not None:
+                check_name(f"{field}.label", str(part["label"]))
 
 
 def choose_device(name: str) -> torch.device:
@@ -20,10 +34,10 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
-        rank = int(os.environ.get("LOCAL_RANK", 0))
+        rank = int(os.environ.get("LOCAL_RANK", 0))  # a number: `check_processes`
         return torch.device("cuda", rank % torch.cuda.device_count())
     accepted = "accepted: auto, cpu, cuda or cuda:N"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?|mps|xpu(:\d+)?", name):
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?|mps|xpu(:\d{1,3})?", name):
         raise UserError(f"device: {name!r} is not known; {accepted}")
     try:
         device = torch.device(name)

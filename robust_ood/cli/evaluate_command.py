@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import nn
 from robust_ood import attacks, detectors
 from robust_ood.attacks import Attack
 from robust_ood.cli.configs import with_includes
-from robust_ood.cli.evaluate_checks import check_output, choose_device
+from robust_ood.cli.evaluate_checks import check_names, check_output, choose_device
 from robust_ood.cli.interrupts import stopped_by_signals
 from robust_ood.cli.messages import parse_arguments, user_errors
 from robust_ood.cli.models import Models, choose_models, each_radius, several_checkpoints
@@ -27,6 +26,7 @@ from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import CommandParser
 from robust_ood.cli.preconditions import check_classes
 from robust_ood.cli.presentation import Ending, choose_ending, command_line, present
+from robust_ood.cli.processes import check_processes, is_first
 from robust_ood.cli.quiet import quiet
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
@@ -76,13 +76,14 @@ def run(arguments: Sequence[str]) -> int:
     It is 0, 1 where a detector failed, or 130 after an interruption.
     """
     quiet()
+    check_processes()
     request = parse(arguments)
-    console = Console(quiet=not _is_first())
+    console = Console(quiet=not is_first())
     subjects = build(request, console)
     with stopped_by_signals(), ProgressBar(console) as progress:
         grid, stopped = compute(request, subjects, progress)
         # Of several processes under torchrun, the first one reads what all have stored.
-        if not _is_first():
+        if not is_first():
             return STOPPED if stopped else 0
         results = read_results(grid, request.config.intervals, stopped=stopped)
     return finish(request, grid, results, console)
@@ -150,6 +151,7 @@ def parse(arguments: Sequence[str]) -> Request:
     config.sanity = _sanity(config.sanity, config.checks)
     settings = yaml.safe_load(commands.dump(config))
     settings.pop("checks", None)
+    check_names(config)
     models = choose_models(config.checkpoint, config.models, config.name)
     check_count("limit", config.limit)
     check_count("batch_size", config.batch_size)
@@ -199,10 +201,12 @@ def build(request: Request, console: Console) -> Subjects:
         check_classes(net, data, "test")
         nets[name or name_of(path, net)] = net
         if description:
-            console.print(f"net: {description}", soft_wrap=True)
-    chosen = {}
+            console.print(f"net: {description}", soft_wrap=True, markup=False)
+    chosen: dict[str, dict[str, Detector]] = {}
     for name, net in nets.items():
-        chosen[name] = detectors.build_all(config.detectors, net)
+        chosen[name] = {}
+        if config.detectors:  # without any, the classifier alone is evaluated
+            chosen[name] = dict(detectors.build_all(config.detectors, net))
     if not config.replace:
         check_output(config.output, nets, inliers.name)
     return Subjects(data, dict(against), nets, chosen)
@@ -252,7 +256,8 @@ def finish(request: Request, grid: Grid, results: Results, console: Console) -> 
     results.write(folder)
     if results.rows or results.classification:
         print_results(results, console)
-    console.print(f"wrote {folder / 'results.json'} and {folder / 'results.csv'}")
+    written = f"wrote {folder / 'results.json'} and {folder / 'results.csv'}"
+    console.print(written, markup=False)
     if not results.complete:
         print("stopped: what is done is kept; the same command computes the rest", file=sys.stderr)
         return STOPPED
@@ -261,8 +266,3 @@ def finish(request: Request, grid: Grid, results: Results, console: Console) -> 
     if results.rows:
         present(folder, grid, request.ending, console)
     return 1 if results.failures else 0
-
-
-def _is_first() -> bool:
-    """Whether this process is the only one, or the first of those that torchrun started."""
-    return int(os.environ.get("WORLD_SIZE", 1)) == 1 or int(os.environ.get("RANK", 0)) == 0

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader, set_loader
+from jsonargparse import set_loader
 
 from robust_ood.cli.configs import read_config
+from robust_ood.cli.yaml_text import load_yaml
 from robust_ood.deprecation import warn_renamed
 
-_load_yaml = get_loader("yaml")
 _NORM = re.compile(r"(?:robust_ood\.(?:regions\.)?)?(Linf|L2)")
 
 
@@ -33,7 +33,7 @@ def register_loader() -> None:
 
 def load(text: str) -> Any:
     """Return what a YAML text holds, with the attacks of `model` in the short form."""
-    settings = _load_yaml(text)
+    settings = load_yaml(text)
     model = settings.get("model") if isinstance(settings, dict) else None
     arguments = model.get("init_args") if isinstance(model, dict) else None
     if isinstance(model, dict) and isinstance(arguments, dict) and _ours(model.get("class_path")):
@@ -83,7 +83,7 @@ def whole_attacks(arguments: Sequence[str]) -> list[str]:
         if not text.lstrip().startswith("{"):
             continue
         try:
-            value = _load_yaml(text)
+            value = load_yaml(text)
         except yaml.YAMLError:
             continue  # which the parser reports
         if not _names_attack(match[2], value):

@@ -8,6 +8,7 @@ exception holds as data is read from jsonargparse's English, by the expressions 
 
 from __future__ import annotations
 
+import inspect
 import re
 from argparse import ArgumentError
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,10 +19,11 @@ from typing import Any
 
 from jsonargparse import ActionSubCommands, ArgumentParser, Namespace
 
+from robust_ood.cli.bounds import check_numbers
 from robust_ood.cli.parsing import ParserError
 from robust_ood.errors import UserError, unknown_name, unknown_setting
 from robust_ood.settings import alternatives, expected, import_path
-from robust_ood.texts import one_line, shortened
+from robust_ood.texts import first_sentence, one_line, shortened, shown
 
 WORDING = {
     "setting": r'^Parser key "([^"]+)"',
@@ -55,14 +57,42 @@ def parse_arguments(parser: ArgumentParser, arguments: Sequence[str] | None) -> 
     Raises: `UserError` for whatever the parser refuses.
     """
     try:
-        return parser.parse_args(arguments)
+        settings = parser.parse_args(arguments)
     except ArgumentError as error:
         # Not with the other imports: it loads torch, and a command that succeeds does without.
         from robust_ood.cli.networks import accept_factory
 
-        if not accept_factory(causes(error)):
-            raise explain(error) from error
-    return parse_arguments(parser, arguments)
+        if accept_factory(causes(error)):
+            return parse_arguments(parser, arguments)
+        raise explain(error) from error
+    except UserError:
+        raise
+    except _OF_VALUES as error:
+        # Of jsonargparse's insides, on a value that it did not expect.
+        raise UserError(f"settings: one cannot be read ({first_sentence(error)})") from error
+    chosen = settings
+    if settings.get("subcommand"):
+        chosen = settings[settings.subcommand]
+    check_numbers(chosen.as_dict())
+    _check_further_settings(chosen)
+    return settings
+
+
+_OF_VALUES = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
+
+
+def _check_further_settings(settings: Namespace) -> None:
+    """Refuse `dict_kwargs` of a class that takes no settings but those that it names."""
+    for key, further in settings.items(branches=True):
+        owner, _, name = key.rpartition(".")
+        if name != "dict_kwargs" or not further:
+            continue
+        target = import_path(owner, settings[f"{owner}.class_path"])
+        parameters = inspect.signature(target).parameters
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            continue
+        known = [f"{_as_written(owner)}.{parameter}" for parameter in parameters]
+        raise unknown_setting(f"{_as_written(owner)}.{next(iter(further))}", known)
 
 
 def explain(error: BaseException) -> UserError:
@@ -271,6 +301,11 @@ class _Mistake:
                 return error
             return None
         package, classes = _classes_for(self.hint)
+        if not classes:
+            return UserError(
+                f"{self.path}: {shown(class_path)} is not known; expected the import path of a "
+                "class or, where that is offered, one of its names"
+            )
         return unknown_name(self.path, class_path.removeprefix(f"{package}."), classes)
 
     def _wrong_type(self) -> UserError | None:
@@ -359,8 +394,8 @@ def _type_hint(parser: ArgumentParser | None, key: str) -> Any:
 def _classes_for(hint: Any) -> tuple[str, list[str]]:
     """Return the package of ours that has the classes for a setting, and their names."""
     base = alternatives(hint)[0]
-    if not isinstance(base, type):
-        base = object
+    if not isinstance(base, type) or not base.__module__.startswith(("robust_ood.", "torch.nn.")):
+        return "", []
     package = "robust_ood.models"
     if base.__module__.startswith("robust_ood."):
         package = ".".join(base.__module__.split(".")[:2])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from robust_ood.cli.messages import parse_arguments
-from robust_ood.cli.output import check_writable
+from robust_ood.cli.output import check_file
 from robust_ood.cli.parsing import CommandParser
 from robust_ood.errors import UserError
 from robust_ood.reporting import write_report
@@ -46,6 +46,6 @@ def run(arguments: Sequence[str]) -> int:
         if not folder.is_dir():
             raise UserError(f"results: {folder} is no folder; expected folders with a results.json")
     output = config.output or config.results[0] / "report.html"
-    check_writable(output.parent)
+    check_file(output)
     print(f"wrote {write_report(config.results, output, tensorboard=config.tensorboard)}")
     return 0

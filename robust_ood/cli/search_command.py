@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 from torch import Tensor, nn
@@ -134,7 +135,8 @@ def run(arguments: Sequence[str]) -> int:
         results[candidate.label] = result
         _show(candidate, result, console)
     write(config.output, candidates, results, config.metric)
-    console.print(f"wrote {config.output / 'detectors.yaml'} and {config.output / 'search.json'}")
+    written = f"wrote {config.output / 'detectors.yaml'} and {config.output / 'search.json'}"
+    console.print(written, markup=False)
     return 0
 
 
@@ -223,7 +225,7 @@ def choose(
     """
     count = len(detectors_by_point)
     with RichProgress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"{candidate.label}: {count} points", total=count)
+        task = bar.add_task(f"{escape(candidate.label)}: {count} points", total=count)
 
         def advance(trial: Trial) -> None:
             bar.advance(task)
@@ -274,7 +276,10 @@ def write(
 def _read_attack(spec: PartSpec) -> Attack:
     if isinstance(spec, Mapping):
         spec = dict(spec)
-    (attack,) = attacks.build_all([spec]).values()
+    try:
+        (attack,) = attacks.build_all([spec]).values()
+    except UserError as error:  # which names the list of an evaluation
+        raise UserError(str(error).replace("attacks", "attack", 1)) from error
     if not math.isfinite(attack.settings()["radius"]):
         raise UserError("attack: no radius; accepted: attacks within an Linf or L2 radius")
     return attack
@@ -334,11 +339,11 @@ def _key(settings: Mapping[str, Any]) -> str:
 
 def _show(candidate: Candidate, result: SearchResult, console: Console) -> None:
     trials = result.ordered()
-    title = f"{candidate.label}: {result.metric} of {len(trials)} points, best first"
+    title = f"{escape(candidate.label)}: {result.metric} of {len(trials)} points, best first"
     table = Table(title=title, title_justify="left", title_style="bold", box=None)
     for name in (*candidate.ranges, result.metric):
-        table.add_column(name, justify="right")
+        table.add_column(escape(name), justify="right")
     for trial in trials[:SHOWN]:
-        values = [str(trial.settings[name]) for name in candidate.ranges]
+        values = [escape(str(trial.settings[name])) for name in candidate.ranges]
         table.add_row(*values, f"{trial.value:.4f}")
     console.print(table)

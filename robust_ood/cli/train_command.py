@@ -28,13 +28,13 @@ from robust_ood.callbacks import (
     Stopped,
 )
 from robust_ood.callbacks.checkpoint_file import check_parts
-from robust_ood.callbacks.checkpoints import checkpoints_in, recent
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.long_form import short_options, whole_attacks
 from robust_ood.cli.messages import parse_arguments, user_errors
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import TracedParser
 from robust_ood.cli.preconditions import check_classes, check_outliers, check_trainer
+from robust_ood.cli.processes import check_processes
 from robust_ood.cli.quiet import quiet
 from robust_ood.cli.resume import (
     first_process,
@@ -43,6 +43,14 @@ from robust_ood.cli.resume import (
     while_restoring,
 )
 from robust_ood.cli.run_lock import RunLock
+from robust_ood.cli.train_checks import (
+    check_settings,
+    is_refused_by_lightning,
+    refuse_following,
+    refuse_other_run,
+    run_seed,
+    user_loggers,
+)
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
 from robust_ood.errors import UserError
@@ -56,7 +64,7 @@ _HOW_RESUMED = ("include", "ckpt_path", "replace", "resume_changed")
 """Settings that are no part of the experiment, and so not of the run's `config.yaml`."""
 
 
-class Parser(TracedParser, LightningArgumentParser):
+class Parser(TracedParser, LightningArgumentParser):  # type: ignore[misc]  # any arguments
     """Reads `--data.train x.npz` as the name of a file of images, not of a config to include."""
 
     def add_class_arguments(self, *arguments: Any, **settings: Any) -> list[str]:
@@ -121,8 +129,8 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(Dashboard, "dashboard")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.link_arguments("net", "model.init_args.net")
-        parser.link_arguments("seed_everything", "model.init_args.seed", _seed)
-        parser.link_arguments("seed_everything", "data.seed", _seed)
+        parser.link_arguments("seed_everything", "model.init_args.seed", run_seed)
+        parser.link_arguments("seed_everything", "data.seed", run_seed)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -150,6 +158,7 @@ class TrainingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find the output folder and the checkpoint before anything is built."""
         config = self.config[self.subcommand]
+        check_settings(config)
         config.output = Path(config.output or Path("runs") / config.experiment)
         if self.subcommand == "fit":
             check_writable(config.output)
@@ -163,7 +172,7 @@ class TrainingCLI(LightningCLI):
             if self.subcommand == "fit":
                 check_parts(self.checkpoint, config.ckpt_path)
         if self.subcommand == "fit":
-            _refuse_other_run(config)
+            refuse_other_run(config)
 
     def instantiate_classes(self) -> None:
         """Build data, network, method and trainer."""
@@ -174,16 +183,18 @@ class TrainingCLI(LightningCLI):
         """Build the trainer with the run folder's loggers and checkpoints, and the user's."""
         config = self._get(self.config_init, "trainer")
         folder = Path(self._get(self.config_init, "output"))
-        user_loggers = _user_loggers(config["logger"])
+        chosen_loggers = user_loggers(config["logger"])
         self.old_curves = list(folder.glob("events.out.tfevents.*"))
         loggers: list[Logger] = []
         if self.subcommand == "fit" and not config["fast_dev_run"]:
-            loggers = [*self._loggers(folder), *user_loggers]
+            loggers = [*self._loggers(folder), *chosen_loggers]
         try:
             return super().instantiate_trainer(
                 default_root_dir=str(folder), logger=loggers or False, **kwargs
             )
-        except (MisconfigurationException, ValueError, ImportError) as error:
+        except (MisconfigurationException, ValueError, ImportError, TypeError) as error:
+            if isinstance(error, TypeError) and not is_refused_by_lightning(error):
+                raise
             raise UserError(f"trainer: {one_line(str(error))}") from error
 
     def before_fit(self) -> None:
@@ -205,7 +216,7 @@ class TrainingCLI(LightningCLI):
         self.made_folder = not folder.exists()
         if not self._trial:
             self.lock.acquire(folder)
-            _refuse_other_run(self.config.fit)  # one that began there at the same time
+            refuse_other_run(self.config.fit)  # one that began there at the same time
 
     def before_validate(self) -> None:
         """Load the checkpoint's weights, all of them or none."""
@@ -252,7 +263,7 @@ class TrainingCLI(LightningCLI):
                     f"ckpt_path: {settings.get('ckpt_path')} cannot be continued "
                     f"({type(error).__name__}: {first_sentence(error)})"
                 ) from error
-            if isinstance(error, MisconfigurationException) or _refused_by_lightning(error):
+            if isinstance(error, MisconfigurationException) or is_refused_by_lightning(error):
                 raise UserError(f"trainer: {one_line(str(error))}") from error
             raise
 
@@ -302,41 +313,6 @@ class TrainingCLI(LightningCLI):
         load_weights(self.model.net, self.checkpoint, source=self.config[self.subcommand].ckpt_path)
 
 
-def _refuse_other_run(config: Any) -> None:
-    """Raise `UserError` where the folder holds a run that this one would destroy."""
-    if config.replace or config.trainer.fast_dev_run:
-        return
-    folder = config.output
-    checkpoint = config.ckpt_path
-    if checkpoint is not None and Path(checkpoint).resolve().parent == folder.resolve():
-        return
-    existing = checkpoints_in(folder)
-    if not existing:
-        return
-    source: str | Path = existing[0]
-    if any(path.exists() for path in recent(folder)):
-        source = "last"
-    names = ", ".join(path.name for path in existing[:3])
-    raise UserError(
-        f"output: {folder} holds a run ({names}); continue it with --ckpt_path {source}, choose "
-        "another folder, or overwrite the existing run with --replace true"
-    )
-
-
-def _user_loggers(setting: Any) -> list[Logger]:
-    """Return the loggers of `trainer.logger`, beside which a run always has its own."""
-    if setting is False:
-        raise UserError(
-            "trainer.logger: false is not accepted; metrics.csv and TensorBoard's curves are "
-            "always written, because a resumed run continues them"
-        )
-    if setting is None or setting is True:
-        return []
-    if isinstance(setting, Logger):
-        return [setting]
-    return list(setting)
-
-
 class KeepConfig(Callback):
     """Writes the resolved configuration once training begins, and none after an early mistake."""
 
@@ -349,28 +325,13 @@ class KeepConfig(Callback):
             replace_file(Path(trainer.default_root_dir) / "config.yaml", self.text)
 
 
-def _seed(value: bool | int) -> int:
-    """Return the seed of all random draws, which has to be one that NumPy accepts, too."""
-    if isinstance(value, bool) or not 0 <= value < 2**32:
-        raise UserError(
-            f"seed_everything: {value} is not a seed; expected a whole number from 0 to {2**32 - 1}"
-        )
-    return value
-
-
-def _refused_by_lightning(error: Exception) -> bool:
-    """Return whether Lightning itself raised this, about its settings, not code that it called."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
-    return name.startswith(("pytorch_lightning.", "lightning_fabric."))
-
-
 def run(arguments: Sequence[str]) -> int:
     """Run `fit`, `validate` or `test` and return the exit code."""
     quiet()
+    check_processes()
     register_types()
+    given = with_includes(arguments)
+    refuse_following(given)
     # A shortened --config would be read without what its file includes.
     strict = {"exit_on_error": False, "allow_abbrev": False}
     try:
@@ -388,7 +349,7 @@ def run(arguments: Sequence[str]) -> int:
                 "num_sanity_val_steps": 0,
             },
             parser_kwargs={**strict, **dict.fromkeys(COMMANDS, strict)},
-            args=whole_attacks(short_options(with_includes(arguments))),
+            args=whole_attacks(short_options(given)),
         )
     except Stopped as stop:
         if not first_process():

@@ -144,10 +144,10 @@ class Grid:
     def add(self, model: str, net: nn.Module, detectors: Mapping[str, Detector]) -> None:
         """Plan the evaluation of a network, and fit those of its detectors that must be.
 
-        Raises: `UserError` for no detector, or one to fit without training images.
+        Without detectors, only the classifier is evaluated.
+
+        Raises: `UserError` for a detector to fit without training images.
         """
-        if not detectors:
-            raise UserError("detectors: none given")
         added = Model(model, as_network(net), dict(detectors))
         if not all(detector.fitted for detector in detectors.values()):
             self._notes += self._missing_sources(added)

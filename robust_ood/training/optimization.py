@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -82,6 +82,8 @@ class Optimization:
     warmup: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "optimizer", _of_default(self.optimizer, _SGD))
+        object.__setattr__(self, "scheduler", _of_default(self.scheduler, _COSINE))
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise UserError(f"learning_rate: {self.learning_rate} is not > 0")
         if self.interval not in ("step", "epoch"):
@@ -114,6 +116,9 @@ class Optimization:
         settings = dict(chosen.settings)
         if self.learning_rate is not None:
             settings["lr"] = self.learning_rate
+        for key, value in settings.items():
+            if isinstance(value, int | float) and abs(value) > torch.finfo(torch.float32).max:
+                raise UserError(f"{name}.{key}: {value:g} is more than a float32 weight can take")
         momentum = settings.get("momentum", 0)
         if isinstance(momentum, int | float) and not 0 <= momentum < 1:
             raise UserError(f"{name}.momentum: {momentum} is not in [0, 1)")
@@ -162,6 +167,13 @@ class Optimization:
                 object.__setattr__(self, old, None)
         if scheduler != {"name": written.name, **written.settings}:
             object.__setattr__(self, "scheduler", scheduler)
+
+
+def _of_default(part: Any, default: Mapping[str, Any]) -> Any:
+    """Return a part; settings without a name are of the default, such as `{lr: 0.01}`."""
+    if not isinstance(part, Mapping) or {"name", "class_path"} & set(part):
+        return part
+    return {**default, **part}
 
 
 def _torch_optimizers() -> dict[str, Callable[..., Optimizer]]:

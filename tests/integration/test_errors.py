@@ -4,6 +4,7 @@ half-written.
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -151,6 +152,30 @@ OPTIONS = [
     ("--init_from nothing.ckpt", "checkpoint", "nothing.ckpt"),
     ("--ckpt_path last", "checkpoint", "no such file"),
     ("--include", "include", "expects a value"),
+    ("--include missing.yaml", "config", "missing.yaml"),
+    # what would be ignored, or would train nothing
+    ("--experiment ../../x", "experiment", "is a path", "--output"),
+    ("--experiment /tmp/x", "experiment", "is a path"),
+    ("--model.seed 3", "model.seed", "seed_everything"),
+    ("--model.init_args.seed 3", "model.seed", "seed_everything"),
+    ("--data.seed 3", "data.seed", "seed_everything"),
+    ("--trainer.max_epochs 0", "trainer.max_epochs", "train nothing"),
+    ("--trainer.max_steps 0", "trainer.max_steps", "train nothing"),
+    ("--trainer.limit_train_batches 0", "trainer.limit_train_batches", "train nothing"),
+    ("--trainer.limit_train_batches 0.0", "trainer.limit_train_batches", "train nothing"),
+    ("--trainer.max_time 00:00:00:00", "trainer.max_time", "train nothing"),
+    ("--trainer.gradient_clip_val -1", "trainer.gradient_clip_val", ">= 0"),
+    ("--trainer.check_val_every_n_epoch 0", "trainer.check_val_every_n_epoch", ">= 1"),
+    ("--trainer.devices -3", "trainer.devices", "-3"),
+    ("--trainer.plugins wrong", "trainer.plugins", "import path of a class"),
+    # what has no end
+    ("--checkpoints.keep 1000000000", "checkpoints.keep", "too large"),
+    ("--data.outlier_batch_size 99999999", "data.outlier_batch_size", "too large"),
+    ("--model.optimization.learning_rate 1e308", "model.optimization.optimizer.lr", "float32"),
+    ("--data.batch_size=", "data.batch_size", "whole number"),
+    ("--output=", "output", "is empty"),
+    ("--data /dev/zero", "data", "/dev/zero is not a file"),
+    ("--trainer.max_epochs " + "9" * 5000, "trainer.max_epochs"),
 ]
 
 
@@ -182,6 +207,14 @@ def test_a_bad_option_of_fit(capsys, experiment, tmp_path, options, field, said)
         ("model: {class_path: robust_ood.training.ALOO}", "model", "'ALOE'"),
         ("model: {class_path: robust_odd.training.ALOE}", "model", "robust_odd"),
         ("a: [", "config", "is not YAML"),
+        ("data: {}\ndata: {}", "config", "line 2: 'data' is given twice, first in line 1"),
+        ("trainer: [1]", "trainer", "expected a mapping of settings, got [1]"),
+        ("data: {reading: 3}", "data.reading", "expected a mapping of settings, got 3"),
+        ("model: {dict_kwargs: {x: 1}}", "model.x", "unknown setting"),
+        ("model: {dict_kwargs: 3}", "model.dict_kwargs", "expected a mapping"),
+        ("model: {init_args: {seed: 3}}", "model.seed", "seed_everything"),
+        ("config: bad.yaml", "config", "include"),
+        ("on: 1", "True", "unless they are quoted"),
         ("- a", "config", "expected a mapping"),
         ("include: [missing.yaml]", "config", "missing.yaml"),
         ("include: 3", "include", "a list of file names"),
@@ -279,7 +312,6 @@ GRID_OPTIONS = [
     ("--limit few", "limit", "expected a whole number or null, got 'few'"),
     ("--device gpu", "device", "'gpu'", "auto, cpu, cuda"),
     ("--detectors msp", "detectors", "a list"),
-    ("--detectors []", "detectors", "none given"),
     ("--detectors [mspp]", "detectors", "did you mean 'msp'"),
     ("--detectors [msp,msp]", "detectors", "is duplicated", "label"),
     ("--detectors [{nam:msp}]", "detectors", "name"),
@@ -326,6 +358,14 @@ GRID_OPTIONS = [
     ),
     ("--net ThinResNet --net.num_classes 4", "checkpoint", "another network than ThinResNet"),
     ("--net robust_ood.models.WideResNet --net.depth 17", "net.depth", "6n + 4"),
+    ("--name ..", "name", "is a path"),
+    ("--name=", "name", "is empty"),
+    ("--intervals 1000000000000", "intervals", "too large"),
+    ("--attacks [{name:pgd,steps:100000000000000000000000}]", "attacks.steps", "too large"),
+    ("--detectors [{name:msp,label:..}]", "detectors.label", "is a path"),
+    ("--detectors [{name:msp,label:[1]}]", "detectors.label", "a string"),
+    ("--output=", "output", "is empty"),
+    ("--include missing.yaml", "config", "missing.yaml"),
 ]
 
 
@@ -640,3 +680,41 @@ def test_the_scripts_themselves(tmp_path, script, arguments, field):
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {field}: ")
     assert os.listdir(tmp_path) == []
+
+
+def test_empty_sections_of_a_config_mean_their_default(experiment, tmp_path):
+    config = tmp_path / "empty.yaml"
+    sections = ["trainer", "data", "guards", "checkpoints", "averaging", "robust_validation"]
+    config.write_text("".join(f"{name}:\n" for name in [*sections, "dashboard", "include"]))
+    arguments = ["fit", "-c", experiment, "-c", config, "--output", tmp_path / "run"]
+    assert cli.train([*map(str, arguments), "--trainer.max_steps", "1"]) == 0
+
+
+def test_a_learning_rate_alone_is_that_of_the_default_optimiser(experiment, tmp_path):
+    config = tmp_path / "rate.yaml"
+    config.write_text("model: {init_args: {optimization: {learning_rate: null}}}")
+    arguments = ["fit", "-c", experiment, "-c", config, "--output", tmp_path / "run"]
+    options = ["--model.optimization.optimizer.lr", "0.03", "--trainer.max_steps", "1"]
+    assert cli.train([*map(str, arguments), *options]) == 0
+    last = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    (group,) = last["optimizer_states"][0]["param_groups"]
+    assert group["initial_lr"] == 0.03
+    assert group["momentum"] == 0.9
+
+
+def test_without_detectors_the_classifier_is_evaluated(grid, trained_run, tmp_path):
+    output = tmp_path / "out"
+    arguments = ["-c", grid, "--checkpoint", trained_run / "last.ckpt", "--output", output]
+    assert cli.evaluate([*map(str, arguments), "--detectors", "[]"]) == 0
+    results = json.loads((output / "results.json").read_text())
+    assert results["rows"] == []
+    assert {row["attack"] for row in results["classification"]} == {"none", "pgd"}
+
+
+@pytest.mark.parametrize("variables", [{"WORLD_SIZE": "x"}, {"WORLD_SIZE": "2", "RANK": "1"}])
+def test_variables_of_no_launcher(capsys, monkeypatch, experiment, grid, tmp_path, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    output = ["--output", tmp_path / "out"]
+    fails(capsys, cli.train, ["fit", "-c", experiment, *output], "WORLD_SIZE")
+    fails(capsys, cli.evaluate, ["-c", grid, *output], "WORLD_SIZE")

@@ -737,8 +737,12 @@ def test_an_ood_set_may_be_called_like_the_inliers(net, arrays, tmp_path):
 def test_mistakes(net, arrays, changes, settings, field):
     with pytest.raises(UserError, match=field):
         run(net, data_of(arrays, **changes), {"msp": MSP(net)}, **settings)
-    with pytest.raises(UserError, match="detectors: none given"):
-        run(net, data_of(arrays), {})
+
+
+def test_without_detectors_the_classifier_is_evaluated(net, arrays):
+    results = run(net, data_of(arrays), {})
+    assert results.rows == []
+    assert results.classification
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,8 @@ def test_the_default_gives_the_weights_of_the_old_default_bit_for_bit():
     ("settings", "message"),
     [
         ({"optimizer": "adamv"}, "optimization.optimizer: unknown name 'adamv'"),
-        ({"optimizer": {"lr": 1}}, "optimization.optimizer: .* has no 'name'"),
+        ({"optimizer": {"lrr": 1}}, "optimization.optimizer.lrr: no such setting"),
+        ({"optimizer": {"lr": 1e308}}, "optimization.optimizer.lr: 1e\\+308 is more than"),
         ({"optimizer": {"name": "adamw", "lrr": 1}}, "optimization.optimizer.lrr: no such setting"),
         ({"optimizer": {"name": "adamw", "lr": "x"}}, "optimization.optimizer.lr: 'x' is not"),
         ({"optimizer": {"name": "adamw", "lr": -1}}, "Invalid learning rate: -1"),
@@ -226,6 +227,12 @@ def test_the_default_gives_the_weights_of_the_old_default_bit_for_bit():
 def test_a_mistake_is_told_before_a_run_begins(settings, message):
     with pytest.raises(UserError, match=message):
         Optimization(**settings)
+
+
+def test_settings_without_a_name_are_those_of_the_default():
+    optimization = Optimization(optimizer={"lr": 0.03}, scheduler={"eta_min": 0.01})
+    assert optimization.optimizer == {**Optimization().optimizer, "lr": 0.03}
+    assert optimization.scheduler == {**Optimization().scheduler, "eta_min": 0.01}
 
 
 METHODS = {
