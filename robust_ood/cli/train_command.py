@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from robust_ood.attacks.in_loop import completed
@@ -23,12 +23,10 @@ from robust_ood.callbacks import (
     Dashboard,
     Diverged,
     Guards,
-    MetricsFile,
     RobustValidation,
     Stopped,
 )
 from robust_ood.callbacks.checkpoint_file import check_parts
-from robust_ood.callbacks.checkpoints import checkpoints_in, recent
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.long_form import short_options, whole_attacks
 from robust_ood.cli.messages import parse_arguments, user_errors
@@ -36,20 +34,21 @@ from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import TracedParser
 from robust_ood.cli.preconditions import check_classes, check_outliers, check_trainer
 from robust_ood.cli.quiet import quiet
-from robust_ood.cli.resume import (
-    first_process,
-    newest_checkpoint,
-    refuse_changes,
-    while_restoring,
-)
+from robust_ood.cli.resume import first_process, newest_checkpoint, refuse_changes
 from robust_ood.cli.run_lock import RunLock
+from robust_ood.cli.training_run import (
+    KeepConfig,
+    built_in_loggers,
+    execute,
+    refuse_other_run,
+    user_loggers,
+)
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
 from robust_ood.errors import UserError
 from robust_ood.models import load_weights, read_checkpoint
-from robust_ood.texts import first_sentence, one_line
+from robust_ood.texts import one_line
 from robust_ood.training import Method
-from robust_ood.writing import replace_file
 
 COMMANDS = ("fit", "validate", "test")
 _HOW_RESUMED = ("include", "ckpt_path", "replace", "resume_changed")
@@ -163,7 +162,7 @@ class TrainingCLI(LightningCLI):
             if self.subcommand == "fit":
                 check_parts(self.checkpoint, config.ckpt_path)
         if self.subcommand == "fit":
-            _refuse_other_run(config)
+            refuse_other_run(config)
 
     def instantiate_classes(self) -> None:
         """Build data, network, method and trainer."""
@@ -174,11 +173,11 @@ class TrainingCLI(LightningCLI):
         """Build the trainer with the run folder's loggers and checkpoints, and the user's."""
         config = self._get(self.config_init, "trainer")
         folder = Path(self._get(self.config_init, "output"))
-        user_loggers = _user_loggers(config["logger"])
+        added = user_loggers(config["logger"])
         self.old_curves = list(folder.glob("events.out.tfevents.*"))
         loggers: list[Logger] = []
         if self.subcommand == "fit" and not config["fast_dev_run"]:
-            loggers = [*self._loggers(folder), *user_loggers]
+            loggers = [*built_in_loggers(folder, self.checkpoint), *added]
         try:
             return super().instantiate_trainer(
                 default_root_dir=str(folder), logger=loggers or False, **kwargs
@@ -205,7 +204,7 @@ class TrainingCLI(LightningCLI):
         self.made_folder = not folder.exists()
         if not self._trial:
             self.lock.acquire(folder)
-            _refuse_other_run(self.config.fit)  # one that began there at the same time
+            refuse_other_run(self.config.fit)  # one that began there at the same time
 
     def before_validate(self) -> None:
         """Load the checkpoint's weights, all of them or none."""
@@ -222,7 +221,7 @@ class TrainingCLI(LightningCLI):
         """Train; a run that a mistake ends before its first checkpoint leaves no folder behind."""
         folder = Path(self.trainer.default_root_dir)
         try:
-            self._guard(self.trainer.fit, **{**settings, "weights_only": True})
+            execute(self.trainer.fit, **{**settings, "weights_only": True})
         except UserError as error:
             diverged = isinstance(error, Diverged)  # its metrics show how
             if self.made_folder and not diverged and not list(folder.glob("*.ckpt")):
@@ -234,40 +233,15 @@ class TrainingCLI(LightningCLI):
 
     def validate(self, **settings: Any) -> None:
         """Validate the loaded weights."""
-        self._guard(self.trainer.validate, **{**settings, "ckpt_path": None})
+        execute(self.trainer.validate, **{**settings, "ckpt_path": None})
 
     def test(self, **settings: Any) -> None:
         """Test the loaded weights."""
-        self._guard(self.trainer.test, **{**settings, "ckpt_path": None})
-
-    @staticmethod
-    def _guard(run: Callable[..., Any], **settings: Any) -> None:
-        try:
-            run(**settings)
-        except UserError:
-            raise
-        except Exception as error:
-            if while_restoring(error):
-                raise UserError(
-                    f"ckpt_path: {settings.get('ckpt_path')} cannot be continued "
-                    f"({type(error).__name__}: {first_sentence(error)})"
-                ) from error
-            if isinstance(error, MisconfigurationException) or _refused_by_lightning(error):
-                raise UserError(f"trainer: {one_line(str(error))}") from error
-            raise
+        execute(self.trainer.test, **{**settings, "ckpt_path": None})
 
     @property
     def _trial(self) -> bool:
         return bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]  # no type in Lightning
-
-    def _loggers(self, folder: Path) -> list[Logger]:
-        """Return the loggers that every run has."""
-        purge_step = None
-        if self.checkpoint is not None:
-            # What a killed run logged after its checkpoint is logged again.
-            purge_step = int(self.checkpoint.get("global_step", 0))
-        board = TensorBoardLogger(str(folder), name="", version="", purge_step=purge_step)
-        return [board, MetricsFile(folder)]
 
     def _resolved_settings(self) -> dict[str, Any]:
         text = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
@@ -302,53 +276,6 @@ class TrainingCLI(LightningCLI):
         load_weights(self.model.net, self.checkpoint, source=self.config[self.subcommand].ckpt_path)
 
 
-def _refuse_other_run(config: Any) -> None:
-    """Raise `UserError` where the folder holds a run that this one would destroy."""
-    if config.replace or config.trainer.fast_dev_run:
-        return
-    folder = config.output
-    checkpoint = config.ckpt_path
-    if checkpoint is not None and Path(checkpoint).resolve().parent == folder.resolve():
-        return
-    existing = checkpoints_in(folder)
-    if not existing:
-        return
-    source: str | Path = existing[0]
-    if any(path.exists() for path in recent(folder)):
-        source = "last"
-    names = ", ".join(path.name for path in existing[:3])
-    raise UserError(
-        f"output: {folder} holds a run ({names}); continue it with --ckpt_path {source}, choose "
-        "another folder, or overwrite the existing run with --replace true"
-    )
-
-
-def _user_loggers(setting: Any) -> list[Logger]:
-    """Return the loggers of `trainer.logger`, beside which a run always has its own."""
-    if setting is False:
-        raise UserError(
-            "trainer.logger: false is not accepted; metrics.csv and TensorBoard's curves are "
-            "always written, because a resumed run continues them"
-        )
-    if setting is None or setting is True:
-        return []
-    if isinstance(setting, Logger):
-        return [setting]
-    return list(setting)
-
-
-class KeepConfig(Callback):
-    """Writes the resolved configuration once training begins, and none after an early mistake."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Write `config.yaml`."""
-        if trainer.is_global_zero:
-            replace_file(Path(trainer.default_root_dir) / "config.yaml", self.text)
-
-
 def _seed(value: bool | int) -> int:
     """Return the seed of all random draws, which has to be one that NumPy accepts, too."""
     if isinstance(value, bool) or not 0 <= value < 2**32:
@@ -356,15 +283,6 @@ def _seed(value: bool | int) -> int:
             f"seed_everything: {value} is not a seed; expected a whole number from 0 to {2**32 - 1}"
         )
     return value
-
-
-def _refused_by_lightning(error: Exception) -> bool:
-    """Return whether Lightning itself raised this, about its settings, not code that it called."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
-    return name.startswith(("pytorch_lightning.", "lightning_fabric."))
 
 
 def run(arguments: Sequence[str]) -> int:

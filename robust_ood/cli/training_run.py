@@ -1,0 +1,106 @@
+"""What a training run does with its folder and its trainer when it begins and when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+
+from robust_ood.callbacks import MetricsFile
+from robust_ood.callbacks.checkpoints import checkpoints_in, recent
+from robust_ood.cli.resume import while_restoring
+from robust_ood.errors import UserError
+from robust_ood.texts import first_sentence, one_line
+from robust_ood.writing import replace_file
+
+
+def refuse_other_run(config: Any) -> None:
+    """Raise `UserError` where the folder holds a run that this one would destroy."""
+    if config.replace or config.trainer.fast_dev_run:
+        return
+    folder = config.output
+    checkpoint = config.ckpt_path
+    if checkpoint is not None and Path(checkpoint).resolve().parent == folder.resolve():
+        return
+    existing = checkpoints_in(folder)
+    if not existing:
+        return
+    source: str | Path = existing[0]
+    if any(path.exists() for path in recent(folder)):
+        source = "last"
+    names = ", ".join(path.name for path in existing[:3])
+    raise UserError(
+        f"output: {folder} holds a run ({names}); continue it with --ckpt_path {source}, choose "
+        "another folder, or overwrite the existing run with --replace true"
+    )
+
+
+def built_in_loggers(folder: Path, checkpoint: Mapping[str, Any] | None) -> list[Logger]:
+    """Return the loggers that every run has.
+
+    Args:
+        folder: of the run.
+        checkpoint: what the run continues from.
+    """
+    purge_step = None
+    if checkpoint is not None:
+        # What a killed run logged after its checkpoint is logged again.
+        purge_step = int(checkpoint.get("global_step", 0))
+    board = TensorBoardLogger(str(folder), name="", version="", purge_step=purge_step)
+    return [board, MetricsFile(folder)]
+
+
+def user_loggers(setting: Any) -> list[Logger]:
+    """Return the loggers of `trainer.logger`, beside which a run always has its own."""
+    if setting is False:
+        raise UserError(
+            "trainer.logger: false is not accepted; metrics.csv and TensorBoard's curves are "
+            "always written, because a resumed run continues them"
+        )
+    if setting is None or setting is True:
+        return []
+    if isinstance(setting, Logger):
+        return [setting]
+    return list(setting)
+
+
+class KeepConfig(Callback):
+    """Writes the resolved configuration once training begins, and none after an early mistake."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Write `config.yaml`."""
+        if trainer.is_global_zero:
+            replace_file(Path(trainer.default_root_dir) / "config.yaml", self.text)
+
+
+def execute(run: Callable[..., Any], **settings: Any) -> None:
+    """Call one of the trainer's methods; what the user can mend becomes a `UserError`."""
+    try:
+        run(**settings)
+    except UserError:
+        raise
+    except Exception as error:
+        if while_restoring(error):
+            raise UserError(
+                f"ckpt_path: {settings.get('ckpt_path')} cannot be continued "
+                f"({type(error).__name__}: {first_sentence(error)})"
+            ) from error
+        if isinstance(error, MisconfigurationException) or _refused_by_lightning(error):
+            raise UserError(f"trainer: {one_line(str(error))}") from error
+        raise
+
+
+def _refused_by_lightning(error: Exception) -> bool:
+    """Return whether Lightning itself raised this, about its settings, not code that it called."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+    return name.startswith(("pytorch_lightning.", "lightning_fabric."))
