@@ -22,6 +22,10 @@ DATA_POSITION = "OODData"
 """The entry that says how far training has read."""
 
 
+class WriteError(UserError):
+    """A file of the run could not be written."""
+
+
 class CheckpointFile(TorchCheckpointIO):
     """Lightning's way to files, without its detour through the system's temporary folder.
 
@@ -35,7 +39,7 @@ class CheckpointFile(TorchCheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            UserError: there is no room, or no permission, in the file's folder.
+            WriteError: there is no room, or no permission, in the file's folder.
         """
         path = Path(path)
         sizes = {str(name): count_values(part) for name, part in checkpoint.items()}
@@ -47,7 +51,7 @@ class CheckpointFile(TorchCheckpointIO):
             reason = _system_error(error)
             if reason is None:
                 raise
-            raise UserError(
+            raise WriteError(
                 f"output: cannot write the checkpoint {path.name} into {path.parent} ({reason})"
             ) from error
 

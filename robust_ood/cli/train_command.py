@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import sys
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,22 +26,27 @@ from robust_ood.callbacks import (
     RobustValidation,
     Stopped,
 )
-from robust_ood.callbacks.checkpoint_file import check_parts
+from robust_ood.callbacks.checkpoint_file import WriteError, check_parts
 from robust_ood.cli.configs import with_includes
+from robust_ood.cli.interrupts import stopped_without_launcher
 from robust_ood.cli.long_form import short_options, whole_attacks
 from robust_ood.cli.messages import parse_arguments, user_errors
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import TracedParser
+from robust_ood.cli.peers import PeerLost, SignsOfLife, watch_children
 from robust_ood.cli.preconditions import check_classes, check_outliers, check_trainer
 from robust_ood.cli.quiet import quiet
-from robust_ood.cli.resume import first_process, newest_checkpoint, refuse_changes
+from robust_ood.cli.resume import newest_checkpoint, refuse_changes
 from robust_ood.cli.run_lock import RunLock
 from robust_ood.cli.training_run import (
+    Ended,
     KeepConfig,
     built_in_loggers,
+    end,
     execute,
     refuse_other_run,
     user_loggers,
+    what_is_kept,
 )
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
@@ -179,11 +184,13 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "fit" and not config["fast_dev_run"]:
             loggers = [*built_in_loggers(folder, self.checkpoint), *added]
         try:
-            return super().instantiate_trainer(
+            trainer: Trainer = super().instantiate_trainer(
                 default_root_dir=str(folder), logger=loggers or False, **kwargs
             )
         except (MisconfigurationException, ValueError, ImportError) as error:
             raise UserError(f"trainer: {one_line(str(error))}") from error
+        watch_children(trainer)
+        return trainer
 
     def before_fit(self) -> None:
         """Find mistakes before anything is written, then give the run its settings."""
@@ -221,23 +228,28 @@ class TrainingCLI(LightningCLI):
         """Train; a run that a mistake ends before its first checkpoint leaves no folder behind."""
         folder = Path(self.trainer.default_root_dir)
         try:
-            execute(self.trainer.fit, **{**settings, "weights_only": True})
+            execute(self.trainer, self.trainer.fit, **{**settings, "weights_only": True})
         except UserError as error:
-            diverged = isinstance(error, Diverged)  # its metrics show how
-            if self.made_folder and not diverged and not list(folder.glob("*.ckpt")):
+            tells = isinstance(error, Diverged | WriteError)  # its metrics show how far it came
+            if self.made_folder and not tells and not list(folder.glob("*.ckpt")):
                 # Every process removes it, and the message must survive that.
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+        except PeerLost as lost:
+            raise Ended(f"error: {lost}; {what_is_kept(folder)}", lost.code) from lost
+        except KeyboardInterrupt as interrupt:
+            code = 128 + signal.SIGINT
+            raise Ended(f"stopped at once; {what_is_kept(folder)}", code) from interrupt
         if self.trainer.is_global_zero and (folder / "last.ckpt").exists() and not self._trial:
             print(f"wrote {folder / 'last.ckpt'}")
 
     def validate(self, **settings: Any) -> None:
         """Validate the loaded weights."""
-        execute(self.trainer.validate, **{**settings, "ckpt_path": None})
+        execute(self.trainer, self.trainer.validate, **{**settings, "ckpt_path": None})
 
     def test(self, **settings: Any) -> None:
         """Test the loaded weights."""
-        execute(self.trainer.test, **{**settings, "ckpt_path": None})
+        execute(self.trainer, self.trainer.test, **{**settings, "ckpt_path": None})
 
     @property
     def _trial(self) -> bool:
@@ -266,6 +278,7 @@ class TrainingCLI(LightningCLI):
         if not self._trial:
             kept = {name: value for name, value in settings.items() if name not in _HOW_RESUMED}
             callbacks.append(KeepConfig(yaml.safe_dump(kept, sort_keys=False)))
+            callbacks.append(SignsOfLife())
 
     def _load_weights(self, split: Any) -> None:
         check_classes(self.model.net, self.datamodule, split)
@@ -289,29 +302,34 @@ def run(arguments: Sequence[str]) -> int:
     """Run `fit`, `validate` or `test` and return the exit code."""
     quiet()
     register_types()
+    with stopped_without_launcher() as launcher:
+        try:
+            _run(arguments)
+        except Stopped as stop:
+            return end(f"{stop}; continue with --ckpt_path last", 128 + stop.signum, launcher)
+        except Ended as early:
+            return end(str(early), early.code, launcher)
+        except PeerLost as lost:
+            return end(f"error: {lost}", lost.code, launcher)
+    return 0
+
+
+def _run(arguments: Sequence[str]) -> None:
     # A shortened --config would be read without what its file includes.
     strict = {"exit_on_error": False, "allow_abbrev": False}
-    try:
-        TrainingCLI(
-            Method,
-            OODData,
-            subclass_mode_model=True,
-            save_config_callback=None,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            trainer_defaults={
-                "use_distributed_sampler": False,  # our loaders shard themselves
-                "enable_model_summary": False,
-                "log_every_n_steps": 10,
-                "num_sanity_val_steps": 0,
-            },
-            parser_kwargs={**strict, **dict.fromkeys(COMMANDS, strict)},
-            args=whole_attacks(short_options(with_includes(arguments))),
-        )
-    except Stopped as stop:
-        if not first_process():
-            # The first process speaks for all; its launcher takes another code for a crash.
-            return 0
-        print(f"{stop}; continue with --ckpt_path last", file=sys.stderr)
-        return 128 + stop.signum
-    return 0
+    TrainingCLI(
+        Method,
+        OODData,
+        subclass_mode_model=True,
+        save_config_callback=None,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        trainer_defaults={
+            "use_distributed_sampler": False,  # our loaders shard themselves
+            "enable_model_summary": False,
+            "log_every_n_steps": 10,
+            "num_sanity_val_steps": 0,
+        },
+        parser_kwargs={**strict, **dict.fromkeys(COMMANDS, strict)},
+        args=whole_attacks(short_options(with_includes(arguments))),
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from robust_ood.callbacks import MetricsFile
 from robust_ood.callbacks.checkpoints import checkpoints_in, recent
-from robust_ood.cli.resume import while_restoring
+from robust_ood.cli.interrupts import Launcher
+from robust_ood.cli.peers import lost_peer
+from robust_ood.cli.resume import first_process, while_restoring
 from robust_ood.errors import UserError
 from robust_ood.texts import first_sentence, one_line
 from robust_ood.writing import replace_file
@@ -80,13 +84,27 @@ class KeepConfig(Callback):
             replace_file(Path(trainer.default_root_dir) / "config.yaml", self.text)
 
 
-def execute(run: Callable[..., Any], **settings: Any) -> None:
-    """Call one of the trainer's methods; what the user can mend becomes a `UserError`."""
+def execute(trainer: Trainer, run: Callable[..., Any], **settings: Any) -> None:
+    """Call one of the trainer's methods.
+
+    Raises:
+        UserError: what the user can mend.
+        PeerLost: another process of the run ended.
+        KeyboardInterrupt: Ctrl-C where the run cannot wait for the end of a step.
+    """
     try:
         run(**settings)
     except UserError:
         raise
+    except SystemExit as end:
+        # Lightning's, which has ended the other processes; its exit code is that of a crash.
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from end
+        raise
     except Exception as error:
+        lost = lost_peer(error, trainer)
+        if lost is not None:
+            raise lost from error
         if while_restoring(error):
             raise UserError(
                 f"ckpt_path: {settings.get('ckpt_path')} cannot be continued "
@@ -104,3 +122,33 @@ def _refused_by_lightning(error: Exception) -> bool:
         trace = trace.tb_next
     name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
     return name.startswith(("pytorch_lightning.", "lightning_fabric."))
+
+
+def what_is_kept(folder: Path) -> str:
+    """Return what a run that ended early has left to continue from."""
+    path = folder / "last.ckpt"
+    if path.exists():
+        return f"{path} is kept; continue with --ckpt_path last"
+    return "it had written no checkpoint yet"
+
+
+class Ended(Exception):  # noqa: N818  # a run may end so without an error
+    """The run ended early, not through a mistake.
+
+    code: the exit code.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def end(message: str, code: int, launcher: Launcher) -> int:
+    """Say how the run ended, if this is the process that says so, and return the exit code."""
+    # The second process speaks where the first one was its launcher, and is gone.
+    if first_process() or (launcher.is_gone and os.environ.get("LOCAL_RANK") == "1"):
+        print(message, file=sys.stderr)
+        return code
+    if code > 128:
+        return 0  # the first process's code counts; a launcher takes another one for a crash
+    return code

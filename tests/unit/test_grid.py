@@ -527,11 +527,11 @@ def test_what_another_process_is_at_is_left_to_it_and_waited_for(net, arrays, tm
         other.acquire()
     waits, claim = [], store.claim
 
-    def claiming(name, *, wait):
+    def claiming(name, title, *, wait):
         if wait:
             waits.append((name, sum(counted.values())))
             other.release()
-        return claim(name, wait=wait)
+        return claim(name, title, wait=wait)
 
     store.claim = claiming
     grid.compute()
