@@ -13,6 +13,9 @@ from typing import Any
 
 _NAMES = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
+STOPPED = 130
+"""The exit code after an interruption."""
+
 LAUNCHER = "ROBUST_OOD_LAUNCHER"
 """The environment variable in which the first process of a run gives the others its number."""
 
@@ -50,12 +53,15 @@ class Launcher:
     """The process that started this one as one of several: torchrun, or the first of them.
 
     A command that was started by a shell has none: it may outlive the shell.
+
+    is_first_process: whether it is a process of the run, too, and not torchrun.
     """
 
     def __init__(self) -> None:
         parent = os.getppid()
-        is_known = os.environ.get(LAUNCHER) == str(parent) or "TORCHELASTIC_RUN_ID" in os.environ
-        self._pid = parent if is_known else None
+        self.is_first_process = os.environ.get(LAUNCHER) == str(parent)
+        is_launcher = self.is_first_process or "TORCHELASTIC_RUN_ID" in os.environ
+        self._pid = parent if is_launcher else None
 
     @property
     def is_gone(self) -> bool:
