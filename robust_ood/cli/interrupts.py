@@ -73,6 +73,15 @@ class Launcher:
         """Whether there was one when this process began."""
         return self._pid is not None
 
+    def terminate(self, signum: int, frame: FrameType | None) -> None:
+        """Take SIGTERM while no one else does: obey it, unless the launcher's end caused it.
+
+        Then this process is ending already, and has a line to say, or has not begun yet.
+        """
+        if not self.is_gone:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+
 
 @contextmanager
 def stopped_without_launcher() -> Iterator[Launcher]:
@@ -86,12 +95,19 @@ def stopped_without_launcher() -> Iterator[Launcher]:
         yield launcher
         return
     ended = threading.Event()
+    is_free = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    is_ours = is_free and threading.current_thread() is threading.main_thread()
+    if is_ours:
+        signal.signal(signal.SIGTERM, launcher.terminate)
     watch = threading.Thread(target=_watch, args=(launcher, ended), daemon=True, name="launcher")
     watch.start()
     try:
         yield launcher
     finally:
         ended.set()
+        watch.join()  # it sends no signal after this
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _watch(launcher: Launcher, ended: threading.Event) -> None:
