@@ -27,9 +27,10 @@ class Stopped(Exception):  # noqa: N818  # a request, not an error
 
 
 class Signals:
-    """Notes SIGTERM, SIGINT (Ctrl-C) and a requeue signal until the current step is complete.
+    """Notes SIGTERM, SIGHUP, Ctrl-C and a requeue signal until the current step is complete.
 
-    A second Ctrl-C stops at once. SIGUSR1 (or SIGUSR2) is only taken over where it has a handler
+    A second Ctrl-C stops at once. SIGHUP, which a closed terminal sends, is left alone where it is
+    ignored, as under `nohup`. SIGUSR1 (or SIGUSR2) is only taken over where it has a handler
     already - Lightning's requeues the job under SLURM - and that handler then runs between two
     steps instead of within one.
     """
@@ -46,6 +47,9 @@ class Signals:
             return
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._originals[signum] = signal.signal(signum, self._ask_to_stop)
+        hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+        if hangup is not None and signal.getsignal(hangup) == signal.SIG_DFL:
+            self._originals[hangup] = signal.signal(hangup, self._ask_to_stop)
         for signum in (signal.SIGUSR1, signal.SIGUSR2):
             if callable(signal.getsignal(signum)):
                 self._originals[signum] = signal.signal(signum, self._defer)

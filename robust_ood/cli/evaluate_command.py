@@ -18,7 +18,12 @@ from robust_ood import attacks, detectors
 from robust_ood.attacks import Attack
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.evaluate_checks import check_names, check_output, choose_device
-from robust_ood.cli.interrupts import stopped_by_signals
+from robust_ood.cli.interrupts import (
+    STOPPED,
+    Launcher,
+    stopped_by_signals,
+    stopped_without_launcher,
+)
 from robust_ood.cli.messages import parse_arguments, user_errors
 from robust_ood.cli.models import Models, choose_models, each_radius, several_checkpoints
 from robust_ood.cli.networks import add_network_arguments, find_parts, load, name_of
@@ -39,8 +44,6 @@ from robust_ood.evaluation.rows import summarise
 from robust_ood.evaluation.terminal import describe_failure
 
 Specs = list[str | dict[str, Any]]
-STOPPED = 130
-"""The exit code after an interruption."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,15 @@ def run(arguments: Sequence[str]) -> int:
     request = parse(arguments)
     console = Console(quiet=not is_first())
     subjects = build(request, console)
-    with stopped_by_signals(), ProgressBar(console) as progress:
+    with (
+        stopped_by_signals(),
+        stopped_without_launcher() as launcher,
+        ProgressBar(console) as progress,
+    ):
         grid, stopped = compute(request, subjects, progress)
         # Of several processes under torchrun, the first one reads what all have stored.
         if not is_first():
-            return STOPPED if stopped else 0
+            return _end_beside_first(launcher, stopped=stopped)
         results = read_results(grid, request.config.intervals, stopped=stopped)
     return finish(request, grid, results, console)
 
@@ -266,3 +273,14 @@ def finish(request: Request, grid: Grid, results: Results, console: Console) -> 
     if results.rows:
         present(folder, grid, request.ending, console)
     return 1 if results.failures else 0
+
+
+def _end_beside_first(launcher: Launcher, *, stopped: bool) -> int:
+    """Return the exit code of a process for which the first one speaks, if that still can."""
+    if stopped and launcher.is_gone:
+        print(
+            f"stopped: the process that started this one (pid {os.getpid()}) is gone; what is done "
+            "is kept",
+            file=sys.stderr,
+        )
+    return STOPPED if stopped else 0

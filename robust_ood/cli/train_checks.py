@@ -9,9 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import Logger
-
-from robust_ood.callbacks.checkpoints import checkpoints_in, recent
 from robust_ood.cli.bounds import check_name
 from robust_ood.cli.configs import read_config
 from robust_ood.errors import UserError
@@ -114,41 +111,6 @@ def _at(settings: Any, names: Sequence[str]) -> Any:
             return None
         settings = settings.get(name)
     return settings
-
-
-def refuse_other_run(config: Any) -> None:
-    """Raise `UserError` where the folder holds a run that this one would destroy."""
-    if config.replace or config.trainer.fast_dev_run:
-        return
-    folder = config.output
-    checkpoint = config.ckpt_path
-    if checkpoint is not None and Path(checkpoint).resolve().parent == folder.resolve():
-        return
-    existing = checkpoints_in(folder)
-    if not existing:
-        return
-    source: str | Path = existing[0]
-    if any(path.exists() for path in recent(folder)):
-        source = "last"
-    names = ", ".join(path.name for path in existing[:3])
-    raise UserError(
-        f"output: {folder} holds a run ({names}); continue it with --ckpt_path {source}, choose "
-        "another folder, or overwrite the existing run with --replace true"
-    )
-
-
-def user_loggers(setting: Any) -> list[Logger]:
-    """Return the loggers of `trainer.logger`, beside which a run always has its own."""
-    if setting is False:
-        raise UserError(
-            "trainer.logger: false is not accepted; metrics.csv and TensorBoard's curves are "
-            "always written, because a resumed run continues them"
-        )
-    if setting is None or setting is True:
-        return []
-    if isinstance(setting, Logger):
-        return [setting]
-    return list(setting)
 
 
 def run_seed(value: bool | int) -> int:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import shutil
-import sys
-from collections.abc import Callable, Mapping, Sequence
+import signal
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from robust_ood.attacks.in_loop import completed
@@ -23,41 +23,44 @@ from robust_ood.callbacks import (
     Dashboard,
     Diverged,
     Guards,
-    MetricsFile,
     RobustValidation,
     Stopped,
 )
-from robust_ood.callbacks.checkpoint_file import check_parts
+from robust_ood.callbacks.checkpoint_file import WriteError, check_parts
 from robust_ood.cli.configs import with_includes
+from robust_ood.cli.interrupts import stopped_without_launcher
 from robust_ood.cli.long_form import short_options, whole_attacks
 from robust_ood.cli.messages import parse_arguments, user_errors
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import TracedParser
+from robust_ood.cli.peers import PeerLost, SignsOfLife, watch_children
 from robust_ood.cli.preconditions import check_classes, check_outliers, check_trainer
 from robust_ood.cli.processes import check_processes
 from robust_ood.cli.quiet import quiet
-from robust_ood.cli.resume import (
-    first_process,
-    newest_checkpoint,
-    refuse_changes,
-    while_restoring,
-)
+from robust_ood.cli.resume import newest_checkpoint, refuse_changes
 from robust_ood.cli.run_lock import RunLock
 from robust_ood.cli.train_checks import (
     check_settings,
     is_refused_by_lightning,
     refuse_following,
-    refuse_other_run,
     run_seed,
+)
+from robust_ood.cli.training_run import (
+    Ended,
+    KeepConfig,
+    built_in_loggers,
+    end,
+    execute,
+    refuse_other_run,
     user_loggers,
+    what_is_kept,
 )
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
 from robust_ood.errors import UserError
 from robust_ood.models import load_weights, read_checkpoint
-from robust_ood.texts import first_sentence, one_line
+from robust_ood.texts import one_line
 from robust_ood.training import Method
-from robust_ood.writing import replace_file
 
 COMMANDS = ("fit", "validate", "test")
 _HOW_RESUMED = ("include", "ckpt_path", "replace", "resume_changed")
@@ -187,15 +190,17 @@ class TrainingCLI(LightningCLI):
         self.old_curves = list(folder.glob("events.out.tfevents.*"))
         loggers: list[Logger] = []
         if self.subcommand == "fit" and not config["fast_dev_run"]:
-            loggers = [*self._loggers(folder), *chosen_loggers]
+            loggers = [*built_in_loggers(folder, self.checkpoint), *chosen_loggers]
         try:
-            return super().instantiate_trainer(
+            trainer: Trainer = super().instantiate_trainer(
                 default_root_dir=str(folder), logger=loggers or False, **kwargs
             )
         except (MisconfigurationException, ValueError, ImportError, TypeError) as error:
             if isinstance(error, TypeError) and not is_refused_by_lightning(error):
                 raise
             raise UserError(f"trainer: {one_line(str(error))}") from error
+        watch_children(trainer)
+        return trainer
 
     def before_fit(self) -> None:
         """Find mistakes before anything is written, then give the run its settings."""
@@ -233,52 +238,32 @@ class TrainingCLI(LightningCLI):
         """Train; a run that a mistake ends before its first checkpoint leaves no folder behind."""
         folder = Path(self.trainer.default_root_dir)
         try:
-            self._guard(self.trainer.fit, **{**settings, "weights_only": True})
+            execute(self.trainer, self.trainer.fit, **{**settings, "weights_only": True})
         except UserError as error:
-            diverged = isinstance(error, Diverged)  # its metrics show how
-            if self.made_folder and not diverged and not list(folder.glob("*.ckpt")):
+            tells = isinstance(error, Diverged | WriteError)  # its metrics show how far it came
+            if self.made_folder and not tells and not list(folder.glob("*.ckpt")):
                 # Every process removes it, and the message must survive that.
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+        except PeerLost as lost:
+            raise Ended(f"error: {lost}; {what_is_kept(folder)}", lost.code) from lost
+        except KeyboardInterrupt as interrupt:
+            code = 128 + signal.SIGINT
+            raise Ended(f"stopped at once; {what_is_kept(folder)}", code) from interrupt
         if self.trainer.is_global_zero and (folder / "last.ckpt").exists() and not self._trial:
             print(f"wrote {folder / 'last.ckpt'}")
 
     def validate(self, **settings: Any) -> None:
         """Validate the loaded weights."""
-        self._guard(self.trainer.validate, **{**settings, "ckpt_path": None})
+        execute(self.trainer, self.trainer.validate, **{**settings, "ckpt_path": None})
 
     def test(self, **settings: Any) -> None:
         """Test the loaded weights."""
-        self._guard(self.trainer.test, **{**settings, "ckpt_path": None})
-
-    @staticmethod
-    def _guard(run: Callable[..., Any], **settings: Any) -> None:
-        try:
-            run(**settings)
-        except UserError:
-            raise
-        except Exception as error:
-            if while_restoring(error):
-                raise UserError(
-                    f"ckpt_path: {settings.get('ckpt_path')} cannot be continued "
-                    f"({type(error).__name__}: {first_sentence(error)})"
-                ) from error
-            if isinstance(error, MisconfigurationException) or is_refused_by_lightning(error):
-                raise UserError(f"trainer: {one_line(str(error))}") from error
-            raise
+        execute(self.trainer, self.trainer.test, **{**settings, "ckpt_path": None})
 
     @property
     def _trial(self) -> bool:
         return bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]  # no type in Lightning
-
-    def _loggers(self, folder: Path) -> list[Logger]:
-        """Return the loggers that every run has."""
-        purge_step = None
-        if self.checkpoint is not None:
-            # What a killed run logged after its checkpoint is logged again.
-            purge_step = int(self.checkpoint.get("global_step", 0))
-        board = TensorBoardLogger(str(folder), name="", version="", purge_step=purge_step)
-        return [board, MetricsFile(folder)]
 
     def _resolved_settings(self) -> dict[str, Any]:
         text = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
@@ -303,6 +288,7 @@ class TrainingCLI(LightningCLI):
         if not self._trial:
             kept = {name: value for name, value in settings.items() if name not in _HOW_RESUMED}
             callbacks.append(KeepConfig(yaml.safe_dump(kept, sort_keys=False)))
+            callbacks.append(SignsOfLife())
 
     def _load_weights(self, split: Any) -> None:
         check_classes(self.model.net, self.datamodule, split)
@@ -313,48 +299,41 @@ class TrainingCLI(LightningCLI):
         load_weights(self.model.net, self.checkpoint, source=self.config[self.subcommand].ckpt_path)
 
 
-class KeepConfig(Callback):
-    """Writes the resolved configuration once training begins, and none after an early mistake."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Write `config.yaml`."""
-        if trainer.is_global_zero:
-            replace_file(Path(trainer.default_root_dir) / "config.yaml", self.text)
-
-
 def run(arguments: Sequence[str]) -> int:
     """Run `fit`, `validate` or `test` and return the exit code."""
     quiet()
     check_processes()
     register_types()
+    with stopped_without_launcher() as launcher:
+        try:
+            _run(arguments)
+        except Stopped as stop:
+            return end(f"{stop}; continue with --ckpt_path last", 128 + stop.signum, launcher)
+        except Ended as early:
+            return end(str(early), early.code, launcher)
+        except PeerLost as lost:
+            return end(f"error: {lost}", lost.code, launcher)
+    return 0
+
+
+def _run(arguments: Sequence[str]) -> None:
     given = with_includes(arguments)
     refuse_following(given)
     # A shortened --config would be read without what its file includes.
     strict = {"exit_on_error": False, "allow_abbrev": False}
-    try:
-        TrainingCLI(
-            Method,
-            OODData,
-            subclass_mode_model=True,
-            save_config_callback=None,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            trainer_defaults={
-                "use_distributed_sampler": False,  # our loaders shard themselves
-                "enable_model_summary": False,
-                "log_every_n_steps": 10,
-                "num_sanity_val_steps": 0,
-            },
-            parser_kwargs={**strict, **dict.fromkeys(COMMANDS, strict)},
-            args=whole_attacks(short_options(given)),
-        )
-    except Stopped as stop:
-        if not first_process():
-            # The first process speaks for all; its launcher takes another code for a crash.
-            return 0
-        print(f"{stop}; continue with --ckpt_path last", file=sys.stderr)
-        return 128 + stop.signum
-    return 0
+    TrainingCLI(
+        Method,
+        OODData,
+        subclass_mode_model=True,
+        save_config_callback=None,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        trainer_defaults={
+            "use_distributed_sampler": False,  # our loaders shard themselves
+            "enable_model_summary": False,
+            "log_every_n_steps": 10,
+            "num_sanity_val_steps": 0,
+        },
+        parser_kwargs={**strict, **dict.fromkeys(COMMANDS, strict)},
+        args=whole_attacks(short_options(given)),
+    )

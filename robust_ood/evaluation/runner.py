@@ -38,7 +38,7 @@ class Runner:
         for wait in (False, True):
             claimed_by_others = []
             for task, count in waiting:
-                with self.store.claim(task.name, wait=wait) as claimed:
+                with self.store.claim(task.name, task.title, wait=wait) as claimed:
                     if not claimed:
                         claimed_by_others.append((task, count))
                         continue
@@ -74,6 +74,8 @@ class Runner:
                 self._attempt(task, [label])
             return
         for label, cell in cells.items():
+            if self.store.has(task.keys[label]):
+                continue  # this process stood still, and another took its task over
             provenance = {
                 "model": task.model,
                 "detector": label or None,

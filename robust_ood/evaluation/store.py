@@ -1,8 +1,7 @@
 """The store: what has been computed, under a key of everything that determines it.
 
 A folder holds `cells/KEY.npz`, each written in one move, and `locks/`, by which processes that
-share the folder divide the work: what one of them computes, the others leave alone. The system
-frees a dead process's locks.
+share the folder divide the work (see `claims`): what one of them computes, the others leave alone.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from robust_ood.errors import UserError
+from robust_ood.evaluation import claims
 from robust_ood.writing import remove_partial_files, replace_file
 
 LAYOUT = 1
@@ -83,7 +82,7 @@ class Store:
         self._cells[key] = cell
 
     @contextmanager
-    def claim(self, name: str, *, wait: bool) -> Iterator[bool]:
+    def claim(self, name: str, title: str = "", *, wait: bool) -> Iterator[bool]:
         """Keep others from the task of that name inside the block; gives False if one runs it."""
         yield True
 
@@ -141,25 +140,19 @@ class FolderStore(Store):
         replace_file(path, content.getvalue())
 
     @contextmanager
-    def claim(self, name: str, *, wait: bool) -> Iterator[bool]:
+    def claim(self, name: str, title: str = "", *, wait: bool) -> Iterator[bool]:
         """Hold a lock of that name inside the block.
 
-        Gives False where another process holds it and `wait` is False.
+        Gives False where another process holds it and `wait` is False. A process that waits says
+        so after a minute, and goes on without the other once that is silent for ten minutes.
+
+        Args:
+            name: of the task.
+            title: what others tell their users while they wait for it.
+            wait: until it is free.
         """
-        lock = FileLock(self._locks() / f"{name}.lock")
-        try:
-            lock.acquire(timeout=-1 if wait else 0)
-        except Timeout:
-            yield False
-            return
-        except NotImplementedError as error:
-            raise UserError(
-                f"output: {self.folder.parent} is on a file system without locks; take another"
-            ) from error
-        try:
-            yield True
-        finally:
-            lock.release()
+        with claims.claim(self._locks(), name, title or name, wait=wait) as claimed:
+            yield claimed
 
     def path(self, key: str) -> str:
         """Return where a cell lies, relative to the folder of results."""

@@ -4,6 +4,7 @@ nonsense.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -128,6 +129,7 @@ def test_a_signal_leaves_what_is_done_and_says_how_to_go_on(
     assert process.returncode == 130
     (line,) = said.splitlines()
     assert "same command" in line
+    assert not list(tmp_path.rglob("*.partial"))
     partly = Results.read(tmp_path)
     assert not partly.complete
     assert 0 < len(rows(tmp_path)) < len(rows(whole))
@@ -150,6 +152,135 @@ def test_two_processes_of_torchrun_find_what_one_finds(grid, trained_run, tmp_pa
     assert rows(tmp_path / "out") == rows(whole)
     assert set(cells(tmp_path / "out")) == set(cells(whole))
     assert out.read_text().count("wrote ") == 1
+
+
+IMPATIENT = """
+import sys
+from robust_ood.cli import evaluate, interrupts
+from robust_ood.evaluation import claims
+claims.PATIENCE, claims.SILENCE, claims.BEAT, interrupts.CHECK = 1, SILENCE, 0.2, 0.2
+sys.exit(evaluate())
+"""
+
+
+def start_two(command, folder, silence) -> subprocess.Popen[str]:
+    """Start two processes of torchrun that wait for each other less long."""
+    script = folder / "impatient.py"
+    script.write_text(IMPATIENT.replace("SILENCE, 0.2", f"{silence}, 0.2"))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return start([*launch, str(script), *command], subprocess.DEVNULL)
+
+
+def stop_one_at_work(folder, *, rank) -> int:
+    """Stop a process of torchrun that holds a task, and return its number."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for sign in (folder / "store" / "locks").glob("*.alive"):
+            number = process_in(sign)
+            if number is None or rank_of(number) != rank:
+                continue
+            os.kill(number, signal.SIGSTOP)
+            if process_in(sign) == number:
+                return number
+            os.kill(number, signal.SIGCONT)  # between two tasks
+        time.sleep(0.005)
+    raise AssertionError("no process was at work")
+
+
+def process_in(sign) -> int | None:
+    try:
+        return int(sign.read_text().split(",")[0].rpartition(":")[2])
+    except (OSError, ValueError):  # gone, or not written yet
+        return None
+
+
+def rank_of(number) -> str | None:
+    try:
+        environment = Path(f"/proc/{number}/environ").read_text().split("\0")
+    except OSError:
+        return None
+    return dict(entry.partition("=")[::2] for entry in environment).get("RANK")
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
+def test_the_work_of_a_process_that_stands_still_is_taken_over(grid, trained_run, tmp_path, whole):
+    out = tmp_path / "out"
+    process = start_two(arguments(grid, trained_run, out, *SETTINGS), tmp_path, silence=3)
+    stopped = stop_one_at_work(out, rank="1")
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "results.json").exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    before = cells(out)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert rows(out) == rows(whole)
+    assert cells(out) == before  # what had stood still wrote nothing again
+    assert set(cells(out)) == set(cells(whole))
+    lines = [line for line in said.splitlines() if f":{stopped}, at " in line]
+    assert [line.startswith("waiting since ") for line in lines] == [True, False]
+    assert lines[1].endswith("its work is done here")
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
+def test_a_process_whose_launcher_died_does_not_wait_for_ever(grid, trained_run, tmp_path, whole):
+    """One process stands still, the other waits for it, and torchrun is killed."""
+    out = tmp_path / "out"
+    process = start_two(arguments(grid, trained_run, out, *SETTINGS), tmp_path, silence=600)
+    stopped = stop_one_at_work(out, rank="0")
+    try:
+        line = ""
+        while not line.startswith("waiting since "):
+            line = process.stderr.readline()
+            assert line, "the other process ended"
+        process.kill()
+        line = process.stderr.readline()
+        assert line.startswith("stopped: the process that started this one ")
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    rest = process.stderr.read()  # ends when all processes have
+    process.wait()
+    assert rest.splitlines() == [
+        "stopped: what is done is kept; the same command computes the rest"
+    ]
+    assert not Results.read(out).complete
+    assert cli.evaluate(arguments(grid, trained_run, out, *SETTINGS)) == 0
+    assert rows(out) == rows(whole)
+
+
+@pytest.mark.parametrize("name", [".npz", "results.json", "results.csv", ".alive"])
+def test_a_full_disk_is_one_line_that_names_the_file(
+    capsys, monkeypatch, grid, trained_run, tmp_path, whole, name
+):
+    written = []
+
+    def full(path, content, original):
+        target = path.name.removeprefix(".")
+        if name in target:
+            written.append(path)
+            if name != ".npz" or len(written) == 5:
+                original(path, content[: len(content) // 2])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(path, content)
+
+    write_bytes, write_text = Path.write_bytes, Path.write_text
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", lambda path, content: full(path, content, write_bytes))
+        patched.setattr(Path, "write_text", lambda path, content: full(path, content, write_text))
+        assert cli.evaluate(arguments(grid, trained_run, tmp_path, *SETTINGS)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}")
+    assert line.endswith(f"{name}: No space left on device")
+    assert not list(tmp_path.rglob("*.partial"))
+    before = cells(tmp_path)
+    assert len(before) >= 4 * (name != ".alive")
+    assert cli.evaluate(arguments(grid, trained_run, tmp_path, *SETTINGS)) == 0
+    assert before.items() <= cells(tmp_path).items()
+    assert rows(tmp_path) == rows(whole)
 
 
 def test_two_evaluations_of_one_folder_at_once(grid, trained_run, tmp_path, whole):

@@ -527,11 +527,11 @@ def test_what_another_process_is_at_is_left_to_it_and_waited_for(net, arrays, tm
         other.acquire()
     waits, claim = [], store.claim
 
-    def claiming(name, *, wait):
+    def claiming(name, title, *, wait):
         if wait:
             waits.append((name, sum(counted.values())))
             other.release()
-        return claim(name, wait=wait)
+        return claim(name, title, wait=wait)
 
     store.claim = claiming
     grid.compute()
@@ -607,7 +607,7 @@ def test_an_interval_that_another_process_is_at_is_waited_for(net, arrays, tmp_p
     grid.compute()
 
     @contextmanager
-    def claim(name, *, wait):
+    def claim(name, title, *, wait):
         if wait:
             grid.store.write(name, others.read(name))  # the other process ends meanwhile
         yield wait
