@@ -1,4 +1,4 @@
-"""A user's values in messages: on one line, and short."""
+"""A user's values in messages: on one line, printable, and short."""
 
 from __future__ import annotations
 
@@ -6,6 +6,22 @@ from typing import Any
 
 LONGEST_VALUE = 80
 """Characters of a user's value that a message repeats."""
+
+
+def printable(text: str) -> str:
+    r"""Return a text on one line in which what no terminal should obey is written out.
+
+    Names and keys in files of others may hold anything. Control characters become `\x1b`, line
+    breaks `\n`, and what turns the reading direction, is invisible or cannot be encoded `\u202e`;
+    letters of any script stay.
+    """
+    return "".join(_written_out(character) for character in text)
+
+
+def _written_out(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
 def one_line(text: str) -> str:
