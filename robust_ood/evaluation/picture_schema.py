@@ -96,7 +96,7 @@ def check_drawing(kind: str, arrays: Mapping[str, NDArray[Any]], about: Mapping[
     """Raise `ValueError` unless arrays and settings are those of a kind of picture."""
     lengths = _lengths(arrays, _expected(kind, arrays))
     if kind in _ABOUT:
-        facts = msgspec.convert(about, _ABOUT[kind])
+        facts: Any = msgspec.convert(about, _ABOUT[kind])
         if isinstance(facts, ImageFacts):
             for name, entries in (("groups", facts.groups), ("sets", facts.sets)):
                 if len(entries) != lengths["M"]:

@@ -56,7 +56,7 @@ _REQUIRED = ("environment", "rows", "classification", "warnings")
 _LISTS = ("intervals", "members", "failures", "summary", "cells")
 """The lists that older files may lack."""
 
-_REFUSAL = re.compile(r"(?P<what>.*?)(, got `\w+`)?( - at `\$\.?(?P<place>[^`]*)`)?$")
+_REFUSAL = re.compile(r"(?P<what>.*?)(, got (`\w+`|\d+))?( - at `\$\.?(?P<place>[^`]*)`)?$")
 """A message of msgspec: what it expected, and where."""
 
 

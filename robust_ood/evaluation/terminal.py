@@ -209,7 +209,7 @@ def _summary(results: Results) -> Table:
         table.add_column(name, overflow="fold")
     table.add_column("", justify="right", no_wrap=True)
     for line in results.summary:
-        metric = "auroc" if line.detector else "accuracy"
+        metric = "accuracy" if line.detector is None else "auroc"
         names = (line.recipe, line.detector or "", line.attack)
         table.add_row(
             *map(plain, names),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -156,10 +157,12 @@ def finish(
     svg = io.StringIO()
     png = io.BytesIO()
     # Identifiers and metadata are fixed, so that the same drawing gives the same bytes.
-    with matplotlib.rc_context({"svg.hashsalt": name}):
+    with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
+        # Names in other scripts or of many letters cost looks; the page has them as text.
+        warnings.simplefilter("ignore", UserWarning)
         metadata = {"Date": None, "Creator": None}
         drawing.savefig(svg, format="svg", transparent=True, metadata=metadata)
-    drawing.savefig(png, format="png", facecolor="white", metadata={"Software": None})
+        drawing.savefig(png, format="png", facecolor="white", metadata={"Software": None})
     title, caption, alt = words
     element = _for_page(svg.getvalue(), name, alt)
     return Figure(name, title, caption, alt, element, png.getvalue(), columns, rows)
