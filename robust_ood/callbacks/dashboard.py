@@ -16,6 +16,7 @@ from robust_ood.arguments import typed
 from robust_ood.attacks import ScoreAttack, lower_score, raise_score
 from robust_ood.data import Batch, ImageSet, to_float
 from robust_ood.detectors import Detector
+from robust_ood.texts import printable
 
 SHOWN = 4
 """Images in a strip."""
@@ -67,7 +68,7 @@ def add_scores(
         for side, scores_by_label in (("in", inliers), ("out", outliers)):
             for label, scores in scores_by_label.items():
                 if len(scores):
-                    tag = f"scores/{name}/{side}/{label}"
+                    tag = printable(f"scores/{name}/{side}/{label}")
                     board.add_histogram(tag, scores, trainer.global_step)
 
 
@@ -89,7 +90,7 @@ def add_strips(
             if len(readable):
                 clean = to_float(readable.to(device))
                 picture = strip(clean, perturb(detector, clean, attack))
-                board.add_image(f"attack/{name}/{side}", picture, trainer.global_step)
+                board.add_image(printable(f"attack/{name}/{side}"), picture, trainer.global_step)
 
 
 def strip(clean: Tensor, attacked: Tensor) -> Tensor:

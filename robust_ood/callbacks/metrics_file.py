@@ -13,7 +13,8 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from robust_ood.arguments import typed
 from robust_ood.errors import UserError
-from robust_ood.texts import first_sentence
+from robust_ood.names import from_spreadsheet, spreadsheet_cell
+from robust_ood.texts import first_sentence, printable
 from robust_ood.writing import in_place_of, naming
 
 _KEYS = ["epoch", "step"]
@@ -58,11 +59,12 @@ class MetricsFile(Logger):
         """Append one row."""
         row = {"epoch": str(int(metrics.get("epoch", 0))), "step": str(step or 0)}
         for name, value in metrics.items():
-            if name not in row:
-                row[name] = repr(float(value))
+            column = printable(name)
+            if column not in row:
+                row[column] = repr(float(value))
         self.rows.append(row)
         if self.path.exists() and row.keys() <= set(self.columns):
-            with naming(self.path), self.path.open("a", newline="") as file:
+            with naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self.columns).writerow(row)
         else:
             self._rewrite()
@@ -93,6 +95,7 @@ class MetricsFile(Logger):
         rows = []
         with self.path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
+            reader.fieldnames = list(map(from_spreadsheet, reader.fieldnames or ()))
             for row in itertools.islice(reader, count):
                 rows.append(_checked(row))
         if len(rows) < count:
@@ -104,10 +107,12 @@ class MetricsFile(Logger):
         for row in self.rows:
             names.update(row)
         self.columns = [*_KEYS, *sorted(names - set(_KEYS))]
-        with in_place_of(self.path) as partial, partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        with (
+            in_place_of(self.path) as partial,
+            partial.open("w", newline="", encoding="utf-8") as file,
+        ):
+            csv.writer(file).writerow(map(spreadsheet_cell, self.columns))
+            csv.DictWriter(file, self.columns).writerows(self.rows)
 
 
 def _checked(row: dict[Any, Any]) -> dict[str, str]:

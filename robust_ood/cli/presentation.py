@@ -15,6 +15,7 @@ from robust_ood.errors import UserError
 from robust_ood.evaluation import Grid, Progress
 from robust_ood.evaluation.pictures import draw_into, kinds_of
 from robust_ood.evaluation.scene import set_scene
+from robust_ood.evaluation.terminal import plain
 
 
 class Ending(NamedTuple):
@@ -32,7 +33,7 @@ class _StatusProgress(Progress):
         self._status = status
 
     def begin(self, title: str) -> None:
-        self._status.update(title)
+        self._status.update(plain(title))
 
 
 def choose_ending(figures: bool | Sequence[str], report: bool, tensorboard: bool) -> Ending:
@@ -65,4 +66,4 @@ def present(folder: Path, grid: Grid, ending: Ending, console: Console) -> None:
                 draw_into(folder, model.name, model.detectors, scene, ending.kinds, progress)
     if ending.report:
         page = reporting.write_report([folder], tensorboard=ending.tensorboard)
-        console.print(f"wrote {page}")
+        console.print(plain(f"wrote {page}"))

@@ -10,6 +10,7 @@ from robust_ood.cli.output import check_file
 from robust_ood.cli.parsing import CommandParser
 from robust_ood.errors import UserError
 from robust_ood.reporting import write_report
+from robust_ood.texts import printable
 
 
 def parser() -> CommandParser:
@@ -47,5 +48,6 @@ def run(arguments: Sequence[str]) -> int:
             raise UserError(f"results: {folder} is no folder; expected folders with a results.json")
     output = config.output or config.results[0] / "report.html"
     check_file(output)
-    print(f"wrote {write_report(config.results, output, tensorboard=config.tensorboard)}")
+    page = write_report(config.results, output, tensorboard=config.tensorboard)
+    print(printable(f"wrote {page}"))
     return 0

@@ -6,11 +6,11 @@ either.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,15 +21,30 @@ import numpy as np
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.evaluation.fingerprints import fingerprint
+from robust_ood.evaluation.picture_schema import check_drawing, checked_facts
 from robust_ood.evaluation.scene import KINDS, Arrays, Scene
 from robust_ood.evaluation.terminal import Progress
 from robust_ood.evaluation.versions import code_version
 from robust_ood.modes import evaluating
+from robust_ood.names import as_path, digest_of
+from robust_ood.texts import first_sentence, printable
 from robust_ood.writing import replace_file
 
 Keys = dict[tuple[str, str], str]
 """By kind and detector, the fingerprint of everything that determines a picture."""
-_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
+_DAMAGED = (
+    OSError,
+    ValueError,  # also what msgspec refuses
+    KeyError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    NotImplementedError,
+    RecursionError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,7 @@ class Picture:
     key: str = ""
 
 
-def write_picture(folder: Path, picture: Picture) -> Path:
+def write_picture(folder: Path | str, picture: Picture) -> Path:
     """Write a picture into `figures/` of a folder of results, in place of an earlier one."""
     path = _path(folder, picture)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,36 +82,38 @@ def write_picture(folder: Path, picture: Picture) -> Path:
     return path
 
 
-def remove_picture(folder: Path, picture: Picture) -> None:
+def remove_picture(folder: Path | str, picture: Picture) -> None:
     """Remove the picture of that kind, network and detector from a folder of results."""
     _path(folder, picture).unlink(missing_ok=True)
 
 
-def _path(folder: Path, picture: Picture) -> Path:
+def _path(folder: Path | str, picture: Picture) -> Path:
     name = (picture.kind, picture.model, picture.detector)
     words = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(name)).strip("-").lower()[:80]
     # Tells names apart that differ in signs only.
-    suffix = hashlib.blake2b(json.dumps(name).encode(), digest_size=4).hexdigest()
-    return folder / "figures" / f"{words}-{suffix}.npz"
+    suffix = digest_of(json.dumps(name))
+    return as_path(folder, "folder") / "figures" / f"{words}-{suffix}.npz"
 
 
-def read_pictures(folder: Path) -> list[Picture]:
+def read_pictures(folder: Path | str) -> list[Picture]:
     """Return the pictures of a folder of results, ordered by the names of their files.
 
-    Raises: `UserError` for a file that is no picture.
+    Raises: `UserError` for a file that is no picture, naming what is wrong in it.
     """
-    return list(map(_read, sorted((folder / "figures").glob("*.npz"))))
+    return list(map(_read, sorted((as_path(folder, "folder") / "figures").glob("*.npz"))))
 
 
 def _read(path: Path) -> Picture:
     try:
+        if not path.is_file():
+            raise ValueError("it is no file")
         with np.load(path) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        facts = json.loads(str(arrays.pop("picture")))
-        return Picture(arrays=arrays, **facts)
+        facts = checked_facts(json.loads(str(arrays.pop("picture"))), arrays)
     except _DAMAGED as error:
-        reason = " ".join(str(error).split())[:80]
+        reason = printable(first_sentence(error, 80))
         raise UserError(f"figures: {path} is damaged ({reason}); remove it") from error
+    return Picture(facts.kind, facts.model, facts.detector, arrays, facts.about, facts.key)
 
 
 def kinds_of(figures: bool | Sequence[str]) -> list[str]:
@@ -135,13 +152,15 @@ def draw(
         try:
             with evaluating(detectors[name]):
                 arrays, facts = KINDS[kind](detectors[name], scene)
+            check_drawing(kind, arrays, facts)
         except (RuntimeError, ValueError) as error:
+            arrays = {}
             facts = {"failed": " ".join(str(error).split())}
         yield Picture(kind, model, name, arrays, facts, key)
 
 
 def draw_into(
-    folder: Path,
+    folder: Path | str,
     model: str,
     detectors: Mapping[str, Detector],
     scene: Scene,

@@ -8,179 +8,56 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+import msgspec
 
 from robust_ood.errors import UserError
+from robust_ood.evaluation.records import (
+    METRICS,
+    Accuracy,
+    CellFiles,
+    Failure,
+    Interval,
+    Row,
+    Summary,
+    Wins,
+)
+from robust_ood.names import as_path, spreadsheet_cell
+from robust_ood.texts import first_sentence, printable, shown
 from robust_ood.writing import replace_file
 
+__all__ = [
+    "METRICS",
+    "SCHEMA",
+    "Accuracy",
+    "CellFiles",
+    "Failure",
+    "Interval",
+    "Results",
+    "Row",
+    "Summary",
+    "Wins",
+    "describe_environment",
+]
+
 SCHEMA = 1
-T = TypeVar("T")
-METRICS = (
-    "auroc",
-    "aupr_in",
-    "aupr_out",
-    "fpr95",
-    "fpr95_ood_positive",
-    "detection_error",
-    "tpr_deployed",
-    "fpr_deployed",
-)
+LARGEST = 2**30
+"""Bytes of a `results.json` that are read; more is no file of ours."""
 
+_REQUIRED = ("environment", "rows", "classification", "warnings")
+_LISTS = ("intervals", "members", "failures", "summary", "cells")
+"""The lists that older files may lack."""
 
-@dataclass(frozen=True)
-class Row:
-    """One detector against one attack on one OOD set: rates in [0, 1].
-
-    `robust_ood.metrics` defines the rates. attacked: which images the attack changed, "none", "in",
-    "out" or "both". ood: the set, or "near" / "far" for the mean over a group. fpr95: share of OOD
-    accepted when 95 % of ID is accepted. fpr95_ood_positive: share of ID rejected when 95 % of OOD
-    is rejected. tpr_deployed, fpr_deployed: shares of ID and OOD accepted at the threshold that
-    accepts 95 % of the *clean* ID. seconds: what computing the scores took, whenever that was.
-    """
-
-    model: str
-    detector: str
-    attack: str
-    attacked: str
-    norm: str
-    radius: float
-    steps: int
-    restarts: int
-    id: str
-    ood: str
-    group: str
-    n_id: int
-    n_ood: int
-    auroc: float
-    aupr_in: float
-    aupr_out: float
-    fpr95: float
-    fpr95_ood_positive: float
-    detection_error: float
-    tpr_deployed: float
-    fpr_deployed: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Classification accuracy, in [0, 1], clean (attack "none") or under an attack."""
-
-    model: str
-    id: str
-    attack: str
-    norm: str
-    radius: float
-    steps: int
-    restarts: int
-    n: int
-    accuracy: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Bootstrap percentile intervals `(low, high)` of one row; means over groups have none."""
-
-    model: str
-    detector: str
-    attack: str
-    attacked: str
-    id: str
-    ood: str
-    group: str
-    level: float
-    samples: int
-    auroc: tuple[float, float]
-    fpr95: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Mean and sample standard deviation of rows over the checkpoints of one recipe.
-
-    recipe: its name; its models are those that `models` names. Other fields as in `Row`; of
-    accuracies `detector`, `ood` and `group` are None and the one metric is "accuracy".
-    """
-
-    recipe: str
-    models: tuple[str, ...]
-    detector: str | None
-    attack: str
-    attacked: str | None
-    norm: str
-    radius: float
-    steps: int
-    restarts: int
-    id: str
-    ood: str | None
-    group: str | None
-    mean: dict[str, float]
-    std: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Wins:
-    """How many images of a set each member of an attack won: whose candidate was kept.
-
-    wins: "clean" is the image itself. detector: None for an attack on the classifier.
-    """
-
-    model: str
-    detector: str | None
-    attack: str
-    images: str
-    group: str
-    n: int
-    wins: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A detector that could not be fitted, scored or checked: it has no rows, the rest has.
-
-    detector: None where it is the network's accuracy that failed. stage: "fit", "score", "classify"
-    or "check". attack: "none" where it failed on clean images or in fitting.
-    """
-
-    model: str
-    detector: str | None
-    attack: str
-    stage: str
-    error: str
-    traceback: str = field(default="", compare=False)
-
-
-@dataclass(frozen=True)
-class CellFiles:
-    """Where the scores of one set lie.
-
-    detector: None for the classifier's right answers. group: "id", "near" or "far". files: relative
-    to the folder of `results.json`, in the order of the images.
-    """
-
-    model: str
-    detector: str | None
-    attack: str
-    images: str
-    group: str
-    files: tuple[str, ...]
-
-
-_LISTS: dict[str, type[Any]] = {
-    "intervals": Interval,
-    "members": Wins,
-    "failures": Failure,
-    "summary": Summary,
-    "cells": CellFiles,
-}
-"""The lists that older files may lack, and what they hold."""
+_REFUSAL = re.compile(r"(?P<what>.*?)(, got (`\w+`|\d+))?( - at `\$\.?(?P<place>[^`]*)`)?$")
+"""A message of msgspec: what it expected, and where."""
 
 
 @dataclass
@@ -212,28 +89,23 @@ class Results:
         self.complete &= other.complete
 
     @classmethod
-    def read(cls, folder: Path) -> Results:
+    def read(cls, folder: Path | str) -> Results:
         """Read the `results.json` of a folder.
 
-        Raises: `UserError` where it is missing, damaged or of another schema.
+        Fields that this version does not know are left out, so that files of later releases with
+        the same schema can be read.
+
+        Raises: `UserError` where it is missing, damaged or of a later schema; it names the field.
         """
-        content = _read_json(folder / "results.json")
+        path = as_path(folder, "results") / "results.json"
+        content = _read_json(path)
+        for name in _REQUIRED:
+            if name not in content:
+                raise UserError(f"results: {path} is damaged: it lacks {name}")
         try:
-            optional: dict[str, Any] = {}
-            for name, kind in _LISTS.items():
-                optional[name] = _records(kind, content.get(name, []))
-            return cls(
-                _records(Row, content["rows"]),
-                _records(Accuracy, content["classification"]),
-                content["warnings"],
-                content["environment"],
-                **optional,
-                complete=content.get("complete", True),
-            )
-        except (TypeError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            path = folder / "results.json"
-            raise UserError(f"results: {path} is damaged ({reason})") from error
+            return _checked(content)
+        except ValueError as error:
+            raise UserError(f"results: {path} is damaged: {error}") from error
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content of `results.json`."""
@@ -249,12 +121,23 @@ class Results:
             content[name] = _dicts(getattr(self, name))
         return content
 
-    def write(self, folder: Path) -> None:
-        """Write `results.json` and `results.csv`, each in one move; make the folder if need be."""
+    def write(self, folder: Path | str) -> None:
+        """Write `results.json` and `results.csv`, each in one move; make the folder if need be.
+
+        Raises: `UserError` naming the field for what no results may hold, such as NaN.
+        """
+        folder = as_path(folder, "output")
+        content = self.as_dict()
+        try:
+            _checked(content)
+        except ValueError as error:
+            raise UserError(f"results: {error}; nothing was written") from error
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.as_dict(), indent=1, allow_nan=False)
+        text = json.dumps(content, indent=1, allow_nan=False)
         replace_file(folder / "results.json", text + "\n")
-        replace_file(folder / "results.csv", _csv(_dicts(self.rows)))
+        # Names of files that are not UTF-8 hold what cannot be encoded.
+        table = _csv(content["rows"]).encode(errors="backslashreplace")
+        replace_file(folder / "results.csv", table)
 
 
 def _dicts(records: Sequence[Any]) -> list[dict[str, Any]]:
@@ -262,17 +145,51 @@ def _dicts(records: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    if path.exists() and not path.is_file():
+        raise UserError(f"results: {path} is no file; robust-ood evaluate writes it")
     try:
-        content = json.loads(path.read_text())
+        size = path.stat().st_size
+        if size > LARGEST:
+            raise ValueError(f"{size:,} bytes; at most {LARGEST:,} are read")
+        content = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         hint = "robust-ood evaluate writes it"
         raise UserError(f"results: no such file: {path}; {hint}") from error
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = printable(first_sentence(error, 80))
         raise UserError(f"results: {path} is missing or damaged ({reason})") from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+    schema = content.get("schema") if isinstance(content, dict) else None
+    # True would equal 1.
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
         raise UserError(f"results: {path} is not of schema {SCHEMA}")
-    return content
+    return dict(content)
+
+
+def _checked(content: Mapping[str, Any]) -> Results:
+    """Return the content of `results.json` as records.
+
+    Raises: `ValueError` with the place, what is expected there, and what it holds.
+    """
+    try:
+        return msgspec.convert(content, Results)
+    except (msgspec.ValidationError, OverflowError) as error:
+        raise ValueError(_refusal(str(error), content)) from error
+
+
+def _refusal(message: str, content: Any) -> str:
+    """Return a message of msgspec with the value at its place, such as `rows[3].auroc`."""
+    match = _REFUSAL.match(message)
+    assert match is not None
+    what = match["what"].replace("`", "")
+    place = match["place"]
+    if place is None:
+        return printable(what)
+    value = content
+    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", place.replace("[...]", "")):
+        value = value[name] if name else value[int(index)]
+    if what.startswith(("Expected", "Invalid")):
+        what = f"{what[0].lower()}{what[1:]}, got {shown(value)}"
+    return printable(f"{place}: {what}")
 
 
 def _as_json(value: Any) -> Any:
@@ -286,18 +203,6 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, float) and math.isfinite(value):
         return value
     return str(value)
-
-
-def _records(kind: type[T], listed: Sequence[Mapping[str, Any]]) -> list[T]:
-    """Return records as they were before JSON made lists of their tuples."""
-    records = []
-    for fields in listed:
-        values = dict(fields)
-        for name, value in fields.items():
-            if isinstance(value, list):
-                values[name] = tuple(value)
-        records.append(kind(**values))
-    return records
 
 
 def describe_environment(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -317,5 +222,9 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(Row.__dataclass_fields__))
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+        cells = {}
+        for name, value in row.items():
+            cells[name] = spreadsheet_cell(value)
+        writer.writerow(cells)
     return text.getvalue()

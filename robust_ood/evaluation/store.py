@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from robust_ood.errors import UserError
 from robust_ood.evaluation import claims
+from robust_ood.names import as_path
+from robust_ood.texts import first_sentence, printable
 from robust_ood.writing import remove_partial_files, replace_file
 
 LAYOUT = 1
@@ -46,6 +48,8 @@ _DAMAGED = (
     zlib.error,
     json.JSONDecodeError,
     NotImplementedError,
+    RecursionError,
+    MemoryError,  # a header that claims more than there is
 )
 
 
@@ -103,9 +107,9 @@ class FolderStore(Store):
         UserError: the folder holds a store of another layout, or cannot be used.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | str) -> None:
         super().__init__()
-        self.folder = folder / "store"
+        self.folder = as_path(folder, "folder") / "store"
         self._sound: set[str] = set()  # cells never change once they are written
         self._tidied = False
         self._check_layout()
@@ -191,12 +195,15 @@ class FolderStore(Store):
             )
 
 
-def read_cell(path: Path, key: str | None = None) -> Cell:
+def read_cell(path: Path | str, key: str | None = None) -> Cell:
     """Return the cell of a file.
 
     Raises: `FileNotFoundError`; `UserError` for a file that is damaged or not the cell of that key.
     """
+    path = as_path(path, "path")
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
         with np.load(path) as archive:
             arrays = {name: archive[name] for name in archive.files}
         facts = json.loads(str(arrays.pop("about")))
@@ -204,7 +211,7 @@ def read_cell(path: Path, key: str | None = None) -> Cell:
             raise ValueError("of another key")
         _check(facts, arrays)
     except _DAMAGED as error:
-        reason = " ".join(str(error).split())[:80] or type(error).__name__
+        reason = printable(first_sentence(error, 80))
         raise UserError(f"the cell {path} is unreadable ({reason})") from error
     return Cell(arrays, facts)
 

@@ -8,7 +8,6 @@ from types import TracebackType
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     TaskProgressColumn,
@@ -18,8 +17,10 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 from rich.table import Table
+from rich.text import Text
 
 from robust_ood.evaluation.results import Failure, Results, Row
+from robust_ood.texts import printable
 
 _ATTACKED = {"none": "clean", "in": "inliers", "out": "outliers", "both": "both"}
 _LEGEND = (
@@ -46,7 +47,7 @@ class ProgressBar(Progress):
 
     def __init__(self, console: Console) -> None:
         self._bar = RichProgress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(24),
             TaskProgressColumn(),
             TimeElapsedColumn(),
@@ -83,7 +84,7 @@ class ProgressBar(Progress):
 
     def begin(self, title: str) -> None:
         """Show what is computed next."""
-        self._bar.update(self._task, description=title)
+        self._bar.update(self._task, description=printable(title))
 
     def done(self, work: float) -> None:
         """Move the bar."""
@@ -101,9 +102,14 @@ def print_results(results: Results, console: Console | None = None) -> None:
     if results.summary:
         console.print(_summary(results), "")
     for warning in results.warnings:
-        console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
+        console.print(Text.assemble(("warning:", "yellow"), f" {printable(warning)}"))
     for failure in results.failures:
-        console.print(f"[red]failed:[/red] {escape(describe_failure(failure))}")
+        console.print(Text.assemble(("failed:", "red"), f" {describe_failure(failure)}"))
+
+
+def plain(text: str) -> Text:
+    """Return a text that a user named as the terminal may show it: no markup, no escape codes."""
+    return Text(printable(text))
 
 
 def _detection_tables(rows: Sequence[Row]) -> Iterator[Table]:
@@ -135,7 +141,7 @@ def describe_failure(failure: Failure) -> str:
     under = ""
     if failure.attack != "none":
         under = f" under {failure.attack}"
-    return f"{subject} ({failure.stage}{under}): {failure.error}"
+    return printable(f"{subject} ({failure.stage}{under}): {failure.error}")
 
 
 def _subject(row: Row) -> tuple[str, ...]:
@@ -145,7 +151,7 @@ def _subject(row: Row) -> tuple[str, ...]:
 def _table(title: str) -> Table:
     """Return an empty table, tight, so that its cells fit into 80 columns."""
     return Table(
-        title=title,
+        title=plain(title),
         min_width=min(len(title), 60),
         title_justify="left",
         title_style="bold",
@@ -178,7 +184,7 @@ def _detection(title: str, lines: Mapping[tuple[str, ...], Mapping[str, Row | No
         if model == shown_model:
             names[0] = ""
         rates = [_cell(cells.get(attacked)) for attacked in _ATTACKED]
-        table.add_row(*names, *rates)
+        table.add_row(*map(plain, names), *rates)
         shown_model = model
         shown_detector = detector
     return table
@@ -203,13 +209,12 @@ def _summary(results: Results) -> Table:
         table.add_column(name, overflow="fold")
     table.add_column("", justify="right", no_wrap=True)
     for line in results.summary:
-        metric = "auroc" if line.detector else "accuracy"
+        metric = "accuracy" if line.detector is None else "auroc"
+        names = (line.recipe, line.detector or "", line.attack)
         table.add_row(
-            line.recipe,
-            line.detector or "",
-            line.attack,
+            *map(plain, names),
             _ATTACKED.get(line.attacked or "", ""),
-            line.ood or "",
+            plain(line.ood or ""),
             f"{_rate(line.mean[metric])} +- {_rate(line.std[metric])}",
         )
     return table
@@ -242,8 +247,8 @@ def _accuracy(results: Results) -> Table:
     table.add_column("model")
     for attack in attacks:
         title = "clean" if attack == "none" else attack
-        table.add_column(title, justify="right")
+        table.add_column(plain(title), justify="right")
     for model, rates in by_model.items():
         cells = [rates.get(attack, "") for attack in attacks]
-        table.add_row(model, *cells)
+        table.add_row(plain(model), *cells)
     return table

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from robust_ood.names import digest_of, file_name
 from robust_ood.reporting import summary, tables
 from robust_ood.reporting.figures import Figure
 from robust_ood.reporting.report_data import ReportData
@@ -19,29 +19,42 @@ from robust_ood.reporting.report_data import ReportData
 # range.
 STEP = 0.001
 
+_REPORT = "report"  # the run of what is no network's
+
 
 def log(folder: Path, data: ReportData, figures: Sequence[Figure]) -> None:
-    """Write a report's content for TensorBoard, in place of that of an earlier report.
+    """Write a report's content for TensorBoard.
 
     Each network is a run, so that TensorBoard overlays them: AUROC under the strongest attack at
     each radius, with `STEP` a step, and accuracies. The run "report" has the findings, the
     warnings, the tables and the figures.
 
     Args:
-        folder: a folder that holds nothing else; each run gets a folder in it.
+        folder: a folder that is empty; each run gets a folder in it.
         data: the results.
         figures: those of the page.
     """
-    for events in folder.rglob("events.out.tfevents.*"):
-        events.unlink()
-    for model in data.models:
-        with SummaryWriter(folder / re.sub(r"[^\w.+() -]", "_", model)) as writer:
+    for model, run in _runs(data.models).items():
+        with SummaryWriter(folder / run) as writer:
             _log_rates(writer, data, model)
-    with SummaryWriter(folder / "report") as writer:
+    with SummaryWriter(folder / _REPORT) as writer:
         _log_texts(writer, data)
         for figure in figures:
             pixels = np.asarray(Image.open(io.BytesIO(figure.png)).convert("RGB"))
             writer.add_image(figure.title, pixels, dataformats="HWC")
+
+
+def _runs(models: Iterable[str]) -> dict[str, str]:
+    """Return the folder of each model's run, one of its own also where capitals do not count."""
+    taken = {_REPORT}
+    runs = {}
+    for model in models:
+        run = file_name(model)
+        if run.lower() in taken:
+            run = f"{run}-{digest_of(model)}"
+        taken.add(run.lower())
+        runs[model] = run
+    return runs
 
 
 def markdown(table: tables.Table) -> str:

@@ -13,7 +13,7 @@ from robust_ood.evaluation.curves import ScoreTrace, curve
 from robust_ood.evaluation.pictures import Picture
 from robust_ood.metrics import deployed_threshold
 from robust_ood.reporting.figures import Figure
-from robust_ood.reporting.figures.canvas import slug
+from robust_ood.reporting.figures.canvas import figure_names, slug
 from robust_ood.reporting.figures.distributions import score_histograms, score_shifts
 from robust_ood.reporting.figures.images import AttackedImages, image_strips, landscapes
 from robust_ood.reporting.figures.lines import Panels, Points, auroc_by_radius, auroc_by_size
@@ -26,6 +26,7 @@ ScoresBySide = dict[str, NDArray[np.float64]]
 
 def radius_figures(data: ReportData) -> Iterator[Figure]:
     """Yield AUROC against radius, a figure for each norm."""
+    names = figure_names("auroc by radius", [(norm,) for norm in data.norms])
     for norm in data.norms:
         panels: dict[tuple[str, str], dict[str, Points]] = {}
         for model in data.models:
@@ -34,7 +35,7 @@ def radius_figures(data: ReportData) -> Iterator[Figure]:
                 if lines:
                     panels[model, group] = lines
         if panels:
-            yield auroc_by_radius(panels, norm, slug("auroc by radius", norm))
+            yield auroc_by_radius(panels, norm, names[norm,])
 
 
 def _radius_lines(data: ReportData, model: str, group: str, norm: str) -> dict[str, Points]:
@@ -48,6 +49,7 @@ def _radius_lines(data: ReportData, model: str, group: str, norm: str) -> dict[s
 
 def histogram_figures(data: ReportData) -> Iterator[Figure]:
     """Yield a figure of score histograms for each detector whose scores are in the folders."""
+    names = figure_names("scores", [(detector,) for detector in data.detectors])
     for detector in data.detectors:
         scores: dict[str, tuple[ScoresBySide, ScoresBySide]] = {}
         attacks: dict[str, str] = {}
@@ -61,7 +63,7 @@ def histogram_figures(data: ReportData) -> Iterator[Figure]:
                 scores[model] = (clean, attacked)
                 attacks[model] = attack
         if scores:
-            yield score_histograms(scores, attacks, detector, slug("scores", detector))
+            yield score_histograms(scores, attacks, detector, names[detector,])
 
 
 def _strongest_attack(data: ReportData, model: str, detector: str) -> str | None:
@@ -92,13 +94,14 @@ def _pooled(sets: list[SetScores]) -> ScoresBySide:
 
 def shift_figures(data: ReportData) -> Iterator[Figure]:
     """Yield a figure of score shifts for each detector that has such a picture."""
+    names = figure_names("shifts", [(detector,) for detector in data.detectors])
     for detector in data.detectors:
         shifts: dict[str, tuple[NDArray[Any], ScoresBySide]] = {}
         for picture in data.drawn("shift"):
             if picture.detector == detector:
                 shifts[picture.model] = (picture.arrays["sizes"], _shift_sides(picture))
         if shifts:
-            yield score_shifts(shifts, detector, slug("shifts", detector))
+            yield score_shifts(shifts, detector, names[detector,])
 
 
 def _shift_sides(picture: Picture) -> ScoresBySide:
@@ -169,20 +172,24 @@ def _trace(arrays: Any, side: str) -> ScoreTrace:
 
 def landscape_figures(data: ReportData) -> Iterator[Figure]:
     """Yield a landscape for each network and detector that has such a picture."""
-    for picture in data.drawn("landscape"):
+    pictures = data.drawn("landscape")
+    names = figure_names("landscape", map(_subject, pictures))
+    for picture in pictures:
         yield landscapes(
             picture.arrays["offsets"],
             picture.arrays["scores"],
             picture.about["groups"],
             picture.about["sets"],
             subject=f"{picture.detector} on {picture.model}",
-            name=slug("landscape", picture.model, picture.detector),
+            name=names[_subject(picture)],
         )
 
 
 def strip_figures(data: ReportData) -> Iterator[Figure]:
     """Yield attacked images for each network and detector that has such a picture."""
-    for picture in data.drawn("strips"):
+    pictures = data.drawn("strips")
+    names = figure_names("images", map(_subject, pictures))
+    for picture in pictures:
         images = AttackedImages(
             clean=picture.arrays["clean"],
             attacked=picture.arrays["attacked"],
@@ -195,9 +202,13 @@ def strip_figures(data: ReportData) -> Iterator[Figure]:
             images,
             attack=picture.about["attack"],
             subject=f"{picture.detector} on {picture.model}",
-            name=slug("images", picture.model, picture.detector),
+            name=names[_subject(picture)],
             threshold=_threshold(data, picture),
         )
+
+
+def _subject(picture: Picture) -> tuple[str, str]:
+    return picture.model, picture.detector
 
 
 def _threshold(data: ReportData, picture: Picture) -> float | None:

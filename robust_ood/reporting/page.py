@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import yaml
 from jinja2 import Environment, StrictUndefined
@@ -19,8 +22,11 @@ from robust_ood.reporting.definitions import DEFINITIONS
 from robust_ood.reporting.figures import Figure
 from robust_ood.reporting.papers.comparison import comparisons
 from robust_ood.reporting.report_data import ReportData, read_folders
-from robust_ood.writing import replace_file
+from robust_ood.writing import naming
 
+_PAGE = "page.html"
+_BESIDE = "files"
+_TENSORBOARD = "tensorboard"
 _VERBATIM = ("command", "config")  # facts shown as they are written, in a block of their own
 
 
@@ -90,24 +96,74 @@ def write(
     """Write a report; see `robust_ood.reporting.write_report`."""
     data = read_folders(folders)
     path = output or folders[0] / "report.html"
-    if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
-        raise UserError(f"output: {path} is no HTML file; expected a file name that ends in .html")
     figures_folder = path.with_name(f"{path.stem}_files")
+    _check_output(path, figures_folder)
     radius_figures = list(gallery.radius_figures(data))
     sections = _draw_sections(data)
-    figures_folder.mkdir(parents=True, exist_ok=True)
     figures = list(radius_figures)
     for section in sections:
         figures += section.figures
+    text = page(data, radius_figures, sections, figures_folder.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # All that may fail is done beside the earlier report; then files are only moved.
+    with TemporaryDirectory(".partial", ".report.", path.parent, ignore_cleanup_errors=True) as new:
+        made = Path(new)
+        with naming(made):
+            _write_files(made, figures, data, tensorboard=tensorboard)
+            (made / _PAGE).write_text(text, encoding="utf-8", newline="\n")
+        _move(made, path, figures_folder)
+    return path
+
+
+def _check_output(path: Path, figures_folder: Path) -> None:
+    """Raise `UserError` for a page that would take the place of what is no page."""
+    if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
+        raise UserError(f"output: {path} is no HTML file; expected a file name that ends in .html")
+    if figures_folder.exists() and not figures_folder.is_dir():
+        raise UserError(f"output: {figures_folder} is no folder; expected one for the figures")
+    _check_replaceable(path)
+
+
+def _check_replaceable(path: Path) -> None:
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UserError(
+            f"output: {path} is a symbolic link or no ordinary file; remove it, or take another "
+            "output"
+        )
+
+
+def _write_files(
+    folder: Path, figures: Sequence[Figure], data: ReportData, *, tensorboard: bool
+) -> None:
+    """Write what lies beside the page into `_BESIDE` of a folder."""
+    beside = folder / _BESIDE
+    beside.mkdir()
     for figure in figures:
-        replace_file(figures_folder / f"{figure.name}.png", figure.png)
-        replace_file(figures_folder / f"{figure.name}.csv", figure.csv())
-    replace_file(path, page(data, radius_figures, sections, figures_folder.name))
+        (beside / f"{figure.name}.png").write_bytes(figure.png)
+        (beside / f"{figure.name}.csv").write_text(figure.csv(), encoding="utf-8", newline="\n")
     if tensorboard:
         from robust_ood.reporting import board  # TensorBoard takes a second to import
 
-        board.log(figures_folder / "tensorboard", data, figures)
-    return path
+        board.log(beside / _TENSORBOARD, data, figures)
+
+
+def _move(made: Path, path: Path, figures_folder: Path) -> None:
+    """Move a report to its place: the files beside it first, the page last."""
+    targets = {}
+    for file in sorted((made / _BESIDE).rglob("*")):
+        if file.is_file():
+            targets[file] = figures_folder / file.relative_to(made / _BESIDE)
+    for target in targets.values():
+        _check_replaceable(target)
+    if (made / _BESIDE / _TENSORBOARD).is_dir():
+        # TensorBoard would show the events of an earlier report with the new ones.
+        for events in (figures_folder / _TENSORBOARD).rglob("events.out.tfevents.*"):
+            events.unlink()
+    figures_folder.mkdir(exist_ok=True)
+    for file, target in targets.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, target)
+    os.replace(made / _PAGE, path)
 
 
 def _draw_sections(data: ReportData) -> list[Section]:
@@ -185,7 +241,7 @@ def _figures(radius: Sequence[Figure], sections: Sequence[Section], folder: str)
         "radius": _with_svg(radius),
         "sections": drawn,
         "scored": scored,
-        "figures_folder": folder,
+        "figures_folder": quote(folder),
     }
 
 
@@ -227,7 +283,7 @@ def _text(name: str, value: object) -> str:
     entries = []
     for key, entry in value.items():
         if isinstance(entry, list):
-            entry = ", ".join(entry)
+            entry = ", ".join(map(str, entry))
         entries.append(f"{key} {entry}")
     return "; ".join(entries)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +14,12 @@ from robust_ood.errors import UserError
 from robust_ood.evaluation import Results, Row, read_cell
 from robust_ood.evaluation.pictures import Picture, read_pictures
 from robust_ood.evaluation.results import CellFiles, Interval
+from robust_ood.texts import printable
 
 GROUPS = ("near", "far")
+
+# Fields whose texts may have several lines.
+_OF_LINES = ("traceback", "environment")
 
 # The lists of `Results` whose records name a model.
 _RECORDS_OF_MODELS = ("rows", "classification", "intervals", "members", "failures", "cells")
@@ -127,7 +131,10 @@ class ReportData:
                 values = []
                 for name in cell.files:
                     values.append(_read_scores(folder / name))  # (n,)
-                scores.append(SetScores(cell.images, cell.group, np.concatenate(values)))
+                joined = np.concatenate(values)
+                if not len(joined):
+                    raise UserError(f"results: {folder / cell.files[0]} has no scores")
+                scores.append(SetScores(cell.images, cell.group, joined))
         return scores
 
     def drawn(self, kind: str) -> list[Picture]:
@@ -163,8 +170,9 @@ def read_folders(folders: Sequence[Path]) -> ReportData:
 
 
 def _add_folder(merged: ReportData, folder: Path) -> None:
-    results = Results.read(folder)
-    pictures = read_pictures(folder)
+    # Here, so that no figure, table or file has to think of what names may hold.
+    results = _printable(Results.read(folder))
+    pictures = _printable(read_pictures(folder))
     earlier = set(merged.models)
     for model in _models(results.rows):
         if model in earlier:
@@ -182,6 +190,29 @@ def _add_folder(merged: ReportData, folder: Path) -> None:
     names = ", ".join(_models(results.rows))
     merged.environments.append((names, results.environment))
     merged.results.extend(results)
+
+
+def _printable(value: Any, *, lines: bool = False) -> Any:
+    """Return records, lists and mappings with all texts as pages, figures and terminals take them.
+
+    lines: keep line breaks, as of tracebacks and settings; names have none.
+    """
+    if isinstance(value, str):
+        return "\n".join(map(printable, value.split("\n"))) if lines else printable(value)
+    if isinstance(value, list | tuple):
+        return type(value)([_printable(inside, lines=lines) for inside in value])
+    if isinstance(value, dict):
+        changed = {}
+        for name, inside in value.items():
+            changed[_printable(name)] = _printable(inside, lines=lines)
+        return changed
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = {}
+        for entry in fields(value):
+            inside = getattr(value, entry.name)
+            changed[entry.name] = _printable(inside, lines=entry.name in _OF_LINES)
+        return replace(value, **changed)
+    return value  # numbers and arrays
 
 
 def _models(rows: Sequence[Row]) -> list[str]:
@@ -240,8 +271,11 @@ def _row_key(row: Row | Interval) -> tuple[str, ...]:
 
 def _read_scores(path: Path) -> NDArray[np.float64]:
     try:
-        return np.asarray(read_cell(path).arrays["scores"], dtype=np.float64)
+        cell = read_cell(path)
     except FileNotFoundError as error:
         raise UserError(
             f"results: {path} is missing; evaluate again, which computes only what is missing"
         ) from error
+    if "scores" not in cell.arrays:
+        raise UserError(f"results: {path} lacks the array scores; expected a cell with scores")
+    return np.asarray(cell.arrays["scores"], dtype=np.float64)

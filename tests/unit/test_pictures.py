@@ -135,7 +135,7 @@ def test_only_what_is_missing_or_changed_is_drawn(trained, scene, tmp_path):
 
 def test_pictures_are_kept_under_names_that_differ(tmp_path):
     for number, name in enumerate(("pro gen", "pro-gen", "PRO/gen")):
-        arrays = {"sizes": np.array([number])}
+        arrays = {"sizes": np.array([number]), "in": np.zeros((1, 2))}
         path = write_picture(
             tmp_path,
             Picture("shift", "a/b", name, arrays, {"sets": {"in": "digits"}}, f"key{number}"),

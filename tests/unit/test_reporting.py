@@ -165,7 +165,7 @@ def add_pictures(folder: Path, model: str) -> None:
     write_picture(
         folder, Picture("shift", model, "knn", {}, {"failed": "its score has no gradient"})
     )
-    write_picture(folder, Picture("shift", model, "gone", {"sizes": np.array([0.1])}, {}))
+    write_picture(folder, Picture("shift", model, "gone", shifts, {}))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from html import escape
@@ -16,7 +17,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as Drawing
+from matplotlib.text import Text
 from numpy.typing import NDArray
+
+from robust_ood.names import digest_of, spreadsheet_cell
+from robust_ood.texts import shortened
 
 # The colours of the PNG files; in the SVG, variables of the page's style sheet replace them.
 INK = "#1f2430"
@@ -70,6 +75,9 @@ _STYLE: Any = {
     "path.simplify": False,
 }
 
+_LONGEST_NAME = 100  # letters of a figure's name; its files have a suffix, too
+_LONGEST_LINE = 120  # letters of a line in a drawing; more leave no room for the data
+
 
 class Words(NamedTuple):
     """The text around a figure. alt: what it shows, for readers who cannot see it."""
@@ -101,7 +109,8 @@ class Figure:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.columns)
-        writer.writerows(self.rows)
+        for row in self.rows:
+            writer.writerow(map(spreadsheet_cell, row))
         return text.getvalue()
 
 
@@ -140,13 +149,20 @@ def finish(
     rows: Sequence[Sequence[object]],
 ) -> Figure:
     """Save a drawing and return the figure."""
+    for text in drawing.findobj(Text):
+        assert isinstance(text, Text)
+        if len(text.get_text()) > _LONGEST_LINE:
+            lines = text.get_text().split("\n")
+            text.set_text("\n".join(shortened(line, _LONGEST_LINE) for line in lines))
     svg = io.StringIO()
     png = io.BytesIO()
     # Identifiers and metadata are fixed, so that the same drawing gives the same bytes.
-    with matplotlib.rc_context({"svg.hashsalt": name}):
+    with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
+        # Names in other scripts or of many letters cost looks; the page has them as text.
+        warnings.simplefilter("ignore", UserWarning)
         metadata = {"Date": None, "Creator": None}
         drawing.savefig(svg, format="svg", transparent=True, metadata=metadata)
-    drawing.savefig(png, format="png", facecolor="white", metadata={"Software": None})
+        drawing.savefig(png, format="png", facecolor="white", metadata={"Software": None})
     title, caption, alt = words
     element = _for_page(svg.getvalue(), name, alt)
     return Figure(name, title, caption, alt, element, png.getvalue(), columns, rows)
@@ -188,8 +204,30 @@ def _variable(colour: str) -> str:
 
 
 def slug(*words: str) -> str:
-    """Return words as part of a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
+    """Return words as part of a file name; many of them are cut, and end in a digest."""
+    text = re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
+    if len(text) > _LONGEST_NAME:
+        return f"{text[:_LONGEST_NAME].strip('-')}-{digest_of(' '.join(words))}"
+    return text
+
+
+def figure_names(kind: str, subjects: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """Return a name for the figure of each subject; those of subjects that look alike differ.
+
+    Args:
+        kind: what the figures show, the beginning of their names.
+        subjects: what each of them is of, such as a network and a detector.
+    """
+    names: dict[tuple[str, ...], str] = {}
+    taken: set[str] = set()
+    for subject in subjects:
+        name = slug(kind, *subject)
+        if name in taken:
+            # The words' ends are kept apart: ("a-b", "c") is not ("a", "b-c").
+            name = f"{name}-{digest_of(repr(subject))}"
+        names[subject] = name
+        taken.add(name)
+    return names
 
 
 def look(index: int) -> Mapping[str, Any]:

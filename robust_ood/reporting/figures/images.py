@@ -64,7 +64,7 @@ def landscapes(
     centres = scores[:, middle, middle]  # (N,)
     changes = scores - centres[:, None, None]  # (N, P, P)
     reach = float(np.abs(changes).max()) or 1.0  # a constant score still needs a colour scale
-    across = list(groups).count("in")
+    across = list(groups).count("in") or len(groups)
     down = -(-len(groups) // across)
     with style():
         drawing, axes = panels(down, across, height=2.0, width=1.6 * across + 0.8)

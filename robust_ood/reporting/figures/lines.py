@@ -153,7 +153,8 @@ def _panel(
         axes.plot(
             radii,
             aurocs,
-            label=detector,
+            # matplotlib leaves labels out of a legend that begin with an underscore.
+            label=f" {detector}" if detector.startswith("_") else detector,
             linewidth=1.5,
             markersize=4 if few else 0,
             **look(index),
