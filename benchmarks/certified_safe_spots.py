@@ -243,8 +243,9 @@ def write(
         *table(("network", *METHODS), rows),
         "## Certified accuracy",
         "",
-        "No attack within the L2 radius changes the smoothed class, with probability 0.999 for each "
-        "image (Cohen et al. 2019, n0 = 100). The safe spot itself is the image that is certified.",
+        "No attack within the L2 radius changes the smoothed class, with probability 0.999 for "
+        "each image (Cohen et al. 2019, n0 = 100). The safe spot itself is the image that is "
+        "certified.",
         "",
         *table(("network", "images", *(f"L2 {r:g}" for r in radii(options))), certified),
     ]

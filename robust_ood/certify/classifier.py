@@ -234,7 +234,7 @@ class SmoothedClassifier:
         for restart in range(restarts):
             seed = derive_seed(self.seed, "smoothed attack", restart)
             moved = []
-            for batch in torch.arange(len(images)).split(max(1, self.batch_size // samples)):
+            for batch in torch.split(torch.arange(len(images)), max(1, self.batch_size // samples)):
                 attacked = safe_spots.attack(
                     self.net,
                     images[batch],

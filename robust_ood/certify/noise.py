@@ -43,7 +43,7 @@ class Noise:
         """
         found: dict[str, list[Tensor]] = {name: [] for name in detectors}
         for block in noise_blocks(image.shape, draws, self.seed, *keys):
-            for noise in block.split(self.batch_size):
+            for noise in torch.split(block, self.batch_size):
                 noisy = image + self.sigma * noise.to(image)  # (copies, C, H, W)
                 noisy = noisy.contiguous(memory_format=torch.channels_last)
                 for name, scores in score_images(detectors, noisy).items():

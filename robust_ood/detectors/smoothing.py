@@ -102,7 +102,7 @@ class Smoothed(Wrapper):
         at_once = max(1, _COPIES // max(1, len(images)))
         values = []
         for block in noise:
-            for draws in block.split(at_once):
+            for draws in torch.split(block, at_once):
                 noisy = images + self.sigma * draws.to(images)[:, None]  # (draws, N, C, H, W)
                 values.append(score(noisy.flatten(0, 1)).view(len(draws), len(images)))
         return torch.cat(values)
