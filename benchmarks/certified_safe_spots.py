@@ -55,6 +55,7 @@ def main() -> None:
 
 
 def parsed() -> argparse.Namespace:
+    # The paper's settings where it states them; smaller ones where the digits need no more.
     made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -164,6 +165,7 @@ def measure_alone(
         images = search(net, images, classes, indices, options, None)
     clean = right(images)
     survived = clean
+    # An image survives only if it does in every restart.
     for seed in range(options.restarts):
         moved = safe_spots.attack(
             net, images, labels, options.radius, "L2", indices=indices, seed=seed
@@ -190,6 +192,7 @@ def measure_smoothed(
         indices=indices,
     )
     known = labels.cpu()
+    # Fresh draws count both, so that the attacker's judge is not the court.
     clean = classifier.predict(images, indices=indices, abstain=False) == known
     after = classifier.predict(moved, indices=indices, abstain=False) == known
     certificates = classifier.certify(images, indices=indices)
@@ -223,6 +226,7 @@ def write(
             parts = found[name, method]
             shown = [share([part[kind] for part in parts]) for kind in ("clean", "attacked")]
             cells.append(" / ".join(shown))
+            # Without smoothing nothing is certified.
             if "certified" in parts[0]:
                 at = [
                     share([part["certified"][key] for part in parts])

@@ -68,7 +68,7 @@ class ScoreBounds:
             raise UserError(f"radius: expected one of {known}, got {radius}")
         if not isinstance(self.radius, tuple):
             return self
-        row = radii.index(wanted)
+        row = radii.index(wanted)  # of `lower` and `upper`, (R, N)
         return replace(self, lower=self.lower[row], upper=self.upper[row], radius=wanted)
 
     @property
@@ -103,6 +103,7 @@ class Question:
         check_draws("draws", self.draws)
         check_share("alpha", self.alpha)
         check_share("quantile", self.quantile)
+        # Draws that bound some radii are worth their passes: the others come out unbounded.
         if all(self.ranks(radius) == (None, None) for radius in self.radii):
             smallest = min(self.radii)
             needed = least_draws(smallest, self.sigma, self.alpha, self.quantile)
@@ -131,6 +132,7 @@ class Question:
         if scores.isnan().any():
             raise UserError("detector: it gives NaN for a noisy image; expected finite scores")
         ordered = scores.sort().values
+        # From the same order statistics as the bounds, so that it is between them.
         value = ordered[quantile_rank(self.quantile, self.draws) - 1]
         numbers = [value]
         for ranks in self.all_ranks:
@@ -146,7 +148,7 @@ class Question:
 
     def answer(self, columns: list[Tensor], *, single: bool) -> ScoreBounds:
         """Return the columns of all images as bounds, `single` for one radius and no list of it."""
-        table = torch.empty(3 + 2 * len(self.radii), 0)
+        table = torch.empty(3 + 2 * len(self.radii), 0)  # `stack` needs one image
         if columns:
             table = torch.stack(columns, dim=1)  # (3 + 2 R, N)
         lower = table[3::2]  # (R, N)
@@ -257,6 +259,7 @@ def score_bounds(  # noqa: PLR0913  # what a certificate depends on
     noise = Noise(question.sigma, seed, batch_size)
     columns: dict[str, list[Tensor]] = {name: [] for name in named}
     for position, index in enumerate(checked_indices(indices, len(images))):
+        # Only an image's own scores are kept, and of them only what bounds.
         if position == 0:
             noise.refuse_random(named, images[0])
         scores = noise.scores(named, images[position], draws, SEED_PURPOSE, index)
@@ -275,6 +278,7 @@ def is_single(radius: Radius | Sequence[Radius]) -> bool:
 
 def named_detectors(detector: Detector | Mapping[str, Detector]) -> dict[str, Detector]:
     """Return the detectors to certify by name, or raise `UserError` where they cannot be."""
+    # One detector is several of which there is one.
     named = {"detector": detector} if not isinstance(detector, Mapping) else dict(detector)
     if not named:
         raise UserError("detector: none given; expected one, or several by name")

@@ -115,6 +115,7 @@ class SmoothedClassifier:
         self.alpha = alpha
         self.seed = seed
         self.batch_size = batch_size
+        # Not even a unanimous vote would be sure.
         if not clopper_pearson_lower(n, n, alpha) > 0.5:
             needed = 1
             while not clopper_pearson_lower(needed, needed, alpha) > 0.5:
@@ -136,7 +137,7 @@ class SmoothedClassifier:
                 classes does not tell them apart at `alpha`; else always the most frequent.
         """
         votes = self.votes(images, self.n, "prediction", indices=indices)
-        top = votes.topk(2, dim=1)
+        top = votes.topk(2, dim=1)  # counts and classes, (N, 2) each
         classes = top.indices[:, 0]
         if not abstain:
             return classes
@@ -229,6 +230,7 @@ class SmoothedClassifier:
         images = ordinary(checked(images))
         labels = ordinary(labels)
         keys = torch.tensor(checked_indices(indices, len(images)), dtype=torch.int64)
+        # The image itself is the first candidate: an attack never helps.
         weakest = images
         support = self._support(images, labels, judges, keys)
         for restart in range(restarts):
@@ -248,6 +250,7 @@ class SmoothedClassifier:
                 )
                 moved.append(attacked)
             candidates = torch.cat(moved)
+            # The same draws judge all candidates, and none of those that made or will count them.
             moved_support = self._support(candidates, labels, judges, keys)
             weaker = moved_support < support  # (N,), on the CPU
             support = torch.where(weaker, moved_support, support)
@@ -283,7 +286,7 @@ class SmoothedClassifier:
         """Return the labels' votes minus the most of another class, `(N,)`."""
         votes = self.votes(images, draws, "attack", indices=keys)
         columns = labels.cpu()[:, None]  # (N, 1)
-        others = votes.scatter(1, columns, -1).amax(1)
+        others = votes.scatter(1, columns, -1).amax(1)  # fewer than any vote at the label
         return votes.gather(1, columns)[:, 0] - others
 
     def _certificate(
@@ -298,6 +301,7 @@ class SmoothedClassifier:
         scores = self._noise.scores(readers, image, self.n, SEED_PURPOSE, index)
         agreeing = int((scores[_CLASS] == top).sum())
         likely = clopper_pearson_lower(agreeing, self.n, self.alpha)
+        # The others together have the rest of the probability, so a class beyond a half wins.
         if likely > 0.5:
             return (top, self.sigma * float(ndtri(likely))), scores
         return (ABSTAINED, 0.0), scores
@@ -323,4 +327,5 @@ def smoothed_classifier(
 def _joined(certificates: list[tuple[int, float]]) -> ClassCertificates:
     classes = torch.tensor([number for number, _ in certificates], dtype=torch.int64)
     radii = torch.tensor([radius for _, radius in certificates], dtype=torch.float64)
+    # float64, because radii are compared with those that users write.
     return ClassCertificates(classes, radii)

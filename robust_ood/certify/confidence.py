@@ -94,6 +94,7 @@ def clopper_pearson_lower(successes: int, trials: int, alpha: float) -> float:
     check_draws("trials", trials)
     check_share("alpha", alpha)
     if successes == 0:
+        # The beta distribution has no such parameter.
         return 0.0
     return float(betaincinv(successes, trials - successes + 1, alpha))
 

@@ -45,6 +45,7 @@ class Noise:
         for block in noise_blocks(image.shape, draws, self.seed, *keys):
             for noise in torch.split(block, self.batch_size):
                 noisy = image + self.sigma * noise.to(image)  # (copies, C, H, W)
+                # The layout that convolutions are fastest in.
                 noisy = noisy.contiguous(memory_format=torch.channels_last)
                 for name, scores in score_images(detectors, noisy).items():
                     found[name].append(scores)
@@ -55,6 +56,7 @@ class Noise:
 
         Its own luck would be counted as the noise's.
         """
+        # Rounding on a device may differ from pass to pass, luck differs by more.
         first = self.scores(detectors, image, 2, "probe")
         again = self.scores(detectors, image, 2, "probe")
         for name, scores in first.items():

@@ -121,6 +121,7 @@ def noise_blocks(shape: tuple[int, ...], draws: int, seed: int, *keys: Key) -> I
     """
     block = max(1, min(_COPIES, _BLOCK_PIXELS // max(1, math.prod(shape))))
     for start in range(0, draws, block):
+        # A generator for each block: how many are drawn after it changes nothing.
         source = generator(seed, *keys, start)
         yield torch.randn((min(block, draws - start), *shape), generator=source)
 
