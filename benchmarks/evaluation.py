@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from robust_ood import Linf, attacks, detectors
 from robust_ood.attacks import PGD, lower_score
 from robust_ood.detectors import PRO, Detector, Energy
-from robust_ood.evaluation.scoring import score_images
+from robust_ood.detectors.sharing import score_images
 from robust_ood.models import WideResNet
 
 PASS, ALL = "one forward pass", "all of them together"

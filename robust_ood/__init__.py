@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from robust_ood import (
         attacks,
         callbacks,
+        certify,
         data,
         detectors,
         losses,
@@ -27,6 +28,7 @@ __all__ = [
     "Unbounded",
     "attacks",
     "callbacks",
+    "certify",
     "data",
     "detectors",
     "evaluate",

@@ -49,7 +49,7 @@ JOURNEYS = {
         Step("Runner.run", "evaluation/runner.py", "claimed by this process, unless stored"),
         Step("Scorer.score", "evaluation/scoring.py", "floats on the device, in batches that fit"),
         Step("attack_score", "attacks/apply.py", "candidates; the true score keeps the worst", "core"),
-        Step("score_images", "evaluation/scoring.py", "one pass for all detectors of a network"),
+        Step("score_images", "detectors/sharing.py", "one pass for all detectors of a network"),
         Step("Store.write", "evaluation/store.py", "Cell, written in one move", "data"),
         Step("ModelRecords.rows", "evaluation/rows.py", "Column of scores, then a Row of metrics"),
         Step("Results.write", "evaluation/results.py", "results.json, results.csv", "user"),

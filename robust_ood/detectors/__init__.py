@@ -14,6 +14,7 @@ from robust_ood.detectors.perturbed import ODIN, PRO, InputNoise
 from robust_ood.detectors.registry import REGISTRY, build, build_all
 from robust_ood.detectors.safe_spot import SafeSpot
 from robust_ood.detectors.search import search
+from robust_ood.detectors.smoothing import Smoothed
 from robust_ood.detectors.softmax import GEN, MSP, Entropy, KLMatching
 from robust_ood.detectors.subspace import Residual, ViM
 
@@ -47,6 +48,7 @@ __all__ = [
     "Residual",
     "Resized",
     "SafeSpot",
+    "Smoothed",
     "Standardize",
     "Surrogate",
     "ViM",

@@ -32,6 +32,7 @@ from robust_ood.detectors.mahalanobis import (
 from robust_ood.detectors.neighbours import KNN
 from robust_ood.detectors.perturbed import ODIN, PRO, InputNoise
 from robust_ood.detectors.safe_spot import SafeSpot
+from robust_ood.detectors.smoothing import Smoothed
 from robust_ood.detectors.softmax import GEN, MSP, Entropy, KLMatching
 from robust_ood.detectors.subspace import Residual, ViM
 from robust_ood.errors import UserError, unknown_name
@@ -189,6 +190,9 @@ REGISTRY: dict[str, Registered] = {
     "pro-gen": Registered(PRO, "PRO Alg. 1", _PRO_GEN, "gen"),
     "safe-spot": Registered(
         SafeSpot, "safe spots paper, Sec. 3.6", {"share": (0.1, 0.3, 0.5, 0.7, 0.9)}
+    ),
+    "smoothed": Registered(
+        Smoothed, "Chiang et al. 2020; Cohen et al. 2019", score="msp", defaults={"sigma": 0.25}
     ),
     # of several scores or networks
     "mean": Registered(mean, "Fort Eq. 8"),

@@ -19,11 +19,10 @@ from robust_ood.attacks.objectives import READ_CLASSIFIERS, Direction
 from robust_ood.data import ImageSet, to_float
 from robust_ood.data.limits import limited
 from robust_ood.data.sets import ReadImages
-from robust_ood.detectors import Detector, OutputsDetector
-from robust_ood.detectors.contract import full_precision, widened
+from robust_ood.detectors import Detector
+from robust_ood.detectors.sharing import score_images
 from robust_ood.evaluation.fingerprints import content
 from robust_ood.inputs import accepted, check_labels
-from robust_ood.models import outputs
 from robust_ood.modes import evaluating
 
 T = TypeVar("T")
@@ -274,38 +273,6 @@ def _joined(labels: Iterable[str], batches: list[Scored]) -> Scored:
             winners.append(positions[batch.winners])
     joined = torch.cat(winners) if winners else None
     return Scored(scores, tuple(sorted(precisions)), tuple(members), joined)
-
-
-def score_images(detectors: Mapping[str, Detector], images: Tensor) -> dict[str, Tensor]:
-    """Return each detector's scores `(N,)`, on the CPU, of float images `(N, C, H, W)`.
-
-    Detectors that read the outputs of one network share a forward pass.
-    """
-    scores: dict[str, Tensor] = {}
-    with evaluating(*detectors.values()), torch.no_grad():
-        for net, readers in _by_network(detectors):
-            layers: set[str] = set()
-            for reader in readers.values():
-                layers.update(reader.layers)
-            out = widened(outputs(net, images, tuple(sorted(layers))))
-            with full_precision(images):
-                for name, reader in readers.items():
-                    scores[name] = reader.score(out).cpu()
-        for name, detector in detectors.items():
-            if name not in scores:
-                scores[name] = detector(images).cpu()
-    return scores
-
-
-def _by_network(
-    detectors: Mapping[str, Detector],
-) -> list[tuple[nn.Module, dict[str, OutputsDetector]]]:
-    groups: dict[int, tuple[nn.Module, dict[str, OutputsDetector]]] = {}
-    for name, detector in detectors.items():
-        if isinstance(detector, OutputsDetector):
-            _, readers = groups.setdefault(id(detector.net), (detector.net, {}))
-            readers[name] = detector
-    return list(groups.values())
 
 
 def proposal_group(attack: ScoreAttack, detector: Detector) -> Hashable | None:

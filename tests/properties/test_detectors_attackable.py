@@ -85,6 +85,7 @@ SETTINGS = {
     "knn": {"neighbours": 5},
     "safe-spot": {"method": "fgsm", "attack_steps": 3},
     "mean": {"scores": ["msp", "mahalanobis", "gradnorm"]},
+    "smoothed": {"draws": 16, "gradient_draws": 8},
 }
 
 

@@ -22,7 +22,8 @@ from robust_ood.attacks import (
 from robust_ood.attacks.pgd import apgd
 from robust_ood.data import Batch
 from robust_ood.detectors import MSP, PRO, DeepEnsemble, Energy, GradNorm, Mean
-from robust_ood.evaluation.scoring import Scorer, score_images
+from robust_ood.detectors.sharing import score_images
+from robust_ood.evaluation.scoring import Scorer
 from robust_ood.inputs import accepted
 from robust_ood.models import ResNet18, count_classes, find_layers, wrap
 from robust_ood.regions import L2, Linf
