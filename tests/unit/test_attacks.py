@@ -181,7 +181,7 @@ def test_softmax_objectives_are_those_of_the_aloe_paper(net, images):
 
 def test_softmax_objective_is_judged_by_the_true_score(net, images):
     detector = MaxLogit(net).double()
-    attack = PGD(Linf(0.05), steps=6, objective="softmax", random_start=False)
+    attack = PGD(Linf(0.05), steps=6, step_size=0.02, objective="softmax", random_start=False)
     found = lower_score(detector, images, attack)
     trail, current = [images], images
     for _ in range(6):  # the ALOE paper's inlier attack, written out
