@@ -28,7 +28,7 @@ from robust_ood.errors import UserError, unknown_name
 from robust_ood.perturb import JudgedObjective, Minimum, Objective, both_values
 from robust_ood.randomness import generators
 from robust_ood.regions import Fraction, Generators, Region
-from robust_ood.rules import Rule, Steepest
+from robust_ood.rules import Rule
 
 Draws = Callable[[int], Generators]
 """Restart number to the generators of its random start."""
@@ -42,14 +42,11 @@ Keep = Literal["best", "objective", "last"]
 class PGD(Budget):
     """Settings of projected gradient descent in an evaluation; one step of it is FGSM.
 
-    Source: Madry et al. 2018; its default momentum is that of MI-FGSM (Dong et al. 2018, Eq. 6); on
-    detectors, ALOE Alg. 1 and 2 and Fort Eq. 2. Images are `(N, C, H, W)` in [0, 1].
+    Source: Madry et al. 2018; on detectors, ALOE Alg. 1 and 2 and Fort Eq. 2. Images are `(N, C, H,
+    W)` in [0, 1].
 
     Args:
-        region, steps, random_start: the budget; see `Budget`.
-        step_size, rule: by default, steps with momentum 0.9 that shrink from the radius to zero
-            along half a cosine, so that more steps settle deeper. A step size of your own gives
-            constant steps, as published.
+        region, steps, step_size, random_start, rule: the budget; see `Budget`.
         restarts: independent runs, the worst of which is kept image by image, >= 1.
         objective: what an attack on a detector minimises: "score" differentiates the detector
             itself, "unmoved" leaves out its input noise or descent, "softmax" takes the ALOE
@@ -96,11 +93,6 @@ class PGD(Budget):
         seed: int = 0,
         precision: Precision = "auto",
     ) -> None:
-        if step_size is None and rule is None and region.radius < math.inf:
-            # Where a score is rough, as the distance to the k-th neighbour is, constant steps keep
-            # jumping over what shrinking ones settle in.
-            step_size = region.radius
-            rule = Steepest(momentum=0.9, decay="cosine")
         super().__init__(region, steps, step_size, random_start, rule)
         self._set(
             restarts=restarts,

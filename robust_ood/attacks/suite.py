@@ -127,9 +127,11 @@ def standard(radius: float | str, norm: str = "Linf") -> Suite:
     On detectors: PGD and Auto-PGD through the detector's own score with restarts; both of the ALOE
     paper's attacks, on the published trajectory (10 steps of 1/255 for Linf); its softmax
     objectives by Auto-PGD; ties between the likeliest classes; the classifier's MSP; features away
-    from the image's own, or towards a class's; the likeliest classes one by one; Square. On classifiers, after AutoAttack: Auto-PGD with restarts on the
-    cross-entropy and on the DLR loss (the margin below 3 classes), towards each class, and Square;
-    a short PGD goes first and spares them the easy images.
+    from the image's own, or towards a class's; the likeliest classes one by one; Square.
+
+    On classifiers, after AutoAttack: Auto-PGD with restarts on the cross-entropy and on the DLR
+    loss (the margin below 3 classes), towards each class, and Square; a short PGD goes first and
+    spares them the easy images.
 
     Members in the cheap precision find most of it. The longest ones are in float32, and so is the
     last, which goes on from the worst image found: what is reported does not depend on rounding.

@@ -42,7 +42,7 @@ PARTS = {
     ),
     "models": Part(1, ("models",)),
     "detectors": Part(2, ("detectors",)),
-    "attacks": Part(2, ("attacks",)),
+    "attacks": Part(3, ("attacks",)),
     "data": Part(1, ("data/sources/files.py", "data/loaders.py")),
     "scoring": Part(1, ("evaluation/scoring.py",)),
     "metrics": Part(1, ("metrics",)),

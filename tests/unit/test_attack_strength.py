@@ -279,9 +279,7 @@ def test_more_shrinking_steps_are_no_weaker_an_attack(trained, make):
     detector = make(net, neighbours=3) if make is KNN else make(net)
     if not detector.fitted:
         detector.fit([(inliers, labels)])
-    few, many = (
-        mean_score(detector, inliers[:8], PGD(REGION, steps=steps)) for steps in (10, 80)
-    )
+    few, many = (mean_score(detector, inliers[:8], PGD(REGION, steps=steps)) for steps in (10, 80))
     assert many <= few + 1e-3 * abs(few)
 
 
