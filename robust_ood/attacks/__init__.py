@@ -16,15 +16,8 @@ from robust_ood.attacks.apply import (
 from robust_ood.attacks.budget import Budget
 from robust_ood.attacks.encoder import EncoderAttack, encoder, mape
 from robust_ood.attacks.in_loop import BudgetConfig, InLoopAttack, budget_of
-from robust_ood.attacks.pgd import (
-    PGD,
-    aloe_mahalanobis,
-    aloe_softmax,
-    apgd,
-    decayed,
-    fgsm,
-    transferred,
-)
+from robust_ood.attacks.pgd import PGD
+from robust_ood.attacks.published import aloe_mahalanobis, aloe_softmax, apgd, fgsm, transferred
 from robust_ood.attacks.registry import REGISTRY, build, build_all
 from robust_ood.attacks.resolution import LowResolution
 from robust_ood.attacks.square import Square
@@ -56,7 +49,6 @@ __all__ = [
     "budget_of",
     "build",
     "build_all",
-    "decayed",
     "encoder",
     "fgsm",
     "lower_score",

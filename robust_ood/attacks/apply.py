@@ -230,27 +230,54 @@ def _indices(images: Tensor, indices: Tensor | None) -> Tensor:
 
 def worst(value: Objective, candidates: Iterable[Candidate]) -> Attacked:
     """Return each image's candidate with the smallest value; of equals and of NaNs the first."""
-    kept: Attacked | None = None
-    members: list[str] = []
-    precisions: list[str] = []
-    with torch.no_grad():
-        for images, member, precision in candidates:
-            if member not in members:
-                members.append(member)
-            if precision is not None and precision not in precisions:
-                precisions.append(precision)
-            values = value(images)
-            winners = torch.full_like(values, members.index(member), dtype=torch.long)
-            if kept is None:
-                kept = Attacked(images, values, winners, (), ())
-                continue
-            lower = values < kept.values
-            kept = Attacked(
-                torch.where(lower.view(-1, 1, 1, 1), images, kept.images),
-                torch.where(lower, values, kept.values),
-                torch.where(lower, winners, kept.winners),
-                (),
-                (),
-            )
-    assert kept is not None  # every attack proposes something
-    return kept._replace(members=tuple(members), precisions=tuple(precisions))
+    kept = Worst(value)
+    for candidate in candidates:
+        kept.see(candidate)
+    return kept.result()
+
+
+class Worst:
+    """The worst candidate of each image so far, by a true value that attackers make small.
+
+    Args:
+        value: images `(N, C, H, W)` to values `(N,)`.
+    """
+
+    def __init__(self, value: Objective) -> None:
+        self.value = value
+        self.images: Tensor | None = None
+        self._values = torch.empty(0)  # (N,)
+        self._winners = torch.empty(0)  # (N,)
+        self._members: list[str] = []
+        self._precisions: list[str] = []
+
+    @torch.no_grad()
+    def see(self, candidate: Candidate) -> None:
+        """Keep the images that are worse than those before; of equals and of NaNs the first."""
+        images, member, precision = candidate
+        if member not in self._members:
+            self._members.append(member)
+        if precision is not None and precision not in self._precisions:
+            self._precisions.append(precision)
+        values = self.value(images)
+        winners = torch.full_like(values, self._members.index(member), dtype=torch.long)
+        if self.images is None:
+            self.images = images
+            self._values = values
+            self._winners = winners
+            return
+        lower = values < self._values
+        self.images = torch.where(lower.view(-1, 1, 1, 1), images, self.images)
+        self._values = torch.where(lower, values, self._values)
+        self._winners = torch.where(lower, winners, self._winners)
+
+    def result(self) -> Attacked:
+        """Return the worst of all candidates seen."""
+        assert self.images is not None  # every attack proposes something
+        return Attacked(
+            self.images,
+            self._values,
+            self._winners,
+            tuple(self._members),
+            tuple(self._precisions),
+        )

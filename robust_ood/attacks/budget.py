@@ -12,7 +12,7 @@ from torch import Tensor
 from robust_ood.errors import UserError
 from robust_ood.perturb import JudgedObjective, Minimum, Objective, minimize
 from robust_ood.regions import Fraction, Generators, Linf, Region
-from robust_ood.rules import Rule
+from robust_ood.rules import Rule, Steepest
 
 Steps = int | Literal["aloe"]
 """A number of steps, or the ALOE paper's rule for it."""
@@ -25,15 +25,17 @@ class Budget:
     The part of an attack that training and evaluations share; `PGD` adds what only an evaluation
     uses. Images are `(N, C, H, W)` in [0, 1].
 
-    Source: Madry et al. 2018.
+    Source: Madry et al. 2018; the momentum is that of MI-FGSM, Dong et al. 2018, Eq. 6.
 
     Args:
         region: where the perturbed image may be, such as `Linf(8/255)`.
         steps: gradient steps, >= 1; "aloe" takes the ALOE paper's floor(255 radius + 1).
-        step_size: size of a step in the region's norm, a number or a fraction such as `2/255`; by
-            default `2.5 radius / steps`, so that the boundary can be reached and followed.
+        step_size: size of a step in the region's norm, a number or a fraction such as `2/255`.
         random_start: begin at a random point of the region instead of at the clean image.
-        rule: how a gradient becomes a step; steepest steps by default.
+        rule: how a gradient becomes a step. With neither rule nor step size, steps have momentum
+            0.9 and shrink from the radius to zero along half a cosine, so that more of them settle
+            deeper. A step size alone gives constant steps, as published; a rule alone takes `2.5
+            radius / steps`.
 
     Raises:
         UserError: no steps, a negative step size, or none for a region without a radius.
@@ -56,6 +58,11 @@ class Budget:
     ) -> None:
         count = _aloe_steps(region) if steps == "aloe" else steps
         check_count("steps", count)
+        if step_size is None and rule is None and region.radius < math.inf:
+            # Where a score is rough, as the distance to the k-th neighbour is, constant steps keep
+            # jumping over what shrinking ones settle in.
+            step_size = region.radius
+            rule = Steepest(momentum=0.9, decay="cosine")
         self._set(
             region=region,
             steps=count,

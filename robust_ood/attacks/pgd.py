@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -28,7 +28,7 @@ from robust_ood.errors import UserError, unknown_name
 from robust_ood.perturb import JudgedObjective, Minimum, Objective, both_values
 from robust_ood.randomness import generators
 from robust_ood.regions import Fraction, Generators, Region
-from robust_ood.rules import AutoPGD, Rule, Steepest
+from robust_ood.rules import Rule
 
 Draws = Callable[[int], Generators]
 """Restart number to the generators of its random start."""
@@ -147,6 +147,7 @@ class PGD(Budget):
         images: Tensor,
         draws: Draws,
         judge: Objective | None = None,
+        start: Tensor | None = None,
     ) -> list[Minimum]:
         """Return the outcome of each restart: its best iterate, or its last one.
 
@@ -155,14 +156,17 @@ class PGD(Budget):
             images: `(N, C, H, W)` in [0, 1].
             draws: restart number to the generators of its random start.
             judge: what chooses the best iterate, where that is not the objective.
+            start: images `(N, C, H, W)` of the region to begin at; by default, random ones.
         """
         if self.noise or self.noise_draws > 1:
             objective, judge = self._averaged(objective, judge)
         keep: Literal["best", "last"] = "last" if self.keep == "last" else "best"
         minima = []
         for restart in range(self.restarts):
-            start = self.start(images, draws(restart))
-            minima.append(self.descend(objective, images, start, keep=keep, judge=judge))
+            begin = start
+            if begin is None:
+                begin = self.start(images, draws(restart))
+            minima.append(self.descend(objective, images, begin, keep=keep, judge=judge))
         return minima
 
     def _averaged(
@@ -188,9 +192,14 @@ class PGD(Budget):
         return self.run(*arguments, **settings)
 
     def on_score(
-        self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor
+        self,
+        detector: Detector,
+        images: Tensor,
+        direction: Direction,
+        indices: Tensor,
+        start: Tensor | None = None,
     ) -> Iterator[Candidate]:
-        """Yield candidates that make `direction * score` small."""
+        """Yield candidates that make `direction * score` small, from `start` if it is given."""
         # An attack on the classifiers is the same whichever detector reads them.
         reads_classifiers = self.objective in READ_CLASSIFIERS
         attacked = nn.ModuleList(detector.networks) if reads_classifiers else detector
@@ -205,7 +214,8 @@ class PGD(Budget):
         if exact or self.keep != "best":
             judge = None
         for objective in SCORE_OBJECTIVES[self.objective](detector, direction, images):
-            yield from self._candidates(objective, judge, images, indices, precision)
+            draws = self.draws(indices)
+            yield from self._candidates(objective, judge, images, draws, precision, start)
             if self.keep != "best":
                 # A transferred attack follows one source: to choose between two, it would have to
                 # look at the true score.
@@ -215,25 +225,32 @@ class PGD(Budget):
             judge = None
 
     def on_label(
-        self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor
+        self,
+        net: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        indices: Tensor,
+        start: Tensor | None = None,
     ) -> Iterator[Candidate]:
-        """Yield candidates that make the classifier err."""
+        """Yield candidates that make the classifier err, from `start` if it is given."""
         precision = resolve(self.precision, images, net)
         judged = self.keep == "best" and self.loss != "margin"
         make_objective = wrong_label_judged if judged else wrong_label
         objective = make_objective(net, labels, self.loss)
-        yield from self._candidates(objective, None, images, indices, precision)
+        draws = self.draws(indices)
+        yield from self._candidates(objective, None, images, draws, precision, start)
 
     def _candidates(
         self,
         objective: Objective | JudgedObjective,
         judge: Objective | None,
         images: Tensor,
-        indices: Tensor,
+        draws: Draws,
         precision: str,
+        start: Tensor | None,
     ) -> Iterator[Candidate]:
         searched = computed_in(precision, objective)
-        minima = self.run(searched, images, self.draws(indices), judge)
+        minima = self.run(searched, images, draws, judge, start)
         if self.keep != "objective":
             yield from proposed(minima, "pgd", precision, judged=judge is not None)
             return
@@ -264,135 +281,3 @@ def proposed(
         yield Candidate(minimum.images, member, precision)
         if rounds(precision) and minimum.values is not None and not judged:
             yield Candidate(minimum.last, member, precision)
-
-
-def fgsm(
-    region: Region, *, random_start: bool = False, seed: int = 0, precision: Precision = "auto"
-) -> PGD:
-    """Return the settings of one step of the region's radius. Source: Goodfellow et al. 2015."""
-    return PGD(
-        region,
-        steps=1,
-        step_size=region.radius,
-        random_start=random_start,
-        seed=seed,
-        precision=precision,
-    )
-
-
-def apgd(
-    region: Region,
-    *,
-    steps: int = 100,
-    restarts: int = 1,
-    objective: ScoreObjective = "score",
-    loss: LabelLoss = "cross_entropy",
-    seed: int = 0,
-    precision: Precision = "auto",
-) -> PGD:
-    """Return the settings of Auto-PGD: the first step is twice the radius, later ones adapt.
-
-    Source: Croce and Hein 2020, Alg. 1. The arguments are those of `PGD`.
-    """
-    return PGD(
-        region,
-        steps=steps,
-        step_size=2 * region.radius,
-        restarts=restarts,
-        objective=objective,
-        loss=loss,
-        rule=AutoPGD(),
-        seed=seed,
-        precision=precision,
-    )
-
-
-def decayed(
-    region: Region,
-    *,
-    steps: int = 100,
-    restarts: int = 1,
-    objective: ScoreObjective = "score",
-    loss: LabelLoss = "cross_entropy",
-    seed: int = 0,
-    precision: Precision = "float32",
-) -> PGD:
-    """Return PGD with momentum whose steps shrink from the radius to zero along half a cosine.
-
-    Source: the momentum of MI-FGSM, Dong et al. 2018, Eq. 6. Where a score is rough, as the
-    distance to the k-th neighbour is, constant steps do not settle: more of them are no stronger an
-    attack. Shrinking ones do. The arguments are those of `PGD`.
-    """
-    return PGD(
-        region,
-        steps=steps,
-        step_size=region.radius,
-        restarts=restarts,
-        objective=objective,
-        loss=loss,
-        rule=Steepest(momentum=0.9, decay="cosine"),
-        seed=seed,
-        precision=precision,
-    )
-
-
-def transferred(
-    attack: PGD, source: Literal["msp", "softmax", "unmoved", "features"] = "msp"
-) -> PGD:
-    """Return the attack through another objective, without a look at the true score.
-
-    Args:
-        attack: region, steps and restarts.
-        source: what is attacked instead of the detector: its classifier's MSP, the softmax
-            objectives of the ALOE paper, the detector without its input movement, or its features.
-    """
-    return replace(attack, objective=source, keep="objective")
-
-
-def aloe_softmax(
-    region: Region,
-    *,
-    steps: Steps = 10,
-    step_size: float | Fraction = 1 / 255,
-    seed: int = 0,
-    precision: Precision = "auto",
-) -> PGD:
-    """Return the attack on softmax scores as published, for MSP and ODIN.
-
-    Source: ALOE paper Alg. 1. Random start, steps of 1/255, the last iterate, transferred: ODIN is
-    scored on images made without its temperature and its input noise. The random start is not
-    rounded to whole pixel levels, which the public code does.
-    """
-    return PGD(
-        region,
-        steps=steps,
-        step_size=step_size,
-        objective="softmax",
-        keep="last",
-        seed=seed,
-        precision=precision,
-    )
-
-
-def aloe_mahalanobis(
-    region: Region,
-    *,
-    steps: Steps = 10,
-    step_size: float | Fraction = 1 / 255,
-    seed: int = 0,
-    precision: Precision = "auto",
-) -> PGD:
-    """Return the published attack on the Mahalanobis regression, through all but the input noise.
-
-    Source: ALOE paper Alg. 2. The regression's log-odds stand for its cross-entropy, whose gradient
-    has the same sign.
-    """
-    return PGD(
-        region,
-        steps=steps,
-        step_size=step_size,
-        objective="unmoved",
-        keep="last",
-        seed=seed,
-        precision=precision,
-    )

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from robust_ood.attacks.apply import Attack
-from robust_ood.attacks.pgd import PGD, aloe_mahalanobis, aloe_softmax, apgd, decayed, fgsm
+from robust_ood.attacks.pgd import PGD
+from robust_ood.attacks.published import aloe_mahalanobis, aloe_softmax, apgd, fgsm
 from robust_ood.attacks.resolution import LowResolution
 from robust_ood.attacks.square import Square
 from robust_ood.attacks.suite import standard
@@ -53,7 +54,6 @@ REGISTRY: dict[str, Callable[..., Attack]] = {
     "pgd-low-resolution": pgd_low_resolution,
     "fgsm": fgsm,
     "apgd": apgd,
-    "pgd-decayed": decayed,
     "targeted": targeted,
     "square": Square,
     "standard": standard_of,

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood import losses
-from robust_ood.attacks.apply import Candidate, LabelAttack, ScoreAttack, Settings
+from robust_ood.attacks.apply import Candidate, LabelAttack, ScoreAttack, Settings, Worst
 from robust_ood.attacks.objectives import READ_CLASSIFIERS, Direction
-from robust_ood.attacks.pgd import PGD, apgd, decayed
+from robust_ood.attacks.pgd import PGD
+from robust_ood.attacks.published import apgd
 from robust_ood.attacks.square import Square
 from robust_ood.attacks.targeted import Targeted
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
 from robust_ood.regions import region_of
+from robust_ood.rules import Steepest
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,14 @@ class Suite:
             out where the detector has none.
         on_classifiers: members that attack classifiers, by name, each on the images that those
             before it left correct.
+        finish: continues at the worst image that the members found, through the detector's own
+            score or, where the classifier is still correct, its margin. In float32 it takes back
+            what members in a cheaper precision leave to rounding.
     """
 
     on_detectors: Mapping[str, ScoreAttack]
     on_classifiers: Mapping[str, LabelAttack] = field(default_factory=dict)
+    finish: PGD | None = None
     keeps_clean = True
 
     def __post_init__(self) -> None:
@@ -42,23 +48,39 @@ class Suite:
     def settings(self) -> Settings:
         """Return the first member's norm and radius, and the steps or queries of all members."""
         first = next(iter(self.on_detectors.values())).settings()
-        steps = _steps(self.on_detectors.values())
+        steps = self._steps(self.on_detectors.values())
         return Settings(norm=first["norm"], radius=first["radius"], steps=steps, restarts=1)
 
     def settings_on_classifiers(self) -> Settings:
         """Return the same with the steps of the members that attack classifiers, which may be 0."""
-        return {**self.settings(), "steps": _steps(self.on_classifiers.values())}
+        return {**self.settings(), "steps": self._steps(self.on_classifiers.values())}
+
+    def _steps(self, members: Iterable[ScoreAttack | LabelAttack]) -> int:
+        total = 0
+        if self.finish is not None:
+            total = self.finish.steps
+        for member in members:
+            settings = member.settings()
+            total += settings["steps"] * settings["restarts"]
+        return total
 
     def on_score(
         self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor
     ) -> Iterator[Candidate]:
         """Yield every member's candidates, under the member's name."""
         left_out = self.left_out(detector)
+        found = Worst(lambda x: direction * detector(x))
+        found.see(Candidate(images, "clean"))
         for name, member in self.on_detectors.items():
             if name in left_out:
                 continue
             for candidate in member.on_score(detector, images, direction, indices):
+                found.see(candidate)
                 yield candidate._replace(member=name)
+        if self.finish is not None:
+            start = found.images
+            for candidate in self.finish.on_score(detector, images, direction, indices, start):
+                yield candidate._replace(member=FINISH)
 
     def left_out(self, detector: Detector) -> list[str]:
         """Return the members that read a classifier, where the detector's `networks` are none."""
@@ -71,32 +93,48 @@ class Suite:
         self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor
     ) -> Iterator[Candidate]:
         """Yield every member's candidates; a member leaves alone what is already misclassified."""
-        with torch.no_grad():  # a tie, which coarse logits have, may still be decided for the label
-            correct = losses.margin(net(images), labels) >= 0
-        for name, member in self.on_classifiers.items():
-            left = correct.nonzero()[:, 0]
+        with torch.no_grad():
+            margins = losses.margin(net(images), labels)  # (N,)
+        worst = images
+        members: dict[str, LabelAttack] = dict(self.on_classifiers)
+        if self.finish is not None:
+            members[FINISH] = self.finish
+        for name, member in members.items():
+            # A tie, which coarse logits have, may still be decided for the label.
+            left = (margins >= 0).nonzero()[:, 0]
             if not len(left):
                 return
-            for candidate in member.on_label(net, images[left], labels[left], indices[left.cpu()]):
+            attacked = (net, images[left], labels[left], indices[left.cpu()])
+            if member is self.finish:
+                proposals = self.finish.on_label(*attacked, start=worst[left])
+            else:
+                proposals = member.on_label(*attacked)
+            for candidate in proposals:
                 with torch.no_grad():
-                    correct[left] &= losses.margin(net(candidate.images), labels[left]) >= 0
-                whole = images.index_copy(0, left, candidate.images)
-                yield candidate._replace(images=whole, member=name)
+                    reached = losses.margin(net(candidate.images), labels[left])
+                lower = reached < margins[left]
+                margins[left] = torch.where(lower, reached, margins[left])
+                kept = torch.where(lower.view(-1, 1, 1, 1), candidate.images, worst[left])
+                worst = worst.index_copy(0, left, kept)
+                yield candidate._replace(
+                    images=images.index_copy(0, left, candidate.images), member=name
+                )
 
 
 def standard(radius: float | str, norm: str = "Linf") -> Suite:
     """Return the standard suite, which has no setting but the budget.
 
-    On detectors: PGD, PGD with momentum and shrinking steps, and Auto-PGD through the detector's
-    own score with restarts; both of the ALOE paper's attacks, on the published trajectory (10 steps
-    of 1/255 for Linf); its softmax objectives by Auto-PGD; ties between the likeliest classes; the
-    classifier's MSP; features away from the image's own, or towards a class's; the likeliest
-    classes one by one; Square. On classifiers, after AutoAttack: Auto-PGD with restarts on the
-    cross-entropy and on the DLR loss (the margin below 3 classes), towards each class, and Square;
-    a short PGD goes first and spares them the easy images.
+    On detectors: PGD and Auto-PGD through the detector's own score with restarts; both of the ALOE
+    paper's attacks, on the published trajectory (10 steps of 1/255 for Linf); its softmax
+    objectives by Auto-PGD; ties between the likeliest classes; the classifier's MSP; features away
+    from the image's own, or towards a class's; the likeliest classes one by one; Square.
 
-    Members in the cheap precision find most of it; the longest ones are in float32, so that what is
-    reported does not depend on rounding.
+    On classifiers, after AutoAttack: Auto-PGD with restarts on the cross-entropy and on the DLR
+    loss (the margin below 3 classes), towards each class, and Square; a short PGD goes first and
+    spares them the easy images.
+
+    Members in the cheap precision find most of it. The longest ones are in float32, and so is the
+    last, which goes on from the worst image found: what is reported does not depend on rounding.
 
     Args:
         radius: in pixel fractions, a number or a fraction as "8/255".
@@ -108,13 +146,12 @@ def standard(radius: float | str, norm: str = "Linf") -> Suite:
     published = 1 / 255 if norm == "Linf" else None
     return Suite(
         on_detectors={
-            "pgd": PGD(region, steps=40, restarts=2),
-            "momentum": decayed(region, restarts=2),
+            "pgd": PGD(region, steps=100, restarts=2, precision="float32"),
             "apgd": apgd(region, steps=100, restarts=2, precision="float32"),
             "aloe": PGD(region, steps=10, step_size=published, objective="softmax"),
             "aloe-unmoved": PGD(region, steps=10, step_size=published, objective="unmoved"),
             "softmax": apgd(region, steps=20, objective="softmax"),
-            "tied": decayed(region, steps=40, objective="tied"),
+            "tied": PGD(region, steps=40, objective="tied"),
             "msp": PGD(region, steps=20, objective="msp"),
             "features": apgd(region, steps=20, objective="features"),
             "targeted": Targeted(apgd(region, steps=20), classes=3),
@@ -129,15 +166,19 @@ def standard(radius: float | str, norm: str = "Linf") -> Suite:
             "targeted": Targeted(apgd(region, steps=100, precision="float32"), classes=9),
             "square": Square(region, queries=1000),
         },
+        finish=PGD(
+            region,
+            steps=50,
+            step_size=region.radius / 4,
+            rule=Steepest(momentum=0.9, decay="cosine"),
+            loss="margin",
+            precision="float32",
+        ),
     )
 
 
-def _steps(members: Iterable[ScoreAttack | LabelAttack]) -> int:
-    total = 0
-    for member in members:
-        settings = member.settings()
-        total += settings["steps"] * settings["restarts"]
-    return total
+FINISH = "finish"
+"""The member that a suite's `finish` is named."""
 
 
 def _reads_classifier(member: Any) -> bool:

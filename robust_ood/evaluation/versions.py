@@ -42,7 +42,7 @@ PARTS = {
     ),
     "models": Part(2, ("models",)),
     "detectors": Part(3, ("detectors",)),
-    "attacks": Part(2, ("attacks",)),
+    "attacks": Part(3, ("attacks",)),
     "data": Part(2, ("data/sources/files.py", "data/sources/form.py", "data/loaders.py")),
     "scoring": Part(1, ("evaluation/scoring.py",)),
     "metrics": Part(1, ("metrics",)),

@@ -16,7 +16,6 @@ from robust_ood.attacks import (
     Suite,
     aloe_mahalanobis,
     attack_score,
-    decayed,
     standard,
     transferred,
 )
@@ -39,7 +38,7 @@ from robust_ood.detectors import (
 )
 from robust_ood.errors import UserError
 from robust_ood.evaluation import sanity
-from robust_ood.rules import Steepest
+from robust_ood.rules import AutoPGD, Steepest
 
 REGION = Linf(0.05)
 WEIGHT = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(9)) - 0.5
@@ -197,8 +196,10 @@ def test_low_resolution_works_inside_a_suite_on_what_is_left(trained):
 
 def test_a_random_score_s_best_image_is_not_its_luckiest():
     images = draw(8)
+    # Constant steps: momentum averages over draws itself.
+    attack = PGD(REGION, 10, step_size=REGION.radius / 4)
     lucky, averaged = (
-        candidates(Noisy(), images, PGD(REGION, 10, noise_draws=draws))[0] for draws in (1, 64)
+        candidates(Noisy(), images, replace(attack, noise_draws=draws))[0] for draws in (1, 64)
     )
     assert gain(images, lucky).mean() < 0.9
     assert gain(images, averaged).mean() > 0.97
@@ -253,7 +254,7 @@ def test_members_that_cannot_apply_are_named(trained):
         "do not apply" in w for w in sanity.check(Energy(net), inliers, outliers, suite, limit=4)
     )
     won = attack_score(Nameless(), outliers[:2], suite, -1).wins()
-    assert set(won) == {"clean", "pgd", "momentum", "apgd", "aloe-unmoved", "square"}
+    assert set(won) == {"clean", "pgd", "apgd", "aloe-unmoved", "square", "finish"}
 
 
 # Rough scores ---------------------------------------------------------------------------------
@@ -267,10 +268,9 @@ def test_shrinking_steps_settle_where_constant_ones_keep_jumping(trained):
     net, inliers, labels, _ = trained
     detector = KNN(net, neighbours=3).fit([(inliers, labels)])
     images = inliers[:8]
-    constant = PGD(REGION, steps=40, precision="float32")
-    assert mean_score(detector, images, decayed(REGION, steps=40)) < mean_score(
-        detector, images, constant
-    )
+    constant = PGD(REGION, steps=40, step_size=2.5 * REGION.radius / 40)
+    shrinking = PGD(REGION, steps=40)
+    assert mean_score(detector, images, shrinking) < mean_score(detector, images, constant)
 
 
 @pytest.mark.parametrize("make", [KNN, Energy, ODIN])
@@ -279,10 +279,15 @@ def test_more_shrinking_steps_are_no_weaker_an_attack(trained, make):
     detector = make(net, neighbours=3) if make is KNN else make(net)
     if not detector.fitted:
         detector.fit([(inliers, labels)])
-    few, many = (
-        mean_score(detector, inliers[:8], decayed(REGION, steps=steps)) for steps in (10, 80)
-    )
+    few, many = (mean_score(detector, inliers[:8], PGD(REGION, steps=steps)) for steps in (10, 80))
     assert many <= few + 1e-3 * abs(few)
+
+
+def test_a_step_size_of_one_s_own_means_constant_steps():
+    assert PGD(REGION, steps=5, step_size=0.01).rule is None
+    assert PGD(REGION, steps=5).rule == Steepest(momentum=0.9, decay="cosine")
+    assert PGD(REGION, steps=5).step_size == REGION.radius
+    assert PGD(REGION, steps=5, rule=AutoPGD()).step_size == pytest.approx(REGION.radius / 2)
 
 
 def test_cosine_steps_move_a_linear_score_as_far_as_their_sum():
@@ -302,7 +307,7 @@ def test_cosine_steps_move_a_linear_score_as_far_as_their_sum():
 
 def test_a_tie_is_a_tie(trained):
     net, inliers, _, _ = trained
-    attack = decayed(Linf(64 / 255), steps=40, objective="tied")
+    attack = PGD(Linf(64 / 255), steps=40, objective="tied")
     (found,) = candidates(Energy(net), inliers[:4], replace(attack, keep="objective"))
     before = net(inliers[:4]).topk(3, dim=1)
     after = net(found).gather(1, before.indices)

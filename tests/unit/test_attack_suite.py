@@ -10,6 +10,7 @@ from torch import nn
 from robust_ood import L2, Linf, Unbounded, attacks, detectors, losses
 from robust_ood.attacks import (
     PGD,
+    Candidate,
     LowResolution,
     Square,
     Suite,
@@ -143,6 +144,63 @@ def test_wins_name_the_member_whose_image_was_kept():
     found = attack_score(Linear(WEIGHT), images, Suite(members), 1)
     assert found.wins() == {"clean": 0, "weak": 0, "strong": 4}
     assert attack_score(Linear(0 * WEIGHT), images, Suite(members), 1).wins()["clean"] == 4
+
+
+class Proposal:
+    """An attack that proposes what it is given, whole images or those of an index."""
+
+    keeps_clean = True
+
+    def __init__(self, *images):
+        self.images = images
+
+    def settings(self):
+        return {"norm": "Linf", "radius": 0.1, "steps": 1, "restarts": 1}
+
+    def on_score(self, detector, images, direction, indices):
+        for proposed in self.images:
+            yield Candidate(proposed[indices], "proposal")
+
+    def on_label(self, net, images, labels, indices):
+        yield from self.on_score(net, images, 1, indices)
+
+
+STILL = PGD(Linf(0.1), steps=1, step_size=0.0, loss="margin", precision="float32")
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_finish_begins_at_the_worst_image_of_all_members(direction):
+    images = 0.4 + 0.2 * draw(6)
+    darker = images - 0.05 * (draw(6, seed=1) > 0.3)
+    lighter = images + 0.05 * (draw(6, seed=2) > 0.3)
+    suite = Suite({"one": Proposal(darker), "other": Proposal(lighter)}, finish=STILL)
+    candidates = list(suite.on_score(Linear(WEIGHT), images, direction, torch.arange(6)))
+    scores = torch.stack([Linear(WEIGHT)(x) for x in (images, darker, lighter)])
+    worst = (direction * scores).amin(0)
+    assert [candidate.member for candidate in candidates] == ["one", "other", "finish"]
+    torch.testing.assert_close(direction * Linear(WEIGHT)(candidates[-1].images), worst)
+
+
+def test_finish_goes_on_where_the_classifier_is_still_correct(trained):
+    net, inliers, labels, _ = trained
+    moved = (inliers + 0.08 * torch.randn(inliers.shape).sign()).clamp(0, 1)
+    suite = Suite({}, {"one": Proposal(moved)}, finish=STILL)
+    *_, last = suite.on_label(net, inliers, labels, torch.arange(len(inliers)))
+    with torch.no_grad():
+        clean = losses.margin(net(inliers), labels)
+        reached = losses.margin(net(moved), labels)
+        worst = torch.minimum(clean, reached)
+        standing = worst >= 0
+        finished = losses.margin(net(last.images), labels)
+    assert last.member == "finish"
+    assert standing.any()
+    torch.testing.assert_close(finished[standing], worst[standing])
+
+
+def test_finish_counts_as_steps_of_the_suite():
+    members = {"pgd": PGD(Linf(0.1), steps=7, restarts=2)}
+    assert Suite(members, members, finish=STILL).settings()["steps"] == 15
+    assert Suite(members, members, finish=STILL).settings_on_classifiers()["steps"] == 15
 
 
 def test_a_transferred_attack_hands_over_what_its_source_found(trained):
@@ -298,7 +356,8 @@ def test_expectation_finds_the_way_through_a_noisy_score():
         found = next(iter(attack.on_score(detector, images, 1, torch.arange(4)))).images
         return ((images - found) * WEIGHT).flatten(1).sum(1).mean()
 
-    settings = {"region": Linf(0.1), "steps": 10, "keep": "last"}
+    # Constant steps: momentum averages over draws itself.
+    settings = {"region": Linf(0.1), "steps": 10, "step_size": 0.025, "keep": "last"}
     assert gain(PGD(**settings, noise_draws=64)) > gain(PGD(**settings)) + 0.05
 
 

@@ -28,7 +28,7 @@ from robust_ood.detectors import (
     surface_of,
 )
 from robust_ood.errors import UserError
-from robust_ood.rules import Optimizer, Steepest
+from robust_ood.rules import AutoPGD, Optimizer, Steepest
 
 MAKERS = {
     "msp": MSP,
@@ -181,7 +181,7 @@ def test_softmax_objectives_are_those_of_the_aloe_paper(net, images):
 
 def test_softmax_objective_is_judged_by_the_true_score(net, images):
     detector = MaxLogit(net).double()
-    attack = PGD(Linf(0.05), steps=6, objective="softmax", random_start=False)
+    attack = PGD(Linf(0.05), steps=6, step_size=0.02, objective="softmax", random_start=False)
     found = lower_score(detector, images, attack)
     trail, current = [images], images
     for _ in range(6):  # the ALOE paper's inlier attack, written out
@@ -391,7 +391,8 @@ def test_dlr_needs_three_classes(make_net, images):
 
 
 def test_default_step_size_reaches_the_boundary():
-    assert PGD(Linf(8 / 255), steps=10).step_size == pytest.approx(2 / 255)
+    assert PGD(Linf(8 / 255), steps=10).step_size == 8 / 255
+    assert PGD(Linf(8 / 255), steps=10, rule=AutoPGD()).step_size == pytest.approx(2 / 255)
     assert PGD(Linf(8 / 255), step_size="2/255").step_size == 2 / 255
     assert fgsm(L2(0.5)).step_size == 0.5
 
