@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robust_ood import detectors
 from robust_ood.bounds.gates import confidence_lower, confidence_upper, gated_of
 from robust_ood.bounds.interval import Interval, pixel_interval
-from robust_ood.bounds.trace import Bounded, bound
+from robust_ood.bounds.trace import Bounded, bound, full_precision
 from robust_ood.errors import UserError
 from robust_ood.inputs import checked
 from robust_ood.regions import Fraction
@@ -181,6 +181,11 @@ def _bounded(net: nn.Module, images: Tensor, radius: Radius) -> Bounded:
 
 def _differences(bounded: Bounded) -> Tensor:
     """Return upper bounds of `z_a - z_b`, `(N, K, K)`."""
+    with full_precision(bounded.outputs.lower):
+        return _elided(bounded)
+
+
+def _elided(bounded: Bounded) -> Tensor:
     if bounded.features is None or bounded.head is None:
         outputs = bounded.outputs
         raw = outputs.upper[:, :, None] - outputs.lower[:, None, :]  # (N, K, K)

@@ -65,7 +65,7 @@ def bound(net: nn.Module, images: Interval) -> Bounded:
             followed because its way depends on values.
     """
     net = getattr(net, "_orig_mod", net)
-    with evaluating(net), _full_precision(images.lower):
+    with evaluating(net), full_precision(images.lower):
         graph = _graph(net)
         values: dict[fx.Node, Any] = {}
         for node in graph.nodes:
@@ -171,6 +171,7 @@ def _result(net: nn.Module, output: fx.Node, values: dict[fx.Node, Any]) -> Boun
 
 
 @contextmanager
-def _full_precision(like: Tensor) -> Iterator[None]:
+def full_precision(like: Tensor) -> Iterator[None]:
+    """Compute inside the block in the tensors' own precision, of any shape."""
     with torch.autocast(like.device.type, enabled=False):
         yield

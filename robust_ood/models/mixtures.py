@@ -17,12 +17,15 @@ class Mixture(nn.Module):
 
     Args:
         components: their number, >= 1.
-        dimensions: of the space, D >= 1.
+        coordinates: of a point.
+        dimensions: of the space that the points are of, D >= 1; fewer than the coordinates where
+            these are not independent of each other.
     """
 
-    def __init__(self, components: int, dimensions: int) -> None:
+    def __init__(self, components: int, coordinates: int, dimensions: int) -> None:
         super().__init__()
-        self.means = nn.Parameter(torch.zeros(components, dimensions))
+        self.dimensions = dimensions
+        self.means = nn.Parameter(torch.zeros(components, coordinates))
         self.log_scales = nn.Parameter(torch.zeros(components))
         self.weight_logits = nn.Parameter(torch.zeros(components))
 
@@ -37,9 +40,8 @@ class Mixture(nn.Module):
         if smallest_log_scale is not None:
             log_scales = torch.maximum(log_scales, smallest_log_scale)
         log_weights = self.weight_logits.double().log_softmax(0)
-        dimensions = self.means.shape[1]
         exponents = -(distances**2) / (2 * (2 * log_scales).exp())  # (N, components)
-        return (log_weights - dimensions * log_scales + exponents).logsumexp(1)
+        return (log_weights - self.dimensions * log_scales + exponents).logsumexp(1)
 
 
 class Densities(NamedTuple):
@@ -56,22 +58,29 @@ class MixtureRatio(nn.Module):
     least twice the largest of the first: far from all data the ratio falls without end. Computed in
     float64, because densities of thousands of dimensions underflow.
 
+    Whitened pixels are the coordinates along `directions` principal directions, each over its
+    standard deviation, and the remainder of the image over one scale for all other directions.
+
     Source: CCU (Meinke and Hein 2020), Eq. 3 and Theorem 1, which asks for larger scales outside.
 
     Args:
         image_shape: (C, H, W).
         components: of each mixture, >= 1.
+        directions: principal directions with scales of their own, in [1, C H W]; None for all.
         prior_ratio: lambda, p(out) / p(in), > 0; 1 in the paper.
     """
 
     mean: Tensor
-    whitening: Tensor
+    axes: Tensor
+    scales: Tensor
+    rest_scale: Tensor
     fitted: Tensor
 
     def __init__(
         self,
         image_shape: Sequence[int] = (3, 32, 32),
         components: int = 100,
+        directions: int | None = None,
         prior_ratio: float = 1.0,
     ) -> None:
         super().__init__()
@@ -81,18 +90,26 @@ class MixtureRatio(nn.Module):
             raise UserError(f"components: expected a number >= 1, got {components}")
         if not (prior_ratio > 0 and math.isfinite(prior_ratio)):
             raise UserError(f"prior_ratio: expected a number > 0, got {prior_ratio}")
+        dimensions = math.prod(image_shape)
+        rank = dimensions if directions is None else directions
+        if not 1 <= rank <= dimensions:
+            raise UserError(f"directions: expected a number in [1, {dimensions}], got {rank}")
         self.settings = {
             "image_shape": list(image_shape),
             "components": components,
+            "directions": directions,
             "prior_ratio": prior_ratio,
         }
-        dimensions = math.prod(image_shape)
         self.prior_ratio = prior_ratio
-        self.inside = Mixture(components, dimensions)
-        self.outside = Mixture(components, dimensions)
+        self.has_rest = rank < dimensions
+        coordinates = rank + dimensions if self.has_rest else rank
+        self.inside = Mixture(components, coordinates, dimensions)
+        self.outside = Mixture(components, coordinates, dimensions)
         self.register_buffer("mean", torch.zeros(dimensions))
-        # Rows are principal directions over their standard deviations: orthogonal to each other.
-        self.register_buffer("whitening", torch.eye(dimensions))
+        # Orthonormal rows; a row of zeros where there were fewer images than directions.
+        self.register_buffer("axes", torch.eye(dimensions)[:rank].contiguous())  # (rank, D)
+        self.register_buffer("scales", torch.ones(rank))
+        self.register_buffer("rest_scale", torch.ones(()))
         self.register_buffer("fitted", torch.tensor(False))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -126,14 +143,48 @@ class MixtureRatio(nn.Module):
         return far.inside - far.outside - log_prior, near.inside - near.outside - log_prior
 
     def whitened(self, images: Tensor) -> Tensor:
-        """Return images `(N, C, H, W)` as points `(N, D)` in whitened pixels, in float64."""
+        """Return images `(N, C, H, W)` as points `(N, coordinates)`, in float64."""
         if list(images.shape[1:]) != self.settings["image_shape"]:
             raise UserError(
                 f"image_shape: expected images of {tuple(self.settings['image_shape'])}, got "
                 f"{tuple(images.shape[1:])}"
             )
         centred = images.flatten(1).double() - self.mean.double()
-        return centred @ self.whitening.double().T
+        axes = self.axes.double()
+        along = centred @ axes.T  # (N, rank)
+        whitened = along / self.scales.double()
+        if not self.has_rest:
+            return whitened
+        rest = (centred - along @ axes) / self.rest_scale.double()  # (N, D)
+        return torch.cat([whitened, rest], 1)
+
+    def whiten(self, images: Tensor, smallest_scale: float) -> None:
+        """Find the whitening of images.
+
+        Args:
+            images: `(N, C, H, W)`, at least 2.
+            smallest_scale: standard deviations below this share of the largest are raised to it,
+                in (0, 1].
+        """
+        pixels = images.flatten(1).double()
+        mean = pixels.mean(0)
+        _, singular, directions = torch.linalg.svd(pixels - mean, full_matrices=False)
+        scales = singular / math.sqrt(len(pixels))
+        floor = float(scales.max()) * smallest_scale
+        rank = len(self.scales)
+        # The first direction without a scale of its own gives that of all the rest.
+        rest = max(float(scales[rank]) if rank < len(scales) else 0.0, floor)
+        self.mean.copy_(mean)
+        self.axes.zero_()
+        self.scales.fill_(rest)
+        kept = min(rank, len(scales))
+        self.axes[:kept].copy_(directions[:kept])
+        self.scales[:kept].copy_(scales[:kept].clamp_min(floor))
+        self.rest_scale.fill_(rest)
+        if not self.has_rest and kept < rank:
+            # All directions are needed: complete the rows to a basis.
+            basis = torch.linalg.qr(directions[:kept].T, mode="complete").Q  # (D, D)
+            self.axes[kept:].copy_(basis[:, kept:].T)
 
     def whitened_radius(self, radius: float, norm: str) -> float:
         """Return the radius of a ball in whitened pixels that holds a ball of pixels.
@@ -142,16 +193,22 @@ class MixtureRatio(nn.Module):
             radius: of the ball of pixels, >= 0.
             norm: "L2" or "Linf".
         """
-        rows = self.whitening.double()
-        # Orthogonal rows: the largest is the spectral norm.
-        stretch = float(rows.norm(dim=1).max())
+        if norm not in ("L2", "Linf"):
+            raise UserError(f"norm: expected L2 or Linf, got {norm!r}")
+        scales = self.scales.double()
+        stretch = float(1 / scales.min())
+        if self.has_rest:
+            stretch = max(stretch, float(1 / self.rest_scale.double()))
         if norm == "L2":
             return stretch * radius
-        if norm != "Linf":
-            raise UserError(f"norm: expected L2 or Linf, got {norm!r}")
-        by_diagonal = math.sqrt(rows.shape[1]) * stretch
-        by_rows = float(rows.abs().sum(1).norm())
-        return min(by_diagonal, by_rows) * radius
+        dimensions = self.axes.shape[1]
+        # A cube is inside the L2 ball through its corners; and each coordinate has its own largest
+        # value in it.
+        by_corners = math.sqrt(dimensions) * stretch
+        squares = float((self.axes.double().abs().sum(1) / scales).square().sum())
+        if self.has_rest:
+            squares += dimensions / float(self.rest_scale.double()) ** 2
+        return min(by_corners, math.sqrt(squares)) * radius
 
     def _densities(self, inside: Tensor, outside: Tensor) -> Densities:
         """Return the log-densities at distances `(N, components)` from the means."""
@@ -160,7 +217,7 @@ class MixtureRatio(nn.Module):
 
 
 def _distances(points: Tensor, means: Tensor) -> Tensor:
-    """Return distances `(N, components)` of points `(N, D)`, differentiable at 0, too."""
+    """Return distances `(N, components)` of points `(N, coordinates)`, differentiable at 0, too."""
     means = means.double()
     products = points @ means.T
     squares = (points**2).sum(1, keepdim=True) - 2 * products + (means**2).sum(1)

@@ -35,6 +35,8 @@ class CCU(GatedMethod):
             `models.MixtureRatio`, whose settings then count.
         image_size: H = W of the images.
         components: of each mixture, >= 1; 100 in the paper.
+        directions: principal directions of the images that are whitened apart, the others
+            together; None for all, as in the paper.
         prior_ratio: lambda, > 0; 1 in the paper.
         outlier_weight: >= 0; 1 in the paper.
         density_weight: of the densities' own likelihood, >= 0.
@@ -51,6 +53,7 @@ class CCU(GatedMethod):
         net: nn.Module,
         image_size: int = 32,
         components: int = 100,
+        directions: int | None = None,
         prior_ratio: float = 1.0,
         outlier_weight: float = 1.0,
         density_weight: float = 1.0,
@@ -62,7 +65,7 @@ class CCU(GatedMethod):
         seed: int = 0,
     ) -> None:
         if not isinstance(net, Gated):
-            gate = MixtureRatio((3, image_size, image_size), components, prior_ratio)
+            gate = MixtureRatio((3, image_size, image_size), components, directions, prior_ratio)
             net = Gated(net, gate)
         if not isinstance(net.gate, MixtureRatio):
             raise UserError(f"net: expected a MixtureRatio as gate, got {type(net.gate).__name__}")
@@ -167,7 +170,7 @@ class CCU(GatedMethod):
                     f"components: {components} are more than the {len(images)} {name} that the "
                     "mixtures are fitted to"
                 )
-        _whiten(gate, inliers, self.smallest_scale)
+        gate.whiten(inliers, self.smallest_scale)
         seed = derive_seed(self.seed, "mixtures") % 2**32
         _fit(gate.inside, gate.whitened(inliers), seed)
         _fit(gate.outside, gate.whitened(outliers), seed)
@@ -178,17 +181,6 @@ class CCU(GatedMethod):
         order = torch.randperm(len(images), generator=generator(self.seed, purpose))
         chosen = images.take(order[: self.mixture_images].sort().values)
         return to_float(chosen.images)
-
-
-def _whiten(gate: MixtureRatio, images: Tensor, smallest_scale: float) -> None:
-    """Set a gate's whitening to the principal directions of images `(N, C, H, W)`."""
-    pixels = images.flatten(1).double()
-    mean = pixels.mean(0)
-    variances, directions = torch.linalg.eigh(torch.cov((pixels - mean).T, correction=0))
-    scales = variances.clamp_min(0).sqrt()
-    scales = scales.clamp_min(float(scales.max()) * smallest_scale)
-    gate.mean.copy_(mean)
-    gate.whitening.copy_(directions.T / scales[:, None])
 
 
 def _fit(mixture: Mixture, points: Tensor, seed: int) -> None:

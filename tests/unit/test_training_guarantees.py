@@ -14,7 +14,7 @@ from pytorch_lightning import Trainer
 from torch import nn
 
 from robust_ood import L2, Linf, bounds, metrics, minimize
-from robust_ood.attacks import EncoderAttack
+from robust_ood.attacks import EncoderAttack, encoder
 from robust_ood.callbacks import Checkpoints
 from robust_ood.data import Batch, OODData
 from robust_ood.detectors import MSP
@@ -127,7 +127,7 @@ def test_ccu_is_its_formula(batch):
     outside = {}
     log_p = {}
     for name, images in (("in", batch.images), ("out", batch.outliers)):
-        points = (images.flatten(1) - gate.mean) @ gate.whitening.T
+        points = (images.flatten(1) - gate.mean) @ gate.axes.T / gate.scales
         inside[name] = log_density(gate.inside, points)
         outside[name] = log_density(gate.outside, points, smallest)
         ratio = (inside[name] - outside[name]).exp()[:, None]
@@ -173,6 +173,7 @@ def test_a_ramp_climbs_between_its_shares():
         (lambda: ProoD(convnet(), convnet(1), bound_weight=-1), "bound_weight: -1"),
         (lambda: ProoD(convnet(), convnet(1), bias_shift=math.inf), "shift: expected a finite"),
         (lambda: CCU(convnet(), components=0), "components: expected a number >= 1"),
+        (lambda: CCU(convnet(), SIZE, directions=193), r"directions: expected a number in \[1, 192"),
         (lambda: CCU(convnet(), prior_ratio=0), "prior_ratio: expected a number > 0"),
         (lambda: CCU(convnet(), mixture_images=50), "mixture_images: 50 is fewer than the 100"),
         (lambda: CCU(convnet(), smallest_scale=0), "smallest_scale: 0 is not in"),
@@ -198,14 +199,14 @@ def test_bad_settings_are_refused_by_name(make, message):
 
 FAST = Optimization(optimizer={"name": "adam", "lr": 2e-3})
 MADE = {
-    "GOOD": lambda: GOOD(convnet(10).float(), 16 / 255, 0.8, optimization=FAST),
+    "GOOD": lambda: GOOD(small(), 16 / 255, 0.8, optimization=FAST),
     "ProoD": lambda: ProoD(
-        convnet(10).float(), convnet(1).float(), 16 / 255, optimization=FAST
+        small(), small(1), 16 / 255, optimization=FAST
     ),
     "CCU": lambda: CCU(
-        convnet(10).float(), SIZE, 5, mixture_images=200, smallest_scale=0.1, optimization=FAST
+        small(), 32, 5, 20, mixture_images=100, smallest_scale=0.1, optimization=FAST
     ),
-    "noisy OE": lambda: GaussianNoise(convnet(10).float(), 0.1, FAST, outlier_weight=0.5),
+    "noisy OE": lambda: GaussianNoise(small(), 0.1, FAST, outlier_weight=0.5),
 }  # fmt: skip
 
 
@@ -246,7 +247,7 @@ def test_a_resumed_run_ends_as_the_run_never_stopped(name, tmp_path):
     assert same(whole, resumed)
     # The checkpoint says what network it holds, gate and all.
     net = load_network(tmp_path / "whole" / "last.ckpt")
-    images = torch.rand(3, 3, SIZE, SIZE)
+    images = torch.rand(3, 3, 32, 32)
     torch.testing.assert_close(net(images), whole.net.eval()(images))
     assert describe(net) == describe(whole.net)
 
@@ -259,7 +260,7 @@ def _stop(method, *_):
 
 @pytest.mark.parametrize("name", ["ProoD", "CCU"])
 def test_an_ordinary_classifiers_weights_begin_a_gated_network(name, tmp_path):
-    weights = convnet(10, seed=5).float().state_dict()
+    weights = small(seed=5).state_dict()
     torch.save(weights, tmp_path / "classifier.pt")
     method = MADE[name]()
     gate = {key: value.clone() for key, value in method.net.gate.state_dict().items()}
@@ -309,8 +310,8 @@ def images():
 def trained(name: str, images_seen: int = 400, **options):
     """Train on the digits for a few seconds: `(network, method)`."""
     torch.manual_seed(0)
-    net = ConvNet((24,), (1,), 2, (64,), 10, image_size=SIZE)
-    gate = ConvNet((16,), (1,), 2, (32,), 1, nonpositive_head=True, image_size=SIZE)
+    net = ConvNet((16, 32), (2, 2), 2, (64,), 10)
+    gate = ConvNet((16, 32), (2, 2), 2, (32,), 1, nonpositive_head=True)
     optimization = Optimization(optimizer={"name": "adam", "lr": 3e-3})
     ramps = {"weight_ramp": (0.0, 0.3), "radius_ramp": (0.0, 0.5)}
     if name == "GOOD":
@@ -318,7 +319,7 @@ def trained(name: str, images_seen: int = 400, **options):
     elif name == "ProoD":
         method = ProoD(net, gate, 16 / 255, bias_shift=0.0, optimization=optimization, **ramps)
     else:
-        method = CCU(net, SIZE, 20, smallest_scale=0.1, optimization=optimization)
+        method = CCU(net, 32, 20, 64, smallest_scale=0.1, optimization=optimization)
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         num_sanity_val_steps=0, limit_val_batches=0, max_steps=images_seen,
@@ -359,7 +360,7 @@ def test_ccu_is_what_the_encoder_attack_does_not_break(images):
     inliers, _ = images
     gate = net.gate
     assert isinstance(gate, MixtureRatio)
-    noise = torch.rand(60, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(60, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     detector = MSP(net)
     alone = MSP(net.classifier)
     assert detector(noise).max() < 0.11  # 1 / K = 0.1
@@ -373,14 +374,15 @@ def test_ccu_is_what_the_encoder_attack_does_not_break(images):
         assert (detector(attacked) <= limit + 1e-6).all()
     # Features of noise moved onto those of inliers.
     attack = EncoderAttack(L2(3.0), steps=150)
+    encode = encoder(net.classifier)
     targets = inliers[torch.arange(60) % len(inliers)]
-    encoded = attack(net.classifier, noise, targets)
+    encoded = attack.match(encode, noise, targets)
     assert metrics.auroc(alone(inliers), alone(encoded)) < 0.75
     assert metrics.auroc(detector(inliers), detector(encoded)) > 0.95
 
 
 def test_a_plain_network_guarantees_nothing(images):
-    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 10))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 64), nn.ReLU(), nn.Linear(64, 10))
     torch.manual_seed(0)
     for layer in net:
         if isinstance(layer, nn.Linear):
