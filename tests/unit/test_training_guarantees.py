@@ -34,11 +34,18 @@ def batch(make_images):
     return Batch(images, labels, make_images(5, seed=1, size=SIZE), torch.arange(6), 2, 5)
 
 
-def convnet(outputs: int = CLASSES, seed: int = 0) -> ConvNet:
+def convnet(outputs: int = CLASSES, seed: int = 0, size: int = SIZE) -> ConvNet:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = ConvNet((6,), (2,), 1, (12,), outputs, nonpositive_head=outputs == 1, image_size=SIZE)
+        net = ConvNet(
+            (6,), (2,), size // 8, (12,), outputs, nonpositive_head=outputs == 1, image_size=size
+        )
     return net.double()
+
+
+def small(outputs: int = 10, seed: int = 0) -> ConvNet:
+    """Return a network for the digits."""
+    return convnet(outputs, seed, 32).float()
 
 
 def mixtures(batch: Batch, **settings) -> CCU:
