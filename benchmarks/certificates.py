@@ -104,13 +104,13 @@ def main() -> None:
         "true worst case is between the two.",
         "",
         *table(header, rows),
-        f"- In-distribution: the digits 0 to 7. Near: the digits 8 and 9; far: patches of a "
+        "- In-distribution: the digits 0 to 7. Near: the digits 8 and 9; far: patches of a "
         f"photograph. At most {options.limit} test images of each set.",
-        f"- Training: {options.epochs} epochs of Adam from 0.003, outliers from another photograph; "
-        f"a network of two convolutions without BatchNorm. GOOD and ProoD: radius 32/255. ALOE: "
+        f"- Training: {options.epochs} epochs of Adam from 0.003, outliers from another "
+        "photograph; two convolutions without BatchNorm. GOOD and ProoD: radius 32/255. ALOE: "
         "8/255, 5 steps. Noise: sigma 0.25.",
-        f"- Attacked: {options.steps} steps of PGD through the score's surrogate, the worst iterate "
-        "by the true score kept, one run from the image itself: an upper bound.",
+        f"- Attacked: {options.steps} steps of PGD through the score's surrogate, the worst "
+        "iterate by the true score kept, one run from the image itself: an upper bound.",
         "- Guaranteed: interval bounds, for ProoD those of its discriminator, for CCU its closed "
         "form; ties count as errors: a lower bound. Every attacked score was below its bound.",
         "",

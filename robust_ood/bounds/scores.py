@@ -121,25 +121,26 @@ def score_bounds(detector: detectors.Detector, images: Tensor, radius: Radius) -
     Raises:
         UserError: another detector, and what `logit_bounds` raises.
     """
-    kind = type(detector)
-    if kind is detectors.MSP:
-        temperature = float(detector.learned("temperature"))  # type: ignore[attr-defined]
+    # A subclass may have a score of its own.
+    if type(detector) not in (detectors.MSP, detectors.Energy, detectors.MaxLogit):
+        raise UserError(
+            f"detectors: {type(detector).__name__} has no interval bounds; accepted: MSP, Energy, "
+            "MaxLogit"
+        )
+    if isinstance(detector, detectors.MSP):
+        temperature = float(detector.learned("temperature"))
         return Interval(
             msp_lower(detector.net, images, radius, temperature),
             msp_upper(detector.net, images, radius, temperature),
         )
-    if kind is detectors.Energy:
-        temperature = detector.temperature  # type: ignore[assignment]
+    if isinstance(detector, detectors.Energy):
         return Interval(
-            energy_lower(detector.net, images, radius, temperature),
-            energy_upper(detector.net, images, radius, temperature),
+            energy_lower(detector.net, images, radius, detector.temperature),
+            energy_upper(detector.net, images, radius, detector.temperature),
         )
-    if kind is detectors.MaxLogit:
-        logits = logit_bounds(detector.net, images, radius)
-        return Interval(logits.lower.amax(1), logits.upper.amax(1))
-    raise UserError(
-        f"detectors: {kind.__name__} has no interval bounds; accepted: MSP, Energy, MaxLogit"
-    )
+    assert isinstance(detector, detectors.MaxLogit)
+    logits = logit_bounds(detector.net, images, radius)
+    return Interval(logits.lower.amax(1), logits.upper.amax(1))
 
 
 def guaranteed_auroc(inliers: Tensor, outliers: Tensor) -> float:
@@ -192,7 +193,7 @@ def _elided(bounded: Bounded) -> Tensor:
         equal = torch.eye(raw.shape[1], dtype=torch.bool, device=raw.device)
         return raw.masked_fill(equal, 0.0)
     weight = bounded.head.weight  # (K, D)
-    logits = bounded.head(bounded.features.centre)  # (N, K)
+    logits: Tensor = bounded.head(bounded.features.centre)  # (N, K)
     half_width = bounded.features.half_width  # (N, D)
     rows = []
     for row in weight:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +94,7 @@ class MixtureRatio(nn.Module):
         rank = dimensions if directions is None else directions
         if not 1 <= rank <= dimensions:
             raise UserError(f"directions: expected a number in [1, {dimensions}], got {rank}")
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "image_shape": list(image_shape),
             "components": components,
             "directions": directions,
