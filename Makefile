@@ -6,7 +6,7 @@ VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.robust-ood-ready
 TESTS ?= tests
-BENCHMARKS ?= training_step two_processes memory evaluation_memory metrics startup loader pgd evaluation certificates
+BENCHMARKS ?= training_step two_processes memory evaluation_memory metrics startup loader pgd evaluation certificates_cost
 
 .PHONY: help quickstart test coverage lint format wheel-test minimum-test robustbench-test docker-test docs bench clean
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from robust_ood import (
         attacks,
+        bounds,
         callbacks,
         certify,
         data,
@@ -27,6 +28,7 @@ __all__ = [
     "Linf",
     "Unbounded",
     "attacks",
+    "bounds",
     "callbacks",
     "certify",
     "data",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-WIDTH, HEIGHT, LADDER = 1000, 690, 700  # the ladder of imports begins at x = 700
+WIDTH, HEIGHT, LADDER = 1000, 700, 700  # the ladder of imports begins at x = 700
 TRAINING, CORE, EVALUATION, FILES = "#dcebf7", "#fff3d6", "#e0f2e9", "#eeeeee"
 
 

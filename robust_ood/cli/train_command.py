@@ -215,7 +215,7 @@ class TrainingCLI(LightningCLI):
         if self.checkpoint is not None:
             self._check_checkpoint(self.checkpoint, settings)
         elif self.config.fit.init_from is not None:
-            load_weights(self.model.net, Path(self.config.fit.init_from))
+            self.model.begin_from(Path(self.config.fit.init_from))
         self._configure_callbacks(settings)
         folder = Path(self.trainer.default_root_dir)
         self.made_folder = not folder.exists()

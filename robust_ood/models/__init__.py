@@ -2,13 +2,16 @@
 
 from robust_ood.deprecation import moved
 from robust_ood.models.checkpoints import load_weights, network_state, read_checkpoint
+from robust_ood.models.convnet import ConvNet
 from robust_ood.models.densenet import DenseNet
 from robust_ood.models.description import describe, rebuild
 from robust_ood.models.export import export
+from robust_ood.models.gated import Gated
 from robust_ood.models.heads import find_head
 from robust_ood.models.key_maps import KEY_MAPS
 from robust_ood.models.libraries import Timm, Torchvision
 from robust_ood.models.loading import load_network
+from robust_ood.models.mixtures import MixtureRatio
 from robust_ood.models.normalize import Normalize
 from robust_ood.models.outputs import Outputs, count_classes, find_layers, outputs
 from robust_ood.models.resnet import ResNet18, ThinResNet
@@ -18,7 +21,10 @@ from robust_ood.models.wrap import Wrapped, wrap
 
 __all__ = [
     "KEY_MAPS",
+    "ConvNet",
     "DenseNet",
+    "Gated",
+    "MixtureRatio",
     "Normalize",
     "Outputs",
     "ResNet18",

@@ -9,13 +9,27 @@ from typing import Any
 from torch import nn
 
 from robust_ood.errors import UserError
+from robust_ood.models.convnet import ConvNet
 from robust_ood.models.densenet import DenseNet
+from robust_ood.models.gated import Gated
 from robust_ood.models.libraries import Timm, Torchvision
+from robust_ood.models.mixtures import MixtureRatio
 from robust_ood.models.resnet import ResNet18, ThinResNet
 from robust_ood.models.wide_resnet import WideResNet
 
 BUILDABLE: dict[str, type[nn.Module]] = {
-    kind.__name__: kind for kind in (DenseNet, ResNet18, ThinResNet, Timm, Torchvision, WideResNet)
+    kind.__name__: kind
+    for kind in (
+        ConvNet,
+        DenseNet,
+        Gated,
+        MixtureRatio,
+        ResNet18,
+        ThinResNet,
+        Timm,
+        Torchvision,
+        WideResNet,
+    )
 }
 """Networks that a checkpoint may name. A fixed list: a file must not choose what code runs."""
 
@@ -24,8 +38,15 @@ def describe(net: nn.Module) -> dict[str, Any] | None:
     """Return a network's class name and settings as plain values; None for a class not of ours."""
     if type(net) not in BUILDABLE.values():
         return None
-    settings: Any = net.settings
-    return {"name": type(net).__name__, "settings": dict(settings)}
+    written: Any = net.settings
+    settings = {}
+    for name, value in written.items():
+        if isinstance(value, nn.Module):  # a part of the network, such as a gate
+            value = describe(value)
+            if value is None:
+                return None
+        settings[name] = value
+    return {"name": type(net).__name__, "settings": settings}
 
 
 def rebuild(description: Mapping[str, Any]) -> nn.Module:
@@ -51,8 +72,12 @@ def rebuild(description: Mapping[str, Any]) -> nn.Module:
         raise UserError(
             f"checkpoint: {name} has no settings {', '.join(sorted(map(str, unknown)))}"
         )
+    parts = {}
+    for field, value in settings.items():
+        is_network = isinstance(value, Mapping) and set(value) == {"name", "settings"}
+        parts[field] = rebuild(value) if is_network else value
     try:
-        return kind(**settings)
+        return kind(**parts)
     except UserError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:

@@ -20,7 +20,7 @@ MANIFEST = "network.json"
 SCHEMA = 1
 Format = Literal["pt", "safetensors"]
 _FIELDS = ("num_classes", "mean", "std")
-"""Settings of every network of ours, which the manifest holds at its top level."""
+"""Settings of most networks of ours, which the manifest holds at its top level."""
 
 
 def export(
@@ -57,7 +57,7 @@ def export(
     manifest = {
         "schema": SCHEMA,
         "architecture": description["name"],
-        **{field: settings.pop(field) for field in _FIELDS},
+        **{field: settings.pop(field) for field in _FIELDS if field in settings},
         "settings": settings,
         "class_names": list(class_names),
         "training": dict(training or {}),

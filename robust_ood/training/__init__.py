@@ -1,6 +1,9 @@
 """Training methods as LightningModules. They hold objectives; the engine holds the attack loop."""
 
 from robust_ood.deprecation import moved
+from robust_ood.training.ccu import CCU
+from robust_ood.training.gated import ProoD
+from robust_ood.training.good import GOOD
 from robust_ood.training.method import Method
 from robust_ood.training.methods import ADV, ALOE, AOE, OE, Standard
 from robust_ood.training.noise import GaussianNoise
@@ -11,10 +14,13 @@ __all__ = [
     "ADV",
     "ALOE",
     "AOE",
+    "CCU",
+    "GOOD",
     "OE",
     "GaussianNoise",
     "Method",
     "Optimization",
+    "ProoD",
     "SafeSpotAware",
     "Standard",
 ]

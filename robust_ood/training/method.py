@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ from robust_ood.data import Batch
 from robust_ood.deprecation import warn_renamed
 from robust_ood.errors import UserError
 from robust_ood.inputs import accepted
-from robust_ood.models import describe
+from robust_ood.models import describe, load_weights
 from robust_ood.modes import mode
 from robust_ood.perturb import Objective
 from robust_ood.randomness import generator, seed_torch
@@ -98,6 +99,10 @@ class Method(OptimizedModule):
         """Return logits `(N, K)`."""
         logits: Tensor = self.net(images)
         return logits
+
+    def begin_from(self, weights: Path) -> None:
+        """Load the weights of a file into the network, to fine-tune them."""
+        load_weights(self.net, weights)
 
     # What a method may change
     # -----------------------------------------------------------------------------------------

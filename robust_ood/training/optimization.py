@@ -93,14 +93,17 @@ class Optimization:
         # Mistakes show now, before a run begins.
         self._build([nn.Parameter(torch.zeros(2, 2))], 100)
 
-    def configure(self, net: nn.Module, length: int) -> dict[str, Any]:
+    def configure(
+        self, net: nn.Module, length: int, groups: list[dict[str, Any]] | None = None
+    ) -> dict[str, Any]:
         """Return what `LightningModule.configure_optimizers` returns.
 
         Args:
             net: whose parameters are trained.
             length: of the run, in optimiser steps, or epochs where `interval` says so.
+            groups: its parameters in groups with settings of their own, as torch takes them.
         """
-        optimizer, schedule = self._build(net.parameters(), length)
+        optimizer, schedule = self._build(groups or net.parameters(), length)
         config: dict[str, Any] = {"scheduler": schedule, "interval": self.interval}
         if isinstance(schedule, ReduceLROnPlateau):
             # `OptimizedModule` steps it before the checkpoint of a validation is written. Lightning
@@ -109,7 +112,7 @@ class Optimization:
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def _build(
-        self, parameters: Iterable[nn.Parameter], length: int
+        self, parameters: Iterable[nn.Parameter] | list[dict[str, Any]], length: int
     ) -> tuple[Optimizer, LRScheduler]:
         name = "optimization.optimizer"
         chosen = read_part(name, self.optimizer)
@@ -184,18 +187,20 @@ def _torch_optimizers() -> dict[str, Callable[..., Optimizer]]:
     return classes
 
 
-def _groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
-    """Return two groups of parameters, those with and those without weight decay."""
-    decayed = []
-    free = []
-    for parameter in parameters:
-        if parameter.ndim < 2:
-            free.append(parameter)
-        else:
-            decayed.append(parameter)
+def _groups(
+    parameters: Iterable[nn.Parameter] | list[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Return each group of parameters as two, those with and those without weight decay."""
+    given = list(parameters)
+    if not given or not isinstance(given[0], dict):
+        given = [{"params": given}]
     groups: list[dict[str, Any]] = []
-    if decayed:
-        groups.append({"params": decayed})
-    if free:
-        groups.append({"params": free, "weight_decay": 0.0})
+    for group in given:
+        assert isinstance(group, dict)
+        decayed = [parameter for parameter in group["params"] if parameter.ndim >= 2]
+        free = [parameter for parameter in group["params"] if parameter.ndim < 2]
+        if decayed:
+            groups.append({**group, "params": decayed})
+        if free:
+            groups.append({**group, "params": free, "weight_decay": 0.0})
     return groups

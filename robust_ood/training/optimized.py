@@ -38,16 +38,28 @@ class OptimizedModule(LightningModule):
         self.optimization = optimization or Optimization()
         self._optimization_state: dict[str, str] = {}
         self._checkpoint: dict[str, Any] | None = None
+        self._steps: float | None = None
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its schedule."""
         length = self._length()
-        configured = self.optimization.configure(self.net, length)
+        configured = self.optimization.configure(self.net, length, self.parameter_groups())
         self._optimization_state = {
             "settings": f"{self.optimization!r} over {length}",
             "optimizer": type(configured["optimizer"]).__name__,
         }
         return configured
+
+    def parameter_groups(self) -> list[dict[str, Any]] | None:
+        """Return groups of parameters with settings of their own; None for one group of all."""
+        return None
+
+    @property
+    def progress(self) -> float:
+        """The share of the run's optimiser steps that are done, in [0, 1]; 1 outside a run."""
+        if self._steps is None:
+            return 1.0
+        return min(self.global_step / max(self._steps, 1), 1.0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the checkpoint say under which settings its optimiser and schedule came to be."""
@@ -59,6 +71,7 @@ class OptimizedModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Put this run's settings into a checkpoint of other ones, before Lightning restores it."""
+        self._steps = self.trainer.estimated_stepping_batches
         checkpoint = self._checkpoint
         self._checkpoint = None
         if checkpoint is not None:
@@ -125,7 +138,8 @@ class OptimizedModule(LightningModule):
         steps = checkpoint["global_step"]
         if self.optimization.interval == "epoch":
             steps = steps // self._steps_per_epoch()
-        configured = self.optimization.configure(self.net, self._length())
+        groups = self.parameter_groups()
+        configured = self.optimization.configure(self.net, self._length(), groups)
         optimizer: Optimizer = configured["optimizer"]
         schedule: LRScheduler = configured["lr_scheduler"]["scheduler"]
         saved_schedules = checkpoint["lr_schedulers"]
