@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robust_ood.errors import UserError
 from robust_ood.losses import wide
-from robust_ood.models.outputs import find_head
+from robust_ood.models.heads import find_head
 
 
 class Gated(nn.Module):
