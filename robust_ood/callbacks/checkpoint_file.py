@@ -18,6 +18,9 @@ from robust_ood.models.checkpoints import check_sums
 SIZES = "sizes"
 """The entry of a checkpoint that says how many values each of its other entries holds."""
 
+_PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]+\.partial")
+"""The name of a file that is not complete yet, as `in_place_of` makes it, around the file's own."""
+
 DATA_POSITION = "OODData"
 """The entry that says how far training has read."""
 
@@ -51,8 +54,12 @@ class CheckpointFile(TorchCheckpointIO):
             reason = _system_error(error)
             if reason is None:
                 raise
+            name = path.name
+            partial = _PARTIAL.fullmatch(name)
+            if partial is not None:
+                name = partial[1]
             raise WriteError(
-                f"output: cannot write the checkpoint {path.name} into {path.parent} ({reason})"
+                f"output: cannot write the checkpoint {name} into {path.parent} ({reason})"
             ) from error
 
     def load_checkpoint(self, path: str | Path, *arguments: Any, **settings: Any) -> dict[str, Any]:

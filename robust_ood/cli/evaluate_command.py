@@ -19,7 +19,12 @@ from robust_ood import attacks, detectors
 from robust_ood.attacks import Attack
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.evaluate_checks import check_output, choose_device
-from robust_ood.cli.interrupts import Launcher, stopped_by_signals, stopped_without_launcher
+from robust_ood.cli.interrupts import (
+    STOPPED,
+    Launcher,
+    stopped_by_signals,
+    stopped_without_launcher,
+)
 from robust_ood.cli.messages import parse_arguments, user_errors
 from robust_ood.cli.models import Models, choose_models, each_radius, several_checkpoints
 from robust_ood.cli.networks import add_network_arguments, find_parts, load, name_of
@@ -39,8 +44,6 @@ from robust_ood.evaluation.rows import summarise
 from robust_ood.evaluation.terminal import describe_failure
 
 Specs = list[str | dict[str, Any]]
-STOPPED = 130
-"""The exit code after an interruption."""
 
 
 @dataclass(frozen=True)

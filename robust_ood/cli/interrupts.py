@@ -13,6 +13,9 @@ from typing import Any
 
 _NAMES = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
+STOPPED = 130
+"""The exit code after an interruption."""
+
 LAUNCHER = "ROBUST_OOD_LAUNCHER"
 """The environment variable in which the first process of a run gives the others its number."""
 
@@ -50,12 +53,15 @@ class Launcher:
     """The process that started this one as one of several: torchrun, or the first of them.
 
     A command that was started by a shell has none: it may outlive the shell.
+
+    is_first_process: whether it is a process of the run, too, and not torchrun.
     """
 
     def __init__(self) -> None:
         parent = os.getppid()
-        is_known = os.environ.get(LAUNCHER) == str(parent) or "TORCHELASTIC_RUN_ID" in os.environ
-        self._pid = parent if is_known else None
+        self.is_first_process = os.environ.get(LAUNCHER) == str(parent)
+        is_launcher = self.is_first_process or "TORCHELASTIC_RUN_ID" in os.environ
+        self._pid = parent if is_launcher else None
 
     @property
     def is_gone(self) -> bool:
@@ -66,6 +72,15 @@ class Launcher:
     def exists(self) -> bool:
         """Whether there was one when this process began."""
         return self._pid is not None
+
+    def terminate(self, signum: int, frame: FrameType | None) -> None:
+        """Take SIGTERM while no one else does: obey it, unless the launcher's end caused it.
+
+        Then this process is ending already, and has a line to say, or has not begun yet.
+        """
+        if not self.is_gone:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
 
 
 @contextmanager
@@ -80,12 +95,19 @@ def stopped_without_launcher() -> Iterator[Launcher]:
         yield launcher
         return
     ended = threading.Event()
+    is_free = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    is_ours = is_free and threading.current_thread() is threading.main_thread()
+    if is_ours:
+        signal.signal(signal.SIGTERM, launcher.terminate)
     watch = threading.Thread(target=_watch, args=(launcher, ended), daemon=True, name="launcher")
     watch.start()
     try:
         yield launcher
     finally:
         ended.set()
+        watch.join()  # it sends no signal after this
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _watch(launcher: Launcher, ended: threading.Event) -> None:

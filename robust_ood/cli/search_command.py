@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,12 +23,14 @@ from robust_ood import attacks, detectors
 from robust_ood.attacks import Attack, attack_score
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.evaluate_checks import choose_device
+from robust_ood.cli.interrupts import STOPPED, stopped_by_signals
 from robust_ood.cli.messages import parse_arguments, user_errors
 from robust_ood.cli.networks import add_network_arguments, find_parts, load
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import CommandParser
 from robust_ood.cli.preconditions import check_classes
 from robust_ood.cli.quiet import quiet
+from robust_ood.cli.search_store import StoredScorer
 from robust_ood.cli.types import register_types
 from robust_ood.data import OODData
 from robust_ood.detectors import Detector
@@ -104,9 +107,11 @@ def run(arguments: Sequence[str]) -> int:
     if config.limit is not None and config.limit < 1:
         raise UserError(f"limit: expected a number of images >= 1, got {config.limit}")
     candidates = read_candidates(config.detectors)
-    scorer = clean_score
+    attack: Attack | None = None
+    scorer: Scorer = clean_score
     if config.attack is not None:
-        scorer = partial(_attacked_score, _read_attack(config.attack))
+        attack = _read_attack(config.attack)
+        scorer = partial(_attacked_score, attack)
     device = choose_device(config.device)
     check_writable(config.output)
     # What is wrong with the settings is said before anything is built or read.
@@ -124,18 +129,52 @@ def run(arguments: Sequence[str]) -> int:
     check_classes(net, data, "validation")
     net.to(device)
     loaders = _make_loaders(data, outlier_sets, config.limit)
+    stored = StoredScorer(scorer, net, attack, config.output)
+    subject = Subject(data, net, loaders, stored)
+    try:
+        with stopped_by_signals():
+            results = _search(candidates, subject, config.metric, config.output)
+    except KeyboardInterrupt:
+        print("stopped: what is done is kept; the same command computes the rest", file=sys.stderr)
+        return STOPPED
+    write(config.output, candidates, results, config.metric)
+    Console().print(f"wrote {config.output / 'detectors.yaml'} and {config.output / 'search.json'}")
+    return 0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is searched on: the data, the network, its images, and what scores them."""
+
+    data: OODData
+    net: nn.Module
+    loaders: Loaders
+    scorer: StoredScorer
+
+
+def _search(
+    candidates: Sequence[Candidate],
+    subject: Subject,
+    metric: Literal["auroc", "fpr95"],
+    folder: Path,
+) -> dict[str, SearchResult]:
+    """Return the outcome of each detector's search, and print it."""
     console = Console()
     results = {}
     for candidate in candidates:
         # All points are fitted together, so that they share their passes over the data.
-        detectors_by_point = _make_detectors(candidate, net)
-        _fit(list(detectors_by_point.values()), data)
-        result = choose(candidate, detectors_by_point, loaders, config.metric, scorer, console)
+        detectors_by_point = _make_detectors(candidate, subject.net)
+        _fit(list(detectors_by_point.values()), subject.data)
+        result = choose(
+            candidate, detectors_by_point, subject.loaders, metric, subject.scorer, console
+        )
         results[candidate.label] = result
-        _show(candidate, result, console)
-    write(config.output, candidates, results, config.metric)
-    console.print(f"wrote {config.output / 'detectors.yaml'} and {config.output / 'search.json'}")
-    return 0
+        _show(candidate, result, console, folder)
+    scorer = subject.scorer
+    if scorer.stored:
+        total = scorer.stored + scorer.computed
+        console.print(f"continued: {scorer.stored} of {total} batches were scored before")
+    return results
 
 
 @dataclass(frozen=True)
@@ -332,7 +371,7 @@ def _key(settings: Mapping[str, Any]) -> str:
     return repr(sorted(settings.items()))
 
 
-def _show(candidate: Candidate, result: SearchResult, console: Console) -> None:
+def _show(candidate: Candidate, result: SearchResult, console: Console, folder: Path) -> None:
     trials = result.ordered()
     title = f"{candidate.label}: {result.metric} of {len(trials)} points, best first"
     table = Table(title=title, title_justify="left", title_style="bold", box=None)
@@ -342,3 +381,6 @@ def _show(candidate: Candidate, result: SearchResult, console: Console) -> None:
         values = [str(trial.settings[name]) for name in candidate.ranges]
         table.add_row(*values, f"{trial.value:.4f}")
     console.print(table)
+    if len(trials) > SHOWN:
+        file = folder / "search.json"
+        console.print(f"{SHOWN} of {len(trials)} points shown; all are in {file}", soft_wrap=True)

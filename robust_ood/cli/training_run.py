@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from collections.abc import Callable, Mapping
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from robust_ood.callbacks import MetricsFile
+from robust_ood.callbacks.checkpoint_file import WriteError
 from robust_ood.callbacks.checkpoints import checkpoints_in, recent
 from robust_ood.cli.interrupts import Launcher
+from robust_ood.cli.messages import causes
 from robust_ood.cli.peers import lost_peer
 from robust_ood.cli.resume import first_process, while_restoring
 from robust_ood.errors import UserError
 from robust_ood.texts import first_sentence, one_line
 from robust_ood.writing import replace_file
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says of a full disk, a used-up quota, and a limit of the shell's."""
 
 
 def refuse_other_run(config: Any) -> None:
@@ -43,6 +53,19 @@ def refuse_other_run(config: Any) -> None:
     )
 
 
+class Curves(TensorBoardLogger):
+    """TensorBoard's curves; an error that ends the run is not hidden by closing their file."""
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is not written yet."""
+        if status != "failed":
+            super().finalize(status)
+            return
+        with suppress(OSError):  # of a full disk, which has ended the run already
+            super().finalize(status)
+
+
 def built_in_loggers(folder: Path, checkpoint: Mapping[str, Any] | None) -> list[Logger]:
     """Return the loggers that every run has.
 
@@ -54,7 +77,7 @@ def built_in_loggers(folder: Path, checkpoint: Mapping[str, Any] | None) -> list
     if checkpoint is not None:
         # What a killed run logged after its checkpoint is logged again.
         purge_step = int(checkpoint.get("global_step", 0))
-    board = TensorBoardLogger(str(folder), name="", version="", purge_step=purge_step)
+    board = Curves(str(folder), name="", version="", purge_step=purge_step)
     return [board, MetricsFile(folder)]
 
 
@@ -92,8 +115,10 @@ def execute(trainer: Trainer, run: Callable[..., Any], **settings: Any) -> None:
         PeerLost: another process of the run ended.
         KeyboardInterrupt: Ctrl-C where the run cannot wait for the end of a step.
     """
+    folder = Path(trainer.default_root_dir)
     try:
-        run(**settings)
+        with quiet_curves():
+            run(**settings)
     except UserError:
         raise
     except SystemExit as end:
@@ -102,6 +127,9 @@ def execute(trainer: Trainer, run: Callable[..., Any], **settings: Any) -> None:
             raise KeyboardInterrupt from end
         raise
     except Exception as error:
+        failed = _failed_write(error, folder)
+        if failed is not None:
+            raise failed from error
         lost = lost_peer(error, trainer)
         if lost is not None:
             raise lost from error
@@ -113,6 +141,55 @@ def execute(trainer: Trainer, run: Callable[..., Any], **settings: Any) -> None:
         if isinstance(error, MisconfigurationException) or _refused_by_lightning(error):
             raise UserError(f"trainer: {one_line(str(error))}") from error
         raise
+
+
+@contextmanager
+def quiet_curves() -> Iterator[None]:
+    """Keep TensorBoard's thread from printing what it raises.
+
+    What it could not write is raised again in the main thread, at the next number that is logged.
+    """
+    original = threading.excepthook
+
+    def hook(caught: threading.ExceptHookArgs) -> None:
+        if type(caught.thread).__name__ != "_AsyncWriterThread":
+            original(caught)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = original
+
+
+def _failed_write(error: BaseException, folder: Path) -> Exception | None:
+    """Return the first write that failed for want of room; None where none did.
+
+    Lightning and loggers put other errors around it, and closing their files fails once more.
+    """
+    failed: OSError | None = None
+    for cause in causes(error):
+        if isinstance(cause, WriteError):
+            return cause
+        if not isinstance(cause, OSError) or cause.errno not in _NO_ROOM:
+            continue
+        # The innermost one came first; one within it that names no file is the system's own.
+        if failed is None or failed.filename is None or cause.filename is not None:
+            failed = cause
+    if failed is None:
+        return None
+    name = failed.filename or folder
+    if failed.filename is None and _is_of_tensorboard(failed):
+        name = folder / "events.out.tfevents.*"
+    return OSError(failed.errno, failed.strerror, str(name))
+
+
+def _is_of_tensorboard(error: BaseException) -> bool:
+    """Return whether TensorBoard's writer raised this, which does not say for which file."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if str(frame.f_globals.get("__name__")).startswith("tensorboard."):
+            return True
+    return False
 
 
 def _refused_by_lightning(error: Exception) -> bool:
@@ -145,8 +222,8 @@ class Ended(Exception):  # noqa: N818  # a run may end so without an error
 
 def end(message: str, code: int, launcher: Launcher) -> int:
     """Say how the run ended, if this is the process that says so, and return the exit code."""
-    # The second process speaks where the first one was its launcher, and is gone.
-    if first_process() or (launcher.is_gone and os.environ.get("LOCAL_RANK") == "1"):
+    is_second = os.environ.get("LOCAL_RANK") == "1"
+    if first_process() or (is_second and launcher.is_first_process and launcher.is_gone):
         print(message, file=sys.stderr)
         return code
     if code > 128:

@@ -4,6 +4,7 @@ nonsense.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -128,6 +129,7 @@ def test_a_signal_leaves_what_is_done_and_says_how_to_go_on(
     assert process.returncode == 130
     (line,) = said.splitlines()
     assert "same command" in line
+    assert not list(tmp_path.rglob("*.partial"))
     partly = Results.read(tmp_path)
     assert not partly.complete
     assert 0 < len(rows(tmp_path)) < len(rows(whole))
@@ -150,6 +152,125 @@ def test_two_processes_of_torchrun_find_what_one_finds(grid, trained_run, tmp_pa
     assert rows(tmp_path / "out") == rows(whole)
     assert set(cells(tmp_path / "out")) == set(cells(whole))
     assert out.read_text().count("wrote ") == 1
+
+
+STAND_STILL = """
+import os, signal, sys, time
+from pathlib import Path
+from robust_ood.cli import evaluate, interrupts
+from robust_ood.evaluation import claims, runner
+claims.PATIENCE, claims.SILENCE, claims.BEAT, interrupts.CHECK = 1, float(sys.argv[2]), 0.2, 0.2
+marker = Path(__file__).with_name("stopped")
+attempt = runner.Runner._attempt
+def stop_at_work(self, task, labels):
+    if task.stage == "score" and not marker.exists():
+        marker.with_name("pid").write_text(str(os.getpid()))
+        marker.with_name("pid").rename(marker)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    attempt(self, task, labels)
+if os.environ["RANK"] == sys.argv[1]:
+    runner.Runner._attempt = stop_at_work
+else:
+    while not marker.exists():
+        time.sleep(0.05)
+sys.exit(evaluate(sys.argv[3:]))
+"""
+
+
+def start_two(command, folder, *, rank, silence) -> tuple[subprocess.Popen[str], int]:
+    """Start two processes of torchrun, of which one stops itself within its first score.
+
+    Returns torchrun and the number of the stopped process.
+    """
+    script = folder / "stand_still.py"
+    script.write_text(STAND_STILL)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    process = start([*launch, str(script), rank, silence, *command], subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (folder / "stopped").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process, int((folder / "stopped").read_text())
+
+
+def test_the_work_of_a_process_that_stands_still_is_taken_over(grid, trained_run, tmp_path, whole):
+    out = tmp_path / "out"
+    command = arguments(grid, trained_run, out, *SETTINGS)
+    process, stopped = start_two(command, tmp_path, rank="1", silence="3")
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "results.json").exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        before = cells(out)
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert rows(out) == rows(whole)
+    assert cells(out) == before  # what had stood still wrote nothing again
+    assert set(cells(out)) == set(cells(whole))
+    lines = [line for line in said.splitlines() if f":{stopped}, at " in line]
+    assert [line.startswith("waiting since ") for line in lines] == [True, False]
+    assert lines[1].endswith("its work is done here")
+
+
+def test_a_process_whose_launcher_died_does_not_wait_for_ever(grid, trained_run, tmp_path, whole):
+    """One process stands still, the other waits for it, and torchrun is killed."""
+    out = tmp_path / "out"
+    command = arguments(grid, trained_run, out, *SETTINGS)
+    process, stopped = start_two(command, tmp_path, rank="0", silence="600")
+    try:
+        line = ""
+        while not line.startswith("waiting since "):
+            line = process.stderr.readline()
+            assert line, "the other process ended"
+        process.kill()
+        line = process.stderr.readline()
+        assert line.startswith("stopped: the process that started this one ")
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    rest = process.stderr.read()  # ends when all processes have
+    process.wait()
+    assert rest.splitlines() == [
+        "stopped: what is done is kept; the same command computes the rest"
+    ]
+    assert not Results.read(out).complete
+    assert cli.evaluate(arguments(grid, trained_run, out, *SETTINGS)) == 0
+    assert rows(out) == rows(whole)
+
+
+@pytest.mark.parametrize("name", [".npz", "results.json", "results.csv", ".alive"])
+def test_a_full_disk_is_one_line_that_names_the_file(
+    capsys, monkeypatch, grid, trained_run, tmp_path, whole, name
+):
+    written = []
+
+    def full(path, content, original):
+        target = path.name.removeprefix(".")
+        if name in target:
+            written.append(path)
+            if name != ".npz" or len(written) == 5:
+                original(path, content[: len(content) // 2])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(path, content)
+
+    write_bytes, write_text = Path.write_bytes, Path.write_text
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", lambda path, content: full(path, content, write_bytes))
+        patched.setattr(Path, "write_text", lambda path, content: full(path, content, write_text))
+        assert cli.evaluate(arguments(grid, trained_run, tmp_path, *SETTINGS)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}")
+    assert line.endswith(f"{name}: No space left on device")
+    assert not list(tmp_path.rglob("*.partial"))
+    before = cells(tmp_path)
+    assert len(before) >= 4 * (name != ".alive")
+    assert cli.evaluate(arguments(grid, trained_run, tmp_path, *SETTINGS)) == 0
+    assert before.items() <= cells(tmp_path).items()
+    assert rows(tmp_path) == rows(whole)
 
 
 def test_two_evaluations_of_one_folder_at_once(grid, trained_run, tmp_path, whole):

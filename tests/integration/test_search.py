@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from robust_ood import cli
+from robust_ood.cli import search_command
 from robust_ood.models import WideResNet
 
 NET = ["--net", "robust_ood.models.WideResNet"]
@@ -117,3 +118,33 @@ def test_mistakes_are_named_before_anything_is_written(search, tmp_path, capsys,
     assert said in error
     assert error.count("\n") == 1
     assert not (tmp_path / "chosen").exists()
+
+
+def test_a_stopped_search_goes_on_and_says_what_it_shows(search, tmp_path, capsys, monkeypatch):
+    temperatures = ", ".join(f"{0.5 + index / 4}" for index in range(12))
+    ranges = f"[{{name: energy, ranges: {{temperature: [{temperatures}]}}}}]"
+    folder = tmp_path / "chosen"
+    compute = search_command.clean_score
+    calls = []
+
+    def interrupting(detector, images, side):
+        calls.append(side)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return compute(detector, images, side)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(search_command, "clean_score", interrupting)
+        assert search("--detectors", ranges) == 130
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("stopped: what is done is kept; the same command")
+        done = len(list((folder / "store" / "cells").glob("[!.]*.npz")))
+        assert done == 6
+        assert search("--detectors", ranges) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"continued: {done} of {len(calls) - 1} batches were scored before" in said
+    assert f"10 of 12 points shown; all are in {folder / 'search.json'}" in said
+    (continued,) = json.loads((folder / "search.json").read_text())
+    assert search("--detectors", ranges, "--output", str(tmp_path / "whole")) == 0
+    assert (tmp_path / "whole" / "search.json").read_text() == (folder / "search.json").read_text()
+    assert len(continued["trials"]) == 12

@@ -607,7 +607,7 @@ def test_an_interval_that_another_process_is_at_is_waited_for(net, arrays, tmp_p
     grid.compute()
 
     @contextmanager
-    def claim(name, *, wait):
+    def claim(name, title, *, wait):
         if wait:
             grid.store.write(name, others.read(name))  # the other process ends meanwhile
         yield wait
