@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,17 +56,6 @@ def refuse_other_run(config: Any) -> None:
 
 class Curves(TensorBoardLogger):
     """TensorBoard's curves; an error that ends the run is not hidden by closing their file."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write numbers; an error of the system names the file, as TensorBoard's do not."""
-        try:
-            super().log_metrics(metrics, step)
-        except (OSError, ValueError) as error:
-            for cause in causes(error):
-                if isinstance(cause, OSError) and cause.filename is None:
-                    cause.filename = str(Path(self.log_dir) / "events.out.tfevents.*")
-            raise
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -182,11 +172,34 @@ def _failed_write(error: BaseException, folder: Path) -> Exception | None:
     for cause in causes(error):
         if isinstance(cause, WriteError):
             return cause
-        if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+        if not isinstance(cause, OSError) or cause.errno not in _NO_ROOM:
+            continue
+        # The innermost one came first; one within it that names no file is the system's own.
+        if failed is None or failed.filename is None or cause.filename is not None:
             failed = cause
     if failed is None:
         return None
-    return OSError(failed.errno, failed.strerror, str(failed.filename or folder))
+    name = failed.filename or folder
+    if failed.filename is None and _is_of_tensorboard(failed):
+        name = folder / "events.out.tfevents.*"
+    return OSError(failed.errno, failed.strerror, str(name))
+
+
+def _is_of_tensorboard(error: BaseException) -> bool:
+    """Return whether TensorBoard's writer raised this, which does not say for which file."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if str(frame.f_globals.get("__name__")).startswith("tensorboard."):
+            return True
+    return False
+
+
+def _refused_by_lightning(error: Exception) -> bool:
+    """Return whether Lightning itself raised this, about its settings, not code that it called."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+    return name.startswith(("pytorch_lightning.", "lightning_fabric."))
 
 
 def what_is_kept(folder: Path) -> str:

@@ -154,68 +154,59 @@ def test_two_processes_of_torchrun_find_what_one_finds(grid, trained_run, tmp_pa
     assert out.read_text().count("wrote ") == 1
 
 
-IMPATIENT = """
-import sys
+STAND_STILL = """
+import os, signal, sys, time
+from pathlib import Path
 from robust_ood.cli import evaluate, interrupts
-from robust_ood.evaluation import claims
-claims.PATIENCE, claims.SILENCE, claims.BEAT, interrupts.CHECK = 1, SILENCE, 0.2, 0.2
-sys.exit(evaluate())
+from robust_ood.evaluation import claims, runner
+claims.PATIENCE, claims.SILENCE, claims.BEAT, interrupts.CHECK = 1, float(sys.argv[2]), 0.2, 0.2
+marker = Path(__file__).with_name("stopped")
+attempt = runner.Runner._attempt
+def stop_at_work(self, task, labels):
+    if task.stage == "score" and not marker.exists():
+        marker.with_name("pid").write_text(str(os.getpid()))
+        marker.with_name("pid").rename(marker)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    attempt(self, task, labels)
+if os.environ["RANK"] == sys.argv[1]:
+    runner.Runner._attempt = stop_at_work
+else:
+    while not marker.exists():
+        time.sleep(0.05)
+sys.exit(evaluate(sys.argv[3:]))
 """
 
 
-def start_two(command, folder, silence) -> subprocess.Popen[str]:
-    """Start two processes of torchrun that wait for each other less long."""
-    script = folder / "impatient.py"
-    script.write_text(IMPATIENT.replace("SILENCE, 0.2", f"{silence}, 0.2"))
+def start_two(command, folder, *, rank, silence) -> tuple[subprocess.Popen[str], int]:
+    """Start two processes of torchrun, of which one stops itself within its first score.
+
+    Returns torchrun and the number of the stopped process.
+    """
+    script = folder / "stand_still.py"
+    script.write_text(STAND_STILL)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return start([*launch, str(script), *command], subprocess.DEVNULL)
+    process = start([*launch, str(script), rank, silence, *command], subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (folder / "stopped").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process, int((folder / "stopped").read_text())
 
 
-def stop_one_at_work(folder, *, rank) -> int:
-    """Stop a process of torchrun that holds a task, and return its number."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        for sign in (folder / "store" / "locks").glob("*.alive"):
-            number = process_in(sign)
-            if number is None or rank_of(number) != rank:
-                continue
-            os.kill(number, signal.SIGSTOP)
-            if process_in(sign) == number:
-                return number
-            os.kill(number, signal.SIGCONT)  # between two tasks
-        time.sleep(0.005)
-    raise AssertionError("no process was at work")
-
-
-def process_in(sign) -> int | None:
-    try:
-        return int(sign.read_text().split(",")[0].rpartition(":")[2])
-    except (OSError, ValueError):  # gone, or not written yet
-        return None
-
-
-def rank_of(number) -> str | None:
-    try:
-        environment = Path(f"/proc/{number}/environ").read_text().split("\0")
-    except OSError:
-        return None
-    return dict(entry.partition("=")[::2] for entry in environment).get("RANK")
-
-
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
 def test_the_work_of_a_process_that_stands_still_is_taken_over(grid, trained_run, tmp_path, whole):
     out = tmp_path / "out"
-    process = start_two(arguments(grid, trained_run, out, *SETTINGS), tmp_path, silence=3)
-    stopped = stop_one_at_work(out, rank="1")
+    command = arguments(grid, trained_run, out, *SETTINGS)
+    process, stopped = start_two(command, tmp_path, rank="1", silence="3")
     try:
         deadline = time.monotonic() + 120
         while not (out / "results.json").exists():
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.05)
+        before = cells(out)
     finally:
         os.kill(stopped, signal.SIGCONT)
-    before = cells(out)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert rows(out) == rows(whole)
@@ -226,12 +217,11 @@ def test_the_work_of_a_process_that_stands_still_is_taken_over(grid, trained_run
     assert lines[1].endswith("its work is done here")
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
 def test_a_process_whose_launcher_died_does_not_wait_for_ever(grid, trained_run, tmp_path, whole):
     """One process stands still, the other waits for it, and torchrun is killed."""
     out = tmp_path / "out"
-    process = start_two(arguments(grid, trained_run, out, *SETTINGS), tmp_path, silence=600)
-    stopped = stop_one_at_work(out, rank="0")
+    command = arguments(grid, trained_run, out, *SETTINGS)
+    process, stopped = start_two(command, tmp_path, rank="0", silence="600")
     try:
         line = ""
         while not line.startswith("waiting since "):

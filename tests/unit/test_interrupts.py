@@ -45,10 +45,10 @@ if sys.argv[1] == "launcher":
     subprocess.Popen([sys.executable, sys.argv[0], sys.argv[3], *sys.argv[2:]])
     sys.stdin.read()
     os._exit(0)
+signals = interrupts.stopped_by_signals()
+if sys.argv[1] == "interrupted":
+    signals.__enter__()
 with interrupts.stopped_without_launcher() as launcher:
-    signals = interrupts.stopped_by_signals()
-    if sys.argv[1] == "interrupted":
-        signals.__enter__()
     print("ready", flush=True)
     try:
         time.sleep(60)
