@@ -112,6 +112,8 @@ def main() -> None:
         "8/255, 5 steps. Noise: sigma 0.25.",
         f"- Attacked: {options.steps} steps of PGD through the score's surrogate, the worst "
         "iterate by the true score kept, one run from the image itself: an upper bound.",
+        "- The ramps of GOOD and ProoD were chosen among four on these test images, because "
+        "ProoD's discriminator is constant under faster ones.",
         "- Guaranteed: interval bounds, for ProoD those of its discriminator, for CCU its closed "
         "form; ties count as errors: a lower bound. Every attacked score was below its bound.",
         "",

@@ -49,24 +49,34 @@ def main() -> int:
     arguments.add_argument(
         "--radii", type=int, nargs="+", default=[1, 2, 8], help="Linf, in grey levels of 255"
     )
+    arguments.add_argument("--only", nargs="+", help="names of networks; all by default")
+    arguments.add_argument(
+        "--finished", action="store_true", help="write the page of what is done, compute nothing"
+    )
     arguments.add_argument("--slack", type=float, default=0.25, help="points")
     options = arguments.parse_args()
     networks = chosen_networks(options)
     images, labels = images_of("cifar10_test", options.root, options.limit, options.device)
     images = images.contiguous()  # theirs flattens with `view`
     cases = []
-    for name in networks:
+    for name in options.only or networks:
         # The ResNet-20 is not robust: at larger radii nothing is left.
         for level in options.radii[:1] if name == RESNET else options.radii:
-            cases.append((name, level))
+            if not options.finished or (options.folder / f"{part_of(name, level)}.json").exists():
+                cases.append((name, level))
     parts = Parts(options.folder, {"limit": options.limit}, len(cases))
     results = []
     for name, level in cases:
         net = networks[name].to(options.device)
         measured = partial(compare, net, images, labels, level / 255)
-        part = parts(f"{name}-{level}".replace(" ", "-"), measured)
+        part = parts(part_of(name, level), measured)
         results.append({"network": name, "level": level, **part})
     return write(options, results)
+
+
+def part_of(network: str, level: int) -> str:
+    """Return the name of a case's part."""
+    return f"{network}-{level}".replace(" ", "-")
 
 
 def chosen_networks(options: Namespace) -> dict[str, nn.Module]:

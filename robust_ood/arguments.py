@@ -10,17 +10,30 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from functools import wraps
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import (
+    Any,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from robust_ood.errors import UserError
+from robust_ood.errors import UserError, nearest
 from robust_ood.texts import shown
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_BY_VALUE = (int, float, str, list, tuple, dict)
+"""Types whose values decide whether they fit an annotation."""
 
 _WORDS: dict[Any, str] = {
     bool: "true or false",
@@ -45,9 +58,14 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     """
     signature = inspect.signature(function)
     hints: dict[str, Any] = {}
+    # Types of arguments that have passed and need no look at their values: hot loops pass tensors.
+    passed: set[tuple[type, ...]] = set()
 
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        types = tuple(map(type, args))
+        if not kwargs and types in passed:
+            return function(*args, **kwargs)
         if not hints:  # read at the first call, when all modules are complete
             hints.update(_hints(function))
         for name, value in signature.bind(*args, **kwargs).arguments.items():
@@ -56,16 +74,29 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
                 values = value if kind is inspect.Parameter.VAR_POSITIONAL else (value,)
                 for item in values:
                     require(name, item, hints[name])
+        if not any(issubclass(kind, _BY_VALUE) for kind in types):
+            passed.add(types)
         return function(*args, **kwargs)
 
     return checked
 
 
+def check_fields(instance: Any) -> None:
+    """Raise `UserError`, naming the field, where a dataclass's field is not of its annotation."""
+    hints = get_type_hints(type(instance))
+    for field in fields(instance):
+        require(field.name, getattr(instance, field.name), hints[field.name])
+
+
 def require(field: str, value: Any, hint: Any) -> None:
     """Raise `UserError`, naming the field, for a value that is not of the type."""
-    if not fits(value, hint):
-        given = shown(value) if isinstance(value, str | int | float | NoneType) else _named(value)
-        raise UserError(f"{field}: expected {_in_words(hint)}, got {given}")
+    if fits(value, hint):
+        return
+    given = shown(value) if isinstance(value, str | int | float | NoneType) else _named(value)
+    if isinstance(value, str) and get_origin(hint) is Literal:
+        near = nearest(value, map(str, get_args(hint)))
+        given += f"; did you mean {near!r}?" if near else ""
+    raise UserError(f"{field}: expected {_in_words(hint)}, got {given}")
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -81,7 +112,13 @@ def fits(value: Any, hint: Any) -> bool:
     origin = get_origin(hint)
     if origin in _PARAMETERISED:
         return _PARAMETERISED[origin](value, get_args(hint))
-    kind = origin or hint
+    return _is_instance(value, origin or hint)
+
+
+def _is_instance(value: Any, kind: Any) -> bool:
+    if hasattr(kind, "can_be"):
+        # A configuration's class says what else may be given in its place.
+        return bool(kind.can_be(value))
     if isinstance(kind, type) and issubclass(kind, float):
         return _is_number(value) or isinstance(value, str)
     try:
@@ -114,6 +151,8 @@ def _is_list_of(value: Any, kinds: tuple[Any, ...]) -> bool:
 
 
 def _is_iterable(value: Any, _: tuple[Any, ...]) -> bool:
+    if getattr(value, "ndim", 1) == 0:
+        return False  # a tensor of one number, which only seems to be
     return isinstance(value, Iterable) and not isinstance(value, str | bytes)
 
 
@@ -161,11 +200,21 @@ def _in_words(hint: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(map(_in_words, arguments)))
     if origin is Literal:
-        return f"one of {', '.join(map(repr, arguments))}"
-    kind = origin or hint
+        choices = ", ".join(map(repr, arguments))
+        return f"one of {choices}" if len(arguments) > 1 else choices
+    if origin in (list, tuple, Sequence) and arguments:
+        return f"a list, each {_in_words(arguments[0])}"
+    return _class_in_words(origin or hint)
+
+
+def _class_in_words(kind: Any) -> str:
     if kind in _WORDS:
         return _WORDS[kind]
     if isinstance(kind, type) and issubclass(kind, Mapping):
         return "a mapping"
+    if isinstance(kind, type) and issubclass(kind, float):
+        return "a fraction such as 8/255"
     name = getattr(kind, "__name__", str(kind))
+    if name == "Module":
+        name = "torch.nn.Module"
     return f"an {name}" if name[0] in "AEIO" else f"a {name}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import numpy as np
 import torch
@@ -144,10 +144,24 @@ def accepted(images: Tensor, *networks: nn.Module) -> Tensor:
 def _as_precise(images: Tensor, net: nn.Module) -> Tensor:
     """Return float32 or float64 images in the precision of the network's weights, of these two."""
     both = (torch.float32, torch.float64)
-    weight = next(net.parameters(), None)
+    weight = _first_weight(net)
     if weight is None or weight.dtype == images.dtype or images.dtype not in both:
         return images
     return images.to(weight.dtype) if weight.dtype in both else images
+
+
+_first_weights: WeakKeyDictionary[nn.Module, ref[Tensor]] = WeakKeyDictionary()
+
+
+def _first_weight(net: nn.Module) -> Tensor | None:
+    """Return a network's first parameter, which is looked for only once: this is a hot loop."""
+    known = _first_weights.get(net)
+    weight = None if known is None else known()
+    if weight is None:
+        weight = next(net.parameters(), None)
+        if weight is not None:
+            _first_weights[net] = ref(weight)
+    return weight
 
 
 def is_ours(net: nn.Module) -> bool:

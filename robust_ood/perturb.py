@@ -143,7 +143,7 @@ def _check_step_size(step_size: float | Tensor, images: Tensor) -> None:
             raise UserError(f"step_size: expected a finite number >= 0, got {step_size}")
         return
     try:
-        shape = torch.broadcast_shapes(step_size.shape, images.shape)
+        shape = torch.broadcast_shapes(step_size.shape, images.shape)  # type: ignore[no-untyped-call]
     except RuntimeError:
         shape = torch.Size()
     if shape != images.shape or not step_size.is_floating_point():

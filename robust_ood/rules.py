@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from robust_ood.arguments import check_fields
 from robust_ood.errors import UserError
 from robust_ood.regions import Region
 
@@ -49,6 +50,7 @@ class Steepest(Rule):
     decay: Literal["none", "cosine"] = "none"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.momentum < 1:
             raise UserError(f"momentum: {self.momentum} is not in [0, 1)")
         if self.decay not in ("none", "cosine"):

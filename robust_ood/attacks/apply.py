@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import NamedTuple, Protocol, TypedDict
+from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.arguments import typed
 from robust_ood.attacks.objectives import Direction
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
 from robust_ood.inputs import accepted, check_labels, checked
-from robust_ood.models.wrap import as_network
+from robust_ood.models.wrap import Network, as_network
 from robust_ood.modes import evaluating, ordinary
 from robust_ood.perturb import Objective
 
@@ -39,6 +40,7 @@ class Candidate(NamedTuple):
     precision: str | None = None
 
 
+@runtime_checkable
 class ScoreAttack(Protocol):
     """Anything that proposes perturbed images against a detector: `PGD`, `Square`, or a suite."""
 
@@ -61,6 +63,7 @@ class ScoreAttack(Protocol):
         """
 
 
+@runtime_checkable
 class LabelAttack(Protocol):
     """Anything that proposes perturbed images against a classifier."""
 
@@ -97,6 +100,7 @@ class Attacked(NamedTuple):
         return dict(zip(self.members, counts, strict=True))
 
 
+@typed
 def lower_score(
     detector: Detector, inliers: Tensor, attack: ScoreAttack, *, indices: Tensor | None = None
 ) -> Tensor:
@@ -117,6 +121,7 @@ def lower_score(
     return attack_score(detector, inliers, attack, 1, indices=indices).images
 
 
+@typed
 def raise_score(
     detector: Detector, outliers: Tensor, attack: ScoreAttack, *, indices: Tensor | None = None
 ) -> Tensor:
@@ -127,6 +132,7 @@ def raise_score(
     return attack_score(detector, outliers, attack, -1, indices=indices).images
 
 
+@typed
 def attack_score(
     detector: Detector,
     images: Tensor,
@@ -154,8 +160,9 @@ def attack_score(
     )
 
 
+@typed
 def misclassify(
-    net: nn.Module,
+    net: Network,
     images: Tensor,
     labels: Tensor,
     attack: LabelAttack,
@@ -178,8 +185,9 @@ def misclassify(
     return attack_labels(net, images, labels, attack, indices=indices).images
 
 
+@typed
 def attack_labels(
-    net: nn.Module,
+    net: Network,
     images: Tensor,
     labels: Tensor,
     attack: LabelAttack,

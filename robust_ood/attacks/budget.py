@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from robust_ood.arguments import typed
 from robust_ood.errors import UserError
 from robust_ood.perturb import JudgedObjective, Minimum, Objective, minimize
 from robust_ood.regions import Fraction, Generators, Linf, Region
@@ -48,6 +49,7 @@ class Budget:
     random_start: bool
     rule: Rule | None
 
+    @typed
     def __init__(
         self,
         region: Region,

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from robust_ood.arguments import typed
 from robust_ood.attacks.pgd import Draws
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError, unknown_name
@@ -102,6 +103,7 @@ class EncoderAttack:
         return lambda restart: generators(self.seed, "encoder attack start", restart, indices=keys)
 
 
+@typed
 def encoder(
     net: nn.Module | Detector, code: Literal["features", "logits", "score"] = "features"
 ) -> Encoder:
@@ -137,11 +139,19 @@ def encoder(
     return encode
 
 
+@typed
 def mape(codes: Tensor, targets: Tensor) -> Tensor:
     """Return each pair's mean absolute percentage error `(N,)`, a fraction >= 0.
 
     It is `mean |z_out - z_in| / max |z_in|`. Source: the paper's Sec. 3. Codes and targets are
     `(N, D)`.
+
+    Raises: `UserError` for codes or targets of another shape.
     """
+    if codes.dim() != 2 or codes.shape != targets.shape:
+        raise UserError(
+            f"codes and targets: shapes {tuple(codes.shape)} and {tuple(targets.shape)}; expected "
+            "(N, D) of both"
+        )
     error = (codes - targets).abs().mean(1)
     return error / targets.abs().amax(1).clamp_min(torch.finfo(targets.dtype).tiny)

@@ -34,9 +34,9 @@ class BudgetConfig:
         region: a region of your own in place of norm and radius, as a name (an import path) with
             settings.
         steps: gradient steps, >= 1, or aloe: floor(255 radius + 1); 10 by default.
-        step_size: size of a step in the norm; 2.5 radius / steps by default.
+        step_size: size of a step in the norm; by default steps shrink from the radius to zero.
         random_start: begin at a random point of the region; true by default.
-        rule: how a gradient becomes a step, as a name with settings; steepest by default.
+        rule: how a gradient becomes a step, as a name with settings; see `Budget`.
     """
 
     name: str = "pgd"
@@ -47,6 +47,11 @@ class BudgetConfig:
     step_size: float | Fraction | None = None
     random_start: bool | None = None
     rule: str | dict[str, Any] | None = None
+
+    @staticmethod
+    def can_be(value: object) -> bool:
+        """Whether a value may be given in place of this: a config's form, or an attack."""
+        return isinstance(value, BudgetConfig | Mapping) or hasattr(value, "settings")
 
     def part(self) -> Part:
         """Return the same as a part."""

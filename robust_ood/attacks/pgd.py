@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from robust_ood.arguments import typed
 from robust_ood.attacks.apply import Candidate, Settings
 from robust_ood.attacks.budget import Budget, Steps, check_count
 from robust_ood.attacks.objectives import (
@@ -77,6 +78,7 @@ class PGD(Budget):
     seed: int
     precision: Precision
 
+    @typed
     def __init__(  # noqa: PLR0913  # the settings that users have
         self,
         region: Region,

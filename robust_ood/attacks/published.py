@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+from robust_ood.arguments import typed
 from robust_ood.attacks.budget import Steps
 from robust_ood.attacks.pgd import PGD, LabelLoss, ScoreObjective
 from robust_ood.attacks.precision import Precision
@@ -12,6 +13,7 @@ from robust_ood.regions import Fraction, Region
 from robust_ood.rules import AutoPGD
 
 
+@typed
 def fgsm(
     region: Region, *, random_start: bool = False, seed: int = 0, precision: Precision = "auto"
 ) -> PGD:
@@ -26,6 +28,7 @@ def fgsm(
     )
 
 
+@typed
 def apgd(
     region: Region,
     *,
@@ -53,6 +56,7 @@ def apgd(
     )
 
 
+@typed
 def transferred(
     attack: PGD, source: Literal["msp", "softmax", "unmoved", "features"] = "msp"
 ) -> PGD:
@@ -66,6 +70,7 @@ def transferred(
     return replace(attack, objective=source, keep="objective")
 
 
+@typed
 def aloe_softmax(
     region: Region,
     *,
@@ -91,6 +96,7 @@ def aloe_softmax(
     )
 
 
+@typed
 def aloe_mahalanobis(
     region: Region,
     *,

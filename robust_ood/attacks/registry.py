@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
+from robust_ood.arguments import typed
 from robust_ood.attacks.apply import Attack
 from robust_ood.attacks.pgd import PGD
 from robust_ood.attacks.published import aloe_mahalanobis, aloe_softmax, apgd, fgsm
@@ -91,6 +92,7 @@ def build(attack: PartSpec, /, **settings: Any) -> Attack:
     return _evaluated(replace(written, settings={**written.settings, **settings}))
 
 
+@typed
 def build_all(specs: Sequence[PartSpec]) -> dict[str, Attack]:
     """Return attacks by label from a config's list, each as `build` takes it.
 

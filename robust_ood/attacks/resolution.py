@@ -9,6 +9,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robust_ood.arguments import check_fields
 from robust_ood.attacks.apply import Attack, Candidate, Settings
 from robust_ood.attacks.objectives import Direction
 from robust_ood.attacks.suite import Suite
@@ -34,6 +35,7 @@ class LowResolution:
     size: int
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.size < 1:
             raise UserError(f"size: {self.size} is not a number of pixels >= 1")
         if isinstance(self.attack, Suite):

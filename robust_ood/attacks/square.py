@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robust_ood.arguments import check_fields
 from robust_ood.attacks.apply import Candidate, Settings
 from robust_ood.attacks.objectives import Direction, wrong_label
 from robust_ood.deprecation import warn_renamed
@@ -44,6 +45,7 @@ class Square:
     keeps_clean = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not isinstance(self.region, (Linf, L2)):
             raise UserError(f"region: Square knows Linf and L2, not {self.region.name}")
         if self.queries < 1:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.arguments import check_fields
 from robust_ood.attacks.apply import Candidate, LabelAttack, ScoreAttack, Settings, Worst
 from robust_ood.attacks.objectives import READ_CLASSIFIERS, Direction
 from robust_ood.attacks.pgd import PGD
@@ -42,6 +43,7 @@ class Suite:
     keeps_clean = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.on_detectors and not self.on_classifiers:
             raise UserError("on_detectors: no attack given; a suite needs at least one")
 

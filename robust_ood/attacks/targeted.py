@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood import losses
+from robust_ood.arguments import typed
 from robust_ood.attacks.apply import Candidate, Settings
 from robust_ood.attacks.budget import check_count
 from robust_ood.attacks.objectives import Direction, classifiers
@@ -39,6 +40,7 @@ class Targeted:
     classes: int
     keeps_clean = True
 
+    @typed
     def __init__(
         self, attack: PGD | None = None, classes: int = 9, *, search: PGD | None = None
     ) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from robust_ood.arguments import typed
 from robust_ood.bounds.interval import Interval, pixel_interval
 from robust_ood.bounds.trace import bound
 from robust_ood.errors import UserError
-from robust_ood.inputs import checked
+from robust_ood.inputs import accepted, checked
 from robust_ood.models import Gated, MixtureRatio, Wrapped
 from robust_ood.modes import evaluating
 
@@ -21,6 +22,7 @@ def gated_of(net: nn.Module) -> Gated | None:
     return net if isinstance(net, Gated) else None
 
 
+@typed
 def gate_bounds(gated: Gated, images: Tensor, radius: float, norm: str = "Linf") -> Interval:
     """Return bounds of a gate's shifted output over the ball around each image, `(N,)` each.
 
@@ -45,6 +47,7 @@ def gate_bounds(gated: Gated, images: Tensor, radius: float, norm: str = "Linf")
     )
 
 
+@typed
 def confidence_upper(
     net: nn.Module,
     images: Tensor,
@@ -72,8 +75,9 @@ def confidence_upper(
         raise UserError(
             f"temperature: a gated network's bound is of temperature 1, got {temperature}"
         )
+    images = accepted(checked(images), gated)
     classes = _count_classes(gated, images)
-    upper = gate_bounds(gated, checked(images), radius, norm).upper
+    upper = gate_bounds(gated, images, radius, norm).upper
     return (classes - 1) / classes * upper.sigmoid() + 1 / classes
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood import detectors
+from robust_ood.arguments import typed
 from robust_ood.bounds.gates import confidence_lower, confidence_upper, gated_of
 from robust_ood.bounds.interval import Interval, pixel_interval
 from robust_ood.bounds.trace import Bounded, bound, full_precision
@@ -22,6 +23,7 @@ from robust_ood.regions import Fraction
 Radius = float | Fraction
 
 
+@typed
 def logit_bounds(net: nn.Module, images: Tensor, radius: Radius) -> Interval:
     """Return bounds of every logit over the Linf ball around each image, cut with [0, 1].
 
@@ -42,6 +44,7 @@ def logit_bounds(net: nn.Module, images: Tensor, radius: Radius) -> Interval:
     return _bounded(net, images, radius).outputs
 
 
+@typed
 def logit_differences_upper(net: nn.Module, images: Tensor, radius: Radius) -> Tensor:
     """Return upper bounds of `z_a - z_b`, `(N, K, K)`, for all classes a and b; 0 where a = b.
 
@@ -51,6 +54,7 @@ def logit_differences_upper(net: nn.Module, images: Tensor, radius: Radius) -> T
     return _differences(_bounded(net, images, radius))
 
 
+@typed
 def logit_gap_upper(net: nn.Module, images: Tensor, radius: Radius) -> Tensor:
     """Return upper bounds of the largest minus the smallest logit, `(N,)` >= 0.
 
@@ -65,6 +69,7 @@ def gap_upper(bounded: Bounded) -> Tensor:
     return _differences(bounded).amax((1, 2))
 
 
+@typed
 def msp_upper(net: nn.Module, images: Tensor, radius: Radius, temperature: float = 1.0) -> Tensor:
     """Return upper bounds of the maximum softmax probability, `(N,)` in [1/K, 1].
 
@@ -80,6 +85,7 @@ def msp_upper(net: nn.Module, images: Tensor, radius: Radius, temperature: float
     return (-(-differences).logsumexp(2)).amax(1).exp()
 
 
+@typed
 def msp_lower(net: nn.Module, images: Tensor, radius: Radius, temperature: float = 1.0) -> Tensor:
     """Return lower bounds of the maximum softmax probability, `(N,)` in [1/K, 1].
 
@@ -94,6 +100,7 @@ def msp_lower(net: nn.Module, images: Tensor, radius: Radius, temperature: float
     return (-differences.logsumexp(1)).amax(1).exp()
 
 
+@typed
 def energy_upper(
     net: nn.Module, images: Tensor, radius: Radius, temperature: float = 1.0
 ) -> Tensor:
@@ -102,6 +109,7 @@ def energy_upper(
     return temperature * (upper / temperature).logsumexp(1)
 
 
+@typed
 def energy_lower(
     net: nn.Module, images: Tensor, radius: Radius, temperature: float = 1.0
 ) -> Tensor:
@@ -110,6 +118,7 @@ def energy_lower(
     return temperature * (lower / temperature).logsumexp(1)
 
 
+@typed
 def score_bounds(detector: detectors.Detector, images: Tensor, radius: Radius) -> Interval:
     """Return bounds of a detector's score over the Linf ball around each image.
 
@@ -160,6 +169,7 @@ def _log_odds_bounds(detector: detectors.MSP, images: Tensor, radius: Radius) ->
     return Interval(temperature * (lower + shift), temperature * (upper + shift))
 
 
+@typed
 def guaranteed_auroc(inliers: Tensor, outliers: Tensor) -> float:
     """Return the AUROC that no attack within the bounds goes below; ties count as errors.
 

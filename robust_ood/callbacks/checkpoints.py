@@ -256,8 +256,10 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.ckpt") if _OURS.fullmatch(path.name))
 
 
-def recent(folder: Path) -> list[Path]:
+@typed
+def recent(folder: Path | str) -> list[Path]:
     """Return the paths of `last.ckpt` and the older ones beside it, newest first."""
+    folder = Path(folder)
     older = {}
     for path in folder.glob("last-*.ckpt"):
         match = _OURS.fullmatch(path.name)

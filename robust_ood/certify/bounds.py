@@ -11,6 +11,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from robust_ood.arguments import typed
 from robust_ood.certify.confidence import Ranks, bounding_ranks, least_draws
 from robust_ood.certify.noise import Noise, checked_indices
 from robust_ood.detectors import Detector
@@ -173,6 +174,7 @@ class Question:
 
 
 @overload
+@typed
 def score_bounds(
     detector: Detector,
     images: Tensor,
@@ -190,6 +192,7 @@ def score_bounds(
 
 
 @overload
+@typed
 def score_bounds(
     detector: Mapping[str, Detector],
     images: Tensor,
@@ -206,6 +209,7 @@ def score_bounds(
 ) -> dict[str, ScoreBounds]: ...
 
 
+@typed
 def score_bounds(  # noqa: PLR0913  # what a certificate depends on
     detector: Detector | Mapping[str, Detector],
     images: Tensor,

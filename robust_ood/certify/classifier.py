@@ -10,6 +10,7 @@ from scipy.special import ndtri
 from torch import Tensor, nn
 
 from robust_ood import safe_spots
+from robust_ood.arguments import typed
 from robust_ood.certify.bounds import (
     SEED_PURPOSE,
     Question,
@@ -92,6 +93,7 @@ class SmoothedClassifier:
         batch_size: noisy images at a time.
     """
 
+    @typed
     def __init__(
         self,
         net: nn.Module,
@@ -307,6 +309,7 @@ class SmoothedClassifier:
         return (ABSTAINED, 0.0), scores
 
 
+@typed
 def smoothed_classifier(
     net: nn.Module,
     sigma: Radius,

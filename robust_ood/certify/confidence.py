@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import betainc, betaincinv, ndtr, ndtri
 
+from robust_ood.arguments import typed
 from robust_ood.detectors.smoothing import check_draws, check_share
 
 
@@ -46,6 +47,7 @@ def _surely_above(draws: int, share: float, alpha: float) -> int | None:
     return int(ranks[sure[0]])
 
 
+@typed
 def draws_needed(radius: float, sigma: float, alpha: float, quantile: float = 0.5) -> float:
     """Return from how many draws on a score is bounded on both sides; infinity where none suffice.
 
@@ -80,6 +82,7 @@ def _sided_draws(radius: float, sigma: float, alpha: float, quantile: float) -> 
     return needed[0], needed[1]
 
 
+@typed
 def clopper_pearson_lower(successes: int, trials: int, alpha: float) -> float:
     """Return a lower bound of a probability that fails with a probability of `alpha` at most.
 
@@ -107,6 +110,7 @@ def fair_coin_p_value(heads: int, tosses: int) -> float:
     return min(1.0, 2 * float(betainc(more, tosses - more + 1, 0.5)))
 
 
+@typed
 def bonferroni(alpha: float, bounds: int) -> float:
     """Return the `alpha` of each bound with which all of them hold together at the given one.
 

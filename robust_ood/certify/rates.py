@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from robust_ood.arguments import typed
 from robust_ood.certify.bounds import ScoreBounds
 from robust_ood.errors import UserError, unknown_name
 
@@ -19,6 +20,7 @@ Attacked = Literal["both", "inliers", "outliers", "none"]
 """Which images the attacker may move."""
 
 
+@typed
 def certified_auroc(id_lower: Tensor, ood_upper: Tensor) -> float:
     """Return the share of pairs whose inlier's lower bound exceeds the outlier's upper bound.
 
@@ -37,6 +39,7 @@ def certified_auroc(id_lower: Tensor, ood_upper: Tensor) -> float:
     return int(beaten.sum()) / (len(inliers) * len(outliers))
 
 
+@typed
 def certified_fpr95(id_lower: Tensor, ood_upper: Tensor) -> float:
     """Return an upper bound of the FPR at 95 % TPR under attack, in [0, 1].
 
@@ -50,6 +53,7 @@ def certified_fpr95(id_lower: Tensor, ood_upper: Tensor) -> float:
     return int((outliers >= threshold).sum()) / len(outliers)
 
 
+@typed
 def certified_detection_error(id_lower: Tensor, ood_upper: Tensor) -> float:
     """Return an upper bound of the detection error under attack, in [0, 0.5].
 
@@ -66,6 +70,7 @@ def certified_detection_error(id_lower: Tensor, ood_upper: Tensor) -> float:
     return min(float(errors.min()) / 2, 0.5)
 
 
+@typed
 def certified_rates(
     inliers: ScoreBounds, outliers: ScoreBounds, attacked: Attacked = "both"
 ) -> dict[str, float]:

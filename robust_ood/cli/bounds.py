@@ -10,18 +10,14 @@ from robust_ood.errors import UserError
 from robust_ood.texts import shown
 
 MOST = {
-    "batch_size": 10**6,
     "chunk": 10**7,
     "depth": 10**4,
     "devices": 10**4,
-    "evaluation_batch_size": 10**6,
     "intervals": 10**6,
     "keep": 10**4,
     "num_classes": 10**6,
     "num_nodes": 10**5,
-    "outlier_batch_size": 10**6,
     "restarts": 10**5,
-    "size": 4096,
     "steps": 10**7,
     "width": 10**4,
     "workers": 1024,

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from robust_ood.cli.messages import parse_arguments
+from robust_ood.cli.arguments import parse_arguments
 from robust_ood.cli.parsing import CommandParser
 from robust_ood.data import CATALOGUE, EMBEDDED, GROUPS, ImageSet, SetSpec, load_set
 from robust_ood.data.catalogue import CatalogueEntry, Link, find_entry

@@ -17,6 +17,7 @@ from torch import nn
 
 from robust_ood import attacks, detectors
 from robust_ood.attacks import Attack
+from robust_ood.cli.arguments import parse_arguments
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.evaluate_checks import check_names, check_output, choose_device
 from robust_ood.cli.interrupts import (
@@ -25,7 +26,7 @@ from robust_ood.cli.interrupts import (
     stopped_by_signals,
     stopped_without_launcher,
 )
-from robust_ood.cli.messages import parse_arguments, user_errors
+from robust_ood.cli.messages import user_errors
 from robust_ood.cli.models import Models, choose_models, each_radius, several_checkpoints
 from robust_ood.cli.networks import add_network_arguments, find_parts, load, name_of
 from robust_ood.cli.output import check_writable

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robust_ood.cli.messages import parse_arguments, user_errors
+from robust_ood.cli.arguments import parse_arguments
+from robust_ood.cli.messages import user_errors
 from robust_ood.cli.networks import add_network_arguments
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import CommandParser

@@ -8,22 +8,20 @@ exception holds as data is read from jsonargparse's English, by the expressions 
 
 from __future__ import annotations
 
-import inspect
 import re
 from argparse import ArgumentError
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from jsonargparse import ActionSubCommands, ArgumentParser, Namespace
+from jsonargparse import ActionSubCommands, ArgumentParser
 
-from robust_ood.cli.bounds import check_numbers
 from robust_ood.cli.parsing import ParserError
 from robust_ood.errors import UserError, unknown_name, unknown_setting
 from robust_ood.settings import alternatives, expected, import_path
-from robust_ood.texts import first_sentence, one_line, shortened, shown
+from robust_ood.texts import one_line, shortened, shown
 
 WORDING = {
     "setting": r'^Parser key "([^"]+)"',
@@ -49,50 +47,6 @@ _SETTINGS_OF = {
     "evaluate.py": ("detectors", "attacks", "checkpoint", "models", "intervals"),
 }
 """Settings of one command that another does not know: a config meant for the former."""
-
-
-def parse_arguments(parser: ArgumentParser, arguments: Sequence[str] | None) -> Namespace:
-    """Return the settings of a command line.
-
-    Raises: `UserError` for whatever the parser refuses.
-    """
-    try:
-        settings = parser.parse_args(arguments)
-    except ArgumentError as error:
-        # Not with the other imports: it loads torch, and a command that succeeds does without.
-        from robust_ood.cli.networks import accept_factory
-
-        if accept_factory(causes(error)):
-            return parse_arguments(parser, arguments)
-        raise explain(error) from error
-    except UserError:
-        raise
-    except _OF_VALUES as error:
-        # Of jsonargparse's insides, on a value that it did not expect.
-        raise UserError(f"settings: one cannot be read ({first_sentence(error)})") from error
-    chosen = settings
-    if settings.get("subcommand"):
-        chosen = settings[settings.subcommand]
-    check_numbers(chosen.as_dict())
-    _check_further_settings(chosen)
-    return settings
-
-
-_OF_VALUES = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
-
-
-def _check_further_settings(settings: Namespace) -> None:
-    """Refuse `dict_kwargs` of a class that takes no settings but those that it names."""
-    for key, further in settings.items(branches=True):
-        owner, _, name = key.rpartition(".")
-        if name != "dict_kwargs" or not further:
-            continue
-        target = import_path(owner, settings[f"{owner}.class_path"])
-        parameters = inspect.signature(target).parameters
-        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-            continue
-        known = [f"{_as_written(owner)}.{parameter}" for parameter in parameters]
-        raise unknown_setting(f"{_as_written(owner)}.{next(iter(further))}", known)
 
 
 def explain(error: BaseException) -> UserError:
@@ -153,7 +107,7 @@ def with_full_name(error: UserError, settings: Mapping[str, Any]) -> UserError:
     names = []
     for key, value in settings.items():
         if key.endswith(f".{name}") and (str(value) in rest or repr(value) in rest):
-            names.append(_as_written(key))
+            names.append(as_written(key))
     if not colon or not names:
         return error
     return UserError(f"{min(names, key=len)}:{rest}")
@@ -165,13 +119,13 @@ def _whole_name(name: str, settings: Mapping[str, Any]) -> str:
     if any(key.startswith(f"{first}.") for key in settings):
         return name  # whole already
     for key in settings:
-        prefix, dotted, _ = f"{_as_written(key)}.".partition(f".{first}.")
+        prefix, dotted, _ = f"{as_written(key)}.".partition(f".{first}.")
         if dotted:
             return f"{prefix}.{name}"
     return name
 
 
-def _as_written(key: str) -> str:
+def as_written(key: str) -> str:
     """Return a setting's name as the command line has it."""
     return key.replace(".init_args", "")
 

@@ -21,12 +21,13 @@ def check_processes() -> None:
     local_rank = _number("LOCAL_RANK")
     if size is None or size == 1:
         return
-    if rank is None or local_rank is None:
+    started_by_lightning = "NODE_RANK" in os.environ and "RANK" not in os.environ
+    if local_rank is None or (rank is None and not started_by_lightning):
         raise UserError(
             f"WORLD_SIZE: {size} in the environment, without RANK and LOCAL_RANK; start the "
             "processes by torchrun, or unset it"
         )
-    if rank >= size:
+    if rank is not None and rank >= size:
         raise UserError(f"RANK: {rank} in the environment is not below WORLD_SIZE, {size}")
 
 

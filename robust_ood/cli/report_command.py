@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from robust_ood.cli.messages import parse_arguments
+from robust_ood.cli.arguments import parse_arguments
 from robust_ood.cli.output import check_file
 from robust_ood.cli.parsing import CommandParser
 from robust_ood.errors import UserError

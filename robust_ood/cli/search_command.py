@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from robust_ood import attacks, detectors
 from robust_ood.attacks import Attack, attack_score
+from robust_ood.cli.arguments import parse_arguments
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.evaluate_checks import choose_device
 from robust_ood.cli.interrupts import STOPPED, stopped_by_signals
-from robust_ood.cli.messages import parse_arguments, user_errors
+from robust_ood.cli.messages import user_errors
 from robust_ood.cli.networks import add_network_arguments, find_parts, load
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import CommandParser

@@ -27,10 +27,11 @@ from robust_ood.callbacks import (
     Stopped,
 )
 from robust_ood.callbacks.checkpoint_file import WriteError, check_parts
+from robust_ood.cli.arguments import parse_arguments
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.interrupts import stopped_without_launcher
 from robust_ood.cli.long_form import short_options, whole_attacks
-from robust_ood.cli.messages import parse_arguments, user_errors
+from robust_ood.cli.messages import user_errors
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import TracedParser
 from robust_ood.cli.peers import PeerLost, SignsOfLife, watch_children

@@ -193,15 +193,6 @@ def _is_of_tensorboard(error: BaseException) -> bool:
     return False
 
 
-def _refused_by_lightning(error: Exception) -> bool:
-    """Return whether Lightning itself raised this, about its settings, not code that it called."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
-    return name.startswith(("pytorch_lightning.", "lightning_fabric."))
-
-
 def what_is_kept(folder: Path) -> str:
     """Return what a run that ended early has left to continue from."""
     path = folder / "last.ckpt"

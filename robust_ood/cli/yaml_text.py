@@ -47,12 +47,12 @@ def read_text(path: Path, field: str) -> str:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError(f"{field}: {shortened(str(path))} is not a file")
+            raise UserError(f"{field}: {shortened(str(path), 150)} is not a file")
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
     except (OSError, ValueError) as error:  # ValueError: the name has a null character
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{field}: cannot read {shortened(str(path))} ({reason})") from error
+        raise UserError(f"{field}: cannot read {shortened(str(path), 150)} ({reason})") from error
     if len(content) > LARGEST:
         raise UserError(f"{field}: {path} has more than {LARGEST:,} bytes; is it a config?")
     try:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from robust_ood.arguments import typed
 from robust_ood.data.fields import require_batch, require_count
 from robust_ood.data.reading import Batch, BatchPlan, Reader, Reading
 from robust_ood.data.sets import ImageSet
@@ -35,6 +36,7 @@ class TrainingLoader:
         reading: how the images are read; the batches do not depend on it.
     """
 
+    @typed
     def __init__(
         self,
         inliers: ImageSet,
@@ -148,6 +150,7 @@ class EvaluationLoader:
         reading: how the images are read.
     """
 
+    @typed
     def __init__(
         self,
         images: ImageSet,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from robust_ood.arguments import typed
 from robust_ood.data.catalogue import CATALOGUE, CatalogueEntry, find_part
 from robust_ood.data.memory import MEMORY_LIMIT, read_into_memory
 from robust_ood.data.sets import ImageSet
@@ -30,8 +31,9 @@ EMBEDDED: dict[str, Callable[[], ImageSet]] = {**DIGIT_SETS, **NOISE_SETS}
 """Sets that come with the package's dependencies and need no file."""
 
 
+@typed
 def load_set(
-    spec: SetSource,
+    spec: SetSource | Path,
     root: Path | str,
     field: str = "data",
     size: int | None = None,
@@ -263,7 +265,8 @@ def _select(spec: SetSpec, root: Path, field: str, available: int) -> NDArray[np
 def _unknown_source(source: str, root: Path, field: str) -> UserError:
     """Return the error for a source that is neither a name nor a path, with the nearest name."""
     similar = difflib.get_close_matches(source, [*EMBEDDED, *CATALOGUE], cutoff=0.7)
-    if not root.is_dir() and not similar:
+    is_array_file = Path(source).suffix in arrays.SUFFIXES  # never the name of a set
+    if not root.is_dir() and (is_array_file or not similar):
         return UserError(f"data.root: no such folder: {root} (needed for data.{field}: {source})")
     path = located(root, source)
     if path.suffix in arrays.SUFFIXES:

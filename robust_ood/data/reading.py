@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from robust_ood.arguments import check_fields
 from robust_ood.data.memory import MEMORY_LIMIT
 from robust_ood.data.sets import ImageSet, ReadImages
 from robust_ood.errors import UserError
@@ -75,6 +76,7 @@ class ReadingOptions:
     on_device: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.workers < 0:
             raise UserError(
                 f"data.reading.workers: expected a number of processes >= 0, got {self.workers}"
@@ -103,6 +105,7 @@ class Reading:
     device: torch.device | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.workers < 0:
             raise UserError(f"workers: expected a number of processes >= 0, got {self.workers}")
 

@@ -3,7 +3,7 @@
 from robust_ood.detectors.activations import ASH, DICE, SCALE, ReAct
 from robust_ood.detectors.attack_surface import AttackSurface, Surrogate, surface_of
 from robust_ood.detectors.compose import DeepEnsemble, Mean, Resized, Standardize
-from robust_ood.detectors.contract import Detector, OutputsDetector, Wrapper
+from robust_ood.detectors.contract import Detector, OutputsDetector
 from robust_ood.detectors.fitting.passes import fit
 from robust_ood.detectors.gradients import GradNorm
 from robust_ood.detectors.gram import Gram
@@ -17,6 +17,7 @@ from robust_ood.detectors.search import search
 from robust_ood.detectors.smoothing import Smoothed
 from robust_ood.detectors.softmax import GEN, MSP, Entropy, KLMatching
 from robust_ood.detectors.subspace import Residual, ViM
+from robust_ood.detectors.wrapper import Wrapper
 
 __all__ = [
     "ASH",

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from robust_ood.arguments import typed
 from robust_ood.deprecation import warn_renamed
 
 Surrogate = Callable[[Tensor], Tensor]
@@ -47,6 +48,7 @@ OLD_NAMES = ("surrogates", "exact_surrogate", "unmoved", "needs_float32")
 """Properties that said the same one by one; a subclass may override them for one more release."""
 
 
+@typed
 def surface_of(detector: Any) -> AttackSurface:
     """Return a detector's attack surface, also that of a class that still overrides old names."""
     surface: AttackSurface = detector.attack_surface()

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from robust_ood import losses
 from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface, Surrogate, surface_of
-from robust_ood.detectors.contract import Detector, Wrapper
+from robust_ood.detectors.contract import Detector
 from robust_ood.detectors.fitting.passes import Pass, Rounds, SeenBatch, together
 from robust_ood.detectors.fitting.statistics import ClassMoments
 from robust_ood.detectors.logarithms import minus_log_entropy, tempered_log_odds
+from robust_ood.detectors.wrapper import Wrapper
 from robust_ood.errors import UserError
 from robust_ood.models import find_head
 from robust_ood.models.heads import require_classes

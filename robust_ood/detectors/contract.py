@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robust_ood import losses
 from robust_ood.arguments import typed
-from robust_ood.detectors.attack_surface import AttackSurface, OldName, Surrogate, surface_of
+from robust_ood.detectors.attack_surface import AttackSurface, OldName
 from robust_ood.detectors.fitting.passes import Pass, Rounds, SeenBatch, Split, fit
 from robust_ood.detectors.fitting.statistics import Statistic
 from robust_ood.errors import UserError
@@ -360,55 +360,7 @@ class OutputsDetector(Detector):
         return Pass(statistic, read, self.net, self.layers, split=split)
 
 
-class Wrapper(Detector):
-    """A detector that changes what another one sees or says.
-
-    Args:
-        detector: the wrapped detector; in-distribution statistics are its own to learn.
-    """
-
-    @typed
-    def __init__(self, detector: Detector) -> None:
-        super().__init__()
-        if not isinstance(detector, Detector):
-            raise UserError(f"detector: expected a detector, got a {type(detector).__name__}")
-        self.detector = detector
-
-    def attack_surface(self) -> AttackSurface:
-        """Return what an attacker may use: the surrogate, exact where the wrapped one is.
-
-        Of a wrapper with a surrogate of its own, nothing is known.
-        """
-        inherited = type(self).surrogate is Detector.surrogate
-        exact = inherited and surface_of(self.detector).exact
-        return AttackSurface((self.surrogate,), exact=exact)
-
-    def learn(self) -> Rounds:
-        """Fit the wrapped detector."""
-        return self.detector.learn()
-
-
-class _Unmoved(Wrapper):
-    """A detector without its own movement of the images, for readers of the old name `unmoved`.
-
-    It scores by the first surrogate that is not moved.
-    """
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the values `(N,)` of the first surrogate."""
-        return self._surrogates()[0](images)
-
-    def attack_surface(self) -> AttackSurface:
-        """Return the surrogates that are not moved."""
-        return AttackSurface(self._surrogates(), exact=True)
-
-    def _surrogates(self) -> tuple[Surrogate, ...]:
-        unmoved = self.detector.attack_surface().unmoved
-        assert unmoved is not None  # `_without_movement` makes no other
-        return unmoved
-
-
 def _without_movement(detector: Detector) -> Detector:
-    if detector.attack_surface().unmoved is None:
-        return detector
-    return _Unmoved(detector)
+    from robust_ood.detectors.wrapper import without_movement  # it builds on this module
+
+    return without_movement(detector)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust_ood import losses
 from robust_ood.arguments import typed
@@ -11,6 +11,7 @@ from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import OutputsDetector
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs
+from robust_ood.models.wrap import Network
 
 # The weight of the log-odds in the surrogate. It is small, so that the score decides wherever it
 # has a gradient.
@@ -37,9 +38,7 @@ class GradNorm(OutputsDetector):
     needs = "head"
 
     @typed
-    def __init__(
-        self, net: nn.Module, temperature: float = 1.0, *, reference: bool = False
-    ) -> None:
+    def __init__(self, net: Network, temperature: float = 1.0, *, reference: bool = False) -> None:
         super().__init__(net)
         if not temperature > 0:
             raise UserError(f"temperature: expected a number > 0, got {temperature}")

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface
@@ -19,6 +19,7 @@ from robust_ood.detectors.fitting.statistics import Average, ClassExtremes, requ
 from robust_ood.detectors.layers import PENULTIMATE, Layers, named
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs
+from robust_ood.models.wrap import Network
 
 _SLOPE = 0.1  # of the surrogate inside the range, where the score is flat
 _OPENOOD_DIVISOR = 50.0  # by which OpenOOD divides its deviations
@@ -62,7 +63,7 @@ class Gram(OutputsDetector):
     @typed
     def __init__(
         self,
-        net: nn.Module,
+        net: Network,
         layers: Layers = "all",
         powers: Sequence[int] = (1, 2, 3, 4, 5),
         *,

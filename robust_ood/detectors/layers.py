@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs
 from robust_ood.models.outputs import submodule
-from robust_ood.models.wrap import as_network
+from robust_ood.models.wrap import Network, as_network
 
 PENULTIMATE = "penultimate"
 Layers = str | Sequence[str]
 
 
-def named(net: nn.Module, layers: Layers) -> tuple[str, ...]:
+def named(net: Network, layers: Layers) -> tuple[str, ...]:
     """Return the names of the layers to read.
 
     Args:
@@ -38,7 +38,7 @@ def named(net: nn.Module, layers: Layers) -> tuple[str, ...]:
     return names
 
 
-def _listed(net: nn.Module, layers: Layers) -> tuple[str, ...]:
+def _listed(net: Network, layers: Layers) -> tuple[str, ...]:
     if layers == "all":
         names = tuple(getattr(net, "feature_layers", ()))
         if not names:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust_ood import losses
 from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import (
     OutputsDetector,
-    Wrapper,
     full_precision,
     widened,
 )
@@ -26,9 +25,11 @@ from robust_ood.detectors.fitting.passes import Rounds, SeenBatch, Split
 from robust_ood.detectors.fitting.regression import Columns, LayerRegression
 from robust_ood.detectors.fitting.statistics import ClassMoments
 from robust_ood.detectors.layers import PENULTIMATE, Layers, named, vectors
+from robust_ood.detectors.wrapper import Wrapper
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs, outputs
 from robust_ood.models.heads import require
+from robust_ood.models.wrap import Network
 from robust_ood.modes import ordinary
 from robust_ood.perturb import minimize
 from robust_ood.regions import Fraction, Unbounded
@@ -59,7 +60,7 @@ class Mahalanobis(OutputsDetector):
     @typed
     def __init__(
         self,
-        net: nn.Module,
+        net: Network,
         layers: Layers = PENULTIMATE,
         shrinkage: Shrinkage = "auto",
         *,
@@ -175,7 +176,7 @@ class RelativeMahalanobis(OutputsDetector):
 
     @typed
     def __init__(
-        self, net: nn.Module, layers: str = PENULTIMATE, shrinkage: Shrinkage = "auto"
+        self, net: Network, layers: str = PENULTIMATE, shrinkage: Shrinkage = "auto"
     ) -> None:
         names = named(net, layers)
         if len(names) > 1:
@@ -264,7 +265,10 @@ class LayerNoise(Wrapper):
         """Return the surrogate, which has the score's value, then the score without noise."""
         # The published attack (ALOE Alg. 2) differentiates the score without noise.
         wrapped = self.detector.surrogate
-        return AttackSurface((self.surrogate, wrapped), exact=True, unmoved=(wrapped,))
+        # Where bfloat16 turns the sign of a gradient, the image is moved the other way.
+        return AttackSurface(
+            (self.surrogate, wrapped), exact=True, unmoved=(wrapped,), needs_float32=True
+        )
 
     def _layer_scores(self, images: Tensor) -> list[Tensor]:
         return [self._layer_score(images, place) for place in range(len(self.detector.read))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust_ood import losses
 from robust_ood.arguments import typed
@@ -15,6 +15,7 @@ from robust_ood.detectors.fitting.passes import Rounds, SeenBatch
 from robust_ood.detectors.fitting.statistics import Sample
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs
+from robust_ood.models.wrap import Network
 
 # How many columns a group has when the smallest values of a row are looked for.
 _GROUP_SIZE = 8
@@ -43,7 +44,7 @@ class KNN(OutputsDetector):
     @typed
     def __init__(
         self,
-        net: nn.Module,
+        net: Network,
         neighbours: int = 50,
         bank_size: int = 50_000,
         *,

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface, surface_of
-from robust_ood.detectors.contract import Detector, Wrapper
+from robust_ood.detectors.contract import Detector
 from robust_ood.detectors.softmax import MSP
+from robust_ood.detectors.wrapper import Wrapper
 from robust_ood.errors import UserError
 from robust_ood.models import Normalize
 from robust_ood.models.wrap import Network

@@ -19,7 +19,7 @@ from robust_ood.arguments import typed
 from robust_ood.deprecation import warn_renamed
 from robust_ood.detectors.activations import ASH, DICE, SCALE, ReAct, Shaped
 from robust_ood.detectors.compose import DeepEnsemble, Mean, Standardize
-from robust_ood.detectors.contract import Detector, Wrapper
+from robust_ood.detectors.contract import Detector
 from robust_ood.detectors.gradients import GradNorm
 from robust_ood.detectors.gram import Gram
 from robust_ood.detectors.logits import Energy, MaxLogit, OutlierExposureScore
@@ -35,6 +35,7 @@ from robust_ood.detectors.safe_spot import SafeSpot
 from robust_ood.detectors.smoothing import Smoothed
 from robust_ood.detectors.softmax import GEN, MSP, Entropy, KLMatching
 from robust_ood.detectors.subspace import Residual, ViM
+from robust_ood.detectors.wrapper import Wrapper
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.models import load_network
 from robust_ood.models.wrap import Network
@@ -74,7 +75,7 @@ class Registered:
         warn_renamed("REGISTRY[...].grid", "REGISTRY[...].ranges")
         return self.ranges
 
-    def build(self, place: str, net: nn.Module, settings: Mapping[str, Any]) -> Detector:
+    def build(self, place: str, net: Network, settings: Mapping[str, Any]) -> Detector:
         """Return the detector of a network.
 
         Args:
@@ -238,14 +239,14 @@ def build_all(specs: Sequence[PartSpec], net: Network) -> dict[str, Detector]:
 
 
 def _nested(
-    place: str, spec: PartSpec, net: nn.Module, settings: Mapping[str, Any] | None = None
+    place: str, spec: PartSpec, net: Network, settings: Mapping[str, Any] | None = None
 ) -> Detector:
     """Return the score that another detector is made of, with further settings of its own."""
     part = read_part(place, spec)
     return _make("", part.name, net, {**part.settings, **(settings or {})})
 
 
-def _make(place: str, name: str, net: nn.Module, settings: Mapping[str, Any]) -> Detector:
+def _make(place: str, name: str, net: Network, settings: Mapping[str, Any]) -> Detector:
     """Build a detector by its registered name or import path.
 
     place: the config field, for messages; empty inside another detector, which names it.

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from robust_ood.arguments import typed
 from robust_ood.detectors.contract import Detector
 from robust_ood.detectors.fitting.image_keys import image_digests
 from robust_ood.detectors.fitting.passes import as_floats, device_of, unpack
@@ -68,6 +69,7 @@ def clean_score(detector: Detector, images: Tensor, side: Literal[1, -1]) -> Ten
     return scores
 
 
+@typed
 def search(
     factory: Callable[..., Detector],
     grid: Mapping[str, Sequence[Any]],

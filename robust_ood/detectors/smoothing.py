@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from robust_ood.detectors.attack_surface import AttackSurface, Surrogate, surface_of
-from robust_ood.detectors.contract import Detector, Wrapper
+from robust_ood.detectors.contract import Detector
+from robust_ood.detectors.wrapper import Wrapper
 from robust_ood.errors import UserError
 from robust_ood.randomness import Key, generator
 from robust_ood.regions import Fraction
@@ -67,8 +68,15 @@ class Smoothed(Wrapper):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the quantiles `(N,)`."""
+        return self._quantiles(self.detector, images)
+
+    def published_forward(self, images: Tensor) -> Tensor:
+        """Return the quantiles `(N,)` of the wrapped detector's published values."""
+        return self._quantiles(self.detector.published_forward, images)
+
+    def _quantiles(self, score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         noise = noise_blocks(images.shape[1:], self.draws, self.seed, "smoothed score")
-        scores = self._over(self.detector, images, noise)  # (draws, N)
+        scores = self._over(score, images, noise)  # (draws, N)
         return scores.kthvalue(quantile_rank(self.quantile, self.draws), dim=0).values
 
     def surrogate(self, images: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust_ood import losses
 from robust_ood.arguments import typed
@@ -12,6 +12,7 @@ from robust_ood.detectors.fitting.passes import Rounds, SeenBatch
 from robust_ood.detectors.fitting.statistics import Average, ClassMoments, double
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs, find_head
+from robust_ood.models.wrap import Network
 
 
 class Residual(OutputsDetector):
@@ -30,9 +31,9 @@ class Residual(OutputsDetector):
     needs = "head"
 
     @typed
-    def __init__(self, net: nn.Module, dimensions: int | None = None) -> None:
+    def __init__(self, net: Network, dimensions: int | None = None) -> None:
         super().__init__(net)
-        size = find_head(net).in_features
+        size = find_head(self.net).in_features
         if dimensions is None:
             dimensions = _default_dimensions(size)
         if isinstance(dimensions, bool) or not isinstance(dimensions, int):
@@ -90,7 +91,7 @@ class ViM(Residual):
     """
 
     @typed
-    def __init__(self, net: nn.Module, dimensions: int | None = None) -> None:
+    def __init__(self, net: Network, dimensions: int | None = None) -> None:
         super().__init__(net, dimensions)
         self.declare("alpha")
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robust_ood.arguments import typed
 from robust_ood.attacks import PGD
 from robust_ood.attacks.objectives import Direction
 from robust_ood.detectors import Detector
@@ -43,6 +44,7 @@ class Curve(NamedTuple):
     aurocs: list[float]
 
 
+@typed
 def trace(detector: Detector, images: Tensor, attack: PGD, direction: Direction) -> ScoreTrace:
     """Return the true scores along one run of an attack from the clean images.
 
@@ -76,6 +78,7 @@ def trace(detector: Detector, images: Tensor, attack: PGD, direction: Direction)
     return ScoreTrace(torch.stack(scores), run.trace.linf, run.trace.l2)
 
 
+@typed
 def scores_at(run: ScoreTrace, size: float, norm: Norm = "Linf") -> Tensor:
     """Return each image's score at a size of the perturbation, `(N,)`, interpolated linearly.
 
@@ -98,6 +101,7 @@ def _interpolate(size: float, sizes: NDArray[np.float64], scores: NDArray[np.flo
     return float(np.interp(size, sizes[last], scores[last]))
 
 
+@typed
 def curve(
     inliers: ScoreTrace | Tensor,
     outliers: ScoreTrace | Tensor,
@@ -123,6 +127,7 @@ def curve(
     return Curve(list(sizes), aurocs)
 
 
+@typed
 def loss_of_auroc(
     inliers: ScoreTrace | Tensor,
     outliers: ScoreTrace | Tensor,
@@ -138,6 +143,7 @@ def loss_of_auroc(
     return before, after, after - before
 
 
+@typed
 def concatenate(runs: Iterable[ScoreTrace]) -> ScoreTrace:
     """Return the traces of several batches as one."""
     scores = []

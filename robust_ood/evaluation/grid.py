@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from robust_ood.arguments import typed
 from robust_ood.attacks import Attack, Budget
 from robust_ood.data import OODData
 from robust_ood.data.limits import limited, must_draw
@@ -104,6 +105,7 @@ class Grid:
         UserError: no OOD set, a number of images below 1.
     """
 
+    @typed
     def __init__(  # noqa: PLR0913
         self,
         data: OODData,

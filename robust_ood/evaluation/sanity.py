@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robust_ood.arguments import typed
 from robust_ood.attacks import PGD, ScoreAttack, Square, Suite, attack_score
 from robust_ood.attacks.objectives import Direction
 from robust_ood.attacks.precision import resolve
@@ -28,6 +29,7 @@ _SLACK = 0.03  # of AUROC: what two honest attacks on few images may differ by
 _FAR = 0.1
 
 
+@typed
 def check(
     detector: Detector,
     inliers: Tensor,

@@ -19,6 +19,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
+from robust_ood.arguments import typed
 from robust_ood.evaluation.results import Failure, Results, Row
 from robust_ood.texts import printable
 
@@ -91,6 +92,7 @@ class ProgressBar(Progress):
         self._bar.advance(self._task, work)
 
 
+@typed
 def print_results(results: Results, console: Console | None = None) -> None:
     """Print AUROC and FPR95, clean and attacked, by attack and detector, then the accuracies."""
     console = console or Console()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robust_ood.arguments import typed
 from robust_ood.errors import UserError, notify
 from robust_ood.models.harmless import harmless_values, refused_name
 from robust_ood.models.key_maps import KEY_MAPS, find_key_map, rename
@@ -44,6 +45,7 @@ _ZIP = b"PK\x03\x04"
 """How torch knows a zip archive."""
 
 
+@typed
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """Return the content of a checkpoint file: tensors and plain values; pickled code is refused.
 
@@ -118,6 +120,7 @@ def check_sums(path: Path | str) -> None:
         raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
 
 
+@typed
 def network_state(
     content: Mapping[str, Any], source: Path | str = "checkpoint"
 ) -> dict[str, Tensor]:
@@ -176,6 +179,7 @@ def _nested_tensors(content: Mapping[str, Any], depth: int = 2) -> dict[str, Ten
     return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
+@typed
 def load_weights(
     net: nn.Module,
     weights: str | Path | Mapping[str, Any],

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robust_ood.arguments import typed
 from robust_ood.errors import UserError
 from robust_ood.models.normalize import CIFAR_MEAN, CIFAR_STD, Normalize
 from robust_ood.models.wide_resnet import check_settings
@@ -47,6 +48,7 @@ class ConvNet(nn.Module):
         mean, std: the normalisation that is the first layer.
     """
 
+    @typed
     def __init__(  # noqa: PLR0913  # the settings that users have
         self,
         channels: Sequence[int] = (128, 128, 256, 256, 256),

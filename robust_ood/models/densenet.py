@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robust_ood.arguments import typed
 from robust_ood.errors import UserError
 from robust_ood.models.normalize import CIFAR_MEAN, CIFAR_STD, Normalize, for_channels
 from robust_ood.models.wide_resnet import check_settings, initialize
@@ -79,6 +80,7 @@ class DenseNet(nn.Module):
 
     feature_layers = ("conv1", "transition1", "transition2", "relu")
 
+    @typed
     def __init__(  # noqa: PLR0913 -- a public constructor: its arguments are the paper's settings
         self,
         depth: int = 100,

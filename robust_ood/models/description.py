@@ -78,7 +78,7 @@ def rebuild(description: Mapping[str, Any]) -> nn.Module:
         parts[field] = rebuild(value) if is_network else value
     try:
         return kind(**parts)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"checkpoint: {name}: {error}") from error
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"checkpoint: {name} cannot be built with {dict(settings)}") from error

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from robust_ood.arguments import typed
 from robust_ood.errors import UserError
 from robust_ood.models.checkpoints import load_weights, read_checkpoint
 from robust_ood.models.description import describe, rebuild
@@ -23,6 +24,7 @@ _FIELDS = ("num_classes", "mean", "std")
 """Settings of most networks of ours, which the manifest holds at its top level."""
 
 
+@typed
 def export(
     net: nn.Module,
     folder: Path | str,

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robust_ood.arguments import typed
 from robust_ood.errors import UserError
 from robust_ood.losses import wide
 from robust_ood.models.heads import find_head
@@ -30,6 +31,7 @@ class Gated(nn.Module):
         shift: added to the gate's output; ProoD's bias shift.
     """
 
+    @typed
     def __init__(self, classifier: nn.Module, gate: nn.Module, shift: float = 0.0) -> None:
         super().__init__()
         for name, part in (("classifier", classifier), ("gate", gate)):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from robust_ood.arguments import typed
 from robust_ood.errors import UserError
 from robust_ood.inputs import accepted, is_ours
 from robust_ood.models.probing import class_name, images_to_try, random_images, trying
@@ -77,6 +78,7 @@ _known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 """The heads of networks that have been tried."""
 
 
+@typed
 def find_head(net: nn.Module) -> nn.Linear:
     """Return the network's linear head: the layer whose weights times its input are the logits.
 

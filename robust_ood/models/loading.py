@@ -7,12 +7,14 @@ from pathlib import Path
 
 from torch import nn
 
+from robust_ood.arguments import typed
 from robust_ood.errors import UserError
 from robust_ood.models.checkpoints import load_weights, read_checkpoint
 from robust_ood.models.description import rebuild
 from robust_ood.models.export import find_manifest, load_export, read_manifest
 
 
+@typed
 def load_network(
     path: Path | str,
     net: nn.Module | None = None,

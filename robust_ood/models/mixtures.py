@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from robust_ood.arguments import typed
 from robust_ood.errors import UserError
 
 
@@ -76,6 +77,7 @@ class MixtureRatio(nn.Module):
     rest_scale: Tensor
     fitted: Tensor
 
+    @typed
     def __init__(
         self,
         image_shape: Sequence[int] = (3, 32, 32),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from robust_ood.arguments import typed
 from robust_ood.errors import UserError
 
 CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
@@ -29,6 +30,7 @@ class Normalize(nn.Module):
     mean: Tensor
     std: Tensor
 
+    @typed
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if not mean or len(mean) != len(std):

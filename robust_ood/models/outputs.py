@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from robust_ood.arguments import typed
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.inputs import accepted
 from robust_ood.models.heads import Head, as_linear, given_input, head_of, pooled
@@ -61,6 +62,7 @@ def _present(part: Any) -> Any:
     return part
 
 
+@typed
 def outputs(net: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> Outputs:
     """Return logits, features, head and chosen feature maps of one differentiable forward pass.
 
@@ -181,6 +183,7 @@ class Layers(NamedTuple):
     layers: tuple[str, ...]
 
 
+@typed
 def find_layers(net: nn.Module, image_shape: Sequence[int]) -> Layers:
     """Return a classifier's head and feature layers, as a run on random images shows.
 
@@ -244,6 +247,7 @@ def _is_map(output: Any, image_shape: Sequence[int]) -> bool:
     return max(height, width) > 1 and abs(height * columns - width * rows) <= max(rows, columns)
 
 
+@typed
 def count_classes(net: nn.Module, image_shape: Sequence[int]) -> int:
     """Return how many logits a network gives for random images.
 
@@ -273,7 +277,10 @@ def trial_logits(net: nn.Module, image_shape: Sequence[int]) -> Tensor:
     try:
         with trying(net, images):
             logits = net(accepted(images, net))
-    except UserError:
+    except UserError as error:
+        problem = channel_problem(net, images)
+        if problem:
+            raise UserError(problem) from error
         raise
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         size = " x ".join(str(length) for length in images.shape[1:])

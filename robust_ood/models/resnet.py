@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robust_ood.arguments import typed
 from robust_ood.errors import UserError
 from robust_ood.models.normalize import CIFAR_MEAN, CIFAR_STD, Normalize, for_channels
 from robust_ood.models.wide_resnet import check_settings, initialize
@@ -96,6 +97,7 @@ class ThinResNet(_ResNet):
             the default mean and std are the averages of CIFAR's.
     """
 
+    @typed
     def __init__(
         self,
         depth: int = 20,
@@ -126,6 +128,7 @@ class ResNet18(_ResNet):
             the default mean and std are the averages of CIFAR's.
     """
 
+    @typed
     def __init__(
         self,
         num_classes: int = 10,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robust_ood.arguments import typed
 from robust_ood.errors import UserError
 from robust_ood.models.normalize import CIFAR_MEAN, CIFAR_STD, Normalize, for_channels
 
@@ -50,6 +51,7 @@ class WideResNet(nn.Module):
 
     feature_layers = ("group1", "group2", "group3")
 
+    @typed
     def __init__(
         self,
         depth: int = 40,

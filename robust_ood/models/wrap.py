@@ -8,6 +8,7 @@ from weakref import WeakValueDictionary
 
 from torch import Tensor, nn
 
+from robust_ood.arguments import typed
 from robust_ood.deprecation import warn_renamed
 from robust_ood.errors import UserError
 from robust_ood.models.heads import as_linear, candidates, is_linear, known_head, likely_head
@@ -104,6 +105,7 @@ class Wrapped(nn.Module):
     pretrained = False
     """Whether the module comes with its weights, so that no file is needed."""
 
+    @typed
     def __init__(
         self,
         module: nn.Module,
@@ -216,6 +218,7 @@ def _inside(layers: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"module.{name}" for name in layers)
 
 
+@typed
 def wrap(
     module: nn.Module | Callable[[Tensor], Any],
     mean: Sequence[float] | None = None,

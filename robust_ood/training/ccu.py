@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robust_ood.arguments import typed
 from robust_ood.data import Batch, ImageSet, OODData, to_float
 from robust_ood.errors import UserError
 from robust_ood.models import Gated, MixtureRatio
@@ -48,6 +49,7 @@ class CCU(GatedMethod):
         optimization, compile, seed: as in `Method`; the learning rate is the classifier's.
     """
 
+    @typed
     def __init__(  # noqa: PLR0913  # the settings that users have
         self,
         net: nn.Module,

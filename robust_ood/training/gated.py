@@ -9,6 +9,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robust_ood.arguments import typed
 from robust_ood.bounds.interval import pixel_interval
 from robust_ood.bounds.trace import bound
 from robust_ood.data import Batch
@@ -67,6 +68,7 @@ class ProoD(GatedMethod):
         optimization, compile, seed: as in `Method`.
     """
 
+    @typed
     def __init__(  # noqa: PLR0913  # the settings that users have
         self,
         net: nn.Module,

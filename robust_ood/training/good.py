@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from robust_ood.arguments import typed
 from robust_ood.bounds.interval import pixel_interval
 from robust_ood.bounds.scores import gap_upper
 from robust_ood.bounds.trace import bound
@@ -39,6 +40,7 @@ class GOOD(Method):
         optimization, compile, seed: as in `Method`.
     """
 
+    @typed
     def __init__(  # noqa: PLR0913  # the settings that users have
         self,
         net: nn.Module,

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from robust_ood.arguments import check_fields
 from robust_ood.deprecation import warn_renamed
 from robust_ood.errors import UserError
 from robust_ood.settings import read_part
@@ -82,6 +83,7 @@ class Optimization:
     warmup: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "optimizer", _of_default(self.optimizer, _SGD))
         object.__setattr__(self, "scheduler", _of_default(self.scheduler, _COSINE))
         if self.learning_rate is not None and not self.learning_rate > 0:

@@ -39,16 +39,19 @@ class Net(nn.Module):
         self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 3)
 
     def forward(self, images):
-        return self.head(self.conv(images).relu().mean((2, 3))) * 40
+        return self.head(self.conv(images).relu().mean((2, 3)))
 
 
 def problem():
     torch.manual_seed(0)
     net = Net().eval()
+    with torch.no_grad():
+        net.head.weight *= 40
+        net.head.bias *= 40
     images = torch.rand(sum(COUNTS), 3, 6, 6)
     with torch.no_grad():
         logits = net(images)
-        net.head.bias -= logits.mean(0) / 40
+        net.head.bias -= logits.mean(0)
         labels = torch.where(
             torch.arange(len(images)) % 3 > 0, net(images).argmax(1), torch.arange(len(images)) % 3
         )

@@ -267,7 +267,7 @@ def test_a_network_without_a_head_has_the_scores_of_its_logits(capsys, grid, pla
 
 def test_a_network_of_another_number_of_channels_is_one_line(capsys, grid, place):
     line = refused(capsys, grid, *saved("Grey"))
-    assert line == "error: net: Grey takes 1 channel, the images have 3; set channels: 1"
+    assert line == "error: net: Grey takes 1 channel, the images have 3; set data.channels: 1"
 
 
 def test_nan_weights_are_refused(capsys, grid, place):
@@ -302,7 +302,7 @@ def test_a_function_that_builds_a_network(capsys, grid, place, wrapped):
     assert line.startswith("error: checkpoint: plain.pt holds another network than Mine")
     nothing = [part.replace("build", "build_nothing") for part in given]
     assert refused(capsys, grid, *nothing).startswith(
-        f"error: {own.rpartition('.')[2]}: expected a torch.nn.Module, got a int"
+        f"error: {own.rpartition('.')[2]}: expected a torch.nn.Module"
     )
 
 
@@ -686,7 +686,10 @@ def test_exported_weights_are_plain(trained_run, place):
     [
         ({"weights": "../plain.pt"}, "expected weights beside it"),
         ({"weights": "gone.pt"}, "no such file: exported/gone.pt"),
-        ({"architecture": "os.system"}, "describes a network 'os.system'; known: DenseNet"),
+        (
+            {"architecture": "os.system"},
+            "describes a network 'os.system'; known: ConvNet, DenseNet",
+        ),
         ({"num_classes": 7}, "another network than WideResNet"),
         ({"settings": {"depth": 11}}, "6n + 4"),
         ({"settings": {"height": 1}}, "WideResNet has no settings height"),

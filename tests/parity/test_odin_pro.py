@@ -307,19 +307,19 @@ def test_an_attack_through_the_detector_is_at_least_as_strong_as_a_transferred_o
     ("make", "message"),
     [
         (lambda net: ODIN(net, magnitude=-0.1), "magnitude: expected a number >= 0, got -0.1"),
-        (lambda net: ODIN(net, magnitude=float("nan")), "magnitude: nan"),
+        (lambda net: ODIN(net, magnitude=float("nan")), "magnitude: .*nan"),
         (lambda net: ODIN(net, magnitude="1/0"), "magnitude: '1/0'"),
         (
             lambda net: ODIN(net, temperature=0.0),
             "temperature: expected a number > 0 or 'fit', got 0.0",
         ),
         (lambda net: PRO(MSP(net), steps=0), "steps: expected a whole number >= 1, got 0"),
-        (lambda net: PRO(MSP(net), steps=1.5), "steps: expected a whole number >= 1, got 1.5"),
+        (lambda net: PRO(MSP(net), steps=1.5), "steps: expected a whole number, got 1.5"),
         (lambda net: PRO(MSP(net), step_size=0.0), "step_size: expected a number > 0, got 0.0"),
         (lambda net: PRO(MSP(net), step_size=float("inf")), "step_size: inf"),
         (
             lambda net: PRO(MSP(net), units="normalized"),
-            "units: expected 'pixels' or 'normalised', got 'normalized'",
+            "units: expected one of 'pixels', 'normalised', got 'normalized'",
         ),
         (
             lambda net: PRO(MSP(torch.nn.Linear(2, 2)), units="normalised"),

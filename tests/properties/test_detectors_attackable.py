@@ -80,7 +80,8 @@ def digit_problem():
     return net, loader, inliers, outliers, transferred
 
 
-REFUSE = {"ash-p", "ash-b", "ash-s", "gram", "knn"}  # attacks on them lose strength in bfloat16
+# Attacks on them lose strength in bfloat16.
+REFUSE = {"ash-p", "ash-b", "ash-s", "gram", "knn", "mahalanobis-layers"}
 SETTINGS = {
     "knn": {"neighbours": 5},
     "safe-spot": {"method": "fgsm", "attack_steps": 3},

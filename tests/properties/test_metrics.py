@@ -238,16 +238,16 @@ def test_bad_scores_are_named(function, bad, says):
 
 @pytest.mark.parametrize("tpr", [0, -0.1, 1.1, float("nan")])
 def test_a_share_outside_its_range_is_refused(tpr):
-    with pytest.raises(UserError, match=f"^tpr: {tpr}"):
+    with pytest.raises(UserError, match=f"^tpr: .*{tpr}"):
         metrics.fpr_at_tpr(GOOD, GOOD, tpr)
-    with pytest.raises(UserError, match=f"^tpr: {tpr}"):
+    with pytest.raises(UserError, match=f"^tpr: .*{tpr}"):
         metrics.deployed_threshold(GOOD, tpr)
 
 
 def test_other_bad_arguments_are_named():
     with pytest.raises(UserError, match=r"^clean_id_scores: nan"):
         ood_metrics(GOOD, GOOD, clean_id_scores=torch.tensor([float("nan")]))
-    with pytest.raises(UserError, match=r"^threshold: nan"):
+    with pytest.raises(UserError, match=r"^threshold: .*nan"):
         metrics.deployed_rates(float("nan"), GOOD, GOOD)
     with pytest.raises(UserError, match=r"^samples: 0"):
         bootstrap_intervals(GOOD, GOOD, generator(0), samples=0)

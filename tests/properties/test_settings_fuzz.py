@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from robust_ood.cli import evaluate_command, export_command, search_command, train_command
-from robust_ood.cli.messages import parse_arguments
+from robust_ood.cli.arguments import parse_arguments
 from robust_ood.cli.sections import Sections
 from robust_ood.errors import UserError
 

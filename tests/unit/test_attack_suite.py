@@ -458,7 +458,7 @@ def test_every_registered_attack_stays_in_its_budget(trained, name, norm):
         (lambda: standard(0.0), "radius: 0"),
         (lambda: PGD(Linf(0.1), keep="last", restarts=2), "restarts: 2"),
         (lambda: PGD(Linf(0.1), objective="softmx"), "did you mean 'softmax'"),
-        (lambda: PGD(Linf(0.1), loss="ce"), "loss: unknown name 'ce'"),
+        (lambda: PGD(Linf(0.1), loss="ce"), "loss: expected one of .*, got 'ce'"),
         (lambda: Square(Linf(0.1), queries=0), "queries: 0"),
         (lambda: Square(Unbounded()), "Square knows Linf and L2"),
         (lambda: attacks.build("appgd"), "did you mean 'apgd'"),

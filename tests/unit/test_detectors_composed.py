@@ -161,7 +161,10 @@ def test_a_search_that_sees_the_test_fails():
 def test_mistakes_in_a_search_are_named(arguments, message):
     with pytest.raises(UserError, match=message):
         detectors.search(Affine, *arguments)
-    with pytest.raises(UserError, match="metric: unknown name 'aurok'; did you mean 'auroc'"):
+    with pytest.raises(
+        UserError,
+        match="metric: expected one of 'auroc', 'fpr95', got 'aurok'; did you mean 'auroc'",
+    ):
         detectors.search(Affine, {"slope": [1.0]}, BRIGHT, DARK, metric="aurok")
 
 

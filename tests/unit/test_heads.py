@@ -208,7 +208,7 @@ def test_functions_are_one_network_for_all_detectors_and_are_attacked(images, la
     assert (net(moved).argmax(1) == labels).sum() <= (net(images).argmax(1) == labels).sum()
     assert torch.isfinite(DeepEnsemble([function, net])(images)).all()
     for wrong in (3, "net", Bare):
-        with pytest.raises(UserError, match=r"net: expected a torch.nn.Module or a function"):
+        with pytest.raises(UserError, match=r"net: expected a (torch.nn.)?Module or a function"):
             MSP(wrong)
 
 
@@ -273,7 +273,7 @@ def lambda_network(channels: int) -> nn.Module:
 
 def test_another_number_of_channels_is_one_line():
     net = seeded(Grey)
-    said = r"net: Grey takes 1 channel, the images have 3; set channels: 1$"
+    said = r"net: Grey takes 1 channel, the images have 3; set data.channels: 1$"
     for act in (
         lambda: count_classes(net, (28, 28)),
         lambda: find_layers(net, (28, 28)),
@@ -283,8 +283,8 @@ def test_another_number_of_channels_is_one_line():
     ):
         with pytest.raises(UserError, match=said):
             act()
-    assert count_classes(net, (28, 28), 1) == CLASSES
-    assert wrap(net).find_layers((28, 28), 1).startswith("Grey, fed pixels: head fc (676 to 5")
+    assert count_classes(net, (1, 28, 28)) == CLASSES
+    assert wrap(net).find_layers((1, 28, 28)).startswith("Grey, fed pixels: head fc (676 to 5")
     assert find_head(net) is net.fc
 
 

@@ -8,7 +8,8 @@ import pytest
 from jsonargparse import ArgumentParser
 from torch import nn
 
-from robust_ood.cli.messages import WORDING, causes, parse_arguments, read, with_full_name
+from robust_ood.cli.arguments import parse_arguments
+from robust_ood.cli.messages import WORDING, causes, read, with_full_name
 from robust_ood.cli.parsing import CommandParser, ParserError
 from robust_ood.cli.types import register_types
 from robust_ood.errors import UserError

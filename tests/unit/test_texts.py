@@ -19,7 +19,7 @@ from robust_ood.texts import printable
         ("a\rb\x00c\x7f", r"a\rb\x00c\x7f"),
         ("first\nsecond\u2028third\x85", r"first\nsecond\u2028third\x85"),
         ("name\u202egnp.exe", r"name\u202egnp.exe"),
-        ("file\udcff.png", r"file\udcff.png"),
+        ("file\udcff.png", r"file\xff.png"),
         ("back\\slash", "back\\slash"),
         ("", ""),
     ],

@@ -176,8 +176,14 @@ def test_training_step_leaves_only_parameter_gradients(make_net, batch):
     ("make", "message"),
     [
         (lambda net: OE(net, outlier_weight=-1), "outlier_weight: -1"),
-        (lambda net: OE(net, outlier_weight=math.nan), "outlier_weight: nan"),
-        (lambda net: ADV(net, ATTACK, attack_mode="both"), "attack_mode: 'both'"),
+        (
+            lambda net: OE(net, outlier_weight=math.nan),
+            "outlier_weight: expected a number, got nan",
+        ),
+        (
+            lambda net: ADV(net, ATTACK, attack_mode="both"),
+            "attack_mode: expected one of 'eval', 'train', got 'both'",
+        ),
         (
             lambda net: SafeSpotAware(net, SPOTS, ATTACK, safe_spot_weight=-0.5),
             "safe_spot_weight: -0.5",

@@ -220,7 +220,7 @@ def test_the_default_gives_the_weights_of_the_old_default_bit_for_bit():
         ({"scheduler": "step"}, "optimization.scheduler.step_size: not given"),
         ({"scheduler": {"name": "plateau", "warmup": 0.1}}, "warmup: cannot precede"),
         ({"scheduler": {"name": "cosine", "warmup": 1}}, r"warmup: 1 is not a share"),
-        ({"interval": "batch"}, "interval: 'batch'"),
+        ({"interval": "batch"}, "interval: expected one of 'step', 'epoch', got 'batch'"),
         ({"learning_rate": 0}, "learning_rate: 0 is not > 0"),
     ],
 )

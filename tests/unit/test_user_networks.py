@@ -13,13 +13,13 @@ from robust_ood import detectors, safe_spots
 from robust_ood.attacks import (
     PGD,
     Square,
+    apgd,
     attack_labels,
     attack_score,
     lower_score,
     misclassify,
     raise_score,
 )
-from robust_ood.attacks.pgd import apgd
 from robust_ood.data import Batch
 from robust_ood.detectors import MSP, PRO, DeepEnsemble, Energy, GradNorm, Mean
 from robust_ood.detectors.sharing import score_images

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robust_ood.arguments import typed
 from robust_ood.data.sets import ImageSet
 from robust_ood.errors import UserError
 from robust_ood.texts import printable
@@ -31,6 +32,7 @@ DAMAGE = (
 )
 
 
+@typed
 def load_arrays(path: Path | str, name: str | None = None) -> ImageSet:
     """Read a set of images from an array file.
 
