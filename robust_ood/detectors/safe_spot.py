@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from weakref import WeakKeyDictionary
 
@@ -15,12 +14,11 @@ from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import Detector
 from robust_ood.detectors.logarithms import log_largest
-from robust_ood.errors import UserError, unknown_name
+from robust_ood.errors import UserError, notify, unknown_name
 from robust_ood.models.wrap import as_network
 from robust_ood.modes import differentiating, evaluating, ordinary
 from robust_ood.regions import Fraction, region_of
 
-_log = logging.getLogger(__name__)
 _LONG = 1e8  # pixels times passes, of one image: minutes on a processor for a ResNet-20
 
 # Not in the detector, all of whose attributes are part of its name in the store.
@@ -42,7 +40,7 @@ class SafeSpot(Detector):
     x_a held constant.
 
     The default search is long: 2,120 passes an image. Where it is long for the size of the images,
-    one line of the log says so before the first of them.
+    one line says so before the first of them.
 
     Args:
         net: classifier, images to logits.
@@ -169,19 +167,17 @@ class SafeSpot(Detector):
         return search + self.attack_steps
 
     def _say_cost(self, images: Tensor) -> None:
-        """Log once, before the first image of a size, how long it takes where it is long."""
+        """Say once, before the first image of a size, how long it takes where it is long."""
         height, width = images.shape[-2:]
         size = (int(height), int(width))
         said = _said.setdefault(self, set())
         if size in said or self.passes * height * width < _LONG:
             return
         said.add(size)
-        _log.warning(
-            "SafeSpot: each image of %d x %d pixels takes %s passes forward and backward through "
-            "the network, which can take minutes; method 'pgd' or 'fgsm', fewer steps or fewer "
-            "attack_steps take fewer",
-            *size,
-            f"{self.passes:,}",
+        notify(
+            f"SafeSpot: each image of {height} x {width} pixels takes {self.passes:,} passes "
+            "forward and backward through the network, which can take minutes; method 'pgd' or "
+            "'fgsm', fewer steps or fewer attack_steps take fewer"
         )
 
     def _both_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
