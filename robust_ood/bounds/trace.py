@@ -76,7 +76,7 @@ def bound(net: nn.Module, images: Interval) -> Bounded:
 
 
 def _graph(net: nn.Module) -> fx.Graph:
-    """Return what a network calls one after the other, traced anew where its modules changed."""
+    """Return the calls of a network in order; it is traced again where its modules changed."""
     kinds = tuple(type(module) for module in net.modules())
     kept = _graphs.get(net)
     if kept is None or kept.kinds != kinds:

@@ -174,7 +174,6 @@ class Question:
 
 
 @overload
-@typed
 def score_bounds(
     detector: Detector,
     images: Tensor,
@@ -192,7 +191,6 @@ def score_bounds(
 
 
 @overload
-@typed
 def score_bounds(
     detector: Mapping[str, Detector],
     images: Tensor,

@@ -105,8 +105,6 @@ class SmoothedClassifier:
         seed: int = 0,
         batch_size: int = 512,
     ) -> None:
-        if not isinstance(net, nn.Module):
-            raise UserError(f"net: expected a network, got a {type(net).__name__}")
         self.net = net
         self.sigma = checked_sigma(sigma)
         for field, draws in (("n0", n0), ("n", n), ("batch_size", batch_size)):

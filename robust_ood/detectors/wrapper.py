@@ -8,7 +8,6 @@ from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface, Surrogate, surface_of
 from robust_ood.detectors.contract import Detector
 from robust_ood.detectors.fitting.passes import Rounds
-from robust_ood.errors import UserError
 
 
 class Wrapper(Detector):
@@ -21,8 +20,6 @@ class Wrapper(Detector):
     @typed
     def __init__(self, detector: Detector) -> None:
         super().__init__()
-        if not isinstance(detector, Detector):
-            raise UserError(f"detector: expected a detector, got a {type(detector).__name__}")
         self.detector = detector
 
     def attack_surface(self) -> AttackSurface:
