@@ -156,7 +156,7 @@ class Commands:
             },
             "search": {
                 "data": {**data, "validation_ood": ["ood.npz"]},
-                "detectors": [{"name": "odin", "ranges": {"temperature": [1, 1000]}}],
+                "detectors": [{"name": "odin", "ranges": {"magnitude": [0, 0.2]}}],
                 "device": "cpu",
             },
         }
@@ -169,6 +169,8 @@ class Commands:
         self.must_end_well("train", [*self.base("train"), "--output", str(self.folder / "run")])
         output = str(self.folder / "results")
         self.must_end_well("evaluate", [*self.base("evaluate"), "--output", output])
+        output = str(self.folder / "searched")
+        self.must_end_well("search", [*self.base("search"), "--output", output])
 
     def must_end_well(self, command: str, arguments: list[str]) -> None:
         """Run a command that is right."""
@@ -358,7 +360,7 @@ def as_option(commands: Commands, command: str, key: str, name: str, text: str) 
     return Case("option", command, arguments, key, name)
 
 
-OTHER_OPTIONS = ["", "\0", "x" * 5000, "/dev/null", "/nowhere/x", "[]", "-1"]
+OTHER_OPTIONS = ["", "\0", "x" * 5000, "/dev/null", "/dev/null/x", "[]", "-1"]
 
 
 def of_export(commands: Commands) -> Iterator[Case]:

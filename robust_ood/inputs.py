@@ -121,6 +121,23 @@ _given_copies: WeakSet[nn.Module] = WeakSet()
 """Networks that work in place, and get a copy of their images."""
 
 
+def sample_indices(indices: Tensor | None, count: int) -> Tensor:
+    """Return the indices `(N,)` that key the images' random draws, 0..N-1 by default.
+
+    Raises: `UserError` for another number of them, or for anything but whole numbers.
+    """
+    if indices is None:
+        return torch.arange(count)
+    if indices.shape != (count,):
+        raise UserError(
+            f"indices: shape {tuple(indices.shape)} for {count} images, expected one each"
+        )
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        kind = str(indices.dtype).removeprefix("torch.")
+        raise UserError(f"indices: expected whole numbers, got {kind}")
+    return indices
+
+
 def accepted(images: Tensor, *networks: nn.Module) -> Tensor:
     """Return the images in a memory layout that all the networks take: their own where possible.
 
@@ -129,8 +146,8 @@ def accepted(images: Tensor, *networks: nn.Module) -> Tensor:
     layout and are not tried.
 
     Args:
-        images: `(N, C, H, W)`; the values stay as they are, and gradients pass. Between float32
-            and float64, they get the networks' precision.
+        images: `(N, C, H, W)`; the values stay as they are, and gradients pass. They get the
+            precision of networks in float32 or float64.
         networks: whatever the images are handed to.
     """
     for net in networks:
@@ -142,12 +159,12 @@ def accepted(images: Tensor, *networks: nn.Module) -> Tensor:
 
 
 def _as_precise(images: Tensor, net: nn.Module) -> Tensor:
-    """Return float32 or float64 images in the precision of the network's weights, of these two."""
+    """Return images in the precision of the network's weights, where that is 32 or 64 bits."""
     both = (torch.float32, torch.float64)
     weight = _first_weight(net)
-    if weight is None or weight.dtype == images.dtype or images.dtype not in both:
+    if weight is None or weight.dtype not in both or not images.is_floating_point():
         return images
-    return images.to(weight.dtype) if weight.dtype in both else images
+    return images.to(weight.dtype)
 
 
 _first_weights: WeakKeyDictionary[nn.Module, ref[Tensor]] = WeakKeyDictionary()

@@ -88,6 +88,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _split(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logits of the labels, `(N,)`, and the rest, `(N, K)` with -inf at the labels."""
+    _check_logits(logits)
     if logits.shape[1] < 2:
         raise UserError("net: gives one logit; expected one of each of 2 or more classes")
     columns = _checked_labels(logits, labels)[:, None]  # (N, 1)

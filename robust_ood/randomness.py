@@ -8,11 +8,13 @@ depend on how its images were batched.
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterable
 
 import torch
 
 from robust_ood.arguments import typed
+from robust_ood.errors import UserError
 
 Key = int | str
 
@@ -38,7 +40,11 @@ def generator(seed: int, *keys: Key, device: torch.device | str = "cpu") -> torc
         keys: what the draw is for: a purpose in words, then epoch, step, rank or sample index.
         device: where the draws are made. Devices of different kinds draw different numbers.
     """
-    return torch.Generator(device=device).manual_seed(derive_seed(seed, *keys))
+    try:
+        place = torch.Generator(device=device)
+    except RuntimeError as error:  # no device of this name, or none on this machine
+        raise UserError(f"device: {device!r} is no device of this machine") from error
+    return place.manual_seed(derive_seed(seed, *keys))
 
 
 @typed
@@ -57,4 +63,11 @@ def seed_torch(seed: int, *keys: Key, device: torch.device) -> None:
 @typed
 def generators(seed: int, *keys: Key, indices: Iterable[int]) -> list[torch.Generator]:
     """Return one CPU generator per sample index: draws then depend on no batch or device."""
-    return [generator(seed, *keys, int(index)) for index in indices]
+    sources = []
+    for index in indices:
+        try:
+            key = operator.index(index)
+        except TypeError as error:
+            raise UserError(f"indices: expected whole numbers, got {index!r:.40}") from error
+        sources.append(generator(seed, *keys, key))
+    return sources

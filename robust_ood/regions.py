@@ -211,9 +211,10 @@ class Unbounded(Region):
     name: ClassVar[str] = "Unbounded"
 
     def __post_init__(self) -> None:
-        if self.radius != math.inf:
+        if not isinstance(self.radius, float) or self.radius != math.inf:
             raise UserError(
-                f"radius: {self.radius!r} given, but an Unbounded region has none; use Linf or L2"
+                f"radius: {shown(self.radius)} given, but an Unbounded region has none; "
+                "use Linf or L2"
             )
 
     def _onto_ball(self, images: Tensor, center: Tensor) -> Tensor:

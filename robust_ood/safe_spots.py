@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robust_ood import losses
 from robust_ood.arguments import typed
 from robust_ood.errors import UserError, unknown_name
-from robust_ood.inputs import accepted, checked
+from robust_ood.inputs import accepted, checked, sample_indices
 from robust_ood.modes import differentiating, evaluating, ordinary
 from robust_ood.perturb import Objective, minimize
 from robust_ood.randomness import generator, generators
@@ -104,7 +104,7 @@ def search(  # noqa: PLR0913  # the settings that the paper and its code have
     with evaluating(net), differentiating():
         images = accepted(images, net)
         labels = _predictions(net, images, labels)
-        loss = _Loss(net, labels, smoothing, seed, indices)
+        loss = _Loss(net, _one_each(labels, images), smoothing, seed, indices)
         if steps is None:
             steps = STEPS[method]
         if step_size is None:
@@ -142,8 +142,17 @@ def attack(  # noqa: PLR0913  # the settings that the paper and its code have
     """
     with evaluating(net), differentiating():
         images = accepted(ordinary(checked(images) if check else images), net)
-        loss = _Loss(net, ordinary(labels), smoothing, seed, indices)
+        loss = _Loss(net, _one_each(ordinary(labels), images), smoothing, seed, indices)
         return loss.attack(images, region_of(norm, radius), steps)
+
+
+def _one_each(labels: Tensor, images: Tensor) -> Tensor:
+    """Return the labels; raise `UserError` unless they are `(N,)`."""
+    if labels.shape != images.shape[:1]:
+        raise UserError(
+            f"labels: shape {tuple(labels.shape)} for {len(images)} images, expected one each"
+        )
+    return labels
 
 
 def _default_step_size(method: Method, region: Region) -> float:
@@ -176,7 +185,7 @@ class _Loss:
         if indices is None:
             self.indices = [0] * len(labels)
         else:
-            self.indices = indices.tolist()
+            self.indices = sample_indices(indices, len(labels)).tolist()
         self.draws: Iterator[int] = count()
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from robust_ood.arguments import typed
 from robust_ood.attacks.objectives import Direction
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
-from robust_ood.inputs import accepted, check_labels, checked
+from robust_ood.inputs import accepted, check_labels, checked, sample_indices
 from robust_ood.models.wrap import Network, as_network
 from robust_ood.modes import evaluating, ordinary
 from robust_ood.perturb import Objective
@@ -148,7 +148,7 @@ def attack_score(
     if direction not in (1, -1) or isinstance(direction, bool):
         raise UserError(f"direction: {direction!r} is neither 1 (lower scores) nor -1 (raise them)")
     original = ordinary(checked(images))
-    indices = _indices(images, indices)
+    indices = sample_indices(indices, len(images))
     with evaluating(detector):
         images = accepted(_fast_layout(original), *(detector.networks or (detector,)))
         candidates: Iterable[Candidate] = attack.on_score(detector, images, direction, indices)
@@ -197,7 +197,7 @@ def attack_labels(
     """Return what an attack on a classifier achieved: images, margins `(N,)`, and winners."""
     original = ordinary(checked(images))
     labels = ordinary(labels)
-    indices = _indices(images, indices)
+    indices = sample_indices(indices, len(images))
     net = as_network(net)
 
     def margin(moved: Tensor) -> Tensor:
@@ -221,19 +221,6 @@ def _fast_layout(images: Tensor) -> Tensor:
 def _layout_of(original: Tensor, attacked: Tensor) -> Tensor:
     """Return attacked images in the memory layout of the user's own."""
     return attacked.contiguous() if original.is_contiguous() else attacked
-
-
-def _indices(images: Tensor, indices: Tensor | None) -> Tensor:
-    if indices is None:
-        return torch.arange(len(images))
-    if indices.shape != images.shape[:1]:
-        raise UserError(
-            f"indices: shape {tuple(indices.shape)} for {len(images)} images, expected one each"
-        )
-    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-        kind = str(indices.dtype).removeprefix("torch.")
-        raise UserError(f"indices: expected whole numbers, got {kind}")
-    return indices
 
 
 def worst(value: Objective, candidates: Iterable[Candidate]) -> Attacked:

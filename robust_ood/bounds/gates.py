@@ -35,6 +35,7 @@ def gate_bounds(gated: Gated, images: Tensor, radius: float, norm: str = "Linf")
     Raises:
         UserError: L2 for another gate; a layer whose bounds are not known.
     """
+    images = accepted(checked(images), gated)
     if isinstance(gated.gate, MixtureRatio):
         lower, upper = gated.gate.bounds(images, gated.gate.whitened_radius(radius, norm))
         return Interval(lower + gated.shift, upper + gated.shift)

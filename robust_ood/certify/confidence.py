@@ -10,6 +10,7 @@ from scipy.special import betainc, betaincinv, ndtr, ndtri
 
 from robust_ood.arguments import typed
 from robust_ood.detectors.smoothing import check_draws, check_share
+from robust_ood.errors import UserError
 
 
 class Ranks(NamedTuple):
@@ -57,6 +58,12 @@ def draws_needed(radius: float, sigma: float, alpha: float, quantile: float = 0.
         alpha: the probability with which a bound may fail, in (0, 1).
         quantile: which one the smoothed score is, in (0, 1).
     """
+    if not radius >= 0:
+        raise UserError(f"radius: {radius} is not >= 0")
+    if not 0 < sigma < math.inf:
+        raise UserError(f"sigma: {sigma} is not a positive number")
+    check_share("alpha", alpha)
+    check_share("quantile", quantile)
     lower, upper = _sided_draws(radius, sigma, alpha, quantile)
     return max(lower, upper)
 

@@ -11,6 +11,7 @@ from robust_ood.detectors import Detector
 from robust_ood.detectors.sharing import score_images
 from robust_ood.detectors.smoothing import noise_blocks
 from robust_ood.errors import UserError
+from robust_ood.inputs import sample_indices
 from robust_ood.randomness import Key
 
 
@@ -73,13 +74,4 @@ def checked_indices(indices: Tensor | None, count: int) -> list[int]:
 
     Raises: `UserError` for another number of them, or for anything but whole numbers.
     """
-    if indices is None:
-        return list(range(count))
-    if indices.shape != (count,):
-        raise UserError(
-            f"indices: shape {tuple(indices.shape)} for {count} images, expected one each"
-        )
-    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-        kind = str(indices.dtype).removeprefix("torch.")
-        raise UserError(f"indices: expected whole numbers, got {kind}")
-    return [int(index) for index in indices.tolist()]
+    return [int(index) for index in sample_indices(indices, count).tolist()]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robust_ood.arguments import typed
 from robust_ood.deprecation import warn_renamed
+from robust_ood.errors import UserError
 
 Surrogate = Callable[[Tensor], Tensor]
 """A differentiable stand-in for a score: images `(N, C, H, W)` to values `(N,)`."""
@@ -51,6 +52,8 @@ OLD_NAMES = ("surrogates", "exact_surrogate", "unmoved", "needs_float32")
 @typed
 def surface_of(detector: Any) -> AttackSurface:
     """Return a detector's attack surface, also that of a class that still overrides old names."""
+    if not hasattr(detector, "attack_surface"):
+        raise UserError(f"detector: expected a detector, got a {type(detector).__name__}")
     surface: AttackSurface = detector.attack_surface()
     old = {name for name in OLD_NAMES if _overrides(detector, name)}
     if not old:

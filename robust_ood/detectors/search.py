@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from robust_ood.arguments import typed
+from robust_ood.arguments import require, typed
 from robust_ood.detectors.contract import Detector
 from robust_ood.detectors.fitting.image_keys import image_digests
 from robust_ood.detectors.fitting.passes import as_floats, device_of, unpack
@@ -108,6 +108,8 @@ def search(
     """
     if metric not in _METRICS:
         raise unknown_name("metric", metric, _METRICS)
+    for name, values in grid.items():
+        require(f"grid.{name}", values, Sequence)
     if not grid or not all(len(values) for values in grid.values()):
         raise UserError(f"grid: {dict(grid)!r} holds no point to try")
     validation = {"id_validation": id_validation, "ood_validation": ood_validation}
@@ -128,7 +130,7 @@ def search(
     if len(trials) > 1 and len({trial.value for trial in trials}) == 1:
         raise UserError(
             f"grid: all {len(trials)} points give {metric} {trials[0].value:.6f}; "
-            f"{', '.join(grid)} do nothing here"
+            f"no effect of {', '.join(grid)} here"
         )
     assert best is not None  # the grid has a point
     detector, trial = best
@@ -142,7 +144,7 @@ def _scores(
     scores = []
     with evaluating(detector), torch.no_grad():
         for batch in loader:
-            images = as_floats(unpack(batch)[0].to(device_of(detector)))
+            images = as_floats(unpack(batch, field)[0].to(device_of(detector)))
             scores.append(scorer(detector, images, side).cpu())
     if not scores:
         raise UserError(
@@ -157,14 +159,17 @@ def require_disjoint(
     """Raise `UserError`, naming the field, where a validation image is also a test image."""
     tests: set[bytes] = set()
     for loader in test_sets:
+        if isinstance(loader, Tensor) or not isinstance(loader, Iterable):
+            kind = type(loader).__name__
+            raise UserError(f"test_sets: expected loaders of batches, got a {kind}")
         for batch in loader:
-            tests.update(image_digests(unpack(batch)[0]))
+            tests.update(image_digests(unpack(batch, "test_sets")[0]))
     if not tests:
         return
     for field, loader in validation.items():
         shared = 0
         for batch in loader:
-            shared += sum(digest in tests for digest in image_digests(unpack(batch)[0]))
+            shared += sum(digest in tests for digest in image_digests(unpack(batch, field)[0]))
         if shared:
             raise UserError(
                 f"{field}: {shared} of its images are in a test set; choose settings on others"

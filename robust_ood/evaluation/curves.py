@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robust_ood.arguments import typed
+from robust_ood.arguments import require, typed
 from robust_ood.attacks import PGD
 from robust_ood.attacks.objectives import Direction
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
+from robust_ood.inputs import checked
 from robust_ood.metrics import auroc
 from robust_ood.modes import evaluating, ordinary
 from robust_ood.perturb import minimize
@@ -66,7 +67,7 @@ def trace(detector: Detector, images: Tensor, attack: PGD, direction: Direction)
     with evaluating(detector):
         run = minimize(
             lambda x: direction * detector.surrogate(x),
-            ordinary(images),
+            ordinary(checked(images)),
             attack.region,
             steps=attack.steps,
             step_size=attack.step_size,
@@ -145,14 +146,20 @@ def loss_of_auroc(
 
 @typed
 def concatenate(runs: Iterable[ScoreTrace]) -> ScoreTrace:
-    """Return the traces of several batches as one."""
+    """Return the traces of several batches as one.
+
+    Raises: `UserError` for none, or for anything but traces.
+    """
     scores = []
     linf = []
     l2 = []
     for run in runs:
+        require("runs", run, ScoreTrace)
         scores.append(run.scores)
         linf.append(run.linf)
         l2.append(run.l2)
+    if not scores:
+        raise UserError("runs: expected one or more traces, got none")
     # (steps + 1, n) each, to (steps + 1, N)
     return ScoreTrace(torch.cat(scores, dim=1), torch.cat(linf, dim=1), torch.cat(l2, dim=1))
 

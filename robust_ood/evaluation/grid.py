@@ -131,7 +131,10 @@ class Grid:
         self.attacks = attacks
         self.store = store
         self.limit = limit
-        self.device = torch.device(device)
+        try:
+            self.device = torch.device(device)
+        except RuntimeError as error:
+            raise UserError(f"device: {device!r} is no kind of device") from error
         self.sanity = sanity
         if batch_size is None and self.device.type == "cpu":
             batch_size = data.evaluation_batch_size
@@ -314,6 +317,8 @@ def check_attacks(attacks: Mapping[str, Attack], field: str = "attacks") -> None
             f"{field}: 'none' is the label of clean images; give the attack another 'label'"
         )
     for label, attack in attacks.items():
+        if not hasattr(attack, "settings"):
+            raise UserError(f"{field}.{label}: expected an attack, got a {type(attack).__name__}")
         if not math.isfinite(attack.settings()["radius"]):
             raise UserError(
                 f"{field}.{label}: no radius; accepted: attacks within an Linf or L2 radius"

@@ -19,6 +19,7 @@ from robust_ood.attacks.objectives import Direction
 from robust_ood.attacks.precision import resolve
 from robust_ood.detectors import MSP, AttackSurface, Detector, surface_of
 from robust_ood.errors import UserError
+from robust_ood.inputs import checked
 from robust_ood.metrics import auroc
 from robust_ood.modes import differentiating, evaluating, ordinary
 from robust_ood.randomness import generators
@@ -54,7 +55,14 @@ def check(
         name: what the warnings call the detector.
         limit: use only the first so many images of each set.
     """
-    probe = _Probe(detector, ordinary(inliers[:limit]), ordinary(outliers[:limit]))
+    inliers = ordinary(checked(inliers, "inliers")[:limit])
+    outliers = ordinary(checked(outliers, "outliers")[:limit])
+    if inliers.shape[1:] != outliers.shape[1:]:
+        raise UserError(
+            f"outliers: images {tuple(outliers.shape[1:])}, but inliers are "
+            f"{tuple(inliers.shape[1:])}"
+        )
+    probe = _Probe(detector, inliers, outliers.to(inliers.dtype))
     budgets: dict[Region, list[ScoreAttack]] = {}
     for attack in attacks:
         budgets.setdefault(_region(attack), []).append(attack)

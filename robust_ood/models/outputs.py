@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from robust_ood.arguments import typed
 from robust_ood.errors import UserError, unknown_name
-from robust_ood.inputs import accepted
+from robust_ood.inputs import accepted, as_batch
 from robust_ood.models.heads import Head, as_linear, given_input, head_of, pooled
 from robust_ood.models.probing import channel_problem, class_name, images_to_try, trying
 from robust_ood.texts import first_sentence
@@ -81,7 +81,7 @@ def outputs(net: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> Outpu
     """
     net = getattr(net, "_orig_mod", net)
     modules = {name: submodule(net, name) for name in layers}
-    images = accepted(images, net)
+    images = accepted(as_batch(images), net)
     head = head_of(net, images)
     if head is None:  # the pass says why, or the network takes no two images
         head = Head(None, exact=False, classes=0, net=class_name(net))
@@ -261,6 +261,8 @@ def count_classes(net: nn.Module, image_shape: Sequence[int]) -> int:
 
 def _images(net: nn.Module, image_shape: Sequence[int]) -> Tensor:
     """Return two random images on the network's device and of its precision."""
+    if len(image_shape) not in (2, 3) or min(image_shape) < 1:
+        raise UserError(f"image_shape: expected (C, H, W) or (H, W), got {tuple(image_shape)}")
     *channels, height, width = image_shape
     return next(images_to_try(net, channels[0] if channels else 3, (height, width)))
 

@@ -18,6 +18,7 @@ from robust_ood.errors import UserError
 from robust_ood.settings import read_part
 from robust_ood.training.schedules import build, build_schedule, class_named
 
+_LARGEST = torch.finfo(torch.float32).max
 _SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}
 _COSINE = {"name": "cosine", "eta_min": 1e-6}
 _OPTIMIZER_SETTINGS = ("momentum", "nesterov", "weight_decay")
@@ -88,6 +89,10 @@ class Optimization:
         object.__setattr__(self, "scheduler", _of_default(self.scheduler, _COSINE))
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise UserError(f"learning_rate: {self.learning_rate} is not > 0")
+        if self.learning_rate is not None and self.learning_rate > _LARGEST:
+            raise UserError(
+                f"learning_rate: {self.learning_rate:g} is more than a float32 weight can take"
+            )
         if self.interval not in ("step", "epoch"):
             raise UserError(f"interval: {self.interval!r} is neither 'step' nor 'epoch'")
         self._rename_optimizer_settings()
@@ -122,7 +127,7 @@ class Optimization:
         if self.learning_rate is not None:
             settings["lr"] = self.learning_rate
         for key, value in settings.items():
-            if isinstance(value, int | float) and abs(value) > torch.finfo(torch.float32).max:
+            if isinstance(value, int | float) and abs(value) > _LARGEST:
                 raise UserError(f"{name}.{key}: {value:g} is more than a float32 weight can take")
         momentum = settings.get("momentum", 0)
         if isinstance(momentum, int | float) and not 0 <= momentum < 1:

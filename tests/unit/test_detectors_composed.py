@@ -132,7 +132,7 @@ def test_search_finds_the_best_point_and_reports_all():
 
 
 def test_a_search_that_changes_nothing_fails():
-    with pytest.raises(UserError, match=r"all 3 points give auroc 1.000000; slope do nothing"):
+    with pytest.raises(UserError, match=r"all 3 points give auroc 1.000000; no effect of slope"):
         detectors.search(Affine, {"slope": [1.0, 2.0, 3.0]}, BRIGHT, DARK)
 
 

@@ -132,6 +132,9 @@ def fit(
     that autograd accepts.
     """
     learners = list(detectors)
+    for learner in learners:
+        if not hasattr(learner, "learn"):
+            raise UserError(f"detectors: expected detectors, got a {type(learner).__name__}")
     modules = [learner for learner in learners if isinstance(learner, nn.Module)]
     loaders: dict[Split, Iterable[Any] | None] = {
         "inliers": loader,
@@ -162,7 +165,7 @@ def _stream(loader: Iterable[Any], passes: Sequence[Pass], number: int, field: s
     count = 0
     ranges: list[Tensor] = []
     for batch in loader:
-        images, labels = unpack(batch)
+        images, labels = unpack(batch, field)
         count += len(images)
         if labels is not None and labels.shape != images.shape[:1]:
             raise UserError(
@@ -213,21 +216,29 @@ def _see(members: Sequence[Pass], images: Tensor, labels: Tensor | None) -> Seen
     return SeenBatch(images, labels, outputs(module, images, tuple(sorted(layers))))
 
 
-def unpack(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """Return a batch's images and, where it has them, labels.
+def unpack(batch: Any, field: str = "loader") -> tuple[Tensor, Tensor | None]:
+    """Return a batch's images `(N, C, H, W)` and, where it has them, labels.
 
     Args:
         batch: a `Batch`, `(images, labels, ...)` or bare images.
+        field: the loader's name, for the message.
     """
-    if isinstance(batch, Tensor):
-        return batch, None
-    if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
-        has_labels = len(batch) > 1 and isinstance(batch[1], Tensor)
-        return batch[0], batch[1] if has_labels else None
-    raise UserError(
-        f"loader: expected batches of images, or tuples of images and labels, got a "
-        f"{type(batch).__name__}"
-    )
+    images = batch
+    labels = None
+    if isinstance(batch, (tuple, list)) and batch:
+        images = batch[0]
+        if len(batch) > 1 and isinstance(batch[1], Tensor):
+            labels = batch[1]
+    if not isinstance(images, Tensor):
+        raise UserError(
+            f"{field}: expected batches of images, or tuples of images and labels, got a "
+            f"{type(batch).__name__}"
+        )
+    if images.dim() != 4:
+        raise UserError(
+            f"{field}: gives images {tuple(images.shape)}, expected a batch (N, C, H, W)"
+        )
+    return images, labels
 
 
 def as_floats(images: Tensor) -> Tensor:
