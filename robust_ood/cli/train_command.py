@@ -216,13 +216,22 @@ class TrainingCLI(LightningCLI):
         if self.checkpoint is not None:
             self._check_checkpoint(self.checkpoint, settings)
         elif self.config.fit.init_from is not None:
-            self.model.begin_from(Path(self.config.fit.init_from))
+            self._begin_from(Path(self.config.fit.init_from))
         self._configure_callbacks(settings)
         folder = Path(self.trainer.default_root_dir)
         self.made_folder = not folder.exists()
         if not self._trial:
             self.lock.acquire(folder)
             refuse_other_run(self.config.fit)  # one that began there at the same time
+
+    def _begin_from(self, path: Path) -> None:
+        try:
+            self.model.begin_from(path)
+        except UserError as error:
+            name, colon, rest = str(error).partition(":")
+            if name != "checkpoint":
+                raise
+            raise UserError(f"init_from{colon}{rest}") from error
 
     def before_validate(self) -> None:
         """Load the checkpoint's weights, all of them or none."""

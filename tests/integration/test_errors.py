@@ -149,7 +149,7 @@ OPTIONS = [
     ("--model.inlier_attack.restarts 5", "model.inlier_attack.restarts", "evaluations"),
     ("--robust_validation.detectors [msp]", "data.validation_ood", "not given"),
     ("--robust_validation.attacks [{name:pgdd}]", "attacks", "pgd"),
-    ("--init_from nothing.ckpt", "checkpoint", "nothing.ckpt"),
+    ("--init_from nothing.ckpt", "init_from", "nothing.ckpt"),
     ("--ckpt_path last", "checkpoint", "no such file"),
     ("--include", "include", "expects a value"),
     ("--include missing.yaml", "config", "missing.yaml"),
