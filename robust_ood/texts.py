@@ -48,3 +48,10 @@ def shown(value: Any) -> str:
 def first_sentence(error: BaseException, length: int = 200) -> str:
     """Return the beginning of a library's message, or the name of an exception without one."""
     return one_line(str(error)).split(". ")[0][:length] or type(error).__name__
+
+
+def radius_text(norm: str, radius: float) -> str:
+    """Return norm and radius in words, an Linf radius in 255ths."""
+    if norm == "Linf":
+        return f"{norm} {radius * 255:.4g}/255"
+    return f"{norm} {radius:g}"

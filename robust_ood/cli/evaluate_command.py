@@ -42,7 +42,7 @@ from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
 from robust_ood.evaluation import CHUNK, FolderStore, Grid, ProgressBar, Results, print_results
 from robust_ood.evaluation.grid import check_count
-from robust_ood.evaluation.rows import summarise
+from robust_ood.evaluation.summaries import summarise
 from robust_ood.evaluation.terminal import describe_failure
 
 Specs = list[str | dict[str, Any]]
@@ -131,7 +131,7 @@ _OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "limit": (int | None, None, "use only so many images of each set"),
     "sanity": (bool | None, None, "look for signs of failed attacks (default: true)"),
     "checks": (bool | None, None, "the old name of --sanity, for one release"),
-    "intervals": (int, 1000, "resamples of the bootstrap intervals; 0 leaves them out"),
+    "intervals": (bool | int, True, "95 % intervals of the rates"),
     "batch_size": (int | None, None, "images of a batch (default: found; halved if too large)"),
     "chunk": (int, CHUNK, "images that are computed and stored at a time"),
     "figures": (
@@ -166,7 +166,7 @@ def parse(arguments: Sequence[str]) -> Request:
     check_count("batch_size", config.batch_size)
     check_count("chunk", config.chunk)
     if config.intervals < 0:
-        raise UserError(f"intervals: {config.intervals} is not a number of resamples >= 0")
+        raise UserError(f"intervals: {config.intervals} is neither true nor false")
     ending = choose_ending(config.figures, config.report, config.tensorboard)
     device = choose_device(config.device)
     check_writable(config.output)
@@ -244,13 +244,13 @@ def compute(request: Request, subjects: Subjects, progress: ProgressBar) -> tupl
     return grid, False
 
 
-def read_results(grid: Grid, intervals: int, *, stopped: bool) -> Results:
+def read_results(grid: Grid, intervals: bool | int, *, stopped: bool) -> Results:
     """Return the results; after an interruption, also one in here, those of what is stored."""
     try:
-        results = grid.results(intervals, new=not stopped)
+        results = grid.results(intervals)
     except KeyboardInterrupt:
         stopped = True
-        results = grid.results(intervals, new=False)
+        results = grid.results(intervals)
     results.complete = results.complete and not stopped
     return results
 

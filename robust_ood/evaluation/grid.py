@@ -18,14 +18,13 @@ from robust_ood.deprecation import warn_renamed
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
 from robust_ood.evaluation.fitting import FitTask
-from robust_ood.evaluation.results import Interval, Results, describe_environment
-from robust_ood.evaluation.rows import ModelRecords, ScoredRow, interval_of
+from robust_ood.evaluation.results import Results, describe_environment
+from robust_ood.evaluation.rows import ModelRecords, interval_of
 from robust_ood.evaluation.runner import Runner
 from robust_ood.evaluation.scoring import CHUNK, Scorer, TestSet, chunks, proposal_group
 from robust_ood.evaluation.store import FolderStore, Store
 from robust_ood.evaluation.tasks import (
     AccuracyTask,
-    IntervalTask,
     Model,
     SanityTask,
     ScoreTask,
@@ -47,7 +46,7 @@ def evaluate(  # noqa: PLR0913
     limit: int | None = None,
     device: torch.device | str = "cpu",
     sanity: bool = True,
-    intervals: int = 1000,
+    intervals: bool | int = True,
     folder: Path | str | None = None,
     progress: Progress | None = None,
     checks: bool | None = None,
@@ -66,7 +65,8 @@ def evaluate(  # noqa: PLR0913
         device: where to compute.
         sanity: also look, on a few images, for signs that an attack failed for a reason other than
             a robust detector.
-        intervals: resamples of the bootstrap intervals; 0 leaves them out.
+        intervals: whether the rates get 95 % intervals; a number, as earlier versions took, is
+            true unless it is 0.
         folder: where cells are kept as soon as they are computed, so that a second call computes
             only what is missing; None keeps them in memory until the call ends. `Results.write`
             writes the results themselves.
@@ -145,6 +145,11 @@ class Grid:
         self.sets = _test_sets(data, limit, chunk)
         self.models: list[Model] = []
         self._notes = list(_draws(data, limit))
+        if data.names["validation"] is None:
+            self._notes.append(
+                "data.validation is not given, so thresholds accept 95 % of the very images that "
+                "are tested; rates at them are those of no deployed detector"
+            )
 
     def add(self, model: str, net: nn.Module, detectors: Mapping[str, Detector]) -> None:
         """Plan the evaluation of a network, and fit those of its detectors that must be.
@@ -166,12 +171,11 @@ class Grid:
         """Compute what is missing in the store, unless another process does."""
         self.runner.run(self._all_tasks())
 
-    def results(self, intervals: int = 1000, *, new: bool = True) -> Results:
+    def results(self, intervals: bool | int = True) -> Results:
         """Return the results of what is in the store.
 
         Args:
-            intervals: resamples of the bootstrap intervals.
-            new: compute those that are not in the store.
+            intervals: whether the rates get 95 % intervals.
         """
         results = Results()
         precisions: dict[str, set[str]] = {}
@@ -185,9 +189,8 @@ class Grid:
                 precisions.setdefault(precision, set()).update(users)
             for scored in records.rows():
                 results.rows.append(scored.row)
-                interval = self._interval(scored, intervals, new=new)
-                if interval is not None:
-                    results.intervals.append(interval)
+                if intervals:
+                    results.intervals.append(interval_of(scored))
         results.environment = self._environment(precisions)
         results.failures = list(self.runner.failures)
         results.warnings += [*self._notes, *self.store.damage.values()]
@@ -222,6 +225,8 @@ class Grid:
     ) -> Iterator[ScoreTask]:
         """Yield the tasks of detectors, by label their fingerprints, under one attack."""
         for index, test_set in enumerate(self.sets):
+            if attack is not None and test_set.group == "validation":
+                continue  # it sets thresholds, before any attack
             for chunk in test_set.chunks:
                 yield ScoreTask(model, group, test_set, index, chunk, label, attack, self.scorer)
 
@@ -254,15 +259,6 @@ class Grid:
                     notes.append(f"{model.name}, {label}: {missing}, so {instead}")
         return notes
 
-    def _interval(self, scored: ScoredRow, samples: int, *, new: bool) -> Interval | None:
-        if not samples or not len(scored.inliers):
-            return None
-        row = scored.row
-        task = IntervalTask(row.model, row.detector, scored.inliers, scored.outliers, samples)
-        if new:
-            self.runner.run([task])
-        return interval_of(row, task, self.store)
-
     def _environment(self, precisions: Mapping[str, set[str]]) -> dict[str, Any]:
         networks = {}
         for model in self.models:
@@ -282,13 +278,16 @@ class Grid:
 
 
 def _test_sets(data: OODData, limit: int | None, chunk: int) -> list[TestSet]:
-    """Return the sets in chunks, the in-distribution first."""
+    """Return the sets in chunks, the in-distribution first, validation images last."""
     inliers = data.inliers("test")
     ood_sets = data.ood_sets()
     if not ood_sets:
         raise UserError("data: neither near nor far names an OOD set to evaluate on")
     sets = []
-    for group, images in [("id", inliers), *ood_sets]:
+    groups = [("id", inliers), *ood_sets]
+    if data.names["validation"] is not None:
+        groups.append(("validation", data.inliers("validation")))
+    for group, images in groups:
         few = limited(images, limit)
         sets.append(TestSet(few, group, chunks(few, None, chunk)))
     return sets

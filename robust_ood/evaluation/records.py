@@ -18,10 +18,12 @@ Positive = Annotated[int, Meta(ge=1, le=2**53)]
 # Far above any real value, and finite: a table or an axis can still show them.
 Radius = Annotated[float, Meta(ge=0, le=1e9)]
 Seconds = Annotated[float, Meta(ge=0, le=1e12)]
+Score = Annotated[float, Meta(ge=-1e300, le=1e300)]
+Bounds = tuple[Rate, Rate]
 # Not literals, so that the code that makes records may hand over any text.
 Side = Annotated[str, Meta(pattern=r"^(none|in|out|both)\Z")]
 OODGroup = Annotated[str, Meta(pattern=r"^(near|far)\Z")]
-Group = Annotated[str, Meta(pattern=r"^(id|near|far)\Z")]
+Group = Annotated[str, Meta(pattern=r"^(id|near|far|validation)\Z")]
 
 METRICS = (
     "auroc",
@@ -42,8 +44,9 @@ class Row:
     `robust_ood.metrics` defines the rates. attacked: which images the attack changed, "none", "in",
     "out" or "both". ood: the set, or "near" / "far" for the mean over a group. fpr95: share of OOD
     accepted when 95 % of ID is accepted. fpr95_ood_positive: share of ID rejected when 95 % of OOD
-    is rejected. tpr_deployed, fpr_deployed: shares of ID and OOD accepted at the threshold that
-    accepts 95 % of the *clean* ID. seconds: what computing the scores took, whenever that was.
+    is rejected. tpr_deployed, fpr_deployed: shares of ID and OOD accepted at `threshold`, which
+    accepts 95 % of the clean images of `threshold_set`: validation images, or for want of these the
+    ID test images themselves. seconds: what computing the scores took, whenever that was.
     """
 
     model: str
@@ -68,6 +71,8 @@ class Row:
     tpr_deployed: Rate
     fpr_deployed: Rate
     seconds: Seconds
+    threshold: Score | None = None
+    threshold_set: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,10 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Interval:
-    """Intervals `(low, high)` of one row's metrics; means over groups have none."""
+    """Intervals `(low, high)` of one row's metrics; `robust_ood.metrics` says how they are made.
+
+    tpr_deployed, fpr_deployed: at the threshold as it is; None where it was set on the test images.
+    """
 
     model: str
     detector: str
@@ -98,15 +106,18 @@ class Interval:
     ood: str
     group: OODGroup
     level: Share
-    samples: Positive
-    auroc: tuple[Rate, Rate]
-    fpr95: tuple[Rate, Rate]
+    auroc: Bounds
+    fpr95: Bounds
+    tpr_deployed: Bounds | None = None
+    fpr_deployed: Bounds | None = None
 
     def __post_init__(self) -> None:
-        for name in ("auroc", "fpr95"):
-            low, high = getattr(self, name)
-            if not low <= high:
-                raise ValueError(f"{name}: expected the lower end first, got {low}, {high}")
+        for name in ("auroc", "fpr95", "tpr_deployed", "fpr_deployed"):
+            bounds = getattr(self, name)
+            if bounds is not None and not bounds[0] <= bounds[1]:
+                raise ValueError(
+                    f"{name}: expected the lower end first, got {bounds[0]}, {bounds[1]}"
+                )
 
 
 @dataclass(frozen=True)

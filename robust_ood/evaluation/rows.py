@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,35 +18,31 @@ from robust_ood.evaluation.results import (
     CellFiles,
     Interval,
     Row,
-    Summary,
     Wins,
 )
 from robust_ood.evaluation.scoring import TestSet
 from robust_ood.evaluation.store import Cell, Store
 from robust_ood.evaluation.tasks import (
-    LEVEL,
     AccuracyTask,
-    IntervalTask,
     Model,
     SanityTask,
     ScoreTask,
 )
-from robust_ood.metrics import ood_metrics
+from robust_ood.metrics import (
+    auroc_interval,
+    deployed_rates,
+    deployed_threshold,
+    fpr_interval,
+    mean_rate_interval,
+    ood_metrics,
+    rate_interval,
+)
+
+LEVEL = 0.95  # of the intervals
 
 NO_ATTACK = Settings(norm="none", radius=0.0, steps=0, restarts=0)
+_OOD = ("near", "far")
 _RECORD_OF = ("model", "detector", "attack", "attacked", "id", "ood", "group")
-_SHARED = (
-    "detector",
-    "attack",
-    "attacked",
-    "norm",
-    "radius",
-    "steps",
-    "restarts",
-    "id",
-    "ood",
-    "group",
-)
 
 
 class Column(NamedTuple):
@@ -59,11 +54,18 @@ class Column(NamedTuple):
 
 
 class ScoredRow(NamedTuple):
-    """A row with the ID and OOD scores behind it, `(N,)` and `(M,)`; those of a mean are empty."""
+    """A row with the scores behind it: of the ID images `(N,)`, of each OOD set `(M,)`."""
 
     row: Row
     inliers: Tensor
-    outliers: Tensor
+    outliers: tuple[Tensor, ...]
+
+
+class Threshold(NamedTuple):
+    """The threshold of a detector, and the name of the clean images of which it accepts 95 %."""
+
+    value: float
+    images: str
 
 
 class ModelRecords:
@@ -71,7 +73,7 @@ class ModelRecords:
 
     Args:
         model: its tasks name the cells.
-        sets: the in-distribution first.
+        sets: the in-distribution first, validation images (group "validation") last.
         attacks: by label.
         store: has the cells.
     """
@@ -85,6 +87,7 @@ class ModelRecords:
     ) -> None:
         self.model = model
         self.sets = sets
+        self.ood_sets = [index for index, images in enumerate(sets) if images.group in _OOD]
         self.attacks = attacks
         self.store = store
         # By detector ("" for the network), attack and position of the set, the keys of its chunks.
@@ -109,14 +112,27 @@ class ModelRecords:
         """Yield the rows of all detectors, those of means after the sets that they are of."""
         for detector in self.model.detectors:
             clean = self._columns(detector, "none")
-            rows = self._rows(detector, "none", "none", clean, clean, clean)
+            threshold = self.threshold(detector)
+            if threshold is None:
+                continue
+            rows = self._rows(detector, "none", "none", threshold, clean, clean)
             yield from self._with_means(rows)
             for label in self.attacks:
                 hit = self._columns(detector, label)
                 sides = {"in": (hit, clean), "out": (clean, hit), "both": (hit, hit)}
                 for attacked, (inliers, outliers) in sides.items():
-                    rows = self._rows(detector, label, attacked, clean, inliers, outliers)
+                    rows = self._rows(detector, label, attacked, threshold, inliers, outliers)
                     yield from self._with_means(rows)
+
+    def threshold(self, detector: str) -> Threshold | None:
+        """Return a detector's threshold, or None where the scores that set it are missing."""
+        index = 0
+        if self.sets[-1].group == "validation":
+            index = len(self.sets) - 1
+        column = self.column(detector, "none", index)
+        if column is None:
+            return None
+        return Threshold(deployed_threshold(column.scores), self.sets[index].images.name)
 
     def accuracies(self) -> list[Accuracy]:
         """Return the accuracy, clean and under each attack."""
@@ -223,28 +239,34 @@ class ModelRecords:
             return NO_ATTACK
         return self.attacks[label].settings()
 
-    def _columns(self, detector: str, attack: str) -> list[Column | None]:
-        return [self.column(detector, attack, index) for index in range(len(self.sets))]
+    def _columns(self, detector: str, attack: str) -> dict[int, Column | None]:
+        """Return the scores of the in-distribution and the OOD sets, by their positions."""
+        columns = {}
+        for index in (0, *self.ood_sets):
+            columns[index] = self.column(detector, attack, index)
+        return columns
 
     def _rows(
         self,
         detector: str,
         attack: str,
         attacked: str,
-        clean: Sequence[Column | None],
-        inliers: Sequence[Column | None],
-        outliers: Sequence[Column | None],
+        threshold: Threshold,
+        inliers: Mapping[int, Column | None],
+        outliers: Mapping[int, Column | None],
     ) -> list[ScoredRow]:
         """Return one row for each OOD set whose scores are there."""
         rows: list[ScoredRow] = []
-        reference = clean[0]
         near_side = inliers[0]
-        if reference is None or near_side is None:
+        if near_side is None:
             return rows
-        for test_set, far_side in zip(self.sets[1:], outliers[1:], strict=True):
+        for index in self.ood_sets:
+            far_side = outliers[index]
             if far_side is None:
                 continue
-            rates: dict[str, Any] = ood_metrics(near_side.scores, far_side.scores, reference.scores)
+            test_set = self.sets[index]
+            rates: dict[str, Any] = ood_metrics(near_side.scores, far_side.scores)
+            rates |= deployed_rates(threshold.value, near_side.scores, far_side.scores)
             row = Row(
                 model=self.model.name,
                 detector=detector,
@@ -256,20 +278,24 @@ class ModelRecords:
                 n_id=len(near_side.scores),
                 n_ood=len(far_side.scores),
                 seconds=near_side.seconds + far_side.seconds,
+                threshold=threshold.value,
+                threshold_set=threshold.images,
                 **self._budget(attack),
                 **rates,
             )
-            rows.append(ScoredRow(row, near_side.scores, far_side.scores))
+            rows.append(ScoredRow(row, near_side.scores, (far_side.scores,)))
         return rows
 
     def _with_means(self, rows: list[ScoredRow]) -> list[ScoredRow]:
         """Add the mean over the near sets and over the far sets, where all of them are there."""
         sets = Counter(test_set.group for test_set in self.sets)
         means = []
-        for group in ("near", "far"):
-            members = [scored.row for scored in rows if scored.row.group == group]
+        for group in _OOD:
+            members = [scored for scored in rows if scored.row.group == group]
             if members and len(members) == sets[group]:
-                means.append(ScoredRow(_mean(members, group), torch.empty(0), torch.empty(0)))
+                mean = _mean([scored.row for scored in members], group)
+                outliers = tuple(scored.outliers[0] for scored in members)
+                means.append(ScoredRow(mean, members[0].inliers, outliers))
         return rows + means
 
 
@@ -287,66 +313,24 @@ def _mean(members: Sequence[Row], group: str) -> Row:
     return replace(members[0], ood=group, n_ood=n_ood, seconds=seconds, **rates)
 
 
-def interval_of(row: Row, task: IntervalTask, store: Store) -> Interval | None:
-    """Return a row's bootstrap intervals, or None where they have not been computed."""
-    cell = store.read(task.name)
-    if cell is None:
-        return None
+def interval_of(scored: ScoredRow) -> Interval:
+    """Return the intervals of a row's rates; of a mean over sets, that of the means."""
+    row, inliers, outliers = scored
     fields: dict[str, Any] = {}
     for name in _RECORD_OF:
         fields[name] = getattr(row, name)
-    for name in ("auroc", "fpr95"):
-        low, high = cell.about[name]
-        fields[name] = (float(low), float(high))
-    return Interval(level=LEVEL, samples=task.samples, **fields)
-
-
-def summarise(
-    rows: Sequence[Row], accuracies: Sequence[Accuracy], recipes: Mapping[str, Sequence[str]]
-) -> list[Summary]:
-    """Return mean and sample standard deviation over the models of each recipe with several."""
-    records: list[Summary] = []
-    for recipe, models in recipes.items():
-        if len(models) > 1:
-            records += _summaries(recipe, models, rows, METRICS)
-            records += _summaries(recipe, models, accuracies, ("accuracy",))
-    return records
-
-
-def _summaries(
-    recipe: str,
-    models: Sequence[str],
-    records: Sequence[Row | Accuracy],
-    metrics: Sequence[str],
-) -> Iterator[Summary]:
-    of_recipe = [record for record in records if record.model in models]
-    for shared, members in _alike(of_recipe).items():
-        if len(members) < len(models):
-            continue
-        mean = {}
-        std = {}
-        for name in metrics:
-            values = [getattr(member, name) for member in members]
-            mean[name] = statistics.fmean(values)
-            std[name] = statistics.stdev(values)
-        fields: dict[str, Any] = dict(zip(_SHARED, shared, strict=False))
-        yield Summary(recipe=recipe, models=tuple(models), mean=mean, std=std, **fields)
-
-
-def _alike(records: Sequence[Row | Accuracy]) -> dict[tuple[Any, ...], list[Row | Accuracy]]:
-    """Return records by all that models have in common.
-
-    A group's mean may look like the row of a set that has the group's name; which of a model's rows
-    it is tells them apart.
-    """
-    groups: dict[tuple[Any, ...], list[Row | Accuracy]] = {}
-    seen: Counter[tuple[Any, ...]] = Counter()
-    for record in records:
-        fields = asdict(record)
-        shared = tuple(map(fields.get, _SHARED))
-        groups.setdefault((*shared, seen[record.model, shared]), []).append(record)
-        seen[record.model, shared] += 1
-    return groups
+    if row.threshold is not None and row.threshold_set != row.id:
+        accepted = int((inliers.double() >= row.threshold).sum())
+        fields["tpr_deployed"] = rate_interval(accepted, len(inliers), LEVEL)
+        counts = [int((scores.double() >= row.threshold).sum()) for scores in outliers]
+        totals = [len(scores) for scores in outliers]
+        fields["fpr_deployed"] = mean_rate_interval(counts, totals, LEVEL)
+    return Interval(
+        level=LEVEL,
+        auroc=auroc_interval(inliers, outliers, LEVEL),
+        fpr95=fpr_interval(inliers, outliers, level=LEVEL),
+        **fields,
+    )
 
 
 def _joined(cells: Sequence[Cell]) -> Column:

@@ -19,10 +19,7 @@ from robust_ood.evaluation.fingerprints import fingerprint
 from robust_ood.evaluation.scoring import Chunk, Scored, Scorer, TestSet, as_input
 from robust_ood.evaluation.store import Cell, Store
 from robust_ood.evaluation.versions import code_version
-from robust_ood.metrics import bootstrap_intervals
-from robust_ood.randomness import generator
 
-LEVEL = 0.95  # of the bootstrap intervals
 _SANITY_WORK = 32 * 200.0  # in clean scores, for each attack
 
 
@@ -50,7 +47,7 @@ class Model:
 class Task(ABC):
     """Cells that are computed together.
 
-    stage: "fit", "score", "classify", "check" or "interval". model: the name of whose cells these
+    stage: "fit", "score", "classify" or "check". model: the name of whose cells these
     are. attack: the attack's label, "none" without one. keys: the cells' keys, by the label of
     their detector ("" for the network itself). name: what processes that share a store call it,
     without spaces. title: what a user is told. work: how long one cell takes, in clean scores of
@@ -269,37 +266,6 @@ class SanityTask(Task):
         )
         warnings = [alarm.removeprefix(": ") for alarm in alarms]
         return {label: Cell({}, {"warnings": warnings, "seconds": time.perf_counter() - begin})}
-
-
-class IntervalTask(Task):
-    """Bootstrap intervals of AUROC and FPR95.
-
-    Args:
-        model, detector: whose scores they are.
-        inliers, outliers: scores `(N,)` and `(M,)`.
-        samples: resamples.
-    """
-
-    stage = "interval"
-
-    def __init__(
-        self, model: str, detector: str, inliers: Tensor, outliers: Tensor, samples: int
-    ) -> None:
-        self.model = model
-        self.inliers = inliers
-        self.outliers = outliers
-        self.samples = samples
-        code = code_version("metrics")
-        self.name = fingerprint(["interval", code, samples, LEVEL, inliers, outliers])
-        self.keys = {detector: self.name}
-        self.title = f"{model}: intervals of {detector}"
-
-    def run(self, labels: Sequence[str]) -> Mapping[str, Cell]:
-        """Return the bounds, by metric."""
-        (label,) = labels
-        draws = generator(0, "bootstrap")
-        bounds = bootstrap_intervals(self.inliers, self.outliers, draws, self.samples, LEVEL)
-        return {label: Cell({}, dict(bounds))}
 
 
 def attack_work(attack: Attack | None) -> float:

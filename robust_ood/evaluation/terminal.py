@@ -21,7 +21,7 @@ from rich.text import Text
 
 from robust_ood.arguments import typed
 from robust_ood.evaluation.results import Failure, Results, Row
-from robust_ood.texts import printable
+from robust_ood.texts import printable, radius_text
 
 _ATTACKED = {"none": "clean", "in": "inliers", "out": "outliers", "both": "both"}
 _LEGEND = (
@@ -132,7 +132,8 @@ def _detection_tables(rows: Sequence[Row]) -> Iterator[Table]:
             line[row.attacked] = row
         first = attacked[0]
         budget = f"{_count(first.steps, 'step')}, {_count(first.restarts, 'restart')}"
-        yield _detection(f"attack {attack}: {first.norm} {first.radius:.4f}, {budget}", lines)
+        size = radius_text(first.norm, first.radius)
+        yield _detection(f"attack {attack}: {size}, {budget}", lines)
 
 
 def describe_failure(failure: Failure) -> str:

@@ -23,7 +23,14 @@ Published tables differ in which class they call positive. Here each name fixes 
 The higher `auroc`, `aupr_in`, `aupr_out` and `tpr_deployed`, the better; the lower the others.
 """
 
+from robust_ood.metrics.confidence import (
+    auroc_interval,
+    fpr_interval,
+    mean_rate_interval,
+    rate_interval,
+)
 from robust_ood.metrics.intervals import bootstrap_intervals
+from robust_ood.metrics.paired import Difference, delong_test, holm
 from robust_ood.metrics.pooled import AUROC, FPR95, OODMetrics
 from robust_ood.metrics.rates import (
     aupr_in,
@@ -41,16 +48,23 @@ from robust_ood.metrics.rates import (
 __all__ = [
     "AUROC",
     "FPR95",
+    "Difference",
     "OODMetrics",
     "aupr_in",
     "aupr_out",
     "auroc",
+    "auroc_interval",
     "bootstrap_intervals",
+    "delong_test",
     "deployed_rates",
     "deployed_threshold",
     "detection_error",
     "fpr95",
     "fpr95_ood_positive",
     "fpr_at_tpr",
+    "fpr_interval",
+    "holm",
+    "mean_rate_interval",
     "ood_metrics",
+    "rate_interval",
 ]

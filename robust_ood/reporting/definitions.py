@@ -51,7 +51,7 @@ DEFINITIONS = (
     Definition(
         "tpr_deployed",
         "Share of in-distribution images accepted at the threshold fixed before deployment: the "
-        "one that accepts 95 % of the clean in-distribution images.",
+        "one that accepts 95 % of the clean validation images (without any, of the test images).",
         "higher",
     ),
     Definition(
@@ -82,8 +82,9 @@ DEFINITIONS = (
     ),
     Definition(
         "95 % interval",
-        "Bootstrap percentile interval over resampled test images, stratified. It says nothing "
-        "about another training run. Means over several sets have none.",
+        "How far the draw of the test images leaves a rate uncertain: exact for rates (Clopper and "
+        "Pearson), DeLong's and Newcombe's for AUROC, with the threshold's own uncertainty for "
+        "fpr95. It says nothing about another training run.",
     ),
     Definition(
         "radius",

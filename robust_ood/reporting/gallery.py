@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from robust_ood.evaluation.curves import ScoreTrace, curve
 from robust_ood.evaluation.pictures import Picture
-from robust_ood.metrics import deployed_threshold
 from robust_ood.reporting.figures import Figure
 from robust_ood.reporting.figures.canvas import figure_names, slug
 from robust_ood.reporting.figures.distributions import score_histograms, score_shifts
@@ -53,17 +52,21 @@ def histogram_figures(data: ReportData) -> Iterator[Figure]:
     for detector in data.detectors:
         scores: dict[str, tuple[ScoresBySide, ScoresBySide]] = {}
         attacks: dict[str, str] = {}
+        thresholds: dict[str, float] = {}
         for model in data.models:
             attack = _strongest_attack(data, model, detector)
             if attack is None:
                 continue
             clean = _pooled(data.scores(model, detector, "none"))
             attacked = _pooled(data.scores(model, detector, attack))
-            if _has_both_kinds(clean) and _has_both_kinds(attacked):
+            threshold = data.threshold(model, detector)
+            complete = _has_both_kinds(clean) and _has_both_kinds(attacked)
+            if complete and threshold is not None:
                 scores[model] = (clean, attacked)
                 attacks[model] = attack
+                thresholds[model] = threshold
         if scores:
-            yield score_histograms(scores, attacks, detector, names[detector,])
+            yield score_histograms(scores, attacks, thresholds, detector, names[detector,])
 
 
 def _strongest_attack(data: ReportData, model: str, detector: str) -> str | None:
@@ -203,20 +206,12 @@ def strip_figures(data: ReportData) -> Iterator[Figure]:
             attack=picture.about["attack"],
             subject=f"{picture.detector} on {picture.model}",
             name=names[_subject(picture)],
-            threshold=_threshold(data, picture),
+            threshold=data.threshold(*_subject(picture)),
         )
 
 
 def _subject(picture: Picture) -> tuple[str, str]:
     return picture.model, picture.detector
-
-
-def _threshold(data: ReportData, picture: Picture) -> float | None:
-    """Return the threshold that accepts 95 % of clean inliers, where their scores are known."""
-    clean = _pooled(data.scores(picture.model, picture.detector, "none"))
-    if "id" not in clean:
-        return None
-    return deployed_threshold(torch.from_numpy(clean["id"]))
 
 
 def failures(data: ReportData) -> list[str]:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from robust_ood.errors import UserError
 from robust_ood.evaluation import Results, Row, read_cell
 from robust_ood.evaluation.pictures import Picture, read_pictures
 from robust_ood.evaluation.results import CellFiles, Interval
+from robust_ood.metrics import deployed_threshold
 from robust_ood.texts import printable
 
 GROUPS = ("near", "far")
@@ -45,9 +47,9 @@ class ReportData:
     def __post_init__(self) -> None:
         self.sets, self.means = _split(self.results.rows)
         self._averages = set(self.means)
-        self._intervals: dict[tuple[str, ...], Interval] = {}
+        self._intervals: dict[tuple[str, ...], list[Interval]] = {}
         for interval in self.results.intervals:
-            self._intervals[_row_key(interval)] = interval
+            self._intervals.setdefault(_row_key(interval), []).append(interval)
         self._clean: dict[tuple[object, ...], Row] = {}
         for row in self.results.rows:
             if row.attacked == "none":
@@ -82,17 +84,32 @@ class ReportData:
         return len(self._members.get(_mean_key(mean), [])) == 1
 
     def interval(self, row: Row, metric: str = "auroc") -> tuple[float, float] | None:
-        """Return a row's interval; a mean has one only where its group is a single set."""
+        """Return a row's interval; in older results, means over several sets have none."""
+        intervals = self._intervals.get(_row_key(row), [])
         if row in self._averages:
             members = self._members.get(_mean_key(row), [])
-            if len(members) != 1:
-                return None
-            row = members[0]
-        interval = self._intervals.get(_row_key(row))
-        if interval is None:
+            # A set that is called like its group comes before the mean.
+            namesakes = [member for member in members if member.ood == row.ood]
+            intervals = intervals[len(namesakes) :]
+            if not intervals and len(members) == 1:
+                return self.interval(members[0], metric)
+        if not intervals:
             return None
-        bounds: tuple[float, float] = getattr(interval, metric)
+        bounds: tuple[float, float] | None = getattr(intervals[0], metric)
         return bounds
+
+    def threshold(self, model: str, detector: str) -> float | None:
+        """Return the threshold that a detector would be deployed with, where it is known.
+
+        In older results it accepts 95 % of the clean test images.
+        """
+        for row in self.sets:
+            if (row.model, row.detector) == (model, detector) and row.threshold is not None:
+                return row.threshold
+        for scores in self.scores(model, detector, "none"):
+            if scores.group == "id":
+                return deployed_threshold(torch.from_numpy(scores.values))
+        return None
 
     def means_of(self, model: str, detector: str, group: str) -> list[Row]:
         """Return the means of a network and detector over a group of OOD sets, for all attacks."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from robust_ood.evaluation import Accuracy, Row
 from robust_ood.reporting.report_data import ReportData
+from robust_ood.texts import radius_text
 
 KEPT = 0.9  # from this AUROC on, a detector counts as robust
 CHANCE = 0.5  # the AUROC of a coin
@@ -19,6 +20,7 @@ def sentences(data: ReportData) -> list[str]:
     for model in data.models:
         for group in data.groups:
             findings.append(_fate(data, model, group))
+            findings.append(_deployed(data, model, group))
             for norm in data.norms:
                 findings.append(_reach(data, model, group, norm))
     if _comparable(data):
@@ -123,6 +125,33 @@ def _fate(data: ReportData, model: str, group: str) -> str:
             subject = _subject(rows, worst, verb)
             clauses.append(f"{subject} {level} ({_moves(data, rows)})")
     return beginning + "; ".join(clauses) + "."
+
+
+def _deployed(data: ReportData, model: str, group: str) -> str:
+    """Say what the detectors accept at their thresholds, clean and under the strongest attack."""
+    rows = [row for row in _worst_rows(data, [model], group) if row.threshold is not None]
+    if not rows:
+        return ""
+    rows.sort(key=lambda row: row.fpr_deployed - row.tpr_deployed)
+    clauses = []
+    for row in rows[:MOST_NAMED]:
+        clean = data.clean(row)
+        before = "" if clean is None else f"{_accepted(clean)}, attacked "
+        clauses.append(f"{row.detector} (threshold {row.threshold:.4g}) {before}{_accepted(row)}")
+    if len(rows) > MOST_NAMED:
+        clauses.append(f"{len(rows) - MOST_NAMED} more in the tables")
+    origin = rows[0].threshold_set
+    if origin == rows[0].id:
+        origin += ", the tested images themselves"
+    return (
+        f"{model}, {group} OOD, deployed with the threshold that accepts 95 % of {origin}: "
+        f"share of inliers and of OOD accepted, clean and with both sides attacked: "
+        f"{'; '.join(clauses)}."
+    )
+
+
+def _accepted(row: Row) -> str:
+    return f"{percent(row.tpr_deployed)} and {percent(row.fpr_deployed)}"
 
 
 def _worst_rows(data: ReportData, models: Iterable[str], group: str) -> list[Row]:
@@ -262,10 +291,11 @@ def _accuracy(data: ReportData) -> str:
         text = f"{model} {percent(row.accuracy)}"
         if best is not None and row is not best:
             points = signed(100 * (row.accuracy - best.accuracy), 1)
-            text += f" ({points} points)"
+            text += f" ({points} points against {best.model})"
         if model in attacked:
             lowest = attacked[model]
-            text += f", under {lowest.attack} {percent(lowest.accuracy)}"
+            size = radius_text(lowest.norm, lowest.radius)
+            text += f", under {lowest.attack} ({size}) {percent(lowest.accuracy)}"
         clauses.append(text)
     return f"Classification accuracy: {'; '.join(clauses)}."
 
@@ -299,13 +329,6 @@ def signed(value: float, decimals: int) -> str:
 def percent(value: float) -> str:
     """Return a share in percent with one decimal."""
     return f"{100 * value:.1f} %"
-
-
-def radius_text(norm: str, radius: float) -> str:
-    """Return norm and radius in words, an Linf radius in 255ths."""
-    if norm == "Linf":
-        return f"{norm} {radius * 255:g}/255"
-    return f"{norm} {radius:g}"
 
 
 def _count(number: int, noun: str) -> str:

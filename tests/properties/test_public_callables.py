@@ -187,6 +187,16 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
     "metrics.aupr_in": _SCORE_PAIR,
     "metrics.aupr_out": _SCORE_PAIR,
     "metrics.auroc": _SCORE_PAIR,
+    "metrics.rate_interval": {"count": 3, "total": 10, "level": 0.9},
+    "metrics.mean_rate_interval": {"counts": [3, 0], "totals": [10, 5], "level": 0.9},
+    "metrics.auroc_interval": {"id_scores": SCORES, "ood_scores": [SCORES - 0.1], "level": 0.9},
+    "metrics.fpr_interval": {
+        "id_scores": SCORES, "ood_scores": [SCORES - 0.1], "tpr": 0.9, "level": 0.9,
+    },
+    "metrics.delong_test": {
+        "id_scores": [SCORES, SCORES], "ood_scores": [[SCORES], [SCORES]], "level": 0.9,
+    },
+    "metrics.holm": {"p_values": [0.1, 0.2]},
     "metrics.bootstrap_intervals": {
         **_SCORE_PAIR, "generator": torch.Generator(), "samples": 10, "level": 0.9,
     },

@@ -34,7 +34,7 @@ def write(folder, *, auroc=0.5, seconds=1.0, accuracy=0.9, low=0.4, score=0.25, 
     right = Accuracy(model="net", id="in", attack="pgd", **BUDGET, n=2, accuracy=accuracy,
                      seconds=seconds)  # fmt: skip
     interval = Interval(**SUBJECT, attacked="both", id="in", ood="far", group="far", level=0.95,
-                        samples=10, auroc=(low, 0.6), fpr95=(0.1, 0.2))  # fmt: skip
+                        auroc=(low, 0.6), fpr95=(0.1, 0.2))  # fmt: skip
     store = FolderStore(folder)
     with store.claim("work", wait=True):
         arrays = {"scores": np.array([score, 1], np.float32), "winners": np.array([1, 0], np.int16)}
@@ -79,7 +79,7 @@ def test_folders_without_their_cells_are_compared_by_their_records(compare, tmp_
     for name in ("a", "b"):
         write(tmp_path / name)
         content = json.loads((tmp_path / name / "results.json").read_text())
-        assert content["schema"] == 1
+        assert content["schema"] == 2
         for path in (tmp_path / name / "store" / "cells").iterdir():
             path.unlink()
     assert compare([str(tmp_path / "a"), str(tmp_path / "b")]) == 0

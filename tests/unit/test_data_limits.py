@@ -75,7 +75,7 @@ def test_an_evaluation_says_so_and_scores_all_classes(tmp_path):
         sanity=False,
         intervals=0,
     )
-    (note,) = found.warnings
+    note = found.warnings[0]
     assert note == (
         "sorted: it is sorted by class, so the 8 images that are used are drawn from all of them "
         "instead of the first ones"

@@ -9,7 +9,6 @@ import math
 import statistics
 import weakref
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
 
@@ -47,18 +46,28 @@ from robust_ood.evaluation import (
     print_results,
     read_cell,
     scoring,
-    tasks,
 )
-from robust_ood.evaluation.rows import ModelRecords, summarise
+from robust_ood.evaluation.rows import ModelRecords
 from robust_ood.evaluation.scoring import Batches
+from robust_ood.evaluation.summaries import summarise
 from robust_ood.evaluation.tasks import AccuracyTask, SanityTask, ScoreTask
 from robust_ood.evaluation.versions import code_version
-from robust_ood.metrics import auroc, bootstrap_intervals, fpr95
-from robust_ood.randomness import generator
+from robust_ood.metrics import (
+    auroc,
+    auroc_interval,
+    deployed_threshold,
+    fpr95,
+    fpr_interval,
+    rate_interval,
+)
 from robust_ood.regions import Linf, Unbounded
 
 RADIUS = 16 / 255
 ATTACK = PGD(Linf(RADIUS), steps=2)
+NO_VALIDATION = (
+    "data.validation is not given, so thresholds accept 95 % of the very images that are tested; "
+    "rates at them are those of no deployed detector"
+)
 SIZES = {"test": 10, "near": 6, "far": 7}
 CHUNK = 4
 
@@ -509,9 +518,11 @@ def test_damaged_cells_are_reported_and_computed_again(net, arrays, tmp_path, co
     second = run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out")
     assert counted == {("score", "msp", 2): 3}
     assert timeless(second) == timeless(first)
-    (warning,) = second.warnings
+    warning, note = second.warnings[-1], second.warnings[:-1]
     assert path.name in warning
-    assert run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out").warnings == []
+    assert note == [NO_VALIDATION]
+    third = run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out")
+    assert third.warnings == [NO_VALIDATION]
 
 
 def test_what_another_process_is_at_is_left_to_it_and_waited_for(net, arrays, tmp_path, counted):
@@ -564,7 +575,7 @@ def test_what_was_done_before_an_interruption_is_a_valid_result(net, arrays, tmp
         assert jobs == 27
     except KeyboardInterrupt:
         assert jobs < 27
-    partly = grid.results(50, new=False)
+    partly = grid.results()
     assert partly.complete == (jobs == 27)
     assert [row for row in timeless(whole) if row in timeless(partly)] == timeless(partly)
     partly.write(tmp_path)
@@ -575,7 +586,7 @@ def test_what_was_done_before_an_interruption_is_a_valid_result(net, arrays, tmp
 def test_intervals_are_those_of_the_scores(net, arrays, tmp_path):
     results = run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out")
     plain = {(r.attacked, r.group): r for r in results.rows if r.n_ood in (6, 7)}
-    assert len(results.intervals) == 8  # near and far, four ways; averages have none
+    assert len(results.intervals) == 16  # near and far, and their means, four ways
     store = FolderStore(tmp_path / "out")
 
     def scores(attack, images):
@@ -593,28 +604,39 @@ def test_intervals_are_those_of_the_scores(net, arrays, tmp_path):
         assert one.auroc[0] <= plain[one.attacked, one.group].auroc <= one.auroc[1]
         low = scores("pgd" if one.attacked in ("in", "both") else "none", "test")
         high = scores("pgd" if one.attacked in ("out", "both") else "none", one.ood)
-        wanted = bootstrap_intervals(low, high, generator(0, "bootstrap"), 50)
-        assert {"auroc": one.auroc, "fpr95": one.fpr95} == wanted
+        assert one.auroc == auroc_interval(low, [high])
+        assert one.fpr95 == fpr_interval(low, [high])
+        assert one.tpr_deployed is None  # the threshold is of the tested images
 
 
-def test_an_interval_that_another_process_is_at_is_waited_for(net, arrays, tmp_path, monkeypatch):
-    wanted = run(net, data_of(arrays), {"msp": MSP(net)}, tmp_path / "out").intervals
-    others = FolderStore(tmp_path / "out")
-    grid = Grid(
-        data_of(arrays), {"pgd": ATTACK}, FolderStore(tmp_path / "new"), sanity=False, chunk=CHUNK
-    )
-    grid.add("net", net, {"msp": MSP(net)})
-    grid.compute()
+def test_thresholds_come_from_validation_images(net, arrays, tmp_path):
+    draws = np.random.default_rng(5)
+    images = draws.integers(0, 200, (30, 6, 6, 3), dtype=np.uint8)
+    np.savez(arrays / "validation.npz", images=images, labels=np.arange(30) % 4)
+    data = data_of(arrays, validation="validation.npz")
+    results = run(net, data, {"msp": MSP(net)}, tmp_path / "out")
+    assert results.warnings == []
+    scores = MSP(net)(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
+    threshold = deployed_threshold(scores)
+    assert int((scores >= threshold).sum()) == 29  # the first share of 30 from .95 on
+    assert len(results.rows) == 16
+    for row in results.rows:
+        assert row.threshold == pytest.approx(threshold, abs=1e-6)
+        assert row.threshold_set == "validation"
+    clean = next(row for row in results.rows if row.attacked == "none" and row.ood == "far")
+    tested = data.inliers("test").read(torch.arange(10)).float() / 255
+    accepted = int((MSP(net)(tested) >= threshold).sum())
+    assert clean.tpr_deployed == accepted / 10
+    interval = next(found for found in results.intervals if found.attacked == "none")
+    assert interval.tpr_deployed == rate_interval(accepted, 10)
+    groups = {cell.group for cell in results.cells if cell.attack == "pgd"}
+    assert "validation" not in groups, "thresholds are set before any attack"
 
-    @contextmanager
-    def claim(name, title, *, wait):
-        if wait:
-            grid.store.write(name, others.read(name))  # the other process ends meanwhile
-        yield wait
 
-    monkeypatch.setattr(grid.store, "claim", claim)
-    monkeypatch.setattr(tasks, "bootstrap_intervals", None)
-    assert grid.results(50).intervals == wanted
+def test_without_validation_the_threshold_is_of_the_test_and_a_note_says_so(net, arrays):
+    results = run(net, data_of(arrays), {"msp": MSP(net)})
+    assert results.warnings == [NO_VALIDATION]
+    assert {row.threshold_set for row in results.rows} == {"test"}
 
 
 def test_who_won_each_image(net, arrays, tmp_path):
@@ -825,9 +847,10 @@ def test_layers_learn_from_auxiliary_outliers_and_an_evaluation_without_any_says
         net, detectors=alone, attacks={}, data=data_of(arrays), intervals=0
     )
     assert exposed["layered"].weights.tolist() != [1.0, 1.0] == alone["layered"].weights.tolist()
-    assert not with_outliers.warnings
+    assert with_outliers.warnings == [NO_VALIDATION]
     assert without.warnings == [
-        "model, layered: data.outliers is not given, so its layers all count alike"
+        NO_VALIDATION,
+        "model, layered: data.outliers is not given, so its layers all count alike",
     ]
 
 

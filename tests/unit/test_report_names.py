@@ -58,9 +58,7 @@ def results_of(name: str) -> Results:
     summary = Summary(
         name, (name,), name, name, "both", "Linf", 0.125, 10, 1, name, "far", "far", mean, mean
     )
-    interval = Interval(
-        name, name, name, "both", name, name, "far", 0.95, 9, (0.7, 0.8), (0.0, 0.1)
-    )
+    interval = Interval(name, name, name, "both", name, name, "far", 0.95, (0.7, 0.8), (0.0, 0.1))
     return Results(
         rows=rows,
         classification=[Accuracy(name, name, name, "Linf", 0.125, 10, 1, 50, 0.5, 1.0)],

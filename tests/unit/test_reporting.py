@@ -92,7 +92,6 @@ def make_results(model: str, fall: float) -> Results:
                         o,
                         g,
                         0.95,
-                        99,
                         (a - 0.01, a + 0.01),
                         (0.0, 0.1),
                     )
@@ -352,8 +351,9 @@ def test_summary_says_what_survived_and_what_did_not(folders):
         summary.sentences(source)
     )
     accuracy = next(line for line in text if line.startswith("Classification"))
-    assert "OE 83.0 % (\N{MINUS SIGN}6.5 points), under suite 25.0 %" in accuracy
-    assert "ALOE 89.5 %, under suite 25.0 %" in accuracy
+    difference = "\N{MINUS SIGN}6.5 points against ALOE"
+    assert f"OE 83.0 % ({difference}), under suite (Linf 8/255) 25.0 %" in accuracy
+    assert "ALOE 89.5 %, under suite (Linf 8/255) 25.0 %" in accuracy
 
 
 def test_warnings_failures_and_markup_in_names_are_shown_first_and_as_text(report):
@@ -506,7 +506,7 @@ def test_results_without_scores_or_attacks_still_make_a_page(tmp_path):
     [
         (None, "no such file"),
         ("{", "damaged"),
-        (json.dumps({"schema": 99, "rows": []}), "not of schema 1"),
+        (json.dumps({"schema": 99, "rows": []}), "not of schema 2"),
         (json.dumps({"schema": 1, "rows": [{"model": 1}], "classification": []}), "damaged"),
         (
             json.dumps(

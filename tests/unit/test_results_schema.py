@@ -55,8 +55,8 @@ def sound() -> Results:
         environment={"command": "evaluate.py", "sanity": True, "versions": {"torch": "2"}},
         intervals=[
             Interval(
-                **subject, **place, attacked="both", level=0.95, samples=9, auroc=(0.7, 0.8),
-                fpr95=(0.0, 0.1))],
+                **subject, **place, attacked="both", level=0.95, auroc=(0.7, 0.8),
+                fpr95=(0.0, 0.1), tpr_deployed=(0.8, 0.9), fpr_deployed=(0.0, 0.1))],
         members=[Wins("net", "msp", "suite", "digits", "id", 50, {"clean": 5, "pgd": 30})],
         failures=[Failure("net", "vim", "none", "fit", "singular", "Traceback")],
         summary=[
@@ -198,7 +198,7 @@ FILES = {
     "digits": b'{"schema": ' + b"9" * 5000 + b"}",
     "a list": b"[]",
     "true": b'{"schema": true}',
-    "a later schema": b'{"schema": 2}',
+    "a later schema": b'{"schema": 3}',
     "nothing inside": b'{"schema": 1}',
 }
 

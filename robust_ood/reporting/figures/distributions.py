@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from robust_ood.metrics import deployed_threshold
 from robust_ood.reporting.figures.canvas import (
     MUTED,
     SIDES,
@@ -37,6 +35,7 @@ Values = Mapping[str, NDArray[np.float64]]
 def score_histograms(
     scores: Mapping[str, tuple[Values, Values]],
     attacks: Mapping[str, str],
+    thresholds: Mapping[str, float],
     detector: str,
     name: str,
 ) -> Figure:
@@ -47,6 +46,7 @@ def score_histograms(
     Args:
         scores: by network, clean and attacked scores of each side.
         attacks: by network, the attack's label.
+        thresholds: by network, from which score on an image is accepted.
         detector: its name.
         name: of the figure's files.
     """
@@ -56,7 +56,7 @@ def score_histograms(
     with style():
         drawing, axes = panels(len(scores), 2, height=1.9, sharex="row", sharey="row")
         for line, (model, (clean, attacked)) in enumerate(scores.items()):
-            threshold = deployed_threshold(torch.from_numpy(clean["id"]))
+            threshold = thresholds[model]
             rows += _score_bars(axes[line], clean, attacked, [model, detector], attacks[model])
             for panel in axes[line]:
                 panel.axvline(threshold, color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)))
@@ -68,8 +68,9 @@ def score_histograms(
             title=f"Scores of {detector}",
             caption="Scores of all images, inliers against OOD sets pooled by group, clean and "
             "under the attack that costs this detector the most AUROC (ALOE paper, Fig. 2). Right "
-            "of the dashed line are 95 % of the clean inliers: what a deployed detector accepts. "
-            "The outermost bars include all values beyond them.",
+            "of the dashed line is what a deployed detector accepts: 95 % of clean validation "
+            "images, or of the test images where there are none. The outermost bars include "
+            "all values beyond them.",
             alt=f"Histograms of {detector} scores. {' '.join(sentences)}",
         )
         columns = ["model", "detector", "attack", "side", "bin_low", "bin_high", "share"]
@@ -89,7 +90,7 @@ def _score_bars(
 
 
 def _accepted(clean: Values, attacked: Values, threshold: float) -> str:
-    """Say what the threshold of 95 % of clean inliers accepts, clean and attacked."""
+    """Say what the threshold accepts, clean and attacked."""
     clauses = []
     for side in clean:
         before = float((clean[side] >= threshold).mean())
