@@ -1,4 +1,4 @@
-"""The commands `train`, `evaluate`, `report`, `data` and `export`, and `main` to choose one.
+"""The commands such as `train` and `evaluate`, and `main` to choose one.
 
 A user's mistake, wherever it is raised, ends here as one line and exit code 2.
 """
@@ -66,6 +66,14 @@ def report(arguments: Arguments = None) -> int:
     return _guarded("report", arguments)
 
 
+def compare(arguments: Arguments = None) -> int:
+    """Test which detectors and networks differ: see `robust-ood compare --help`.
+
+    Returns the exit code.
+    """
+    return _guarded("compare", arguments)
+
+
 def search(arguments: Arguments = None) -> int:
     """Choose detectors' settings: see `robust-ood search --help`. Returns the exit code."""
     return _guarded("search", arguments)
@@ -76,6 +84,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "evaluate": (evaluate, "score a saved network's detectors, clean and under attack"),
     "search": (search, "choose detectors' settings on validation sets, as a config for evaluate"),
     "report": (report, "write an HTML page with tables and figures over folders of results"),
+    "compare": (compare, "test which detectors and networks differ by more than chance"),
     "data": (data, "list, download, verify, preview and compare data sets"),
     "export": (export, "write a checkpoint's network as plain weights and a JSON description"),
 }

@@ -1,0 +1,171 @@
+"""`robust-ood compare`: which detectors and networks differ by more than chance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from robust_ood.cli.arguments import parse_arguments
+from robust_ood.cli.output import check_file
+from robust_ood.cli.parsing import CommandParser
+from robust_ood.errors import UserError
+from robust_ood.reporting.formats import FORMATS, PlainTable
+from robust_ood.reporting.report_data import read_folders
+from robust_ood.reporting.significance import (
+    Comparison,
+    SeedStanding,
+    comparisons,
+    over_seeds,
+)
+from robust_ood.reporting.summary import rate, signed
+from robust_ood.texts import printable
+from robust_ood.writing import replace_file
+
+_ATTACKED = {
+    "none": "clean",
+    "in": "inliers attacked",
+    "out": "outliers attacked",
+    "both": "both sides attacked",
+}
+
+
+def parser() -> CommandParser:
+    """Return the parser of the compare command."""
+    parser = CommandParser(
+        prog="robust-ood compare",
+        description="Test which detectors and networks differ on the same images (DeLong), and "
+        "which recipes differ over their checkpoints (Welch). What is in bold, or marked by *, is "
+        "not significantly worse than the best.",
+    )
+    parser.add_argument(
+        "results", type=Path, nargs="+", help="folders with a results.json and its store"
+    )
+    parser.add_argument(
+        "--attacked",
+        type=Literal["none", "in", "out", "both"],
+        default="both",
+        help="whose scores are compared: none (clean), in (inliers attacked), out, both",
+    )
+    parser.add_argument(
+        "--level", type=float, default=0.95, help="confidence of tests and intervals, in (0, 1)"
+    )
+    parser.add_argument(
+        "--matrix", type=bool, default=False, help="also who beats whom, pair by pair"
+    )
+    parser.add_argument(
+        "--format",
+        type=Literal["text", "markdown", "latex", "csv"],
+        default="text",
+        help="text, markdown, latex (booktabs) or csv",
+    )
+    parser.add_argument(
+        "--output", type=Path | None, default=None, help="a file (default: print the tables)"
+    )
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Compare, and return the exit code."""
+    config = parse_arguments(parser(), arguments)
+    if not 0 < config.level < 1:
+        raise UserError(f"level: {config.level}; accepted: a share in (0, 1)")
+    for folder in config.results:
+        if not folder.is_dir():
+            raise UserError(f"results: {folder} is no folder; expected folders with a results.json")
+    if config.output is not None:
+        check_file(config.output)
+    data = read_folders(config.results)
+    tables: list[PlainTable] = []
+    for comparison in comparisons(data, config.attacked, config.level):
+        tables.append(_ranking(comparison))
+        if config.matrix:
+            tables.append(_matrix(comparison))
+    for subject, standings in over_seeds(data, config.attacked, config.level).items():
+        tables.append(_seeds(subject, config.attacked, standings))
+    if not tables:
+        raise UserError(
+            "results: nothing to compare; expected scores of two or more networks or detectors "
+            f"with --attacked {config.attacked}"
+        )
+    text = "\n".join(map(FORMATS[config.format], tables))
+    if config.output is None:
+        print(printable_lines(text), end="")
+    else:
+        replace_file(config.output, text)
+        print(printable(f"wrote {config.output}"))
+    return 0
+
+
+def printable_lines(text: str) -> str:
+    """Return a text of several lines as a terminal may show it."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def _title(comparison: Comparison) -> str:
+    under = "" if comparison.attack == "none" else f", {comparison.attack}"
+    sets = ", ".join(comparison.sets)
+    return f"{comparison.group} OOD ({sets}), {_ATTACKED[comparison.attacked]}{under}"
+
+
+def _ranking(comparison: Comparison) -> PlainTable:
+    level = f"{100 * comparison.level:g} %"
+    lines = []
+    bold = set()
+    for place, standing in enumerate(comparison.standings):
+        interval = f"{rate(standing.low)}\N{EN DASH}{rate(standing.high)}"
+        beaten = f"{standing.wins} / {standing.losses}"
+        to_best = ("", "")
+        if place:
+            to_best = (signed(standing.difference, 3), _p_value(standing.p_value))
+        lines.append((standing.name, rate(standing.auroc), interval, *to_best, beaten))
+        if standing.is_best:
+            bold.add(place)
+    columns = ("network, detector", "AUROC", f"{level} interval", "to the best", "p (Holm)",
+               "beats / beaten by")  # fmt: skip
+    return PlainTable(_title(comparison), columns, tuple(lines), frozenset(bold))
+
+
+def _matrix(comparison: Comparison) -> PlainTable:
+    """Return who is significantly better (>) or worse (<) than whom, by places."""
+    names = [standing.name for standing in comparison.standings]
+    places = tuple(str(place) for place in range(1, len(names) + 1))
+    lines = []
+    for place, name in zip(places, names, strict=True):
+        lines.append((f"{place}. {name}", *_relations(comparison, name, names)))
+    title = f"Who beats whom (> better, < worse, = not told apart): {_title(comparison)}"
+    return PlainTable(title, ("network, detector", *places), tuple(lines))
+
+
+def _relations(comparison: Comparison, name: str, names: Sequence[str]) -> Iterator[str]:
+    for other in names:
+        if comparison.significant.get((name, other), False):
+            yield ">"
+        elif comparison.significant.get((other, name), False):
+            yield "<"
+        else:
+            yield "" if name == other else "="
+
+
+def _seeds(
+    subject: tuple[str, str, str], attacked: str, standings: Sequence[SeedStanding]
+) -> PlainTable:
+    attack, group, detector = subject
+    under = "" if attack == "none" else f", {attack}"
+    title = f"Over checkpoints: {detector}, {group} OOD, {_ATTACKED[attacked]}{under}"
+    lines = []
+    bold = set()
+    for place, standing in enumerate(standings):
+        lines.append((
+            standing.name, str(standing.checkpoints),
+            f"{rate(standing.mean)} ± {rate(standing.deviation)}",
+            _p_value(standing.p_value) if place else "",
+        ))  # fmt: skip
+        if standing.is_best:
+            bold.add(place)
+    columns = ("recipe", "checkpoints", "AUROC", "p (Welch, Holm)")
+    return PlainTable(title, columns, tuple(lines), frozenset(bold))
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
