@@ -40,7 +40,8 @@ class Guard(nn.Module):
     An image's decision does not depend on the other images of its batch, on their order, on the
     number of threads, or on whether pixels are uint8 or floats, beyond the rounding of float32:
     `description.rounding` is what was measured at calibration, and the threshold is lower by it,
-    so that rounding rejects no calibration image.
+    so that rounding rejects no calibration image. Of scores larger than those of calibration it
+    grows in proportion.
 
     Args:
         net: classifier, `(N, C, H, W)` in [0, 1] to logits.
