@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 import http.client
 import io
@@ -342,6 +343,37 @@ def test_the_page_runs_its_own_script_alone(service):
     assert "unsafe" not in policy
     assert "http://" not in html
     assert "https://" not in html
+
+
+def test_a_dropped_image_is_shown_with_its_decision(service, tab):
+    """In headless Chromium, if there is one: the page's script runs under its policy, and puts what
+    the service says on the page as text.
+    """
+    tab.open(f"http://127.0.0.1:{service.port}/", 900, 700)
+    drop = """(() => {
+        const bytes = Uint8Array.from(atob("%s"), one => one.charCodeAt(0));
+        const image = new File([bytes], "<b>name</b>.png", {type: "image/png"});
+        const transfer = new DataTransfer();
+        transfer.items.add(image);
+        const area = document.getElementById("drop");
+        area.dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, cancelable: true}));
+    })()"""
+    shown = "document.getElementById('results').innerText"
+    for content, expected in ((GOOD, "calibration images score lower"), (GOOD[:50], "decoded")):
+        tab.run(drop % base64.b64encode(content).decode())
+        end = time.monotonic() + 20
+        while expected not in tab.run(shown) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert expected in tab.run(shown)
+    assert "Threshold" in tab.run(shown)
+    assert "msp" in tab.run("document.getElementById('guard').innerText")
+    assert tab.run("document.images[0].naturalWidth + document.images[1].naturalWidth") == 32
+    assert tab.run("document.documentElement.scrollWidth") <= 900
+    bad = ("Runtime.exceptionThrown", "Log.entryAdded")
+    entries = [event for event in tab.events if event["method"] in bad]
+    # The browser notes the refused upload, and asks for an icon that there is none of.
+    said = [event["params"].get("entry", event["params"]) for event in entries]
+    assert [one for one in said if "status of 4" not in str(one.get("text", one))] == []
 
 
 def test_a_busy_service_says_so(guard, tmp_path):
