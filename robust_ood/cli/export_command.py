@@ -54,8 +54,8 @@ def run(arguments: Sequence[str]) -> int:
     weights = config.format or "pt"
     if weights in _OF_GUARDS:
         raise UserError(
-            f"format: {weights} is for guards, which robust-ood calibrate writes; of a checkpoint, "
-            "pt and safetensors are accepted"
+            f"format: expected one of pt, safetensors, got {weights!r}, which is for guards "
+            "(robust-ood calibrate writes them)"
         )
     check_writable(config.output)
     with user_errors(dict(config.items())):

@@ -9,7 +9,7 @@ from robust_ood.cli.arguments import parse_arguments
 from robust_ood.cli.output import check_file
 from robust_ood.cli.parsing import CommandParser
 from robust_ood.deployment import load_guard, watch
-from robust_ood.deployment.watch import draw, read_log
+from robust_ood.deployment.watch import LEAST, draw, read_log
 from robust_ood.errors import UserError
 
 DRIFTED = 1
@@ -40,6 +40,10 @@ def run(arguments: Sequence[str]) -> int:
             raise UserError(f"plot: expected a name that ends in .png or .svg, got {config.plot}")
     guard = load_guard(config.guard)
     scores = read_log(config.log)
+    if len(scores) < LEAST:
+        raise UserError(
+            f"log: {config.log} has the scores of {len(scores)} images; at least {LEAST} are compared"
+        )
     threshold = float(guard.threshold)
     calibration = guard.calibration.numpy()
     drift = watch(

@@ -10,7 +10,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from robust_ood.deployment.guard import Guard
-from robust_ood.deployment.watch import watch
+from robust_ood.deployment.watch import LEAST, watch
 
 _RECENT = 500
 """How many of the last images the shares and the drift are of."""
@@ -69,7 +69,7 @@ class Telemetry:
             scores = np.array(self._recent)
             threshold = float(self.guard.threshold)
             self.rejected.set(float((scores < threshold).mean()))
-            if len(scores) >= 20:
+            if len(scores) >= LEAST:
                 calibration = self.guard.calibration.cpu().numpy()
                 drift = watch(calibration, scores, threshold, window=_RECENT)
                 self.distance.set(drift.windows[0].distance)

@@ -95,7 +95,7 @@ def conformal_threshold(scores: Tensor, accept: float, confidence: float = 0.95)
     if count < needed:
         raise UserError(
             f"accept: {accept:g} with confidence {confidence:g} needs at least {needed} "
-            f"calibration images, got {count}"
+            f"calibration images, got {count} scores"
         )
     ranks = np.arange(1, count + 1, dtype=np.float64)
     kept = betainc(ranks, count - ranks + 1, 1 - accept)  # falls with the rank

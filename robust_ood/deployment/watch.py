@@ -15,7 +15,10 @@ from scipy.stats import ks_2samp
 
 from robust_ood.arguments import typed
 from robust_ood.errors import UserError
+from robust_ood.texts import shown
 
+LEAST = 20
+"""How many images can be compared at all."""
 _LONGEST_LINE = 2**20
 """Characters of a log's line that are read; more is no line of ours."""
 
@@ -108,18 +111,12 @@ def watch(
 
     Raises: `UserError` for a window or stream of fewer images than 20, or scores that are NaN.
     """
-    if window < 20:
-        raise UserError(f"window: expected a number of images >= 20, got {window}")
+    if window < LEAST:
+        raise UserError(f"window: expected a number of images >= {LEAST}, got {window}")
     if not 0 < false_alarm < 1:
         raise UserError(f"false_alarm: expected a probability in (0, 1), got {false_alarm:g}")
-    known = np.sort(np.asarray(calibration, dtype=np.float64).reshape(-1))
-    stream = np.asarray(scores, dtype=np.float64).reshape(-1)
-    if len(stream) < 20 or not len(known):
-        raise UserError(
-            f"log: expected the scores of at least 20 images to compare, got {len(stream)}"
-        )
-    if not (np.isfinite(known).all() and np.isfinite(stream).all()):
-        raise UserError("log: expected finite scores, got NaN or infinity")
+    known = np.sort(_as_scores("calibration", calibration))
+    stream = _as_scores("scores", scores)
     count = max(1, len(stream) // window)
     level = false_alarm / count
     windows = []
@@ -128,6 +125,21 @@ def watch(
         stop = len(stream) if index == count - 1 else start + window
         windows.append(_tested(known, stream[start:stop], start, threshold, level))
     return Drift(tuple(windows), false_alarm, level, len(stream))
+
+
+def _as_scores(field: str, values: Any) -> NDArray[np.float64]:
+    """Return finite scores `(N,)`, of enough images to compare."""
+    try:
+        scores = np.asarray(values, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{field}: expected numbers (N,), got {shown(values)}") from error
+    if len(scores) < LEAST:
+        raise UserError(
+            f"{field}: expected the scores of at least {LEAST} images, got {len(scores)}"
+        )
+    if not np.isfinite(scores).all():
+        raise UserError(f"{field}: expected finite scores, got NaN or infinity")
+    return scores
 
 
 @typed

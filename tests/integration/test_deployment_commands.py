@@ -166,7 +166,7 @@ MISTAKES = [
     ("serve", "{guard} --log {images}", "log", "is a folder"),
     ("watch", "nowhere --guard {guard}", "log", "no such file"),
     ("watch", "{broken} --guard {guard}", "log", "line 1 is no JSON line"),
-    ("watch", "{empty_log} --guard {guard}", "log", "at least 20 images"),
+    ("watch", "{empty_log} --guard {guard}", "log", "at least 20 are compared"),
     ("watch", "{log} --guard nowhere", "guard", "holds no guard.json"),
     ("watch", "{log}", "guard", ""),
     ("watch", "{log} --guard {guard} --window 5", "window", ">= 20"),

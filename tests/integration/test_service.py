@@ -206,7 +206,7 @@ def test_hostile_bodies_get_one_line(name, service):
     "content",
     [
         b"nonsense\r\n\r\n",
-        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/x.y\r\n\r\n",
         b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n",
         b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 1e9\r\n\r\n",
         b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\nzz",

@@ -95,7 +95,7 @@ def name_of(spec) -> str:
 @pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.999])
 def test_the_rank_is_the_largest_that_keeps_the_promise(accept, confidence):
     needed = images_needed(accept, confidence)
-    with pytest.raises(UserError, match=f"needs at least {needed} calibration images"):
+    with pytest.raises(UserError, match=f"needs at least {needed} calibration images, got"):
         conformal_threshold(torch.arange(float(needed - 1)), accept, confidence)
     for count in (needed, needed + 1, 2 * needed + 7):
         threshold = conformal_threshold(torch.arange(float(count)).flip(0), accept, confidence)
