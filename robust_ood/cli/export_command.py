@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError("checkpoint: not given, and this command needs it (or a guard's folder)")
     if config.output is None:
         raise UserError("output: not given, and this command needs it")
-    weights = config.format or "pt"
+    weights: Any = config.format or "pt"
     if weights in _OF_GUARDS:
         raise UserError(
             f"format: expected one of pt, safetensors, got {weights!r}, which is for guards "
@@ -73,7 +73,7 @@ def _export_guard(config: Any) -> int:
     """Write a guard as a program, and say how near it is to PyTorch."""
     from robust_ood.deployment import export_guard, load_guard
 
-    program = config.format or "torch"
+    program: Any = config.format or "torch"
     if program not in _OF_GUARDS:
         raise UserError(f"format: {program} is for checkpoints; of a guard, torch and onnx")
     for field in ("checkpoint", "net", "key_map"):

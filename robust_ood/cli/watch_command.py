@@ -42,7 +42,8 @@ def run(arguments: Sequence[str]) -> int:
     scores = read_log(config.log)
     if len(scores) < LEAST:
         raise UserError(
-            f"log: {config.log} has the scores of {len(scores)} images; at least {LEAST} are compared"
+            f"log: {config.log} has the scores of {len(scores)} images; at least {LEAST} "
+            "are compared"
         )
     threshold = float(guard.threshold)
     calibration = guard.calibration.numpy()

@@ -208,7 +208,7 @@ def _fit(built: Sequence[Detector], data: OODData, promise: Promise) -> None:
     if promise.calibrate_on != "validation" and data.names["validation"] is not None:
         validation = data.evaluation_loader(data.inliers("validation"))
     outliers = None
-    splits = set()
+    splits: set[str] = set()
     for detector in unfitted:
         splits.update(detector.learns_from)
         if "validation" in detector.learns_from and validation is None:

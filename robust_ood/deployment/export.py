@@ -47,18 +47,18 @@ class Exported(NamedTuple):
     """What an export wrote, and how near it is to PyTorch.
 
     file: the program. difference: the largest of a score or a probability on real images.
-    changed: how many of `count` decisions or classes differ.
+    changed: how many of the `images` decisions or classes differ.
     """
 
     file: Path
     difference: float
     changed: int
-    count: int
+    images: int
 
     def in_words(self) -> str:
         """Return the comparison as a sentence."""
         return (
-            f"largest difference from PyTorch on {self.count} images: {self.difference:.2g}; "
+            f"largest difference from PyTorch on {self.images} images: {self.difference:.2g}; "
             f"{self.changed} decisions differ"
         )
 

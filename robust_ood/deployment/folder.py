@@ -145,12 +145,11 @@ def _sum(path: Path) -> str:
 
 def _with_id(content: Mapping[str, Any], sums: Mapping[str, str]) -> dict[str, Any]:
     """Return the content of `guard.json` with the files' sums, and an id of all of it."""
-    content = {**content, "files": dict(sums), "id": ""}
     # As a reader will see it: tuples are lists in JSON.
-    content = json.loads(json.dumps(content))
-    text = json.dumps(content, sort_keys=True, allow_nan=False)
-    content["id"] = hashlib.sha256(text.encode()).hexdigest()
-    return dict(content)
+    plain: dict[str, Any] = json.loads(json.dumps({**content, "files": dict(sums), "id": ""}))
+    text = json.dumps(plain, sort_keys=True, allow_nan=False)
+    plain["id"] = hashlib.sha256(text.encode()).hexdigest()
+    return plain
 
 
 def _read_json(folder: Path) -> dict[str, Any]:

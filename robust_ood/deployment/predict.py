@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ def time_guard(guard: Guard) -> str:
     for count in (1, 32):
         shape = (count, *guard.description.preprocessing.input_shape)
         images = torch.rand(shape, generator=generator(0, "benchmark"))
-        seconds = _seconds(lambda images=images: guard(images))
+        seconds = _seconds(partial(guard, images))
         costs.append(1000 * seconds / count)
     return (
         f"{guard.description.label}: {costs[0]:.2f} ms for one image alone, {costs[1]:.2f} ms each "

@@ -146,7 +146,8 @@ def channels_first(images: Any) -> Tensor:
             f"images: expected a batch (N, C, H, W) or (N, H, W, C) with 1 or 3 channels, got "
             f"shape {shape}"
         )
-    return images
+    batch: Tensor = images
+    return batch
 
 
 def _as_precise(images: Tensor) -> Tensor:

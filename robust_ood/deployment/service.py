@@ -264,7 +264,9 @@ def make_server(app: FastAPI) -> uvicorn.Server:
 
 
 async def _refused(_: Request, error: Exception) -> Response:
-    status = getattr(error, "status", None) or getattr(error, "status_code", 400)
+    status = 400
+    for field in ("status", "status_code"):
+        status = getattr(error, field, status)
     message = str(getattr(error, "detail", error))
     headers = {"retry-after": "1"} if status == 503 else None
     return JSONResponse({"error": printable(message)}, status, headers)

@@ -6,7 +6,7 @@ import io
 import warnings
 from dataclasses import dataclass
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from robust_ood.data.sources.files import to_bytes, upright
@@ -65,7 +65,7 @@ def read_upload(content: bytes, preprocessing: Preprocessing, limits: Limits) ->
                 return preprocessing.pixels(to_bytes(upright(image), preprocessing.bits))
     except RefusedError:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         kinds = ", ".join(FORMATS)
         raise RefusedError(415, f"image: of no accepted format; accepted: {kinds}") from error
     except MemoryError as error:
