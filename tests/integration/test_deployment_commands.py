@@ -165,7 +165,7 @@ MISTAKES = [
     ("serve", "{guard} --max_pixels 0", "max_pixels", ">= 1"),
     ("serve", "{guard} --log {images}", "log", "is a folder"),
     ("watch", "nowhere --guard {guard}", "log", "no such file"),
-    ("watch", "{broken} --guard {guard}", "log", "line 1 is no JSON line"),
+    ("watch", "{broken} --guard {guard}", "log", "has the scores of 0 images"),
     ("watch", "{empty_log} --guard {guard}", "log", "at least 20 are compared"),
     ("watch", "{log} --guard nowhere", "guard", "holds no guard.json"),
     ("watch", "{log}", "guard", ""),

@@ -29,7 +29,7 @@ from robust_ood.deployment.export import onnx_run, real_images
 from robust_ood.deployment.preprocessing import Preprocessing
 from robust_ood.deployment.watch import draw, read_log
 from robust_ood.errors import UserError
-from robust_ood.models import DenseNet
+from robust_ood.models import ConvNet, DenseNet
 
 pytest.importorskip("safetensors")
 PLAIN = [
@@ -71,7 +71,7 @@ def digits(**changed) -> OODData:
 @pytest.fixture(scope="module")
 def net():
     torch.manual_seed(0)
-    return DenseNet(depth=7, growth=4, bottleneck=False, num_classes=10).eval()
+    return ConvNet((8, 8), (2, 2), 8, (16,), 10).eval()
 
 
 @pytest.fixture(scope="module")
