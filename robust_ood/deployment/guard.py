@@ -59,6 +59,10 @@ class Guard(nn.Module):
         super().__init__()
         self.net = net
         self.detector = detector
+        # While an export is traced, torch hands out stand-ins for submodules, of which nothing is
+        # remembered, such as a network's head. A tuple's modules are the real ones.
+        self._parts = (net, detector)
+        self._one_pass = isinstance(detector, OutputsDetector) and detector.net is net
         self.description = description
         self.register_buffer("threshold", torch.tensor(description.threshold.value).float())
         self.register_buffer("calibration", calibration.double())
@@ -101,10 +105,10 @@ class Guard(nn.Module):
 
     def _scored(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores `(N,)` and logits `(N, K)`, by one forward pass where that is enough."""
-        detector = self.detector
-        if isinstance(detector, OutputsDetector) and detector.net is self.net:
-            out = outputs(self.net, images, detector.layers)
+        net, detector = self._parts
+        if self._one_pass and isinstance(detector, OutputsDetector):
+            out = outputs(net, images, detector.layers)
             with full_precision(images):
                 return detector.score(widened(out)), out.logits
-        logits = self.net(accepted_by(images, self.net))
+        logits = net(accepted_by(images, net))
         return detector(images), logits
