@@ -82,7 +82,7 @@ docs: .venv-docs/ready
 	@touch $@
 
 docker-test: $(READY)
-	$(VENV)/bin/hadolint --config docker/hadolint.yaml docker/cpu.Dockerfile docker/cuda.Dockerfile
+	$(VENV)/bin/hadolint --config docker/hadolint.yaml docker/cpu.Dockerfile docker/cuda.Dockerfile docker/serve.Dockerfile
 	$(RUN) tests/packaging/check_docker.py
 
 # One after the other, each with a page of its own; one that fails leaves the others their turn.

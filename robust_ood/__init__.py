@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         callbacks,
         certify,
         data,
+        deployment,
         detectors,
         losses,
         metrics,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         safe_spots,
         training,
     )
+    from robust_ood.deployment import load_guard
     from robust_ood.evaluation import evaluate
     from robust_ood.perturb import minimize
     from robust_ood.regions import L2, Linf, Unbounded
@@ -32,8 +34,10 @@ __all__ = [
     "callbacks",
     "certify",
     "data",
+    "deployment",
     "detectors",
     "evaluate",
+    "load_guard",
     "losses",
     "metrics",
     "minimize",
@@ -47,6 +51,7 @@ _PLACES = {
     "Linf": "robust_ood.regions",
     "Unbounded": "robust_ood.regions",
     "evaluate": "robust_ood.evaluation",
+    "load_guard": "robust_ood.deployment",
     "minimize": "robust_ood.perturb",
 }
 

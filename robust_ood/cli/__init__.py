@@ -1,4 +1,4 @@
-"""The commands such as `train` and `evaluate`, and `main` to choose one.
+"""The commands, such as `train` and `evaluate`, and `main` to choose one.
 
 A user's mistake, wherever it is raised, ends here as one line and exit code 2.
 """
@@ -51,7 +51,7 @@ def data(arguments: Arguments = None) -> int:
 
 
 def export(arguments: Arguments = None) -> int:
-    """Write a checkpoint's network on its own: see `robust-ood export --help`.
+    """Write a checkpoint's network, or a guard, on its own: see `robust-ood export --help`.
 
     Returns the exit code.
     """
@@ -79,6 +79,29 @@ def search(arguments: Arguments = None) -> int:
     return _guarded("search", arguments)
 
 
+def calibrate(arguments: Arguments = None) -> int:
+    """Fit detectors and thresholds to be used: see `robust-ood calibrate --help`.
+
+    Returns the exit code.
+    """
+    return _guarded("calibrate", arguments)
+
+
+def predict(arguments: Arguments = None) -> int:
+    """Decide on image files: see `robust-ood predict --help`. Returns the exit code."""
+    return _guarded("predict", arguments)
+
+
+def serve(arguments: Arguments = None) -> int:
+    """Serve a guard over HTTP: see `robust-ood serve --help`. Returns the exit code."""
+    return _guarded("serve", arguments)
+
+
+def watch(arguments: Arguments = None) -> int:
+    """Look for drift in a log of scores: see `robust-ood watch --help`. Returns the exit code."""
+    return _guarded("watch", arguments)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train, validate or test a network (fit, validate, test)"),
     "evaluate": (evaluate, "score a saved network's detectors, clean and under attack"),
@@ -86,7 +109,11 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "report": (report, "write an HTML page with tables and figures over folders of results"),
     "compare": (compare, "test which detectors and networks differ by more than chance"),
     "data": (data, "list, download, verify, preview and compare data sets"),
-    "export": (export, "write a checkpoint's network as plain weights and a JSON description"),
+    "export": (export, "write a network as plain weights, or a guard for torch.export or ONNX"),
+    "calibrate": (calibrate, "fit detectors and thresholds that keep a promise, as a guard"),
+    "predict": (predict, "classify image files with a guard, or reject them"),
+    "serve": (serve, "serve a guard over HTTP"),
+    "watch": (watch, "look for drift in the scores of a guard's log"),
 }
 
 

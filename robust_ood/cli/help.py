@@ -118,13 +118,16 @@ example:
 
 EXPORT = """\
 usage: robust-ood export --checkpoint FILE --output DIR [--format {pt,safetensors}]
+       robust-ood export GUARD [--format {torch,onnx}] [--output DIR]
 
 Write a checkpoint's network as plain weights, with a network.json that describes it (architecture,
 classes, normalisation, training). evaluate.py --checkpoint DIR reads it.
+Of a guard (see robust-ood calibrate), write network, score and threshold as one program, once it
+gives PyTorch's decisions on real images.
 
   --checkpoint FILE      checkpoint of a training run, or weights of our network (then also --net)
   --output DIR           folder of weights.pt or weights.safetensors, and network.json
-  --format NAME          pt (default) or safetensors
+  --format NAME          pt (default) or safetensors; of a guard torch (default) or onnx
   --net CLASS            network of a file that does not name its own, such as WideResNet
   --key_map NAME         how that file names our weights, where that is not detected
   --averaged true        take the running average (EMA) that the file holds beside its weights
@@ -132,9 +135,43 @@ classes, normalisation, training). evaluate.py --checkpoint DIR reads it.
 
 example:
   robust-ood export --checkpoint runs/aloe/last.ckpt --output exports/aloe --format safetensors
+  robust-ood export guards/aloe --format onnx
 """
 
-HELP = {"train": TRAIN, "evaluate": EVALUATE, "search": SEARCH, "export": EXPORT}
+CALIBRATE = """\
+usage: robust-ood calibrate -c FILE --checkpoint FILE [--SETTING VALUE ...]
+
+Fit detectors on training images and their thresholds on held-out ones, and write a guard: a folder
+with network, detector and threshold that robust-ood predict, serve, export and watch take. The
+threshold keeps a promise: with --confidence, at least the share --accept of new in-distribution
+images is accepted.
+
+what it needs:
+  -c, --config FILE      data: validation (the threshold), train (where a detector learns); test and
+                         OOD sets are scored, too, if they are given
+  --checkpoint FILE      checkpoint of a training run, an export, or weights of our network
+  --output DIR           the guard (default: guard); of several detectors, one folder in it for each
+
+what is often changed:
+  --detectors '[msp, {name: knn, neighbours: 20}]'
+  --accept 0.95          share of new in-distribution images that is accepted at least
+  --confidence 0.95      with which it is; too few images for both are refused, with the number
+  --calibrate_on test    take the threshold from data.test
+  --results DIR          folder of an evaluation of this checkpoint, whose attacked rates are stated
+  --help-all             list every setting
+
+example:
+  robust-ood calibrate -c configs/data/digits.yaml --checkpoint runs/digits_aloe/last.ckpt \\
+      --detectors '[msp]' --output guards/aloe
+"""
+
+HELP = {
+    "train": TRAIN,
+    "evaluate": EVALUATE,
+    "search": SEARCH,
+    "export": EXPORT,
+    "calibrate": CALIBRATE,
+}
 
 
 def print_all_settings(run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:

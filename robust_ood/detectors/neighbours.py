@@ -105,11 +105,13 @@ class KNN(OutputsDetector):
         """Return the bank's k-th nearest feature `(N, D)` to each of `(N, D)`, a constant."""
         bank = self.learned("bank")
         with torch.no_grad():
+            bank = bank.to(features)
+            squared_norms = bank.square().sum(1)
+            if torch.compiler.is_compiling():  # an exported graph has no memory to overwrite
+                return bank[self._kth_nearest_rows(features, bank, squared_norms, None)]
             chunk_size = max(_ENTRIES // len(bank), 1)
             # One chunk's distances, overwritten by the next.
             buffer = features.new_empty(min(chunk_size, len(features)), len(bank))
-            bank = bank.to(features)
-            squared_norms = bank.square().sum(1)
             rows = []
             for chunk in torch.split(features, chunk_size):
                 held = buffer[: len(chunk)]
@@ -117,7 +119,7 @@ class KNN(OutputsDetector):
         return bank[torch.cat(rows)]
 
     def _kth_nearest_rows(
-        self, features: Tensor, bank: Tensor, squared_norms: Tensor, held: Tensor
+        self, features: Tensor, bank: Tensor, squared_norms: Tensor, held: Tensor | None
     ) -> Tensor:
         """Return the row `(n,)` of the bank that is the k-th nearest to each feature.
 
@@ -125,7 +127,7 @@ class KNN(OutputsDetector):
             features: `(n, D)`.
             bank: `(B, D)`.
             squared_norms: of the bank's rows, `(B,)`.
-            held: memory for the distances, `(n, B)`; overwritten.
+            held: memory for the distances, `(n, B)`, which is overwritten; None for new memory.
         """
         # Squared distances minus the feature's own squared norm, which does not change their order.
         distances = torch.addmm(squared_norms, features, bank.T, alpha=-2, out=held)  # (n, B)

@@ -148,6 +148,8 @@ def _remembered(net: nn.Module) -> Head | None:
     known = _known.get(net)
     if known is None:
         return None
+    if torch.compiler.is_compiling():  # submodules are stand-ins, and nothing can be tried
+        return known.head
     if known.layer is None:
         return known.head if known.candidates == _identities(candidates(net)) else None
     try:

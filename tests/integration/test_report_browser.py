@@ -5,12 +5,6 @@ widths.
 from __future__ import annotations
 
 import base64
-import json
-import os
-import shutil
-import subprocess
-from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,127 +16,7 @@ from robust_ood.evaluation.pictures import Picture, write_picture
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(
-    BROWSER is None, reason=f"no browser: none of {', '.join(NAMES)} is on the PATH"
-)
-
-
-class Tab:
-    """A tab of a headless browser, spoken to by its debugging protocol over pipes; keeps every
-    event.
-    """
-
-    def __init__(self, process: subprocess.Popen[bytes], reading: int, writing: int) -> None:
-        self.process, self.writing = process, writing
-        self.answers = os.fdopen(reading, "rb", buffering=0)
-        self.numbers, self.rest, self.session = count(1), b"", None
-        self.events: list[dict[str, Any]] = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
-            "sessionId"
-        ]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, **settings: Any) -> dict[str, Any]:
-        """Send a command and return its result."""
-        number = next(self.numbers)
-        message = {"id": number, "method": method, "params": settings}
-        if self.session:
-            message["sessionId"] = self.session
-        os.write(self.writing, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self.next()
-            if answer.get("id") == number:
-                assert "error" not in answer, answer
-                return answer["result"]
-
-    def next(self) -> dict[str, Any]:
-        """Return the next message, kept where it is an event."""
-        while b"\0" not in self.rest:
-            part = os.read(self.answers.fileno(), 2**20)
-            assert part, "the browser ended"
-            self.rest += part
-        text, _, self.rest = self.rest.partition(b"\0")
-        message = json.loads(text)
-        if "method" in message:
-            self.events.append(message)
-        return message
-
-    def open(
-        self, page: Path, width: int, height: int, colours: str = "light", *, phone: bool = False
-    ) -> None:
-        """Load a page at a size of the window and with the system's preference of colours."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=phone,
-        )
-        self.call(
-            "Emulation.setEmulatedMedia",
-            features=[{"name": "prefers-color-scheme", "value": colours}],
-        )
-        self.events.clear()
-        self.call("Page.navigate", url=page.as_uri())
-        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
-            self.next()
-
-    def run(self, script: str) -> Any:
-        """Return the value of an expression."""
-        found = self.call("Runtime.evaluate", expression=script, returnByValue=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
-
-    def picture(self, path: Path, height: int = 0) -> Path:
-        """Save what is shown, or the page down to a height."""
-        clip = {
-            "x": 0,
-            "y": 0,
-            "width": self.run("innerWidth"),
-            "height": height or self.run("innerHeight"),
-            "scale": 1,
-        }
-        taken = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(taken["data"]))
-        return path
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory) -> Iterator[Tab]:
-    profile = tmp_path_factory.mktemp("profile")
-    (to_read, to_write), (from_read, from_write) = os.pipe(), os.pipe()
-
-    def place() -> None:  # the browser reads commands from 3 and writes to 4
-        first, second = os.dup(to_read), os.dup(from_write)
-        os.dup2(first, 3)
-        os.dup2(second, 4)
-
-    flags = [
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-    ]
-    process = subprocess.Popen(
-        [str(BROWSER), *flags, "--remote-debugging-pipe", f"--user-data-dir={profile}"],
-        preexec_fn=place,
-        pass_fds=(3, 4),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    os.close(to_read)
-    os.close(from_write)
-    try:
-        yield Tab(process, from_read, to_write)
-    finally:
-        process.kill()
-        process.wait()
-        os.close(to_write)
+pytestmark = pytest.mark.usefixtures("tab")  # which skips where there is no browser
 
 
 def made_up() -> Results:
@@ -189,7 +63,7 @@ def page(tmp_path_factory) -> Path:
     return write_report([folder])
 
 
-def complaints(tab: Tab) -> list[dict[str, Any]]:
+def complaints(tab: Any) -> list[dict[str, Any]]:
     """Return what the console says, and what was requested other than the page."""
     kinds = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
     said = [event for event in tab.events if event["method"] in kinds]

@@ -193,10 +193,10 @@ def decode(path: Path, bits: int | None = None) -> Image.Image:
                 f"of 16-bit colour only the upper 8 bits can be read, so `bits: {bits}` does not "
                 "apply"
             )
-        return to_bytes(_upright(image), bits)
+        return to_bytes(upright(image), bits)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     """Return an image turned and mirrored as its camera noted."""
     image.load()  # after which a TIFF file is turned already, and no longer says how it was
     try:

@@ -83,5 +83,9 @@ def nearest_center(points: Tensor, centers: Tensor) -> Tensor:
         centers: `(K, D)`.
     """
     with torch.no_grad():
-        nearest = torch.cdist(points, centers).argmin(1)
+        # By itself, torch chooses by the number of points, which an exported graph leaves open.
+        mode = "use_mm_for_euclid_dist_if_necessary"
+        if torch.compiler.is_compiling():
+            mode = "use_mm_for_euclid_dist"
+        nearest = torch.cdist(points, centers, compute_mode=mode).argmin(1)
     return squared_lengths(points - centers[nearest])
