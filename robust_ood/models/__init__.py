@@ -5,6 +5,7 @@ from robust_ood.models.checkpoints import load_weights, network_state, read_chec
 from robust_ood.models.convnet import ConvNet
 from robust_ood.models.densenet import DenseNet
 from robust_ood.models.description import describe, rebuild
+from robust_ood.models.efficientnet import EfficientNetLite0
 from robust_ood.models.export import export
 from robust_ood.models.gated import Gated
 from robust_ood.models.heads import find_head
@@ -23,6 +24,7 @@ __all__ = [
     "KEY_MAPS",
     "ConvNet",
     "DenseNet",
+    "EfficientNetLite0",
     "Gated",
     "MixtureRatio",
     "Normalize",
