@@ -20,6 +20,8 @@ from robust_ood.regions import Fraction, region_of
 from robust_ood.texts import shown
 
 Part = str | dict[str, Any]
+EACH = "each"
+"""Of which detector a code is, where it is matched for each by itself."""
 
 _OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "include": (list[str], [], "config files that this one builds on"),
@@ -120,22 +122,23 @@ def with_detectors(
 ) -> list[tuple[Matching, list[str]]]:
     """Return each matching with the labels of the detectors that score its images.
 
-    A score without `of` is matched for each detector by itself, and scored by that one.
+    What is of `each`, as a score is by default, is matched for each detector by itself, and its
+    images are scored by that one.
 
     Raises: `UserError` for a detector that is not among the detectors.
     """
     planned = []
     for matching in matchings:
+        if matching.of == EACH or (matching.is_of_score and matching.of is None):
+            for label in detectors:
+                planned.append((Matching(matching.code, label), [label]))
+            continue
         if matching.of is not None and matching.of not in detectors:
             near = nearest(str(matching.of), detectors)
             hint = f"; did you mean {near!r}?" if near else ""
             raise UserError(
                 f"match.of: {shown(matching.of)} is none of the detectors "
-                f"({', '.join(detectors)}){hint}"
+                f"({', '.join(detectors)}), nor 'each'{hint}"
             )
-        if matching.is_of_score and matching.of is None:
-            for label in detectors:
-                planned.append((Matching(matching.code, label), [label]))
-        else:
-            planned.append((matching, list(detectors)))
+        planned.append((matching, list(detectors)))
     return planned

@@ -133,7 +133,8 @@ what it needs:
 what is often changed:
   --match '[features, logits, layers, score, log-score]'
                          what is matched; a score is each detector's own. {code: logits, of: odin}:
-                         of the images that a detector reads, or of all networks of an ensemble
+                         of the images that a detector reads, or of all networks of an ensemble;
+                         of: each does so for each detector by itself
   --starts '[noise, spirals, checkerboard, grey, xray.png, svhn]'
                          each inlier is paired with a drawn image, the picture, or one of the set;
                          {source: xray.png, size: 224} makes a picture fit

@@ -15,8 +15,9 @@ from robust_ood.models.loading import load_network
 from robust_ood.models.mixtures import MixtureRatio
 from robust_ood.models.normalize import Normalize
 from robust_ood.models.outputs import Outputs, count_classes, find_layers, outputs
-from robust_ood.models.resnet import ResNet18, ThinResNet
+from robust_ood.models.resnet import ResNet18, ResNet34, ThinResNet
 from robust_ood.models.robustbench import RobustBench
+from robust_ood.models.spatial_transformer import SpatialTransformerNet
 from robust_ood.models.wide_resnet import WideResNet
 from robust_ood.models.wrap import Wrapped, wrap
 
@@ -30,7 +31,9 @@ __all__ = [
     "Normalize",
     "Outputs",
     "ResNet18",
+    "ResNet34",
     "RobustBench",
+    "SpatialTransformerNet",
     "ThinResNet",
     "Timm",
     "Torchvision",

@@ -337,6 +337,7 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
     },
     "attacks.EncoderAttack": {
         "region": REGION, "steps": 1, "learning_rate": 0.1, "random_start": True, "seed": 0,
+        "restarts": 1,
     },
     "attacks.LowResolution": {"attack": PGD, "size": 3},
     "attacks.PGD": {
