@@ -37,7 +37,11 @@ CROPS = {
 }
 """Crops of each photograph: its middle, then its left and right ends."""
 RETINA = "skimage/data/retina.jpg"
-STARTS = {"noise": ("noise", 20), "grey": ("grey", 10), "retina": ("retina.png", 10)}
+STARTS = {
+    "noise": ("noise", 20),
+    "grey": ("grey", 10),
+    "retina": ("{source: retina.png, size: 224}", 10),
+}
 """By name, what the attack starts from and the L2 radius: App. A has 20 for noise and 5 to 10 for
 medical pictures."""
 DETECTORS = ("msp", "energy")

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from robust_ood.data.named import EMBEDDED, find_in_catalogue, find_path, load_set
 from robust_ood.data.sets import ImageSet
+from robust_ood.data.sources.folders import is_image
 from robust_ood.data.sources.spec import SetSource, SetSpec, located, read_set
 from robust_ood.data.sources.synthetic import spirals, uniform
 from robust_ood.errors import UserError, nearest
@@ -161,6 +163,8 @@ def load_starts(
 
 def _load(spec: str | SetSpec, root: Path, inliers: ImageSet, size: int | None) -> ImageSet:
     channels = 1 if inliers.channels == 1 else 3
+    if size is None and isinstance(spec, str) and _fits(located(root, spec), inliers):
+        size = inliers.image_shape[0]
     try:
         return load_set(spec, root, "starts", size, channels=channels)
     except UserError as error:
@@ -168,6 +172,18 @@ def _load(spec: str | SetSpec, root: Path, inliers: ImageSet, size: int | None) 
         words = str(error).replace("data.starts", "starts")
         words = words.replace("data.size: not given, and", "starts: no size is given, and")
         raise UserError(words) from error
+
+
+def _fits(path: Path, inliers: ImageSet) -> bool:
+    """Return whether a file is a picture of the inliers' size, which then needs no other."""
+    if not is_image(path):
+        return False
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+    except OSError:
+        return False  # it is reported when it is read
+    return width == height and (height, width) == inliers.image_shape
 
 
 def _require_known(name: str, root: Path) -> None:

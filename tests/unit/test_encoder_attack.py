@@ -53,7 +53,7 @@ def attack(folder, tmp_path):
     """Call the command on the folder, shortly: `attack(*arguments)` returns code and results."""
 
     def call(*arguments, report="false"):
-        code = cli.encoder_attack(
+        return cli.encoder_attack(
             [
                 *("--checkpoint", str(folder / "net.ckpt"), "--output", str(tmp_path / "out")),
                 *("--data.root", str(folder), "--data.train", "train.npz"),
@@ -61,7 +61,6 @@ def attack(folder, tmp_path):
                 *("--steps", "3", "--report", report, *arguments),
             ]
         )
-        return code
 
     return call
 
@@ -246,7 +245,7 @@ def test_the_codes_that_nothing_has_are_refused(trained):
 )
 def test_the_papers_networks_have_its_features(net, features):
     net = net().eval()
-    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert encoder(net)(images).shape == (2, features)
     assert describe(net) is not None
 

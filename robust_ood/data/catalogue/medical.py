@@ -93,7 +93,7 @@ COVID_CT = CatalogueEntry(
         "train": DatasetPart(
             "SARS-COV-2-CT",
             _drawn(_COVID, "covid-ct", _TEST + _VALIDATION, None),
-            None,
+            2022,
             2,
             True,
         ),
