@@ -17,7 +17,7 @@ from scipy.io import savemat
 from torchvision import datasets
 
 from robust_ood.cli import main
-from robust_ood.data import CATALOGUE, GROUPS, SetSpec, load_set
+from robust_ood.data import CATALOGUE, GROUPS, OODData, SetSpec, load_set
 from robust_ood.data.catalogue.balanced import WarpedStorage, warp
 from robust_ood.data.catalogue.layouts import first_of_each_class
 from robust_ood.errors import UserError
@@ -298,6 +298,15 @@ def test_parts_of_covid_ct_share_no_image(tmp_path, monkeypatch):
             )
         }
     assert len(seen) == 464
+
+
+def test_a_set_of_one_class_needs_no_labels(tmp_path, monkeypatch):
+    celeba(tmp_path / "celeba", monkeypatch)
+    settings = {"test": "celeba", "root": tmp_path, "size": 64}
+    faces = OODData(**settings, num_classes=1).inliers("test")
+    assert (faces.image_shape, faces.labels.tolist()) == ((64, 64), [0, 0])
+    with pytest.raises(UserError, match="has no labels"):
+        OODData(**settings, num_classes=2).inliers("test")
 
 
 def test_a_list_names_a_subset_of_imagenet(tmp_path, monkeypatch):
