@@ -15,6 +15,7 @@ from torch import Tensor
 from robust_ood.data.named import EMBEDDED, find_in_catalogue, find_path, load_set
 from robust_ood.data.sets import ImageSet
 from robust_ood.data.sources.folders import is_image
+from robust_ood.data.sources.form import Channels
 from robust_ood.data.sources.spec import SetSource, SetSpec, located, read_set
 from robust_ood.data.sources.synthetic import spirals, uniform
 from robust_ood.errors import UserError, nearest
@@ -107,7 +108,7 @@ class RepeatedImage:
         self.dtype = image.dtype
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return int(self.shape[0])
 
     def __getitem__(self, indices: Any) -> NDArray[np.uint8]:
         count = len(np.arange(len(self))[indices])
@@ -162,7 +163,7 @@ def load_starts(
 
 
 def _load(spec: str | SetSpec, root: Path, inliers: ImageSet, size: int | None) -> ImageSet:
-    channels = 1 if inliers.channels == 1 else 3
+    channels: Channels = 1 if inliers.channels == 1 else 3
     if size is None and isinstance(spec, str) and _fits(located(root, spec), inliers):
         size = inliers.image_shape[0]
     try:
