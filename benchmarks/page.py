@@ -68,7 +68,10 @@ def machine(*libraries: str) -> str:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     processor = names[0] if names else platform.machine()
     threads = torch.get_num_threads()
-    parts = [f"{processor}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)}"]
+    cores = f"{os.cpu_count()} cores"
+    if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) != os.cpu_count():
+        cores = f"{len(os.sched_getaffinity(0))} of {cores}"
+    parts = [f"{processor}, {cores}, {threads} thread{'s' * (threads > 1)}"]
     if any("cuda" in argument for argument in sys.argv):
         parts.append(torch.cuda.get_device_name())
     parts.append(

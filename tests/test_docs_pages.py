@@ -222,7 +222,7 @@ def test_options_are_the_commands_own(capsys):
     a network's own.
     """
     known = ""
-    for command in (cli.train, cli.evaluate):
+    for command in (cli.train, cli.evaluate, cli.encoder_attack):
         arguments = ["fit", "--help-all"] if command is cli.train else ["--help-all"]
         assert command(arguments) == 0
         known += capsys.readouterr().out
@@ -231,7 +231,7 @@ def test_options_are_the_commands_own(capsys):
             calls = [
                 call
                 for call in block.replace("\\\n", " ").splitlines()
-                if re.search(r"(train|evaluate)\b", call)
+                if re.search(r"(train|evaluate|encoder-attack)\b", call)
             ]
             for option in re.findall(r"\s--([a-z_]+(?:\.[a-z_]+)*)\b", " ".join(calls)):
                 if "torchrun" not in block or "." in option:

@@ -20,7 +20,7 @@ def main(arguments: Arguments = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: robust-ood COMMAND ...\n\ncommands:")
         for name, (_, summary) in COMMANDS.items():
-            print(f"  {name:10} {summary}")
+            print(f"  {name:14} {summary}")
         print("\nrobust-ood COMMAND --help describes a command.")
         return 0 if arguments else 2
     name, *options = arguments
@@ -74,6 +74,14 @@ def compare(arguments: Arguments = None) -> int:
     return _guarded("compare", arguments)
 
 
+def encoder_attack(arguments: Arguments = None) -> int:
+    """Match OOD images with in-distribution ones: see `robust-ood encoder-attack --help`.
+
+    Returns the exit code.
+    """
+    return _guarded("encoder-attack", arguments)
+
+
 def search(arguments: Arguments = None) -> int:
     """Choose detectors' settings: see `robust-ood search --help`. Returns the exit code."""
     return _guarded("search", arguments)
@@ -105,6 +113,10 @@ def watch(arguments: Arguments = None) -> int:
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train, validate or test a network (fit, validate, test)"),
     "evaluate": (evaluate, "score a saved network's detectors, clean and under attack"),
+    "encoder-attack": (
+        encoder_attack,
+        "make OOD images that a network encodes like in-distribution ones",
+    ),
     "search": (search, "choose detectors' settings on validation sets, as a config for evaluate"),
     "report": (report, "write an HTML page with tables and figures over folders of results"),
     "compare": (compare, "test which detectors and networks differ by more than chance"),
@@ -169,7 +181,7 @@ def _system_words(error: OSError | MemoryError) -> str:
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    run = import_module(f"robust_ood.cli.{command}_command").run
+    run = import_module(f"robust_ood.cli.{command.replace('-', '_')}_command").run
     if "--help-all" in arguments:
         from robust_ood.cli.help import print_all_settings
 

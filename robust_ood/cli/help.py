@@ -116,6 +116,45 @@ example:
       --checkpoint runs/digits_aloe/last.ckpt --output results/chosen
 """
 
+ENCODER_ATTACK = """\
+usage: robust-ood encoder-attack -c FILE --checkpoint FILE [--SETTING VALUE ...]
+
+Move OOD images (noise, a picture, another set) within a ball until a network encodes each like the
+in-distribution image it is paired with, and say which detectors still tell them apart. Prints a
+table and writes encoder_attack.json, pairs.npz and report.html. Everything computed is stored at
+once: the same command continues where it stopped.
+
+what it needs:
+  -c, --config FILE      test data, and train data where a detector learns (see configs/data/)
+  --checkpoint FILE      checkpoint of a training run, an export, or any file of weights (then also
+                         --net)
+  --output DIR           folder of the results and of everything computed (default: encoder_attack)
+
+what is often changed:
+  --match '[features, logits, layers, score, log-score]'
+                         what is matched; a score is each detector's own. {code: logits, of: odin}:
+                         of the images that a detector reads, or of all networks of an ensemble;
+                         of: each does so for each detector by itself
+  --starts '[noise, spirals, checkerboard, grey, xray.png, svhn]'
+                         each inlier is paired with a drawn image, the picture, or one of the set;
+                         {source: xray.png, size: 224} makes a picture fit
+  --detectors '[msp, odin, gram]'
+  --radius 10 --steps 1000 --restarts 1
+                         the paper's L2 ball and iterations of Adamax; of several restarts from
+                         random points, each pair keeps its best
+  --limit N              only so many pairs
+  --batch_size N         pairs that are attacked and stored at a time (default: 100)
+  --data.root DIR        folder of the data
+  --device NAME          auto, cpu, cuda or cuda:N
+  --report false         do not write report.html
+  --help-all             list every setting
+
+example:
+  robust-ood encoder-attack -c configs/data/digits.yaml \\
+      --checkpoint runs/digits_standard/last.ckpt --match '[features, score]' \\
+      --starts '[noise, spirals]' --detectors '[msp, mahalanobis]' --limit 100
+"""
+
 EXPORT = """\
 usage: robust-ood export --checkpoint FILE --output DIR [--format {pt,safetensors}]
        robust-ood export GUARD [--format {torch,onnx}] [--output DIR]
@@ -168,6 +207,7 @@ example:
 HELP = {
     "train": TRAIN,
     "evaluate": EVALUATE,
+    "encoder-attack": ENCODER_ATTACK,
     "search": SEARCH,
     "export": EXPORT,
     "calibrate": CALIBRATE,

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypedDict
 
+import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
@@ -76,7 +77,7 @@ class OODData(LightningDataModule):
         root: folder of the data; it may begin with `~`.
         size: side of the images in pixels, for sets that state none of their own; None leaves
             images unchanged.
-        num_classes: K; labels must be in 0..K-1.
+        num_classes: K; labels must be in 0..K-1. With 1, sets need no labels.
         batch_size: inliers per training batch and process.
         outlier_batch_size: outliers per training batch and process; 0 trains without outliers, and
             does not read them.
@@ -152,6 +153,9 @@ class OODData(LightningDataModule):
     def inliers(self, part: Literal["train", "validation", "test"]) -> ImageSet:
         """Return a labelled part of the in-distribution set, checked against `num_classes`."""
         images = self._load(part, self.names[part])
+        if images.labels is None and self.num_classes == 1:
+            # What models images alone, such as a flow, needs no labels.
+            images = replace(images, labels=np.zeros(len(images), np.int64))
         with naming_field(part):
             images = self._bound_to_training(part, images)
             images.require_classes(self.num_classes)

@@ -19,13 +19,15 @@ from robust_ood.data.sets import ImageSet
 from robust_ood.data.sources import arrays
 from robust_ood.data.sources.datasets import load_dataset
 from robust_ood.data.sources.digits import DIGIT_SETS
-from robust_ood.data.sources.folders import load_folder
+from robust_ood.data.sources.files import ImageFiles
+from robust_ood.data.sources.folders import is_image, load_folder
 from robust_ood.data.sources.form import Channels, ImageForm, bring_to_form
 from robust_ood.data.sources.image_lists import load_list
 from robust_ood.data.sources.spec import SetSource, SetSpec, located, read_set
 from robust_ood.data.sources.synthetic import NOISE_SETS
 from robust_ood.errors import UserError, nearest, unknown_name
 from robust_ood.randomness import generator
+from robust_ood.texts import printable
 
 EMBEDDED: dict[str, Callable[[], ImageSet]] = {**DIGIT_SETS, **NOISE_SETS}
 """Sets that come with the package's dependencies and need no file."""
@@ -187,12 +189,16 @@ def _load_path(path: Path, spec: SetSpec, root: Path, field: str, form: ImageFor
         return images
     if path.is_dir():
         return load_folder(path, _require_size(form, spec.source, field))
+    if is_image(path):
+        picture = ImageFiles([path], _require_size(form, spec.source, field), printable(path.stem))
+        return ImageSet(printable(path.stem), picture)
     if path.suffix == ".txt":
         base = located(root, spec.base) if spec.base else None
         return load_list(path, base, _require_size(form, spec.source, field))
     accepted = ", ".join(arrays.SUFFIXES)
     raise UserError(
-        f"data.{field}: expected {accepted}, an image list (.txt) or a folder of images, got {path}"
+        f"data.{field}: expected {accepted}, an image list (.txt), a picture or a folder of "
+        f"images, got {path}"
     )
 
 

@@ -36,7 +36,7 @@ class Moved(Wrapper):
 
     def surrogate(self, images: Tensor) -> Tensor:
         """Return the wrapped surrogate `(N,)` at the moved images, with the movement constant."""
-        return self.detector.surrogate(self._straight_through(images))
+        return self.detector.surrogate(self.moved(images))
 
     def attack_surface(self) -> AttackSurface:
         """Return the surrogate, then those of the wrapped detector at the unmoved image.
@@ -54,14 +54,15 @@ class Moved(Wrapper):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the wrapped detector's scores `(N,)` at the moved images."""
-        scores: Tensor = self.detector(self._straight_through(images))
+        scores: Tensor = self.detector(self.moved(images))
         return scores
 
     def published_forward(self, images: Tensor) -> Tensor:
         """Return the wrapped detector's published values `(N,)` at the moved images."""
-        return self.detector.published_forward(self._straight_through(images))
+        return self.detector.published_forward(self.moved(images))
 
-    def _straight_through(self, images: Tensor) -> Tensor:
+    def moved(self, images: Tensor) -> Tensor:
+        """Return the moved images `(N, C, H, W)`, with the movement constant for gradients."""
         movement = self.move(images) - ordinary(images)  # without gradient
         return images + movement
 

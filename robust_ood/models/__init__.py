@@ -5,6 +5,7 @@ from robust_ood.models.checkpoints import load_weights, network_state, read_chec
 from robust_ood.models.convnet import ConvNet
 from robust_ood.models.densenet import DenseNet
 from robust_ood.models.description import describe, rebuild
+from robust_ood.models.efficientnet import EfficientNetLite0
 from robust_ood.models.export import export
 from robust_ood.models.gated import Gated
 from robust_ood.models.heads import find_head
@@ -14,8 +15,9 @@ from robust_ood.models.loading import load_network
 from robust_ood.models.mixtures import MixtureRatio
 from robust_ood.models.normalize import Normalize
 from robust_ood.models.outputs import Outputs, count_classes, find_layers, outputs
-from robust_ood.models.resnet import ResNet18, ThinResNet
+from robust_ood.models.resnet import ResNet18, ResNet34, ThinResNet
 from robust_ood.models.robustbench import RobustBench
+from robust_ood.models.spatial_transformer import SpatialTransformerNet
 from robust_ood.models.wide_resnet import WideResNet
 from robust_ood.models.wrap import Wrapped, wrap
 
@@ -23,12 +25,15 @@ __all__ = [
     "KEY_MAPS",
     "ConvNet",
     "DenseNet",
+    "EfficientNetLite0",
     "Gated",
     "MixtureRatio",
     "Normalize",
     "Outputs",
     "ResNet18",
+    "ResNet34",
     "RobustBench",
+    "SpatialTransformerNet",
     "ThinResNet",
     "Timm",
     "Torchvision",

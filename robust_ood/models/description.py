@@ -11,10 +11,12 @@ from torch import nn
 from robust_ood.errors import UserError
 from robust_ood.models.convnet import ConvNet
 from robust_ood.models.densenet import DenseNet
+from robust_ood.models.efficientnet import EfficientNetLite0
 from robust_ood.models.gated import Gated
 from robust_ood.models.libraries import Timm, Torchvision
 from robust_ood.models.mixtures import MixtureRatio
-from robust_ood.models.resnet import ResNet18, ThinResNet
+from robust_ood.models.resnet import ResNet18, ResNet34, ThinResNet
+from robust_ood.models.spatial_transformer import SpatialTransformerNet
 from robust_ood.models.wide_resnet import WideResNet
 
 BUILDABLE: dict[str, type[nn.Module]] = {
@@ -24,7 +26,10 @@ BUILDABLE: dict[str, type[nn.Module]] = {
         DenseNet,
         Gated,
         MixtureRatio,
+        EfficientNetLite0,
         ResNet18,
+        ResNet34,
+        SpatialTransformerNet,
         ThinResNet,
         Timm,
         Torchvision,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from torch import nn
 
@@ -29,6 +30,8 @@ class Torchvision(Wrapped):
         mean, std: normalisation, in pixel fractions; by default ImageNet's, which torchvision's
             weights are for.
         head, layers: as in `Wrapped`.
+        norm: "batch" for the library's normalisation layers; "instance" for statistics of single
+            images in their place, of a ResNet with small batches (the OOD-attack paper, App. B.2).
 
     Raises:
         UserError: a name or weights that torchvision does not have, a download that fails.
@@ -43,6 +46,7 @@ class Torchvision(Wrapped):
         std: Sequence[float] = IMAGENET_STD,
         head: str | None = None,
         layers: Sequence[str] = (),
+        norm: Literal["batch", "instance"] = "batch",
     ) -> None:
         from torchvision import models
 
@@ -52,6 +56,10 @@ class Torchvision(Wrapped):
         classes: dict[str, Any] = {}
         if num_classes is not None:
             classes["num_classes"] = num_classes
+        if norm not in ("batch", "instance"):
+            raise UserError(f"norm: expected 'batch' or 'instance', got {shown(norm)}")
+        if norm == "instance":
+            classes["norm_layer"] = partial(nn.InstanceNorm2d, affine=True)
         module = build_module(
             f"torchvision's {name}",
             lambda: models.get_model(name, weights=weights, **classes),
@@ -60,6 +68,8 @@ class Torchvision(Wrapped):
         super().__init__(module, mean, std, head, layers)
         self.pretrained = weights is not None
         self.settings = _settings(self, name, num_classes, mean, std, head, layers)
+        if norm != "batch":
+            self.settings["norm"] = norm
 
 
 class Timm(Wrapped):

@@ -50,7 +50,7 @@ class _ResNet(nn.Module):
     def __init__(
         self,
         widths: Sequence[int],
-        blocks: int,
+        blocks: Sequence[int],
         shortcut: type[_SubsampleAndPad] | None,
         num_classes: int,
         mean: Sequence[float],
@@ -64,13 +64,13 @@ class _ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(widths[0])
         inputs = widths[0]
         self.feature_layers = tuple(f"layer{number + 1}" for number in range(len(widths)))
-        for name, width in zip(self.feature_layers, widths, strict=True):
+        for name, width, count in zip(self.feature_layers, widths, blocks, strict=True):
             stage = nn.Sequential()
             if inputs == width:
                 stage.append(_Block(inputs, width, 1, nn.Identity()))
             else:
                 stage.append(_Block(inputs, width, 2, make_shortcut(inputs, width)))
-            for _ in range(blocks - 1):
+            for _ in range(count - 1):
                 stage.append(_Block(width, width, 1, nn.Identity()))
             self.add_module(name, stage)
             inputs = width
@@ -109,7 +109,8 @@ class ThinResNet(_ResNet):
         mean, std = for_channels(channels, mean, std)
         if depth < 8 or (depth - 2) % 6:
             raise UserError(f"depth: {depth} is not 6n + 2 for n >= 1 blocks in each stage")
-        super().__init__((16, 32, 64), (depth - 2) // 6, _SubsampleAndPad, num_classes, mean, std)
+        blocks = (depth - 2) // 6
+        super().__init__((16, 32, 64), (blocks,) * 3, _SubsampleAndPad, num_classes, mean, std)
         self.settings = {
             "depth": depth,
             "num_classes": num_classes,
@@ -137,5 +138,30 @@ class ResNet18(_ResNet):
         channels: int | None = None,
     ) -> None:
         mean, std = for_channels(channels, mean, std)
-        super().__init__((64, 128, 256, 512), 2, None, num_classes, mean, std)
+        super().__init__((64, 128, 256, 512), (2, 2, 2, 2), None, num_classes, mean, std)
+        self.settings = {"num_classes": num_classes, "mean": list(mean), "std": list(std)}
+
+
+class ResNet34(_ResNet):
+    """ResNet-34 with a 3 x 3 stem and no max-pooling: 64 to 512 channels, 3, 4, 6 and 3 blocks.
+
+    Source: Lee et al. 2018 (Mahalanobis), whose CIFAR networks it is.
+
+    Args:
+        num_classes: K.
+        mean, std: the normalisation that is the first layer.
+        channels: of the images; by default as many as `mean` has values, 3. For another number,
+            the default mean and std are the averages of CIFAR's.
+    """
+
+    @typed
+    def __init__(
+        self,
+        num_classes: int = 10,
+        mean: Sequence[float] = CIFAR_MEAN,
+        std: Sequence[float] = CIFAR_STD,
+        channels: int | None = None,
+    ) -> None:
+        mean, std = for_channels(channels, mean, std)
+        super().__init__((64, 128, 256, 512), (3, 4, 6, 3), None, num_classes, mean, std)
         self.settings = {"num_classes": num_classes, "mean": list(mean), "std": list(std)}

@@ -14,7 +14,7 @@ from robust_ood.errors import UserError
 from robust_ood.names import as_path
 from robust_ood.texts import shown
 
-__all__ = ["check_installed", "write_report"]
+__all__ = ["check_installed", "write_encoder_report", "write_report"]
 
 _LIBRARIES = {"matplotlib": "matplotlib", "jinja2": "Jinja2"}  # modules, and what pip calls them
 
@@ -60,6 +60,26 @@ def write_report(
     from robust_ood.reporting.page import write  # needs matplotlib and Jinja2
 
     return write(chosen, page, tensorboard=tensorboard)
+
+
+def write_encoder_report(folder: Path | str, output: Path | str | None = None) -> Path:
+    """Write the report of an OOD attack on an encoder and return its path.
+
+    As with `write_report`, the figures lie beside the page.
+
+    Args:
+        folder: of `robust-ood encoder-attack`, with an `encoder_attack.json`.
+        output: the page; `report.html` in the folder by default.
+
+    Raises:
+        UserError: matplotlib or Jinja2 is missing; results that are missing or damaged; an output
+            that is not an HTML file, is a symbolic link or no ordinary file.
+    """
+    check_installed()
+    page = None if output is None else as_path(output, "output")
+    from robust_ood.reporting.encoder_page import write  # needs matplotlib and Jinja2
+
+    return write(as_path(folder, "results"), page)
 
 
 def _as_paths(folders: object) -> list[Path]:

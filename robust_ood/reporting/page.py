@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -97,7 +97,7 @@ def write(
     data = read_folders(folders)
     path = output or folders[0] / "report.html"
     figures_folder = path.with_name(f"{path.stem}_files")
-    _check_output(path, figures_folder)
+    check_output(path, figures_folder)
     radius_figures = list(gallery.radius_figures(data))
     sections = _draw_sections(data)
     figures = list(radius_figures)
@@ -111,11 +111,11 @@ def write(
         with naming(made):
             _write_files(made, figures, data, tensorboard=tensorboard)
             (made / _PAGE).write_text(text, encoding="utf-8", newline="\n")
-        _move(made, path, figures_folder)
+        move_into_place(made, path, figures_folder)
     return path
 
 
-def _check_output(path: Path, figures_folder: Path) -> None:
+def check_output(path: Path, figures_folder: Path) -> None:
     """Raise `UserError` for a page that would take the place of what is no page."""
     if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
         raise UserError(f"output: {path} is no HTML file; expected a file name that ends in .html")
@@ -136,18 +136,29 @@ def _write_files(
     folder: Path, figures: Sequence[Figure], data: ReportData, *, tensorboard: bool
 ) -> None:
     """Write what lies beside the page into `_BESIDE` of a folder."""
+    write_figures(folder, figures)
+    if tensorboard:
+        from robust_ood.reporting import board  # TensorBoard takes a second to import
+
+        board.log(folder / _BESIDE / _TENSORBOARD, data, figures)
+
+
+def write_page(folder: Path, text: str, figures: Sequence[Figure]) -> None:
+    """Write a page and its figures into a folder, from which `move_into_place` takes them."""
+    write_figures(folder, figures)
+    (folder / _PAGE).write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_figures(folder: Path, figures: Sequence[Figure]) -> None:
+    """Write each figure as PNG and its data as CSV into `_BESIDE` of a folder."""
     beside = folder / _BESIDE
     beside.mkdir()
     for figure in figures:
         (beside / f"{figure.name}.png").write_bytes(figure.png)
         (beside / f"{figure.name}.csv").write_text(figure.csv(), encoding="utf-8", newline="\n")
-    if tensorboard:
-        from robust_ood.reporting import board  # TensorBoard takes a second to import
-
-        board.log(beside / _TENSORBOARD, data, figures)
 
 
-def _move(made: Path, path: Path, figures_folder: Path) -> None:
+def move_into_place(made: Path, path: Path, figures_folder: Path) -> None:
     """Move a report to its place: the files beside it first, the page last."""
     targets = {}
     for file in sorted((made / _BESIDE).rglob("*")):
@@ -191,10 +202,10 @@ def page(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["whole"] = _whole
-    template = environment.from_string(_resource("page.html.j2"))
+    template = environment.from_string(resource("page.html.j2"))
     return template.render(
-        css=Markup(_resource("page.css")),
-        js=Markup(_resource("page.js")),
+        css=Markup(resource("page.css")),
+        js=Markup(resource("page.js")),
         title=f"What survived: {', '.join(data.models)}",
         detectors=data.detectors,
         **_trust(data),
@@ -261,11 +272,11 @@ def _environments(data: ReportData) -> list[tuple[str, list[Fact]]]:
     """Return the models of each folder with the entries of its environment."""
     environments = []
     for models, entries in data.environments:
-        environments.append((models, _facts(entries)))
+        environments.append((models, facts_of(entries)))
     return environments
 
 
-def _facts(environment: dict[str, object]) -> list[Fact]:
+def facts_of(environment: Mapping[str, object]) -> list[Fact]:
     """Return the entries of an environment as text."""
     facts = []
     for name, value in environment.items():
@@ -288,6 +299,7 @@ def _text(name: str, value: object) -> str:
     return "; ".join(entries)
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """Return the text of a file of the template."""
     path = files("robust_ood.reporting").joinpath("template").joinpath(name)
     return path.read_text(encoding="utf-8")

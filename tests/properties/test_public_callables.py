@@ -373,6 +373,7 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
     },
     "attacks.EncoderAttack": {
         "region": REGION, "steps": 1, "learning_rate": 0.1, "random_start": True, "seed": 0,
+        "restarts": 1,
     },
     "attacks.LowResolution": {"attack": PGD, "size": 3},
     "attacks.PGD": {
@@ -429,6 +430,8 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
     "models.DenseNet": {"depth": 10, "growth": 4, "num_classes": 4, **_SIZES},
     "models.Normalize": _SIZES,
     "models.ResNet18": {"num_classes": 4, **_SIZES},
+    "models.ResNet34": {"num_classes": 4, **_SIZES},
+    "models.SpatialTransformerNet": {"num_classes": 4, "features": 8, **_SIZES},
     "models.ThinResNet": {"depth": 8, "num_classes": 4, **_SIZES},
     "models.WideResNet": {
         "depth": 10, "width": 1, "num_classes": 4, "dropout": 0.1, **_SIZES,
@@ -490,6 +493,8 @@ LEFT_OUT = {
     "evaluation.Results", "evaluation.evaluate", "evaluation.read_cell", "regions.Region",
     "rules.Rule", "callbacks.Diverged", "callbacks.Stopped", "errors.UserError",
     "models.RobustBench", "models.Timm", "models.Torchvision", "modes.differentiating",
+    "models.EfficientNetLite0",  # as it is: weights of a package
+    "reporting.write_encoder_report",
     "modes.evaluating", "modes.mode", "data.ImageSet", "reporting.write_report", "errors.Notice",
     # Code that raises messages calls them, no user.
     "errors.nearest", "errors.notify", "errors.unknown_name", "errors.unknown_setting",

@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
-from robust_ood.cli import evaluate_command, export_command, search_command, train_command
+from robust_ood.cli import (
+    encoder_attack_command,
+    evaluate_command,
+    export_command,
+    search_command,
+    train_command,
+)
 from robust_ood.cli.arguments import parse_arguments
 from robust_ood.cli.sections import Sections
 from robust_ood.errors import UserError
@@ -39,6 +45,7 @@ BASE = {
     },
     "evaluate": {},
     "search": {},
+    "encoder-attack": {},
 }
 INSIDE = [
     "model.class_path",
@@ -62,7 +69,12 @@ TRIED = 60
 @cache
 def parser_of(command: str) -> Any:
     """Return a command's parser; of training, that of `fit`."""
-    modules = {"evaluate": evaluate_command, "search": search_command, "export": export_command}
+    modules = {
+        "evaluate": evaluate_command,
+        "encoder-attack": encoder_attack_command,
+        "search": search_command,
+        "export": export_command,
+    }
     if command in modules:
         return modules[command].parser()
     with pytest.MonkeyPatch.context() as patch:

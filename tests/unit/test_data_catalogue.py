@@ -17,7 +17,7 @@ from scipy.io import savemat
 from torchvision import datasets
 
 from robust_ood.cli import main
-from robust_ood.data import CATALOGUE, GROUPS, SetSpec, load_set
+from robust_ood.data import CATALOGUE, GROUPS, OODData, SetSpec, load_set
 from robust_ood.data.catalogue.balanced import WarpedStorage, warp
 from robust_ood.data.catalogue.layouts import first_of_each_class
 from robust_ood.errors import UserError
@@ -179,6 +179,20 @@ def below(folder):
     return write
 
 
+def oct_scans(home, patch):
+    for label in ("CNV", "DME", "DRUSEN", "NORMAL"):
+        for part in ("train", "test"):
+            picture(home / "OCT2017" / part / label / f"{label}-1.jpeg")
+    return [0, 1, 2, 3], None
+
+
+def covid_ct(home, patch):
+    for label in ("COVID", "non-COVID"):
+        for number in range(232):  # 200 to test, 30 to validate
+            picture(home / "SARS-COV-2-CT" / label / f"{number}.png", number, 4)
+    return [0] * 200 + [1] * 200, None
+
+
 def ninco(home, patch):
     for label in ("amphiuma_means", "windsor_chair"):
         picture(home / "NINCO/NINCO_OOD_classes" / label / "1.jpg")
@@ -217,6 +231,8 @@ COPIES = {
     "imagenet": imagenet,
     "ssb-hard": below("ssb_hard"),
     "ninco": ninco,
+    "oct": oct_scans,
+    "covid-ct": covid_ct,
     "inaturalist": below("inaturalist"),
     "openimage-o": below("openimage_o"),
     "300k-random": random_images,
@@ -266,6 +282,45 @@ def test_parts_of_tinyimagenet_and_celeba(tmp_path, monkeypatch):
     assert [
         len(load_set(f"celeba/{part}", tmp_path, size=8)) for part in ("train", "val", "test")
     ] == [1, 1, 2]
+
+
+def test_parts_of_covid_ct_share_no_image(tmp_path, monkeypatch):
+    covid_ct(tmp_path / "covid-ct", monkeypatch)
+    seen = set()
+    for part, count in (("train", 4), ("val", 60), ("test", 400)):
+        images = load_set(f"covid-ct/{part}", tmp_path, size=4)
+        assert len(images) == count
+        assert images.labels.sum() == count / 2
+        seen |= {
+            pixels.tobytes() + bytes([label])
+            for pixels, label in zip(
+                images.read(torch.arange(count)).numpy(), images.labels, strict=True
+            )
+        }
+    assert len(seen) == 464
+
+
+def test_a_set_of_one_class_needs_no_labels(tmp_path, monkeypatch):
+    celeba(tmp_path / "celeba", monkeypatch)
+    settings = {"test": "celeba", "root": tmp_path, "size": 64}
+    faces = OODData(**settings, num_classes=1).inliers("test")
+    assert (faces.image_shape, faces.labels.tolist()) == ((64, 64), [0, 0])
+    with pytest.raises(UserError, match="has no labels"):
+        OODData(**settings, num_classes=2).inliers("test")
+
+
+def test_a_list_names_a_subset_of_imagenet(tmp_path, monkeypatch):
+    imagenet(tmp_path / "imagenet", monkeypatch)
+    line = "val/n01443537/ILSVRC2012_00000001.JPEG 7\n"
+    (tmp_path / "subset.txt").write_text(line)
+    images = load_set({"source": "subset.txt", "base": "imagenet"}, tmp_path, size=8)
+    assert (len(images), images.labels.tolist()) == (1, [7])
+
+
+def test_a_picture_is_a_set_of_one_image(tmp_path):
+    picture(tmp_path / "xray.png", 3)
+    images = load_set({"source": "xray.png", "size": 8, "policy": "stretch"}, tmp_path)
+    assert (images.name, len(images), images.image_shape) == ("xray", 1, (8, 8))
 
 
 def test_the_first_thousand_of_each_class():

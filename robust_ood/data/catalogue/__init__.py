@@ -9,10 +9,13 @@ from robust_ood.data.catalogue.entry import (
 )
 from robust_ood.data.catalogue.groups import GROUPS, OODGroups
 from robust_ood.data.catalogue.large import LARGE
+from robust_ood.data.catalogue.medical import MEDICAL
 from robust_ood.data.catalogue.outliers import OUTLIERS
 from robust_ood.data.catalogue.small import SMALL
 
-CATALOGUE: dict[str, CatalogueEntry] = {entry.name: entry for entry in (*SMALL, *LARGE, *OUTLIERS)}
+CATALOGUE: dict[str, CatalogueEntry] = {
+    entry.name: entry for entry in (*SMALL, *LARGE, *MEDICAL, *OUTLIERS)
+}
 """All data sets by name."""
 
 __all__ = [

@@ -18,7 +18,8 @@ def _gaussian(count: int, size: int, source: torch.Generator) -> Tensor:
     return (0.5 + torch.randn((count, size, size, 3), generator=source)).clamp(0, 1)
 
 
-def _uniform(count: int, size: int, source: torch.Generator) -> Tensor:
+def uniform(count: int, size: int, source: torch.Generator) -> Tensor:
+    """Return uniform noise `(N, size, size, 3)` in [0, 1]."""
     return torch.rand((count, size, size, 3), generator=source)
 
 
@@ -39,8 +40,8 @@ def _blobs(count: int, size: int, source: torch.Generator) -> Tensor:
     return bright.view(count, 3, size, size).permute(0, 2, 3, 1)
 
 
-def _spirals(count: int, size: int, source: torch.Generator) -> Tensor:
-    """Archimedean spirals of 1 to 4 arms between two colours.
+def spirals(count: int, size: int, source: torch.Generator) -> Tensor:
+    """Return Archimedean spirals of 1 to 4 arms between two colours, `(N, size, size, 3)`.
 
     Colours, centre, pitch, number of arms and direction are random.
     """
@@ -60,10 +61,10 @@ def _spirals(count: int, size: int, source: torch.Generator) -> Tensor:
 
 _DRAWS = {
     "gaussian": _gaussian,
-    "uniform": _uniform,
+    "uniform": uniform,
     "rademacher": _rademacher,
     "blobs": _blobs,
-    "spirals": _spirals,
+    "spirals": spirals,
 }
 _NAMES = {
     "gaussian": "gaussian-noise",
