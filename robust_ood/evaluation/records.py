@@ -22,6 +22,7 @@ Seconds = Annotated[float, Meta(ge=0, le=1e12)]
 Side = Annotated[str, Meta(pattern=r"^(none|in|out|both)\Z")]
 OODGroup = Annotated[str, Meta(pattern=r"^(near|far)\Z")]
 Group = Annotated[str, Meta(pattern=r"^(id|near|far)\Z")]
+BoundKind = Annotated[str, Meta(pattern=r"^(|certified|guaranteed)\Z")]
 
 METRICS = (
     "auroc",
@@ -44,6 +45,10 @@ class Row:
     accepted when 95 % of ID is accepted. fpr95_ood_positive: share of ID rejected when 95 % of OOD
     is rejected. tpr_deployed, fpr_deployed: shares of ID and OOD accepted at the threshold that
     accepts 95 % of the *clean* ID. seconds: what computing the scores took, whenever that was.
+
+    lower, fpr95_upper, detection_error_upper: what no attack of this norm and radius makes worse;
+    None without a certificate. bound: "certified" with the probability 1 - alpha, for the score
+    under noise of sigma by so many draws; or "guaranteed"; or empty.
     """
 
     model: str
@@ -68,6 +73,13 @@ class Row:
     tpr_deployed: Rate
     fpr_deployed: Rate
     seconds: Seconds
+    lower: Rate | None = None
+    fpr95_upper: Rate | None = None
+    detection_error_upper: Rate | None = None
+    bound: BoundKind = ""
+    sigma: Radius = 0.0
+    draws: Count = 0
+    alpha: Rate = 0.0
 
 
 @dataclass(frozen=True)
@@ -165,8 +177,8 @@ class Wins:
 class Failure:
     """A detector that could not be fitted, scored or checked: it has no rows, the rest has.
 
-    detector: None where it is the network's accuracy that failed. stage: "fit", "score", "classify"
-    or "check". attack: "none" where it failed on clean images or in fitting.
+    detector: None where it is the network's accuracy that failed. stage: "fit", "score", "classify",
+    "check" or "certify". attack: "none" where it failed on clean images or in fitting.
     """
 
     model: str

@@ -48,7 +48,7 @@ __all__ = [
     "describe_environment",
 ]
 
-SCHEMA = 1
+SCHEMA = 2
 LARGEST = 2**30
 """Bytes of a `results.json` that are read; more is no file of ours."""
 

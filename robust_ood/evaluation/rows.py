@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from robust_ood.attacks import Attack, Settings, Suite
+from robust_ood.evaluation.certified import Brackets
 from robust_ood.evaluation.results import (
     METRICS,
     Accuracy,
@@ -83,6 +84,7 @@ class ModelRecords:
         attacks: Mapping[str, Attack],
         store: Store,
     ) -> None:
+        self.brackets = Brackets(model.tasks, attacks, store)
         self.model = model
         self.sets = sets
         self.attacks = attacks
@@ -241,7 +243,8 @@ class ModelRecords:
         near_side = inliers[0]
         if reference is None or near_side is None:
             return rows
-        for test_set, far_side in zip(self.sets[1:], outliers[1:], strict=True):
+        for index, test_set in enumerate(self.sets[1:], 1):
+            far_side = outliers[index]
             if far_side is None:
                 continue
             rates: dict[str, Any] = ood_metrics(near_side.scores, far_side.scores, reference.scores)
@@ -258,6 +261,7 @@ class ModelRecords:
                 seconds=near_side.seconds + far_side.seconds,
                 **self._budget(attack),
                 **rates,
+                **self.brackets.fields(detector, attack, attacked, index),
             )
             rows.append(ScoredRow(row, near_side.scores, far_side.scores))
         return rows
@@ -284,7 +288,13 @@ def _mean(members: Sequence[Row], group: str) -> Row:
     for row in members:
         n_ood += row.n_ood
         seconds += row.seconds
-    return replace(members[0], ood=group, n_ood=n_ood, seconds=seconds, **rates)
+    bounds: dict[str, float] = {}
+    if all(row.lower is not None for row in members):
+        for name in ("lower", "fpr95_upper", "detection_error_upper"):
+            bounds[name] = sum(getattr(row, name) for row in members) / len(members)
+        # The bounds of all sets hold together unless one of them fails.
+        bounds["alpha"] = min(1.0, sum(row.alpha for row in members))
+    return replace(members[0], ood=group, n_ood=n_ood, seconds=seconds, **rates, **bounds)
 
 
 def interval_of(row: Row, task: IntervalTask, store: Store) -> Interval | None:
