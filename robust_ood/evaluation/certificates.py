@@ -109,7 +109,7 @@ class SmoothingCertificate:
         return made
 
     def bound_alpha(self, images: int) -> float:
-        """Return the alpha of one bound, with which a rate of so many images may fail by `alpha`."""
+        """Return the alpha of one bound, for a rate of so many images to fail with `alpha`."""
         return bonferroni(self.alpha, images)
 
     def check(self, detectors: Mapping[str, Detector], image: Tensor, images: int) -> None:

@@ -22,7 +22,7 @@ Seconds = Annotated[float, Meta(ge=0, le=1e12)]
 Side = Annotated[str, Meta(pattern=r"^(none|in|out|both)\Z")]
 OODGroup = Annotated[str, Meta(pattern=r"^(near|far)\Z")]
 Group = Annotated[str, Meta(pattern=r"^(id|near|far)\Z")]
-BoundKind = Annotated[str, Meta(pattern=r"^(|certified|guaranteed)\Z")]
+BoundKind = Annotated[str, Meta(pattern=r"^(none|certified|guaranteed)\Z")]
 
 METRICS = (
     "auroc",
@@ -48,7 +48,7 @@ class Row:
 
     lower, fpr95_upper, detection_error_upper: what no attack of this norm and radius makes worse;
     None without a certificate. bound: "certified" with the probability 1 - alpha, for the score
-    under noise of sigma by so many draws; or "guaranteed"; or empty.
+    under noise of sigma by so many draws; or "guaranteed"; or "none".
     """
 
     model: str
@@ -76,7 +76,7 @@ class Row:
     lower: Rate | None = None
     fpr95_upper: Rate | None = None
     detection_error_upper: Rate | None = None
-    bound: BoundKind = ""
+    bound: BoundKind = "none"
     sigma: Radius = 0.0
     draws: Count = 0
     alpha: Rate = 0.0
@@ -177,8 +177,8 @@ class Wins:
 class Failure:
     """A detector that could not be fitted, scored or checked: it has no rows, the rest has.
 
-    detector: None where it is the network's accuracy that failed. stage: "fit", "score", "classify",
-    "check" or "certify". attack: "none" where it failed on clean images or in fitting.
+    detector: None where it is the network's accuracy that failed. stage: "fit", "score",
+    "classify", "check" or "certify". attack: "none" where it failed on clean images or in fitting.
     """
 
     model: str

@@ -32,7 +32,8 @@ RATES = (
 )  # fmt: skip
 TEXTS = ("model", "detector", "attack", "attacked", "norm", "id", "ood", "group")
 COUNTS = ("steps", "restarts", "n_id", "n_ood")
-ROW = {*TEXTS, "radius", *COUNTS, *RATES, "seconds"}
+BOUNDS = ("lower", "fpr95_upper", "detection_error_upper", "bound", "sigma", "draws", "alpha")
+ROW = {*TEXTS, "radius", *COUNTS, *RATES, "seconds", *BOUNDS}
 ACCURACY = {
     "model",
     "id",
@@ -112,7 +113,7 @@ def rows(content) -> list[dict[str, Any]]:
 
 def test_the_file_as_a_whole(content):
     assert set(content) >= {"schema", "environment", "rows", "classification", "warnings"}
-    assert content["schema"] == 1
+    assert content["schema"] == 2
     assert content["environment"]["versions"]["torch"]
     assert all(isinstance(warning, str) for warning in content["warnings"])
 

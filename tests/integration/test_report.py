@@ -114,7 +114,7 @@ def test_several_folders_make_one_page(evaluated, tmp_path):
     [
         (None, "no such file"),
         ("{", "missing or damaged"),
-        ('{"schema": 2}', "is not of schema 1"),
+        ('{"schema": 3}', "is not of schema 1"),
         ("[]", "is not of schema 1"),
     ],
 )

@@ -79,7 +79,7 @@ def test_folders_without_their_cells_are_compared_by_their_records(compare, tmp_
     for name in ("a", "b"):
         write(tmp_path / name)
         content = json.loads((tmp_path / name / "results.json").read_text())
-        assert content["schema"] == 1
+        assert content["schema"] == 2
         for path in (tmp_path / name / "store" / "cells").iterdir():
             path.unlink()
     assert compare([str(tmp_path / "a"), str(tmp_path / "b")]) == 0

@@ -198,7 +198,7 @@ FILES = {
     "digits": b'{"schema": ' + b"9" * 5000 + b"}",
     "a list": b"[]",
     "true": b'{"schema": true}',
-    "a later schema": b'{"schema": 2}',
+    "a later schema": b'{"schema": 3}',
     "nothing inside": b'{"schema": 1}',
 }
 
