@@ -145,7 +145,7 @@ class CertifyTask(Task):
             for radius in self.certificate.radii:
                 lows = []
                 highs = []
-                for batch in images.split(self.scorer.batches.size or len(images)):
+                for batch in torch.split(images, self.scorer.batches.size or len(images)):
                     interval = bounds.score_bounds(detector, batch, radius)
                     lows.append(interval.lower.cpu())
                     highs.append(interval.upper.cpu())

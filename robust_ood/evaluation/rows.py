@@ -288,7 +288,7 @@ def _mean(members: Sequence[Row], group: str) -> Row:
     for row in members:
         n_ood += row.n_ood
         seconds += row.seconds
-    bounds: dict[str, float] = {}
+    bounds: dict[str, Any] = {}
     if all(row.lower is not None for row in members):
         for name in ("lower", "fpr95_upper", "detection_error_upper"):
             bounds[name] = sum(getattr(row, name) for row in members) / len(members)
