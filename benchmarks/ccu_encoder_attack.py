@@ -3,8 +3,8 @@
     python benchmarks/ccu_encoder_attack.py
 
 Trains the CCU network of `certificates.py` on the digits 0 to 7 (under a minute), and moves uniform
-noise to the features of digits. The classifier inside is fooled; the confidence of the whole network
-stays where its certificate says.
+noise to the features of digits: the classifier inside is fooled, and the confidence of the whole
+network stays where its certificate says.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def main() -> None:
         *table(["network", "outliers", "of digits", "of outliers", "AUROC"], rows),
         f"- {len(noise)} images of each, 1/K = {1 / CLASSES:.4f}. {options.steps} steps of Adamax "
         f"within L2 {options.radius:g} of the noise.",
-        f"- Certified: nothing within that ball has a confidence above {upper.max().item():.4f} (the "
-        "largest of the bounds, in closed form). The attacked images are below their bounds.",
+        f"- Certified: nothing within that ball has a confidence above {upper.max().item():.4f} "
+        "(the largest of the bounds, in closed form). The attacked images are below their bounds.",
         "",
     ]
     write_page(options.output, "The encoder attack on CCU", lines)
