@@ -41,6 +41,7 @@ from robust_ood.deprecation import warn_renamed
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
 from robust_ood.evaluation import CHUNK, FolderStore, Grid, ProgressBar, Results, print_results
+from robust_ood.evaluation.certificates import Certificate, build_certificates
 from robust_ood.evaluation.grid import check_count
 from robust_ood.evaluation.summaries import summarise
 from robust_ood.evaluation.terminal import describe_failure
@@ -71,6 +72,7 @@ class Subjects:
 
     data: OODData
     attacks: dict[str, Attack]
+    certificates: list[Certificate]
     nets: dict[str, nn.Module]
     detectors: dict[str, dict[str, Detector]]
 
@@ -128,6 +130,7 @@ _OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "name": (str | None, None, "model name in the rows (default: checkpoint's folder)"),
     "detectors": (Specs, ["msp"], "names, or name and settings"),
     "attacks": (Specs, ["pgd"], "names, or name and settings; radius may be a list"),
+    "certificates": (Specs, [], "bounds that no attack passes: smoothing, interval"),
     "limit": (int | None, None, "use only so many images of each set"),
     "sanity": (bool | None, None, "look for signs of failed attacks (default: true)"),
     "checks": (bool | None, None, "the old name of --sanity, for one release"),
@@ -196,6 +199,7 @@ def build(request: Request, console: Console) -> Subjects:
         built = request.parser.instantiate(config)
     data: OODData = built.data
     against = attacks.build_all(each_radius(config.attacks))
+    certificates = build_certificates(config.certificates)
     data.setup("test")
     data.ood_sets()
     inliers = data.inliers("test")
@@ -218,7 +222,7 @@ def build(request: Request, console: Console) -> Subjects:
             chosen[name] = dict(detectors.build_all(config.detectors, net))
     if not config.replace:
         check_output(config.output, nets, inliers.name)
-    return Subjects(data, dict(against), nets, chosen)
+    return Subjects(data, dict(against), certificates, nets, chosen)
 
 
 def compute(request: Request, subjects: Subjects, progress: ProgressBar) -> tuple[Grid, bool]:
@@ -234,10 +238,14 @@ def compute(request: Request, subjects: Subjects, progress: ProgressBar) -> tupl
         progress=progress,
         batch_size=config.batch_size,
         chunk=config.chunk,
+        certificates=subjects.certificates,
     )
     try:
         for name, net in subjects.nets.items():
             grid.add(name, net, subjects.detectors[name])
+        cost = grid.cost()
+        if cost is not None and is_first():
+            print(f"certificates: {cost}", file=sys.stderr, flush=True)
         grid.compute()
     except KeyboardInterrupt:
         return grid, True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,14 @@ from robust_ood.data.limits import limited, must_draw
 from robust_ood.deprecation import warn_renamed
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
+from robust_ood.evaluation.certificates import Certificate, Cost, build_certificates
+from robust_ood.evaluation.certified import cost_of
+from robust_ood.evaluation.certifying import CertifiedModel, plan, with_attacks
 from robust_ood.evaluation.fitting import FitTask
-from robust_ood.evaluation.results import Results, describe_environment
+from robust_ood.evaluation.results import Results, Row, describe_environment
 from robust_ood.evaluation.rows import ModelRecords, interval_of
 from robust_ood.evaluation.runner import Runner
+from robust_ood.evaluation.sanity import check_bracket
 from robust_ood.evaluation.scoring import CHUNK, Scorer, TestSet, chunks, proposal_group
 from robust_ood.evaluation.store import FolderStore, Store
 from robust_ood.evaluation.tasks import (
@@ -32,6 +36,7 @@ from robust_ood.evaluation.tasks import (
 )
 from robust_ood.evaluation.terminal import Progress
 from robust_ood.models.wrap import as_network
+from robust_ood.settings import PartSpec
 
 FEW = 16  # images of each side that the sanity checks use
 
@@ -50,6 +55,7 @@ def evaluate(  # noqa: PLR0913
     folder: Path | str | None = None,
     progress: Progress | None = None,
     checks: bool | None = None,
+    certificates: Sequence[PartSpec] = (),
 ) -> Results:
     """Score every detector on clean and attacked images and return the results.
 
@@ -72,6 +78,8 @@ def evaluate(  # noqa: PLR0913
             writes the results themselves.
         progress: told what is computed.
         checks: the old name of `sanity`, for one release.
+        certificates: as configs write them: `{"name": "smoothing", "sigma": 0.25, "radius": [0.1]}`
+            or `{"name": "interval", "radius": "1/255"}`.
 
     Returns:
         The results. A detector that cannot be fitted, attacked or scored is in their `failures`;
@@ -85,7 +93,16 @@ def evaluate(  # noqa: PLR0913
         warn_renamed("evaluate(checks=...)", "evaluate(sanity=...)")
         sanity = checks
     store = Store() if folder is None else FolderStore(Path(folder))
-    grid = Grid(data, attacks, store, limit=limit, device=device, sanity=sanity, progress=progress)
+    grid = Grid(
+        data,
+        attacks,
+        store,
+        limit=limit,
+        device=device,
+        sanity=sanity,
+        progress=progress,
+        certificates=build_certificates(certificates),
+    )
     grid.add(model, net, detectors)
     grid.compute()
     return grid.results(intervals)
@@ -100,6 +117,7 @@ class Grid:
         batch_size: images of a batch, halved where they do not fit into memory. None begins on a
             GPU with a whole chunk and on the CPU with `data.evaluation_batch_size`.
         chunk: images of a cell.
+        certificates: bounds to compute, and an attack beside each of them.
 
     Raises:
         UserError: no OOD set, a number of images below 1.
@@ -119,6 +137,7 @@ class Grid:
         batch_size: int | None = None,
         chunk: int = CHUNK,
         checks: bool | None = None,
+        certificates: Sequence[Certificate] = (),
     ) -> None:
         if checks is not None:
             warn_renamed("Grid(checks=...)", "Grid(sanity=...)")
@@ -128,7 +147,8 @@ class Grid:
         check_count("chunk", chunk)
         check_attacks(attacks)
         self.data = data
-        self.attacks = attacks
+        self.certificates = list(certificates)
+        self.attacks = with_attacks(attacks, self.certificates)
         self.store = store
         self.limit = limit
         try:
@@ -144,6 +164,7 @@ class Grid:
         self.runner = Runner(store, progress or Progress())
         self.sets = _test_sets(data, limit, chunk)
         self.models: list[Model] = []
+        self.certified: list[CertifiedModel] = []
         self._notes = list(_draws(data, limit))
         if data.names["validation"] is None:
             self._notes.append(
@@ -166,10 +187,18 @@ class Grid:
             fit.load(self.store)
         added.tasks += self._tasks(added)
         self.models.append(added)
+        if added.detectors:
+            planned, notes = plan(added, self.certificates, self.sets, self.scorer)
+            self.certified += planned
+            self._notes += notes
 
     def compute(self) -> None:
         """Compute what is missing in the store, unless another process does."""
         self.runner.run(self._all_tasks())
+
+    def cost(self) -> Cost | None:
+        """Return what the certificates that are missing will cost; None without any."""
+        return cost_of(self._all_tasks(), self.store, self.scorer)
 
     def results(self, intervals: bool | int = True) -> Results:
         """Return the results of what is in the store.
@@ -187,15 +216,27 @@ class Grid:
             results.cells += records.files()
             for precision, users in records.precisions().items():
                 precisions.setdefault(precision, set()).update(users)
-            for scored in records.rows():
-                results.rows.append(scored.row)
-                if intervals:
-                    results.intervals.append(interval_of(scored))
+            self._add_rows(results, records, intervals=bool(intervals))
+        for certified in self.certified:
+            records = ModelRecords(certified.model, self.sets, certified.attacks, self.store)
+            results.cells += records.files()
+            self._add_rows(results, records, intervals=bool(intervals))
         results.environment = self._environment(precisions)
         results.failures = list(self.runner.failures)
         results.warnings += [*self._notes, *self.store.damage.values()]
         results.complete = not self.runner.unfinished(self._all_tasks())
         return results
+
+    def _add_rows(self, results: Results, records: ModelRecords, *, intervals: bool) -> None:
+        clean: dict[tuple[str, str, str], Row] = {}
+        for scored in records.rows():
+            row = scored.row
+            if row.attacked == "none":
+                clean[row.detector, row.ood, row.group] = row
+            results.rows.append(row)
+            results.warnings += check_bracket(row, clean.get((row.detector, row.ood, row.group)))
+            if intervals:
+                results.intervals.append(interval_of(scored))
 
     def bring(self, model: Model) -> None:
         """Move a model of the grid to the device, and the one before back."""
@@ -205,6 +246,8 @@ class Grid:
         tasks: list[Task] = []
         for model in self.models:
             tasks += model.tasks
+        for certified in self.certified:
+            tasks += certified.model.tasks
         return tasks
 
     def _tasks(self, model: Model) -> Iterator[Task]:
@@ -225,8 +268,8 @@ class Grid:
     ) -> Iterator[ScoreTask]:
         """Yield the tasks of detectors, by label their fingerprints, under one attack."""
         for index, test_set in enumerate(self.sets):
-            if attack is not None and test_set.group == "validation":
-                continue  # it sets thresholds, before any attack
+            if attack is not None and not test_set.is_tested:
+                continue
             for chunk in test_set.chunks:
                 yield ScoreTask(model, group, test_set, index, chunk, label, attack, self.scorer)
 

@@ -24,6 +24,7 @@ Bounds = tuple[Rate, Rate]
 Side = Annotated[str, Meta(pattern=r"^(none|in|out|both)\Z")]
 OODGroup = Annotated[str, Meta(pattern=r"^(near|far)\Z")]
 Group = Annotated[str, Meta(pattern=r"^(id|near|far|validation)\Z")]
+BoundKind = Annotated[str, Meta(pattern=r"^(none|certified|guaranteed)\Z")]
 
 METRICS = (
     "auroc",
@@ -47,6 +48,10 @@ class Row:
     is rejected. tpr_deployed, fpr_deployed: shares of ID and OOD accepted at `threshold`, which
     accepts 95 % of the clean images of `threshold_set`: validation images, or for want of these the
     ID test images themselves. seconds: what computing the scores took, whenever that was.
+
+    lower, fpr95_upper, detection_error_upper: what no attack of this norm and radius makes worse;
+    None without a certificate. bound: "certified" with the probability 1 - alpha, for the score
+    under noise of sigma by so many draws; or "guaranteed"; or "none".
     """
 
     model: str
@@ -73,6 +78,13 @@ class Row:
     seconds: Seconds
     threshold: Score | None = None
     threshold_set: str | None = None
+    lower: Rate | None = None
+    fpr95_upper: Rate | None = None
+    detection_error_upper: Rate | None = None
+    bound: BoundKind = "none"
+    sigma: Radius = 0.0
+    draws: Count = 0
+    alpha: Rate = 0.0
 
 
 @dataclass(frozen=True)
@@ -176,8 +188,8 @@ class Wins:
 class Failure:
     """A detector that could not be fitted, scored or checked: it has no rows, the rest has.
 
-    detector: None where it is the network's accuracy that failed. stage: "fit", "score", "classify"
-    or "check". attack: "none" where it failed on clean images or in fitting.
+    detector: None where it is the network's accuracy that failed. stage: "fit", "score",
+    "classify", "check" or "certify". attack: "none" where it failed on clean images or in fitting.
     """
 
     model: str

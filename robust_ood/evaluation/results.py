@@ -161,7 +161,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     schema = content.get("schema") if isinstance(content, dict) else None
     # True would equal 1.
     if type(schema) is not int or not 1 <= schema <= SCHEMA:
-        raise UserError(f"results: {path} is not of schema {SCHEMA}")
+        raise UserError(f"results: {path} is not of schema 1 to {SCHEMA}")
     return dict(content)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from robust_ood.attacks import Attack, Settings, Suite
+from robust_ood.evaluation.certified import Brackets
 from robust_ood.evaluation.results import (
     METRICS,
     Accuracy,
@@ -85,6 +86,7 @@ class ModelRecords:
         attacks: Mapping[str, Attack],
         store: Store,
     ) -> None:
+        self.brackets = Brackets(model.tasks, attacks, store)
         self.model = model
         self.sets = sets
         self.ood_sets = [index for index, images in enumerate(sets) if images.group in _OOD]
@@ -282,6 +284,7 @@ class ModelRecords:
                 threshold_set=threshold.images,
                 **self._budget(attack),
                 **rates,
+                **self.brackets.fields(detector, attack, attacked, index),
             )
             rows.append(ScoredRow(row, near_side.scores, (far_side.scores,)))
         return rows
@@ -310,7 +313,13 @@ def _mean(members: Sequence[Row], group: str) -> Row:
     for row in members:
         n_ood += row.n_ood
         seconds += row.seconds
-    return replace(members[0], ood=group, n_ood=n_ood, seconds=seconds, **rates)
+    bounds: dict[str, Any] = {}
+    if all(row.lower is not None for row in members):
+        for name in ("lower", "fpr95_upper", "detection_error_upper"):
+            bounds[name] = sum(getattr(row, name) for row in members) / len(members)
+        # The bounds of all sets hold together unless one of them fails.
+        bounds["alpha"] = min(1.0, sum(row.alpha for row in members))
+    return replace(members[0], ood=group, n_ood=n_ood, seconds=seconds, **rates, **bounds)
 
 
 def interval_of(scored: ScoredRow) -> Interval:

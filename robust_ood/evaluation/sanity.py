@@ -19,6 +19,7 @@ from robust_ood.attacks.objectives import Direction
 from robust_ood.attacks.precision import resolve
 from robust_ood.detectors import MSP, AttackSurface, Detector, surface_of
 from robust_ood.errors import UserError
+from robust_ood.evaluation.records import Row
 from robust_ood.inputs import checked
 from robust_ood.metrics import auroc
 from robust_ood.modes import differentiating, evaluating, ordinary
@@ -88,6 +89,34 @@ def check(
         for attack in attacks:
             warnings += _of_members(detector, attack)
     return [f"{name}: {warning}" for warning in dict.fromkeys(warnings)]
+
+
+def check_bracket(row: Row, clean: Row | None) -> list[str]:
+    """Return an alarm, "broken bracket", unless certified <= attacked <= clean.
+
+    Args:
+        row: of an attack, with a certificate.
+        clean: the same detector on the same sets without attack, if it is there.
+    """
+    if row.lower is None:
+        return []
+    # What is attacked is a sample of the smoothed score; guaranteed bounds leave rounding.
+    slack = _SLACK if row.bound == "certified" else 1e-6
+    subject = (
+        f"{row.model}, {row.detector}: broken bracket: {row.attack} ({row.attacked}, {row.ood})"
+    )
+    alarms = []
+    if row.lower > row.auroc + slack:
+        alarms.append(
+            f"{subject} has the attacked AUROC {row.auroc:.4f} below the {row.bound} "
+            f"{row.lower:.4f}: the bound or the attack has a bug"
+        )
+    if clean is not None and row.auroc > clean.auroc + slack:
+        alarms.append(
+            f"{subject} has the attacked AUROC {row.auroc:.4f} above the clean {clean.auroc:.4f}: "
+            "the attack helps the detector"
+        )
+    return alarms
 
 
 class _BothSides(Detector):

@@ -65,7 +65,10 @@ def chunks(images: ImageSet, limit: int | None, size: int = CHUNK) -> list[Chunk
 
 
 class TestSet(NamedTuple):
-    """Images to score: the in-distribution (`group` "id") or an OOD set."""
+    """Images to score: the in-distribution (`group` "id"), an OOD set, or those for thresholds.
+
+    These have the group "validation", and are scored before any attack.
+    """
 
     images: ImageSet
     group: str
@@ -75,6 +78,11 @@ class TestSet(NamedTuple):
     def direction(self) -> Direction:
         """+1 where an attack lowers scores, -1 where it raises them."""
         return 1 if self.group == "id" else -1
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether it is attacked and certified."""
+        return self.group != "validation"
 
 
 class _Images(Protocol):

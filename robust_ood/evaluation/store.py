@@ -35,6 +35,7 @@ _REQUIRED = {
     "score": ("scores", "indices"),
     "classify": ("scores", "indices"),
     "check": ("warnings",),
+    "certify": ("lower", "upper", "clean_lower", "clean_upper", "seconds"),
 }
 """What a cell of a stage has to hold, as arrays or in `about`."""
 

@@ -100,6 +100,8 @@ def print_results(results: Results, console: Console | None = None) -> None:
         console.print(_LEGEND, "", highlight=False)
     for table in _detection_tables(results.rows):
         console.print(table, "")
+    if any(row.lower is not None for row in results.rows):
+        console.print(_brackets(results.rows), "")
     console.print(_accuracy(results))
     if results.summary:
         console.print(_summary(results), "")
@@ -190,6 +192,26 @@ def _detection(title: str, lines: Mapping[tuple[str, ...], Mapping[str, Row | No
         table.add_row(*map(plain, names), *rates)
         shown_model = model
         shown_detector = detector
+    return table
+
+
+def _brackets(rows: Sequence[Row]) -> Table:
+    """Return what is certified and what attacks leave, both sides perturbed."""
+    table = _table("AUROC with both sides perturbed: certified or guaranteed, attacked")
+    for name in ("model", "detector", "OOD set", "within"):
+        table.add_column(name, overflow="fold")
+    table.add_column("bound", justify="right", no_wrap=True)
+    table.add_column("attacked", justify="right", no_wrap=True)
+    for row in rows:
+        # Means repeat what the sets say.
+        if row.lower is None or row.attacked != "both" or row.ood == row.group:
+            continue
+        within = f"{row.norm} {row.radius:.4g}"
+        table.add_row(
+            *map(plain, (row.model, row.detector, row.ood, within)),
+            f"{row.bound} {_rate(row.lower)}",
+            _rate(row.auroc),
+        )
     return table
 
 

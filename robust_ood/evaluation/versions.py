@@ -47,6 +47,7 @@ PARTS = {
     "scoring": Part(1, ("evaluation/scoring.py",)),
     "metrics": Part(1, ("metrics",)),
     "sanity": Part(1, ("evaluation/sanity.py",)),
+    "certificates": Part(1, ("certify", "bounds")),
     "pictures": Part(1, ("evaluation/curves.py", "evaluation/scene.py")),
 }
 SCORES = ("engine", "models", "detectors", "attacks", "data", "scoring")

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from robust_ood.errors import UserError
 from robust_ood.evaluation.terminal import describe_failure
 from robust_ood.reporting import gallery, summary, tables
+from robust_ood.reporting.brackets import bracket_figures, bracket_sentences
 from robust_ood.reporting.definitions import DEFINITIONS
 from robust_ood.reporting.figures import Figure
 from robust_ood.reporting.papers.comparison import comparisons
@@ -57,6 +58,12 @@ class Fact(NamedTuple):
 
 
 _SECTIONS = (
+    SectionKind(
+        "brackets",
+        "Certified and attacked",
+        "Between which ends the AUROC under the best possible attack is.",
+        bracket_figures,
+    ),
     SectionKind(
         "scores",
         "Score distributions",
@@ -211,7 +218,7 @@ def page(
         **_trust(data),
         **_tables(data),
         **_figures(radius, sections, figures_folder),
-        findings=summary.sentences(data),
+        findings=[*summary.sentences(data), *bracket_sentences(data)],
         comparisons=comparisons(data),
         definitions=DEFINITIONS,
         environments=_environments(data),

@@ -112,7 +112,9 @@ def test_who_is_better_is_seen_and_who_is_equal_is_not_told_apart(folders, capsy
     assert not comparison.significant["blind-0, energy", "bright-0, energy"]
     assert "* bright-0, energy" in text
     assert "  blind-0, energy" in text
-    assert "Who beats whom (> better, < worse, = not told apart): far OOD (far, more), clean" in text
+    assert (
+        "Who beats whom (> better, < worse, = not told apart): far OOD (far, more), clean" in text
+    )
 
 
 def test_recipes_are_compared_over_their_checkpoints(folders, capsys):

@@ -32,7 +32,8 @@ RATES = (
 )  # fmt: skip
 TEXTS = ("model", "detector", "attack", "attacked", "norm", "id", "ood", "group")
 COUNTS = ("steps", "restarts", "n_id", "n_ood")
-ROW = {*TEXTS, "radius", *COUNTS, *RATES, "seconds"}
+BOUNDS = ("lower", "fpr95_upper", "detection_error_upper", "bound", "sigma", "draws", "alpha")
+ROW = {*TEXTS, "radius", *COUNTS, *RATES, "seconds", *BOUNDS}
 ACCURACY = {
     "model",
     "id",
