@@ -16,7 +16,7 @@ from torch import nn
 
 from robust_ood import Unbounded, detectors, minimize
 from robust_ood.callbacks import Checkpoints, Diverged, Guards
-from robust_ood.data import Batch, OODData
+from robust_ood.data import Batch, OODData, to_float
 from robust_ood.errors import UserError
 from robust_ood.evaluation import sanity
 from robust_ood.models import (
@@ -28,6 +28,7 @@ from robust_ood.models import (
     describe,
     rebuild,
 )
+from robust_ood.randomness import generator, seed_torch
 from robust_ood.rules import Langevin
 from robust_ood.training import JEM, ConfidenceGAN, Optimization
 
@@ -118,10 +119,7 @@ def test_jem_is_its_formula(batch):
 
 def test_chains_are_steps_along_log_p_with_noise_written_out(batch):
     method = JEM(smooth(), steps=4, step_size=0.3, noise=0.02, buffer_size=20)
-    draws = torch.Generator()
     end = method.run_chains(batch.images, batch)
-    from robust_ood.randomness import generator
-
     draws = generator(0, "langevin", batch.epoch, batch.step, 0)
     current = batch.images
     for _ in range(4):
@@ -316,21 +314,19 @@ def test_each_loss_trains_one_network(make_net, batch):
 
 def test_a_training_step_is_three_steps_in_turn(make_net, arrays, tmp_path):
     """Written out with three optimisers of torch, for two batches."""
-    method = confidence_gan(make_net(dtype=torch.float32))
+    method = confidence_gan(make_net(dtype=torch.float32)).train()
     trainer = fit(method, arrays, tmp_path, limit_train_batches=2, limit_val_batches=0)
     assert trainer.global_step == 2  # not six
-    by_hand = confidence_gan(make_net(dtype=torch.float32))
-    by_hand.train()
+    by_hand = confidence_gan(make_net(dtype=torch.float32)).train()
     nets = (by_hand.discriminator, by_hand.generator, by_hand.net)
     optimizers = [
         torch.optim.Adam(net.parameters(), 2e-4, betas=(first, 0.999))
         for net, first in zip(nets, (0.5, 0.5, 0.9), strict=True)
     ]
-    from robust_ood.randomness import seed_torch
-
     for batch in trainer.datamodule.train_dataloader():
         if batch.step == 2:
             break
+        batch = batch._replace(images=to_float(batch.images))
         seed_torch(0, "dropout", batch.epoch, batch.step, 0, device=torch.device("cpu"))
         latents = by_hand._latents("latents of the generator", batch)
         fresh = by_hand._latents("latents of the classifier", batch)
@@ -396,8 +392,8 @@ def test_confidence_gan_refuses_settings_by_name(make_net, settings, message):
 
 @pytest.mark.parametrize("size", [8, 16, 32])
 def test_generator_and_discriminator_fit_each_other(size):
-    generator = DCGANGenerator(size, latent_size=7, width=2)
-    images = generator(torch.randn(5, 7, generator=torch.Generator().manual_seed(0)))
+    net = DCGANGenerator(size, latent_size=7, width=2)
+    images = net(torch.randn(5, 7, generator=torch.Generator().manual_seed(0)))
     assert images.shape == (5, 3, size, size)
     assert DCGANDiscriminator(size, width=2)(images).shape == (5,)
 

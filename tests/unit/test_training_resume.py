@@ -220,7 +220,7 @@ def assert_exact(make_net, arrays, tmp_path, make_callbacks=tuple, **options):
             make_net, arrays, folder, checkpoint, callbacks=make_callbacks(), **options
         )
         for key in STATES:
-            for place in same(content[key], resumed[key], key):
+            for place in same(content.get(key), resumed.get(key), key):
                 differing.append(f"step {step}: {place}")
         if resumed_rows != rows:
             differing.append(f"step {step}: metrics.csv:\n{resumed_rows}instead of\n{rows}")
