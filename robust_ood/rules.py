@@ -18,6 +18,7 @@ from torch import Tensor
 
 from robust_ood.arguments import check_fields
 from robust_ood.errors import UserError
+from robust_ood.randomness import Key, generator
 from robust_ood.regions import Region
 
 Stepper = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -105,6 +106,48 @@ class Optimizer(Rule):
             variable.grad = gradient
             optimizer.step()
             return region.project(variable.detach(), center)
+
+        return step
+
+
+@dataclass(frozen=True)
+class Langevin(Rule):
+    """Steps along the gradient itself with noise: `x <- x - step_size grad + noise N(0, I)`.
+
+    Each step is projected. Of an objective that is an energy E, small steps with `noise =
+    sqrt(2 step_size)` sample the density `exp(-E)` (Welling and Teh 2011, Eq. 4); energy-based
+    classifiers choose the two apart, with larger steps (JEM, Grathwohl et al. 2020, Eq. 3 and Sec.
+    5).
+
+    The noise is a pure function of `seed`, `keys` and the batch's shape: the same run twice gives
+    the same samples, and a chain that goes on needs other keys.
+
+    Args:
+        noise: standard deviation of the noise of a step, in pixel fractions, >= 0.
+        seed: of the noise.
+        keys: what else the noise is keyed by, such as epoch, step and rank.
+    """
+
+    noise: float
+    seed: int = 0
+    keys: tuple[Key, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not 0 <= self.noise < math.inf:
+            raise UserError(f"noise: expected a finite number >= 0, got {self.noise}")
+
+    def begin(
+        self, region: Region, center: Tensor, steps: int, step_size: float | Tensor
+    ) -> Stepper:
+        """Return the stepper, whose draws begin anew with each run."""
+        draws = generator(self.seed, "langevin", *self.keys, device=center.device)
+
+        def step(images: Tensor, gradient: Tensor, values: Tensor) -> Tensor:
+            normal = torch.randn(
+                images.shape, generator=draws, device=images.device, dtype=images.dtype
+            )
+            return region.project(images - step_size * gradient + self.noise * normal, center)
 
         return step
 

@@ -28,8 +28,9 @@ class Diverged(UserError):  # noqa: N818  # a state, like `Stopped`
 class Guards(Callback):
     """Watches for infinite losses, in-loop attacks that do nothing, and catastrophic overfitting.
 
-    - A loss or a weight that is not finite stops the run before the next checkpoint is written: the
-      last one is good.
+    - A loss or a weight that is not finite, or numbers of the method that ran away
+      (`Method.divergence`), stop the run before the next checkpoint is written: the last one is
+      good.
     - An in-loop attack that improves its objective on less than half of a batch's images gives a
       warning. Under float16 so do input gradients of which more than 1 % are exactly zero. Both are
       checked every so many steps.
@@ -66,10 +67,15 @@ class Guards(Callback):
     ) -> None:
         """Stop at numbers that are not finite; warn about attacks that do nothing."""
         loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+        advice = _advice(module, batch)
         if not _finite([loss]):
-            raise _diverged(trainer, batch, "the loss", _advice(module, batch))
+            raise _diverged(trainer, batch, "the loss is not finite", advice)
         if not _finite([*module.parameters(), *module.buffers()]):
-            raise _diverged(trainer, batch, "a weight")
+            raise _diverged(trainer, batch, "a weight is not finite", advice)
+        if isinstance(module, Method):
+            exploded = module.divergence()
+            if exploded is not None:
+                raise _diverged(trainer, batch, exploded, advice)
         if isinstance(module, Method):
             self._warn_of_attacks(trainer, module)
 
@@ -130,8 +136,12 @@ class Guards(Callback):
 
 
 def _advice(module: LightningModule, batch: Batch) -> str:
-    """Return what a user's own loss may lack that fails on the very first batch."""
-    if not isinstance(module, Method) or module.needs_outliers or batch.epoch or batch.step:
+    """Return what a method advises, or what a user's own loss may lack on the very first batch."""
+    if not isinstance(module, Method):
+        return ""
+    if module.divergence_advice:
+        return f"; {module.divergence_advice}"
+    if module.needs_outliers or batch.epoch or batch.step:
         return ""
     if type(module).__module__.startswith("robust_ood."):
         return ""
@@ -146,7 +156,7 @@ def _diverged(trainer: Trainer, batch: Batch, number: str, advice: str = "") -> 
     if not Path(checkpoint).exists():
         checkpoint = "none"
     return Diverged(
-        f"training: {number} is not finite after step {trainer.global_step} (batch of epoch "
+        f"training: {number} after step {trainer.global_step} (batch of epoch "
         f"{batch.epoch}, step {batch.step}, rank {trainer.global_rank}); last good checkpoint: "
         f"{checkpoint}{advice}"
     )

@@ -5,7 +5,7 @@ from robust_ood.detectors.attack_surface import AttackSurface, Surrogate, surfac
 from robust_ood.detectors.compose import DeepEnsemble, Mean, Resized, Standardize
 from robust_ood.detectors.contract import Detector, OutputsDetector
 from robust_ood.detectors.fitting.passes import fit
-from robust_ood.detectors.gradients import GradNorm
+from robust_ood.detectors.gradients import GradientNorm, GradNorm
 from robust_ood.detectors.gram import Gram
 from robust_ood.detectors.logits import Energy, MaxLogit, OutlierExposureScore
 from robust_ood.detectors.mahalanobis import LayerNoise, Mahalanobis, RelativeMahalanobis
@@ -35,6 +35,7 @@ __all__ = [
     "Energy",
     "Entropy",
     "GradNorm",
+    "GradientNorm",
     "Gram",
     "InputNoise",
     "KLMatching",

@@ -1,17 +1,20 @@
-"""The size of a loss gradient of the head's weights, in closed form."""
+"""Sizes of gradients: of the head's weights, in closed form, and of the density, of the image."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from robust_ood import losses
 from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface
-from robust_ood.detectors.contract import OutputsDetector
+from robust_ood.detectors.contract import Detector, OutputsDetector, full_precision
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs
-from robust_ood.models.wrap import Network
+from robust_ood.models.wrap import Network, as_network
+from robust_ood.modes import differentiating, ordinary
+from robust_ood.randomness import generator
 
 # The weight of the log-odds in the surrogate. It is small, so that the score decides wherever it
 # has a gradient.
@@ -71,3 +74,82 @@ class GradNorm(OutputsDetector):
         """Return the L1 distance `(N,)` of the softmax from uniform."""
         p = F.softmax(losses.wide(out.logits) / self.temperature, dim=1)  # (N, K)
         return (p - 1 / p.shape[1]).abs().sum(1)
+
+
+class GradientNorm(Detector):
+    """Minus the L2 norm of the density's gradient, `-|d log p(x) / dx|_2`, <= 0.
+
+    `log p(x) = logsumexp f(x)`, as of an energy-based classifier. Source: JEM (Grathwohl et al.
+    2020, Sec. 5.3, "approximate mass"); OOD-attack paper, App. J. The gradient is of pixels in [0,
+    1], twice that of the published code's [-1, 1]; the order of images is the same.
+
+    An attack differentiates the score, and so the network twice. The logits of a ReLU network are
+    piecewise linear: only the weights of the softmax have a second derivative, and none where it is
+    saturated. Attackers therefore also get log p itself, and the norm as `probes` finite
+    differences see it, which feels the kinks between the pieces; the sanity checks report where the
+    gradient is exactly zero. Second derivatives in bfloat16 are mostly rounding, so attacks are in
+    float32.
+
+    Args:
+        net: classifier, images in [0, 1] to logits `(N, K)`; a plain function, too.
+        reach: standard deviation of the finite differences, in pixel fractions, > 0; of attacks
+            only, the score has none.
+        probes: how many directions they take, >= 1.
+    """
+
+    @typed
+    def __init__(self, net: Network, reach: float = 0.02, probes: int = 4) -> None:
+        super().__init__()
+        if not reach > 0:
+            raise UserError(f"reach: expected a number > 0, got {reach}")
+        if probes < 1:
+            raise UserError(f"probes: expected a whole number >= 1, got {probes}")
+        self.net = as_network(net)
+        self.reach = reach
+        self.probes = probes
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The one classifier."""
+        return (self.net,)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return scores `(N,)`, higher = more in-distribution, of images `(N, C, H, W)`.
+
+        Differentiable where gradients are enabled and the images require one.
+        """
+        attacked = torch.is_grad_enabled() and images.requires_grad
+        with differentiating(), full_precision(images):
+            leaf = images if attacked else ordinary(images).requires_grad_()
+            log_p = self.log_density(leaf)
+            (gradient,) = torch.autograd.grad(log_p.sum(), leaf, create_graph=attacked)
+            score: Tensor = -torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+        if not attacked:
+            return score
+        # Of a network without second derivatives the gradient is a constant: zero, not an error.
+        return score + 0 * log_p
+
+    def log_density(self, images: Tensor) -> Tensor:
+        """Return `logsumexp f(x)`, `(N,)`, of images `(N, C, H, W)`."""
+        return losses.wide(self.net(images)).logsumexp(1)
+
+    def probed_norm(self, images: Tensor) -> Tensor:
+        """Return minus the norm `(N,)` that finite differences of log p show.
+
+        With u normal, the mean square of `(log p(x + r u) - log p(x)) / r` is the squared norm. The
+        directions are fixed, and the same for all images.
+        """
+        draws = generator(0, "probes of the gradient norm", device=images.device)
+        center = self.log_density(images)
+        squares = torch.zeros_like(center)
+        for _ in range(self.probes):
+            direction = torch.randn(images.shape[1:], generator=draws, device=images.device)
+            moved = images + self.reach * direction.to(images.dtype)
+            squares = squares + ((self.log_density(moved) - center) / self.reach).square()
+        mean = squares / self.probes
+        return -(mean + torch.finfo(mean.dtype).tiny).sqrt()
+
+    def attack_surface(self) -> AttackSurface:
+        """Return the score itself, then log p, then the norm by finite differences."""
+        surrogates = (self.surrogate, self.log_density, self.probed_norm)
+        return AttackSurface(surrogates, exact=True, needs_float32=True)

@@ -20,7 +20,7 @@ from robust_ood.deprecation import warn_renamed
 from robust_ood.detectors.activations import ASH, DICE, SCALE, ReAct, Shaped
 from robust_ood.detectors.compose import DeepEnsemble, Mean, Standardize
 from robust_ood.detectors.contract import Detector
-from robust_ood.detectors.gradients import GradNorm
+from robust_ood.detectors.gradients import GradientNorm, GradNorm
 from robust_ood.detectors.gram import Gram
 from robust_ood.detectors.logits import Energy, MaxLogit, OutlierExposureScore
 from robust_ood.detectors.mahalanobis import (
@@ -170,6 +170,7 @@ REGISTRY: dict[str, Registered] = {
     "dice": Registered(DICE, "Sun and Li 2022", {"percentile": (10, 30, 50, 70, 90)}, "energy"),
     # of gradients
     "gradnorm": Registered(GradNorm, "Huang et al. 2021"),
+    "gradient-norm": Registered(GradientNorm, "Grathwohl et al. 2020"),
     # of moved images
     "odin": Registered(ODIN, "Liang et al. 2018; ALOE Eq. 6-7", _ODIN),
     "input-noise": Registered(

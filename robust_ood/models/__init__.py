@@ -3,6 +3,7 @@
 from robust_ood.deprecation import moved
 from robust_ood.models.checkpoints import load_weights, network_state, read_checkpoint
 from robust_ood.models.convnet import ConvNet
+from robust_ood.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from robust_ood.models.densenet import DenseNet
 from robust_ood.models.description import describe, rebuild
 from robust_ood.models.efficientnet import EfficientNetLite0
@@ -18,12 +19,16 @@ from robust_ood.models.outputs import Outputs, count_classes, find_layers, outpu
 from robust_ood.models.resnet import ResNet18, ResNet34, ThinResNet
 from robust_ood.models.robustbench import RobustBench
 from robust_ood.models.spatial_transformer import SpatialTransformerNet
+from robust_ood.models.vgg import VGG
 from robust_ood.models.wide_resnet import WideResNet
 from robust_ood.models.wrap import Wrapped, wrap
 
 __all__ = [
     "KEY_MAPS",
+    "VGG",
     "ConvNet",
+    "DCGANDiscriminator",
+    "DCGANGenerator",
     "DenseNet",
     "EfficientNetLite0",
     "Gated",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robust_ood.arguments import typed
 from robust_ood.errors import UserError
+from robust_ood.models.activation import Activation, activation_named
 from robust_ood.models.normalize import CIFAR_MEAN, CIFAR_STD, Normalize
 from robust_ood.models.wide_resnet import check_settings
 
@@ -32,7 +33,7 @@ class NonPositiveLinear(nn.Linear):
 
 
 class ConvNet(nn.Module):
-    """3 x 3 convolutions and linear layers with ReLU, images `(N, 3, H, W)` in [0, 1] to `(N, K)`.
+    """3 x 3 convolutions and linear layers, images `(N, 3, H, W)` in [0, 1] to logits `(N, K)`.
 
     Source: the XL network of GOOD (Bitterwolf et al. 2020) by default; with other settings its L
     network and the discriminator of ProoD (Meinke et al. 2022).
@@ -46,6 +47,8 @@ class ConvNet(nn.Module):
         nonpositive_head: let the last layer's weights be <= 0.
         image_size: H = W of the images.
         mean, std: the normalisation that is the first layer.
+        activation: "relu", "silu" (smooth: for energies), "elu" or "leaky_relu"; `bounds` knows
+            ReLU only.
     """
 
     @typed
@@ -60,6 +63,7 @@ class ConvNet(nn.Module):
         image_size: int = 32,
         mean: Sequence[float] = CIFAR_MEAN,
         std: Sequence[float] = CIFAR_STD,
+        activation: Activation = "relu",
     ) -> None:
         super().__init__()
         check_settings(num_classes, pooling=pooling, image_size=image_size)
@@ -81,14 +85,15 @@ class ConvNet(nn.Module):
             "image_size": image_size,
             "mean": list(mean),
             "std": list(std),
+            "activation": activation,
         }
         self.normalize = Normalize(mean, std)
         self.convolutions = nn.Sequential()
         inputs = 3
         side = image_size
         for outputs, stride in zip(channels, strides, strict=True):
-            block = nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.ReLU())
-            self.convolutions.append(block)
+            convolution = nn.Conv2d(inputs, outputs, 3, stride, 1)
+            self.convolutions.append(nn.Sequential(convolution, activation_named(activation)))
             inputs = outputs
             side = (side + stride - 1) // stride
         self.pooling = pooling
@@ -98,7 +103,8 @@ class ConvNet(nn.Module):
         features = inputs * side**2
         self.hidden = nn.Sequential()
         for width in hidden:
-            self.hidden.append(nn.Sequential(nn.Linear(features, width), nn.ReLU()))
+            layer = nn.Linear(features, width)
+            self.hidden.append(nn.Sequential(layer, activation_named(activation)))
             features = width
         head = NonPositiveLinear if nonpositive_head else nn.Linear
         self.head: nn.Linear = head(features, num_classes)

@@ -17,11 +17,13 @@ from robust_ood.models.libraries import Timm, Torchvision
 from robust_ood.models.mixtures import MixtureRatio
 from robust_ood.models.resnet import ResNet18, ResNet34, ThinResNet
 from robust_ood.models.spatial_transformer import SpatialTransformerNet
+from robust_ood.models.vgg import VGG
 from robust_ood.models.wide_resnet import WideResNet
 
 BUILDABLE: dict[str, type[nn.Module]] = {
     kind.__name__: kind
     for kind in (
+        VGG,
         ConvNet,
         DenseNet,
         Gated,

@@ -2,6 +2,8 @@
 
 from robust_ood.deprecation import moved
 from robust_ood.training.ccu import CCU
+from robust_ood.training.confidence_gan import ConfidenceGAN
+from robust_ood.training.energy import JEM
 from robust_ood.training.gated import ProoD
 from robust_ood.training.good import GOOD
 from robust_ood.training.method import Method
@@ -16,7 +18,9 @@ __all__ = [
     "AOE",
     "CCU",
     "GOOD",
+    "JEM",
     "OE",
+    "ConfidenceGAN",
     "GaussianNoise",
     "Method",
     "Optimization",

@@ -150,6 +150,18 @@ class Method(OptimizedModule):
         """Return what the attack on outliers minimises, a function of their logits."""
         return lambda logits: -losses.cross_entropy_to_uniform(logits)
 
+    def divergence(self) -> str | None:
+        """Return what of the last step's numbers ran away, as a sentence; None while none did.
+
+        Guards stop a run there, as they do where the loss is not finite.
+        """
+        return None
+
+    @property
+    def divergence_advice(self) -> str:
+        """What a user may change where a run of this method diverges; empty for nothing special."""
+        return ""
+
     def loss(self, inlier_logits: Tensor, outlier_logits: Tensor, batch: Batch) -> Tensor:
         """Return the scalar to descend, and log its terms."""
         inlier_loss = self.inlier_loss(inlier_logits, batch)
@@ -175,9 +187,7 @@ class Method(OptimizedModule):
         """
         start = attack.start(images, self.draws(purpose, batch))
         watch = Watch(attack.rule) if self.inspecting else None
-        training = self.attack_mode == "train"
-        freezing = _frozen(self.net) if self.compiled else nullcontext()
-        with mode(self.net, training=training), freezing:
+        with self.searching():
             minimum = attack.descend(
                 lambda x: goal(self._run(x)), images, start, keep="last", rule=watch
             )
@@ -188,6 +198,14 @@ class Method(OptimizedModule):
                 after = goal(self.net(minimum.images))
             self.findings[purpose] = watch.finding(before, after)
         return minimum.images
+
+    @contextmanager
+    def searching(self) -> Iterator[None]:
+        """Have the network inside the block as searches over images differentiate it."""
+        training = self.attack_mode == "train"
+        freezing = frozen(self.net) if self.compiled else nullcontext()
+        with mode(self.net, training=training), freezing:
+            yield
 
     def search(self, *arguments: Any, **settings: Any) -> Tensor:
         """Return the same as `run_attack`, its name from the next release on."""
@@ -305,9 +323,11 @@ def _joint(first: Objective, second: Objective, size: int) -> Objective:
 
 
 @contextmanager
-def _frozen(net: nn.Module) -> Iterator[None]:
+def frozen(*nets: nn.Module) -> Iterator[None]:
     """Let no parameter require a gradient inside the block."""
-    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    parameters = []
+    for net in nets:
+        parameters += [parameter for parameter in net.parameters() if parameter.requires_grad]
     try:
         for parameter in parameters:
             parameter.requires_grad_(False)

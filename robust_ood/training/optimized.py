@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities import rank_zero_warn
@@ -17,6 +17,14 @@ from robust_ood.training.optimization import Optimization
 
 _PLATEAU_STATE = ("best", "cooldown_counter", "last_epoch", "num_bad_epochs")
 """What a plateau schedule has seen; the rest of its state are settings."""
+
+
+class OptimizedPart(NamedTuple):
+    """A network, the setting that it is optimised by, and its groups of parameters, if it has."""
+
+    net: nn.Module
+    optimization: Optimization
+    groups: list[dict[str, Any]] | None = None
 
 
 class OptimizedModule(LightningModule):
@@ -41,14 +49,27 @@ class OptimizedModule(LightningModule):
         self._steps: float | None = None
 
     def configure_optimizers(self) -> Any:
-        """Return the optimiser and its schedule."""
-        length = self._length()
-        configured = self.optimization.configure(self.net, length, self.parameter_groups())
+        """Return the optimiser and its schedule; of several parts, a list of them."""
+        parts = self.optimized_parts()
+        configured = []
+        settings = []
+        for part in parts:
+            configured.append(self._configured(part))
+            settings.append(f"{part.optimization!r} over {self._length(part.optimization)}")
         self._optimization_state = {
-            "settings": f"{self.optimization!r} over {length}",
-            "optimizer": type(configured["optimizer"]).__name__,
+            "settings": "; ".join(settings),
+            "optimizer": ", ".join(type(made["optimizer"]).__name__ for made in configured),
         }
+        if len(configured) == 1:
+            return configured[0]
         return configured
+
+    def optimized_parts(self) -> list[OptimizedPart]:
+        """Return what is optimised apart, the network first; by default the network alone.
+
+        A method of several parts takes their steps itself (Lightning's manual optimisation).
+        """
+        return [OptimizedPart(self.net, self.optimization, self.parameter_groups())]
 
     def parameter_groups(self) -> list[dict[str, Any]] | None:
         """Return groups of parameters with settings of their own; None for one group of all."""
@@ -82,45 +103,58 @@ class OptimizedModule(LightningModule):
 
     def on_validation_start(self) -> None:
         """Forget what an earlier validation logged for a plateau schedule."""
-        if self._plateau() is not None:
-            self.trainer.callback_metrics.pop(self.optimization.monitor, None)
+        for _, monitor in self._plateaus():
+            self.trainer.callback_metrics.pop(monitor, None)
 
     def on_validation_epoch_end(self) -> None:
         """Step a plateau schedule where this validation logged its number."""
-        plateau = self._plateau()
-        if plateau is None:
-            return
         values = self.trainer.callback_metrics
-        if self.optimization.monitor in values:
-            plateau.step(float(values[self.optimization.monitor]))
-            return
+        for plateau, monitor in self._plateaus():
+            if monitor in values:
+                plateau.step(float(values[monitor]))
+            elif not self._will_log(monitor):
+                logged = ", ".join(sorted(values)) or "nothing"
+                raise UserError(
+                    f"optimization.monitor: {monitor!r} is not logged; logged: {logged}"
+                )
+
+    def _will_log(self, monitor: str) -> bool:
+        """Return whether a callback logs a number, if not after this validation."""
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        for callback in callbacks:
-            if self.optimization.monitor in getattr(callback, "logs", ()):
-                return  # it will be logged, only not after this validation
-        logged = ", ".join(sorted(values)) or "nothing"
-        raise UserError(
-            f"optimization.monitor: {self.optimization.monitor!r} is not logged; logged: {logged}"
-        )
+        return any(monitor in getattr(callback, "logs", ()) for callback in callbacks)
 
-    def _plateau(self) -> ReduceLROnPlateau | None:
-        """Return the plateau schedule of a run that is training, if it has one."""
+    def schedules(self) -> list[LRScheduler | ReduceLROnPlateau]:
+        """Return the schedule of each part."""
+        schedules = self.lr_schedulers()
+        if schedules is None:
+            return []
+        if isinstance(schedules, list):
+            return schedules
+        return [schedules]
+
+    def _plateaus(self) -> list[tuple[ReduceLROnPlateau, str]]:
+        """Return the plateau schedules of a run that is training, and what each follows."""
         if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
-            return None
-        schedule = self.lr_schedulers()
-        if isinstance(schedule, ReduceLROnPlateau):
-            return schedule
-        return None
+            return []
+        plateaus = []
+        for part, schedule in zip(self.optimized_parts(), self.schedules(), strict=True):
+            if isinstance(schedule, ReduceLROnPlateau):
+                plateaus.append((schedule, part.optimization.monitor))
+        return plateaus
 
-    def _length(self) -> int:
-        """Return the length of the run in steps of the schedule."""
+    def _configured(self, part: OptimizedPart) -> dict[str, Any]:
+        length = self._length(part.optimization)
+        return part.optimization.configure(part.net, length, part.groups)
+
+    def _length(self, optimization: Optimization) -> int:
+        """Return the length of the run in steps of a schedule."""
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
             raise UserError(
                 "trainer.max_epochs: the learning rate follows the run to its end; "
                 "set max_epochs or max_steps"
             )
-        if self.optimization.interval == "epoch":
+        if optimization.interval == "epoch":
             return math.ceil(steps / self._steps_per_epoch())
         return int(steps)
 
@@ -128,37 +162,58 @@ class OptimizedModule(LightningModule):
         batches = self.trainer.num_training_batches
         return max(math.ceil(batches / self.trainer.accumulate_grad_batches), 1)
 
-    def _take_over(self, checkpoint: dict[str, Any], optimizer_name: str) -> None:
-        """Replace the states of a checkpoint's optimiser and schedule by those under our settings.
+    def _take_over(self, checkpoint: dict[str, Any], optimizer_names: str) -> None:
+        """Replace the states of a checkpoint's optimisers and schedules by those of our settings.
 
         Args:
             checkpoint: as Lightning is about to restore it; changed in place.
-            optimizer_name: the class of the checkpoint's optimiser.
+            optimizer_names: the classes of the checkpoint's optimisers.
         """
-        steps = checkpoint["global_step"]
-        if self.optimization.interval == "epoch":
+        names = optimizer_names.split(", ")
+        saved = checkpoint["optimizer_states"]
+        saved_schedules = checkpoint["lr_schedulers"]
+        states = []
+        schedules = []
+        for place, part in enumerate(self.optimized_parts()):
+            state, schedule = self._taken_over(
+                part,
+                checkpoint["global_step"],
+                names[place] if place < len(names) else "",
+                saved[place] if place < len(saved) else {"param_groups": []},
+                saved_schedules[place] if place < len(saved_schedules) else None,
+            )
+            states.append(state)
+            schedules.append(schedule)
+        checkpoint["optimizer_states"] = states
+        checkpoint["lr_schedulers"] = schedules
+
+    def _taken_over(
+        self,
+        part: OptimizedPart,
+        steps: int,
+        saved_name: str,
+        saved: dict[str, Any],
+        saved_schedule: dict[str, Any] | None,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the states of a part's optimiser and schedule after so many steps."""
+        if part.optimization.interval == "epoch":
             steps = steps // self._steps_per_epoch()
-        groups = self.parameter_groups()
-        configured = self.optimization.configure(self.net, self._length(), groups)
+        configured = self._configured(part)
         optimizer: Optimizer = configured["optimizer"]
         schedule: LRScheduler = configured["lr_scheduler"]["scheduler"]
-        saved_schedules = checkpoint["lr_schedulers"]
-        saved_optimizer = checkpoint["optimizer_states"][0]
-        if isinstance(schedule, ReduceLROnPlateau):
-            if saved_schedules:
-                _take_plateau(schedule, saved_schedules[0], saved_optimizer)
-        else:
+        if not isinstance(schedule, ReduceLROnPlateau):
             _replay(schedule, steps)
+        elif saved_schedule is not None:
+            _take_plateau(schedule, saved_schedule, saved)
         state = optimizer.state_dict()
-        if optimizer_name == type(optimizer).__name__ and _same_groups(saved_optimizer, state):
-            state["state"] = saved_optimizer["state"]
+        if saved_name == type(optimizer).__name__ and _same_groups(saved, state):
+            state["state"] = saved["state"]
         else:
             rank_zero_warn(
                 "optimization: the checkpoint's optimiser has another class or other groups of "
                 "parameters; this run's begins without its state"
             )
-        checkpoint["optimizer_states"] = [state]
-        checkpoint["lr_schedulers"] = [schedule.state_dict()]
+        return state, schedule.state_dict()
 
 
 def _replay(schedule: LRScheduler, steps: int) -> None:

@@ -164,6 +164,7 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
         "step_size": 0.01, "rule": rules.Steepest(), "start": IMAGES, "keep": "best",
         "judge": lambda x: x.flatten(1).sum(1), "trace": True,
     },
+    "rules.Langevin": {"noise": 0.01, "seed": 0, "keys": ("test", 1)},
     "rules.Steepest": {"momentum": 0.5, "decay": "cosine"},
     "rules.AutoPGD": {"inertia": 0.75, "progress": 0.75},
     "rules.Optimizer": {"kind": torch.optim.Adam, "options": {}},
@@ -271,6 +272,7 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
     "detectors.Energy": {"net": NET, "temperature": 1.0},
     "detectors.Entropy": {"net": NET, "layers": ()},
     "detectors.GEN": {"net": NET, "gamma": 0.1, "top": 100},
+    "detectors.GradientNorm": {"net": NET, "reach": 0.02, "probes": 2},
     "detectors.GradNorm": {"net": NET, "temperature": 1.0, "reference": False},
     "detectors.Gram": {
         "net": NET, "layers": "conv", "powers": (1, 2), "classes": "labels", "held_out": 0.1,
@@ -340,6 +342,15 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
     "training.ADV": _IN_LOOP,
     "training.ALOE": {**_IN_LOOP, "outlier_attack": PGD, "outlier_weight": 0.5},
     "training.AOE": {**_IN_LOOP, "outlier_weight": 0.5},
+    "training.ConfidenceGAN": {
+        **_TRAINING, "beta": 1.0, "image_size": 8, "latent_size": 5, "width": 4,
+        "generator": None, "discriminator": None, "gan_optimization": None,
+    },
+    "training.JEM": {
+        **_TRAINING, "steps": 2, "step_size": 0.25, "noise": 0.005, "input_noise": 0.015,
+        "buffer_size": 10, "restart_probability": 0.05, "generative_weight": 1.0,
+        "weight_ramp": (0.0, 0.3), "energy_limit": 1e4,
+    },
     "training.GaussianNoise": {**_TRAINING, "sigma": 0.1},
     "training.Method": {**_IN_LOOP, "outlier_attack": PGD, "outlier_weight": 0.5},
     "training.OE": {**_TRAINING, "outlier_weight": 0.5},
@@ -427,6 +438,12 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
     },
     "data.to_float": {"images": torch.zeros(2, 3, 6, 6, dtype=torch.uint8)},
     # networks
+    "models.DCGANDiscriminator": {"image_size": 8, "width": 4, "channels": 3},
+    "models.DCGANGenerator": {"image_size": 8, "latent_size": 5, "width": 4, "channels": 3},
+    "models.VGG": {
+        "depth": 11, "width": 2, "hidden": (4,), "num_classes": 4, "dropout": 0.1,
+        "image_size": 32, **_SIZES,
+    },
     "models.DenseNet": {"depth": 10, "growth": 4, "num_classes": 4, **_SIZES},
     "models.Normalize": _SIZES,
     "models.ResNet18": {"num_classes": 4, **_SIZES},

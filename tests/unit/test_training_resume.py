@@ -19,7 +19,7 @@ from robust_ood.attacks import PGD
 from robust_ood.callbacks import Checkpoints, MetricsFile, recent
 from robust_ood.data import OODData
 from robust_ood.errors import UserError
-from robust_ood.training import ALOE, Optimization
+from robust_ood.training import ALOE, JEM, ConfidenceGAN, Optimization
 
 BATCHES, EPOCHS = 4, 2
 
@@ -73,20 +73,35 @@ class Memory(Logger):
         self.rows.append((step, dict(metrics)))
 
 
+def aloe(net, optimization):
+    attack = PGD(Linf(8 / 255), steps=2)
+    return ALOE(net, attack, attack, optimization=optimization or Optimization(0.05))
+
+
+def jem(net, optimization):
+    return JEM(net, steps=2, buffer_size=16, optimization=optimization, restart_probability=0.3)
+
+
+def confidence_gan(net, optimization):
+    return ConfidenceGAN(net, 1.0, 8, 5, 4, optimization=optimization)
+
+
 def train(
-    make_net, arrays, folder, resume=None, optimization=None, callbacks=(), loggers=(), **options
+    make_net,
+    arrays,
+    folder,
+    resume=None,
+    optimization=None,
+    callbacks=(),
+    loggers=(),
+    make_method=aloe,
+    **options,
 ):
     torch.manual_seed(
         1 if resume else 0
     )  # a resumed run must not lean on what the process drew before
     folder.mkdir(exist_ok=True)
-    attack = PGD(Linf(8 / 255), steps=2)
-    method = ALOE(
-        make_net(seed=3 if resume else 0, dtype=torch.float32),
-        attack,
-        attack,
-        optimization=optimization or Optimization(0.05),
-    )
+    method = make_method(make_net(seed=3 if resume else 0, dtype=torch.float32), optimization)
     data = OODData(
         "train",
         "validation",
@@ -154,7 +169,41 @@ def test_every_checkpoint_continues_the_run(make_net, arrays, tmp_path, options)
     assert_exact(make_net, arrays, tmp_path, **options)
 
 
-STATES = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "epoch", "global_step")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("make_method", [jem, confidence_gan])
+def test_methods_with_more_to_remember_continue(make_net, arrays, tmp_path, make_method, precision):
+    """Chains of samples, and networks that are trained beside the classifier."""
+    assert_exact(make_net, arrays, tmp_path, make_method=make_method, precision=precision)
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_methods_of_several_parts_take_this_runs_settings(make_net, arrays, tmp_path, interval):
+    """Each part's schedule then stands where it would have stood under them from the start."""
+    train(make_net, arrays, tmp_path / "first", make_method=confidence_gan)
+    changed = Optimization(
+        optimizer={"name": "adam", "lr": 0.01}, scheduler="cosine", interval=interval
+    )
+    checkpoint = tmp_path / "first" / f"step-{BATCHES}.ckpt"
+    folder = tmp_path / "resumed"
+    folder.mkdir()
+    shutil.copy(tmp_path / "first" / "metrics.csv", folder)
+    resumed, _ = train(make_net, arrays, folder, checkpoint, changed, make_method=confidence_gan)
+    whole, _ = train(
+        make_net, arrays, tmp_path / "whole", optimization=changed, make_method=confidence_gan
+    )
+    assert not same(whole["lr_schedulers"], resumed["lr_schedulers"])
+    assert whole["global_step"] == resumed["global_step"] == BATCHES * EPOCHS
+
+
+STATES = (
+    "state_dict",
+    "optimizer_states",
+    "lr_schedulers",
+    "callbacks",
+    "epoch",
+    "global_step",
+    "replay",
+)
 
 
 def assert_exact(make_net, arrays, tmp_path, make_callbacks=tuple, **options):
@@ -171,7 +220,7 @@ def assert_exact(make_net, arrays, tmp_path, make_callbacks=tuple, **options):
             make_net, arrays, folder, checkpoint, callbacks=make_callbacks(), **options
         )
         for key in STATES:
-            for place in same(content[key], resumed[key], key):
+            for place in same(content.get(key), resumed.get(key), key):
                 differing.append(f"step {step}: {place}")
         if resumed_rows != rows:
             differing.append(f"step {step}: metrics.csv:\n{resumed_rows}instead of\n{rows}")
