@@ -123,11 +123,12 @@ class GradientNorm(Detector):
             leaf = images if attacked else ordinary(images).requires_grad_()
             log_p = self.log_density(leaf)
             (gradient,) = torch.autograd.grad(log_p.sum(), leaf, create_graph=attacked)
-            score = -torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+            score: Tensor = -torch.linalg.vector_norm(gradient.flatten(1), dim=1)
         if not attacked:
             return score
         # Of a network without second derivatives the gradient is a constant: zero, not an error.
-        return score + 0 * log_p
+        attached: Tensor = score + 0 * log_p
+        return attached
 
     def log_density(self, images: Tensor) -> Tensor:
         """Return `logsumexp f(x)`, `(N,)`, of images `(N, C, H, W)`."""

@@ -127,7 +127,7 @@ class ConfidenceGAN(Method):
             ends_epoch = self.trainer.is_last_batch
             is_plateau = isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau)
             if not is_plateau and (part.optimization.interval == "step" or ends_epoch):
-                schedule.step()  # type: ignore[call-arg]
+                schedule.step()
         return loss.detach()
 
     def objective(self, batch: Batch) -> Tensor:
