@@ -116,7 +116,10 @@ class _Form(NamedTuple):
 
 _trials: WeakKeyDictionary[nn.Module, dict[_Form, bool]] = WeakKeyDictionary()
 """Whether a network takes images of a form as they are; forms that always fail are not kept."""
-_OWN = {f"robust_ood.models.{name}" for name in ("densenet", "resnet", "wide_resnet")}
+_OWN = {
+    f"robust_ood.models.{name}"
+    for name in ("autoencoder", "densenet", "glow", "resnet", "wide_resnet")
+}
 _given_copies: WeakSet[nn.Module] = WeakSet()
 """Networks that work in place, and get a copy of their images."""
 

@@ -92,7 +92,7 @@ def find_parts(net: nn.Module, image_shape: tuple[int, ...]) -> tuple[nn.Module,
         image_shape: channels, height and width of the images.
     """
     if not isinstance(net, Wrapped):
-        if getattr(net, "feature_layers", ()):
+        if getattr(net, "feature_layers", ()) or not getattr(net, "classifies", True):
             return net, None
         net = wrap(net).eval()
     return net, net.find_layers(image_shape)

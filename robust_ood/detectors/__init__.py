@@ -5,6 +5,7 @@ from robust_ood.detectors.attack_surface import AttackSurface, Surrogate, surfac
 from robust_ood.detectors.compose import DeepEnsemble, Mean, Resized, Standardize
 from robust_ood.detectors.contract import Detector, OutputsDetector
 from robust_ood.detectors.fitting.passes import fit
+from robust_ood.detectors.generative import Complexity, Likelihood, ReconstructionError
 from robust_ood.detectors.gradients import GradientNorm, GradNorm
 from robust_ood.detectors.gram import Gram
 from robust_ood.detectors.logits import Energy, MaxLogit, OutlierExposureScore
@@ -30,6 +31,7 @@ __all__ = [
     "REGISTRY",
     "SCALE",
     "AttackSurface",
+    "Complexity",
     "DeepEnsemble",
     "Detector",
     "Energy",
@@ -40,12 +42,14 @@ __all__ = [
     "InputNoise",
     "KLMatching",
     "LayerNoise",
+    "Likelihood",
     "Mahalanobis",
     "MaxLogit",
     "Mean",
     "OutlierExposureScore",
     "OutputsDetector",
     "ReAct",
+    "ReconstructionError",
     "RelativeMahalanobis",
     "Residual",
     "Resized",

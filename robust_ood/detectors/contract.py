@@ -278,6 +278,11 @@ class OutputsDetector(Detector):
     def __init__(self, net: Network, layers: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.net = as_network(net)
+        if not getattr(self.net, "classifies", True):
+            raise UserError(
+                f"net: {type(self).__name__} reads the logits of a classifier, and "
+                f"{type(self.net).__name__} is none"
+            )
         self.layers = layers
         if self.needs != "logits":
             require(self.net, self.needs, type(self).__name__)

@@ -127,7 +127,8 @@ class GradientNorm(Detector):
         if not attacked:
             return score
         # Of a network without second derivatives the gradient is a constant: zero, not an error.
-        return score + 0 * log_p
+        attached: Tensor = score + 0 * log_p
+        return attached
 
     def log_density(self, images: Tensor) -> Tensor:
         """Return `logsumexp f(x)`, `(N,)`, of images `(N, C, H, W)`."""

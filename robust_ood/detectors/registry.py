@@ -20,6 +20,7 @@ from robust_ood.deprecation import warn_renamed
 from robust_ood.detectors.activations import ASH, DICE, SCALE, ReAct, Shaped
 from robust_ood.detectors.compose import DeepEnsemble, Mean, Standardize
 from robust_ood.detectors.contract import Detector
+from robust_ood.detectors.generative import Complexity, Likelihood, ReconstructionError
 from robust_ood.detectors.gradients import GradientNorm, GradNorm
 from robust_ood.detectors.gram import Gram
 from robust_ood.detectors.logits import Energy, MaxLogit, OutlierExposureScore
@@ -168,6 +169,10 @@ REGISTRY: dict[str, Registered] = {
     "ash-s": Registered(ASH, "Djurisic et al. 2023", _PERCENTILES, "energy", {"variant": "S"}),
     "scale": Registered(SCALE, "Xu et al. 2024", _PERCENTILES, "energy"),
     "dice": Registered(DICE, "Sun and Li 2022", {"percentile": (10, 30, 50, 70, 90)}, "energy"),
+    # of networks that model images
+    "likelihood": Registered(Likelihood, "Nalisnick et al. 2019"),
+    "complexity": Registered(Complexity, "Serra et al. 2020"),
+    "reconstruction": Registered(ReconstructionError, "Liang et al., Sec. 2.4"),
     # of gradients
     "gradnorm": Registered(GradNorm, "Huang et al. 2021"),
     "gradient-norm": Registered(GradientNorm, "Grathwohl et al. 2020"),

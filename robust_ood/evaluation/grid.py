@@ -255,7 +255,9 @@ class Grid:
         fingerprints = {label: model.fingerprint(label) for label in model.detectors}
         budgets: dict[str, Attack | None] = {"none": None, **self.attacks}
         for label, attack in budgets.items():
-            for chunk in self.sets[0].chunks:
+            # A flow or an auto-encoder has no classes.
+            labelled = self.sets[0].chunks if getattr(model.net, "classifies", True) else []
+            for chunk in labelled:
                 yield AccuracyTask(model, chunk, label, attack, self.scorer)
             for names in self._groups(model, attack):
                 group = {name: fingerprints[name] for name in names}

@@ -140,6 +140,8 @@ class ModelRecords:
         """Return the accuracy, clean and under each attack."""
         records = []
         for label in ("none", *self.attacks):
+            if ("", label, 0) not in self.keys:
+                continue  # the network is no classifier
             right = self.column("", label, 0)
             if right is None:
                 continue

@@ -102,7 +102,8 @@ def print_results(results: Results, console: Console | None = None) -> None:
         console.print(table, "")
     if any(row.lower is not None for row in results.rows):
         console.print(_brackets(results.rows), "")
-    console.print(_accuracy(results))
+    if results.classification:
+        console.print(_accuracy(results))
     if results.summary:
         console.print(_summary(results), "")
     for warning in results.warnings:

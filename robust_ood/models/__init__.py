@@ -1,6 +1,7 @@
 """Networks: pixels in [0, 1] in, logits out."""
 
 from robust_ood.deprecation import moved
+from robust_ood.models.autoencoder import AutoEncoder
 from robust_ood.models.checkpoints import load_weights, network_state, read_checkpoint
 from robust_ood.models.convnet import ConvNet
 from robust_ood.models.dcgan import DCGANDiscriminator, DCGANGenerator
@@ -9,6 +10,7 @@ from robust_ood.models.description import describe, rebuild
 from robust_ood.models.efficientnet import EfficientNetLite0
 from robust_ood.models.export import export
 from robust_ood.models.gated import Gated
+from robust_ood.models.glow import Glow
 from robust_ood.models.heads import find_head
 from robust_ood.models.key_maps import KEY_MAPS
 from robust_ood.models.libraries import Timm, Torchvision
@@ -26,12 +28,14 @@ from robust_ood.models.wrap import Wrapped, wrap
 __all__ = [
     "KEY_MAPS",
     "VGG",
+    "AutoEncoder",
     "ConvNet",
     "DCGANDiscriminator",
     "DCGANGenerator",
     "DenseNet",
     "EfficientNetLite0",
     "Gated",
+    "Glow",
     "MixtureRatio",
     "Normalize",
     "Outputs",

@@ -9,10 +9,12 @@ from typing import Any
 from torch import nn
 
 from robust_ood.errors import UserError
+from robust_ood.models.autoencoder import AutoEncoder
 from robust_ood.models.convnet import ConvNet
 from robust_ood.models.densenet import DenseNet
 from robust_ood.models.efficientnet import EfficientNetLite0
 from robust_ood.models.gated import Gated
+from robust_ood.models.glow import Glow
 from robust_ood.models.libraries import Timm, Torchvision
 from robust_ood.models.mixtures import MixtureRatio
 from robust_ood.models.resnet import ResNet18, ResNet34, ThinResNet
@@ -24,9 +26,11 @@ BUILDABLE: dict[str, type[nn.Module]] = {
     kind.__name__: kind
     for kind in (
         VGG,
+        AutoEncoder,
         ConvNet,
         DenseNet,
         Gated,
+        Glow,
         MixtureRatio,
         EfficientNetLite0,
         ResNet18,

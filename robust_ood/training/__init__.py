@@ -5,6 +5,7 @@ from robust_ood.training.ccu import CCU
 from robust_ood.training.confidence_gan import ConfidenceGAN
 from robust_ood.training.energy import JEM
 from robust_ood.training.gated import ProoD
+from robust_ood.training.generative import AutoEncoder, Flow
 from robust_ood.training.good import GOOD
 from robust_ood.training.method import Method
 from robust_ood.training.methods import ADV, ALOE, AOE, OE, Standard
@@ -20,7 +21,9 @@ __all__ = [
     "GOOD",
     "JEM",
     "OE",
+    "AutoEncoder",
     "ConfidenceGAN",
+    "Flow",
     "GaussianNoise",
     "Method",
     "Optimization",

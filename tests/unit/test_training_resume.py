@@ -14,7 +14,7 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import CSVLogger, Logger
 
-from robust_ood import Linf
+from robust_ood import Linf, models, training
 from robust_ood.attacks import PGD
 from robust_ood.callbacks import Checkpoints, MetricsFile, recent
 from robust_ood.data import OODData
@@ -84,6 +84,16 @@ def jem(net, optimization):
 
 def confidence_gan(net, optimization):
     return ConfidenceGAN(net, 1.0, 8, 5, 4, optimization=optimization)
+
+
+def flow(_, optimization):
+    net = models.Glow(8, 3, levels=2, steps=2, hidden=4)
+    return training.Flow(net, optimization=optimization)
+
+
+def auto_encoder(_, optimization):
+    net = models.AutoEncoder(8, (4,), latent_size=3)
+    return training.AutoEncoder(net, input_noise=0.1, optimization=optimization)
 
 
 def train(
@@ -170,7 +180,7 @@ def test_every_checkpoint_continues_the_run(make_net, arrays, tmp_path, options)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("make_method", [jem, confidence_gan])
+@pytest.mark.parametrize("make_method", [jem, confidence_gan, flow, auto_encoder])
 def test_methods_with_more_to_remember_continue(make_net, arrays, tmp_path, make_method, precision):
     """Chains of samples, and networks that are trained beside the classifier."""
     assert_exact(make_net, arrays, tmp_path, make_method=make_method, precision=precision)
