@@ -56,6 +56,14 @@ ENTRIES = (
     Entry("classifier, Mahalanobis", "standard", "mahalanobis", "score"),
     Entry("classifier, Gram", "standard", "gram", "log-score"),
 )
+SMALL = ("--data.size", "8")
+DATA = {
+    "flow": (*SMALL, "--data.channels", "1"),
+    "autoencoder": (*SMALL, "--data.channels", "1"),
+    "jem": SMALL,
+    "confidence_gan": SMALL,
+}
+"""By recipe, the size and channels of the images that its network takes."""
 ENSEMBLE = (1, 2)
 """Seeds of the ensemble's other networks."""
 
@@ -128,6 +136,7 @@ def measure(chosen: argparse.Namespace, entry: Entry) -> tuple[str, ...]:
     spec = {**spec, "label": "detector"}
     folder = chosen.folder / entry.name.replace(" ", "-").replace(",", "")
     shared = ["-c", str(ROOT / "configs" / "data" / f"{chosen.data}.yaml")]
+    shared += DATA.get(entry.recipe, ())
     shared += ["--checkpoint", str(checkpoint), "--detectors", json.dumps([spec])]
     shared += ["--limit", str(chosen.limit), "--report", "false"]
     attack = {"name": "pgd", "norm": "Linf", "radius": "8/255", "steps": chosen.pgd_steps}
@@ -136,7 +145,7 @@ def measure(chosen: argparse.Namespace, entry: Entry) -> tuple[str, ...]:
         [
             *shared,
             *("--attacks", json.dumps([attack]), "--sanity", "false", "--figures", "false"),
-            *("--intervals", "0", "--output", str(folder / "pgd")),
+            *("--intervals", "false", "--output", str(folder / "pgd")),
         ],
     )
     match: dict[str, str] = {"code": entry.match}

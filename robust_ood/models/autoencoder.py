@@ -78,6 +78,10 @@ class AutoEncoder(nn.Module):
         maps: Tensor = self.decoder(self.encode(images))
         return maps
 
+    def features(self, images: Tensor) -> Tensor:
+        """Return the codes `(N, latent_size)`, which are what an attack on the encoder matches."""
+        return self.encode(images)
+
     def encode(self, images: Tensor) -> Tensor:
         """Return the codes `(N, latent_size)`."""
         code: Tensor = self.code(self.encoder(images).flatten(1))

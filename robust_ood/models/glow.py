@@ -89,6 +89,11 @@ class Glow(nn.Module):
         latents, log_det = self.flow.inverse_and_log_det(self._checked(images) - 0.5)
         return latents, log_det
 
+    def features(self, images: Tensor) -> Tensor:
+        """Return the latents of all levels as vectors, `(N, D)`."""
+        latents, _ = self.encode(images)
+        return torch.cat([latent.flatten(1) for latent in latents], dim=1)
+
     def decode(self, latents: list[Tensor]) -> Tensor:
         """Return the images of latents, `(N, C, H, W)`, not clipped to [0, 1]."""
         images: Tensor = self.flow.forward_and_log_det(latents)[0]

@@ -278,3 +278,16 @@ def test_an_auto_encoder_learns_from_the_squared_error():
     with torch.no_grad():
         expected = ((net(images) - images) ** 2).mean((1, 2, 3))
         torch.testing.assert_close(method.values(images), expected)
+
+
+@pytest.mark.parametrize("make", [lambda: flow(channels=3, size=8).float(),
+                                  lambda: models.AutoEncoder(8, (4,), latent_size=3).eval()])  # fmt: skip
+def test_the_encoder_attack_matches_latents_and_codes(make):
+    net = make()
+    images = pictures(2, 3, 8).float()
+    encode = attacks.encoder(net, "features")
+    latents = encode(images)
+    assert latents.shape == (2, 192 if isinstance(net, models.Glow) else 3)
+    assert torch.equal(latents, net.features(images))
+    with pytest.raises(UserError, match="is no classifier and has no logits"):
+        attacks.encoder(net, "logits")(images)
