@@ -1,4 +1,4 @@
-"""The commands `train`, `evaluate`, `report`, `data` and `export`, and `main` to choose one.
+"""The commands `train`, `evaluate`, `report`, `data`, `export`, ..., and `main` to choose one.
 
 A user's mistake, wherever it is raised, ends here as one line and exit code 2.
 """
@@ -20,7 +20,7 @@ def main(arguments: Arguments = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: robust-ood COMMAND ...\n\ncommands:")
         for name, (_, summary) in COMMANDS.items():
-            print(f"  {name:10} {summary}")
+            print(f"  {name:13} {summary}")
         print("\nrobust-ood COMMAND --help describes a command.")
         return 0 if arguments else 2
     name, *options = arguments
@@ -66,6 +66,11 @@ def report(arguments: Arguments = None) -> int:
     return _guarded("report", arguments)
 
 
+def text_features(arguments: Arguments = None) -> int:
+    """Write features of words: see `robust-ood text-features --help`. Returns the exit code."""
+    return _guarded("text-features", arguments)
+
+
 def search(arguments: Arguments = None) -> int:
     """Choose detectors' settings: see `robust-ood search --help`. Returns the exit code."""
     return _guarded("search", arguments)
@@ -78,6 +83,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "report": (report, "write an HTML page with tables and figures over folders of results"),
     "data": (data, "list, download, verify, preview and compare data sets"),
     "export": (export, "write a checkpoint's network as plain weights and a JSON description"),
+    "text-features": (text_features, "write features of words for zero-shot detection"),
 }
 
 
@@ -133,7 +139,7 @@ def _system_words(error: OSError | MemoryError) -> str:
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    run = import_module(f"robust_ood.cli.{command}_command").run
+    run = import_module(f"robust_ood.cli.{command.replace('-', '_')}_command").run
     if "--help-all" in arguments:
         from robust_ood.cli.help import print_all_settings
 

@@ -8,6 +8,7 @@ from robust_ood.models.description import describe, rebuild
 from robust_ood.models.export import export
 from robust_ood.models.gated import Gated
 from robust_ood.models.heads import find_head
+from robust_ood.models.image_text import CLIP, ImageText
 from robust_ood.models.key_maps import KEY_MAPS
 from robust_ood.models.libraries import Timm, Torchvision
 from robust_ood.models.loading import load_network
@@ -17,13 +18,16 @@ from robust_ood.models.outputs import Outputs, count_classes, find_layers, outpu
 from robust_ood.models.resnet import ResNet18, ThinResNet
 from robust_ood.models.robustbench import RobustBench
 from robust_ood.models.wide_resnet import WideResNet
+from robust_ood.models.words import WordFeatures, read_words, text_features
 from robust_ood.models.wrap import Wrapped, wrap
 
 __all__ = [
+    "CLIP",
     "KEY_MAPS",
     "ConvNet",
     "DenseNet",
     "Gated",
+    "ImageText",
     "MixtureRatio",
     "Normalize",
     "Outputs",
@@ -33,6 +37,7 @@ __all__ = [
     "Timm",
     "Torchvision",
     "WideResNet",
+    "WordFeatures",
     "Wrapped",
     "count_classes",
     "describe",
@@ -44,7 +49,9 @@ __all__ = [
     "network_state",
     "outputs",
     "read_checkpoint",
+    "read_words",
     "rebuild",
+    "text_features",
     "wrap",
 ]
 
