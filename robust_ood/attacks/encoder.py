@@ -229,12 +229,13 @@ def _representation(
 
 def _codes_of(network: nn.Module, code: Code, images: Tensor) -> list[Tensor]:
     if not getattr(network, "classifies", True):
-        if code != "features" or not hasattr(network, "features"):
+        features: Callable[[Tensor], Tensor] | None = getattr(network, "features", None)
+        if code != "features" or features is None:
             raise UserError(
                 f"code: {type(network).__name__} is no classifier and has no {code}; expected "
                 "features of a flow or an auto-encoder of ours, score or log-score"
             )
-        return [network.features(images)]
+        return [features(images)]
     if code != "layers":
         out = outputs(network, images)
         if code == "features":

@@ -82,6 +82,11 @@ def encoder_attack(arguments: Arguments = None) -> int:
     return _guarded("encoder-attack", arguments)
 
 
+def text_features(arguments: Arguments = None) -> int:
+    """Write features of words: see `robust-ood text-features --help`. Returns the exit code."""
+    return _guarded("text-features", arguments)
+
+
 def search(arguments: Arguments = None) -> int:
     """Choose detectors' settings: see `robust-ood search --help`. Returns the exit code."""
     return _guarded("search", arguments)
@@ -122,6 +127,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "compare": (compare, "test which detectors and networks differ by more than chance"),
     "data": (data, "list, download, verify, preview and compare data sets"),
     "export": (export, "write a network as plain weights, or a guard for torch.export or ONNX"),
+    "text-features": (text_features, "write features of words for zero-shot detection"),
     "calibrate": (calibrate, "fit detectors and thresholds that keep a promise, as a guard"),
     "predict": (predict, "classify image files with a guard, or reject them"),
     "serve": (serve, "serve a guard over HTTP"),

@@ -19,6 +19,7 @@ from robust_ood.detectors.smoothing import Smoothed
 from robust_ood.detectors.softmax import GEN, MSP, Entropy, KLMatching
 from robust_ood.detectors.subspace import Residual, ViM
 from robust_ood.detectors.wrapper import Wrapper
+from robust_ood.detectors.zero_shot import ZeroShot
 
 __all__ = [
     "ASH",
@@ -59,6 +60,7 @@ __all__ = [
     "Surrogate",
     "ViM",
     "Wrapper",
+    "ZeroShot",
     "build",
     "build_all",
     "fit",

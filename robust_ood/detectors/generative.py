@@ -27,7 +27,7 @@ _LEAST = 1e30
 
 
 class Likelihood(Detector):
-    """The log-likelihood of a flow in bits per dimension, negated: -bits / dim.
+    """The log-likelihood of a flow in bits per dimension, negated: -bits / dim, unbounded.
 
     Source: Nalisnick et al. 2019, who show that it fails (SVHN is likelier than CIFAR-10 under a
     flow of CIFAR-10); the encoder-attack paper, Sec. 2.3. Deterministic: pixels are taken as they
@@ -67,7 +67,9 @@ class Likelihood(Detector):
 
 
 class Complexity(Likelihood):
-    """Likelihood against complexity: `L(x) - bits(x)`, L the bits per dimension of a lossless code.
+    """Likelihood against complexity: `L(x) - bits(x)`, L bits per dimension of a lossless code.
+
+    Unbounded.
 
     Source: Serra et al. 2020, Eq. 1, where OOD is high: this is its negative. The encoder-attack
     paper, App. I, with PNG. Simple images are likely; the code's length says how simple one is. It
@@ -109,7 +111,7 @@ class Complexity(Likelihood):
 
 
 class ReconstructionError(Detector):
-    """How far an image is from what an auto-encoder makes of it, negated.
+    """How far an image is from what an auto-encoder makes of it, negated: <= 0.
 
     Source: the encoder-attack paper, Sec. 2.4, which argues that an attack on the encoder leaves it
     as it is. An attack through the error itself does not.
@@ -155,15 +157,18 @@ class ReconstructionError(Detector):
                 f"{tuple(images.shape)}; expected an auto-encoder, images to images"
             )
         with full_precision(images):
-            return (images.float() - reconstructions.float()).flatten(1)
+            lost: Tensor = images.float() - reconstructions.float()
+        return lost.flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return scores `(N,)`, higher = better reconstructed, of images `(N, C, H, W)`."""
         residuals = self.residuals(images)
-        if self.distance == "norm":
-            return -torch.linalg.vector_norm(residuals, ord=self.p, dim=1)
-        whitened = (residuals - self.learned("mean")) @ self.learned("whitening")
-        return -torch.linalg.vector_norm(whitened, dim=1)
+        p = self.p
+        if self.distance == "mahalanobis":
+            residuals = (residuals - self.learned("mean")) @ self.learned("whitening")
+            p = 2.0
+        length: Tensor = torch.linalg.vector_norm(residuals, ord=p, dim=1)
+        return -length
 
     def learn(self) -> Rounds:
         """Find mean and covariance of the residuals, in one pass, where the distance has them."""

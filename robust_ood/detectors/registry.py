@@ -37,6 +37,7 @@ from robust_ood.detectors.smoothing import Smoothed
 from robust_ood.detectors.softmax import GEN, MSP, Entropy, KLMatching
 from robust_ood.detectors.subspace import Residual, ViM
 from robust_ood.detectors.wrapper import Wrapper
+from robust_ood.detectors.zero_shot import ZeroShot
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.models import load_network
 from robust_ood.models.wrap import Network
@@ -201,6 +202,8 @@ REGISTRY: dict[str, Registered] = {
     "smoothed": Registered(
         Smoothed, "Chiang et al. 2020; Cohen et al. 2019", score="msp", defaults={"sigma": 0.25}
     ),
+    # of words
+    "zero-shot": Registered(ZeroShot, "Fort Eq. 6-7; Ming et al. 2022"),
     # of several scores or networks
     "mean": Registered(mean, "Fort Eq. 8"),
     "deep-ensemble": Registered(ensemble, "Lakshminarayanan et al. 2017; OOD-attack paper App. F"),

@@ -12,6 +12,7 @@ from robust_ood.models.export import export
 from robust_ood.models.gated import Gated
 from robust_ood.models.glow import Glow
 from robust_ood.models.heads import find_head
+from robust_ood.models.image_text import CLIP, ImageText
 from robust_ood.models.key_maps import KEY_MAPS
 from robust_ood.models.libraries import Timm, Torchvision
 from robust_ood.models.loading import load_network
@@ -23,9 +24,11 @@ from robust_ood.models.robustbench import RobustBench
 from robust_ood.models.spatial_transformer import SpatialTransformerNet
 from robust_ood.models.vgg import VGG
 from robust_ood.models.wide_resnet import WideResNet
+from robust_ood.models.words import WordFeatures, read_words, text_features
 from robust_ood.models.wrap import Wrapped, wrap
 
 __all__ = [
+    "CLIP",
     "KEY_MAPS",
     "VGG",
     "AutoEncoder",
@@ -36,6 +39,7 @@ __all__ = [
     "EfficientNetLite0",
     "Gated",
     "Glow",
+    "ImageText",
     "MixtureRatio",
     "Normalize",
     "Outputs",
@@ -47,6 +51,7 @@ __all__ = [
     "Timm",
     "Torchvision",
     "WideResNet",
+    "WordFeatures",
     "Wrapped",
     "count_classes",
     "describe",
@@ -58,7 +63,9 @@ __all__ = [
     "network_state",
     "outputs",
     "read_checkpoint",
+    "read_words",
     "rebuild",
+    "text_features",
     "wrap",
 ]
 

@@ -70,6 +70,7 @@ class Glow(nn.Module):
         self.shape = (channels, image_size, image_size)
         self.flow = _multiscale(self.shape, levels, steps, hidden, affine=affine)
         self.register_buffer("initialised", torch.zeros((), dtype=torch.bool))
+        self.initialised: Tensor
 
     @property
     def dimensions(self) -> int:
@@ -100,7 +101,7 @@ class Glow(nn.Module):
         return images + 0.5
 
     def _bits(self, images: Tensor) -> Tensor:
-        log_p = self.flow.log_prob(images - 0.5, None)
+        log_p: Tensor = self.flow.log_prob(images - 0.5, None)
         if self.training:
             self.initialised.fill_(True)
         return self.bits - log_p / (self.dimensions * math.log(2))

@@ -83,11 +83,12 @@ class Flow(_Generative):
         """Return images with noise within their quantisation, in [0, 1)."""
         glow = self._glow
         levels = 2**glow.bits
-        quantised = (batch.images * 255).round().div(256 / levels, rounding_mode="floor")
+        quantised: Tensor = (batch.images * 255).round().div(256 / levels, rounding_mode="floor")
         draws = self.draws("dequantisation", batch)
         noise = torch.rand(batch.images.shape, generator=draws, device=draws.device)
         # Noise rounds to 1 once in 2^25 numbers, which the next level would have.
-        return (quantised + noise) / levels
+        continuous: Tensor = (quantised + noise) / levels
+        return continuous
 
     def values(self, images: Tensor) -> Tensor:
         """Return bits per dimension `(N,)`."""
@@ -115,6 +116,8 @@ class Flow(_Generative):
 
 class AutoEncoder(_Generative):
     """Reconstruction: `min mean squared error` between images and what the network gives back.
+
+    Source: the encoder-attack paper, Sec. 2.4.
 
     Args:
         net: images `(N, C, H, W)` in [0, 1] to images, such as a `models.AutoEncoder`.

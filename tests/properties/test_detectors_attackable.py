@@ -29,7 +29,7 @@ from robust_ood.data.sources.digits import digits, photograph_patches
 from robust_ood.detectors import surface_of
 from robust_ood.evaluation import sanity
 from robust_ood.metrics import auroc
-from robust_ood.models import Normalize
+from robust_ood.models import Normalize, WordFeatures
 
 COUNT = 20
 ATTACK = PGD(Linf(4 / 255), steps=6)
@@ -93,11 +93,25 @@ SETTINGS = {
 }
 
 
+def zero_shot(net, loader):
+    """Return the difference of cosines of the logits to classes 0-7 and to a mean outlier."""
+    embeddings, labels = net(torch.cat([x for x, _ in loader])), torch.cat([y for _, y in loader])
+    means = torch.stack([embeddings[labels == label].mean(0) for label in range(10)]).detach()
+    flower = small(photograph_patches("flower", 60, "flower"), 60)[COUNT:]
+    names = tuple(f"digit {label}" for label in range(10))
+    known = WordFeatures(
+        means, net(flower).mean(0, keepdim=True).detach(), 10.0, names, ("flower",)
+    )
+    return detectors.ZeroShot(net, known)
+
+
 def build(name, net, loader):
     if name == "deep-ensemble":
         return detectors.DeepEnsemble([net, net], sizes=[None, 12])
     if name == "ensemble-msp":
         return detectors.DeepEnsemble([net, net], "msp", sizes=[None, 12])
+    if name == "zero-shot":
+        return zero_shot(net, loader)
     noise = torch.rand(200, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     return detectors.build(name, net, **SETTINGS.get(name, {})).fit(loader, outliers=[noise])
 

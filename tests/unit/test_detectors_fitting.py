@@ -33,7 +33,7 @@ SMALL = {
     "gram": {"layers": "norm"},
     "mahalanobis-layers": {"layers": ["conv", "norm"]},
 }
-NAMES = [name for name in detectors.REGISTRY if name != "deep-ensemble"]
+NAMES = [name for name in detectors.REGISTRY if name not in ("deep-ensemble", "zero-shot")]
 
 
 def build(name, net):

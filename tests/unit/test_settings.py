@@ -7,11 +7,19 @@ from functools import partial
 from typing import Any, Literal
 
 import pytest
+import torch
 
 from robust_ood import attacks, detectors
 from robust_ood.errors import UserError
+from robust_ood.models import WordFeatures
 from robust_ood.regions import Fraction
 from robust_ood.settings import configured, expected
+
+
+def words_of(net):
+    return WordFeatures(
+        torch.eye(4)[:, : net.head.out_features], torch.empty(0, 4), 1.0, tuple("abcd")
+    )
 
 
 class Score:
@@ -176,6 +184,7 @@ def test_every_setting_of_every_detector_is_checked(name, make_net):
     net = make_net()
     needed = {
         "deep-ensemble": {"checkpoints": []},
+        "zero-shot": {"words": words_of(net), "rule": "max"},
         "mahalanobis-layers": {"layers": "conv"},
         "gram": {"layers": "conv"},
     }
