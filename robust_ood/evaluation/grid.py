@@ -269,7 +269,9 @@ class Grid:
         self, model: Model, group: Mapping[str, str], label: str, attack: Attack | None
     ) -> Iterator[ScoreTask]:
         """Yield the tasks of detectors, by label their fingerprints, under one attack."""
-        for index, test_set in enumerate(self.sets):
+        # Validation images first: without a threshold there are no rows.
+        in_order = sorted(enumerate(self.sets), key=lambda numbered: numbered[1].is_tested)
+        for index, test_set in in_order:
             if attack is not None and not test_set.is_tested:
                 continue
             for chunk in test_set.chunks:

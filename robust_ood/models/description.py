@@ -25,20 +25,20 @@ from robust_ood.models.wide_resnet import WideResNet
 BUILDABLE: dict[str, type[nn.Module]] = {
     kind.__name__: kind
     for kind in (
-        VGG,
         AutoEncoder,
         ConvNet,
         DenseNet,
+        EfficientNetLite0,
         Gated,
         Glow,
         MixtureRatio,
-        EfficientNetLite0,
         ResNet18,
         ResNet34,
         SpatialTransformerNet,
         ThinResNet,
         Timm,
         Torchvision,
+        VGG,
         WideResNet,
     )
 }

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from robust_ood import L2, Linf, attacks, cli
@@ -362,7 +363,9 @@ def test_the_former_names_work_for_one_release(make_net, make_images):
     with pytest.warns(DeprecationWarning, match=r"PGD\.run"):
         attack.search(lambda x: x.sum((1, 2, 3)), images, draws)
     with pytest.warns(DeprecationWarning, match=r"Square\.run"):
-        attacks.Square(Linf(0.1), 2).search(lambda x: x.sum((1, 2, 3)), images, images[:, 0, 0, 0])
+        attacks.Square(Linf(0.1), 2).search(
+            lambda x: x.sum((1, 2, 3)), images, torch.arange(len(images))
+        )
     with pytest.warns(DeprecationWarning, match=r"Targeted\(attack=\.\.\.\)"):
         targeted = attacks.Targeted(search=attack, classes=2)
     with pytest.warns(DeprecationWarning, match=r"Targeted\.attack"):

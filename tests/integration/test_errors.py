@@ -171,7 +171,7 @@ OPTIONS = [
     # what has no end
     ("--checkpoints.keep 1000000000", "checkpoints.keep", "too large"),
     ("--data.outlier_batch_size 99999999", "data.outlier_batch_size", "<= 1048576"),
-    ("--model.optimization.learning_rate 1e308", "model.optimization.optimizer.lr", "float32"),
+    ("--model.optimization.learning_rate 1e308", "model.optimization.learning_rate", "float32"),
     ("--data.batch_size=", "data.batch_size", "whole number"),
     ("--output=", "output", "is empty"),
     ("--data /dev/zero", "data", "/dev/zero is not a file"),

@@ -348,7 +348,7 @@ def test_a_detector_that_fails_costs_only_its_rows(capsys, grid, trained_run, tm
 MISTAKES = [
     ("--chunk 0", "chunk", "0"),
     ("--batch_size 0", "batch_size", ">= 1"),
-    ("--intervals -1", "intervals", ">= 0"),
+    ("--intervals -1", "intervals", "neither true nor false"),
     ("--attacks [{name:pgd,radius:[]}]", "attacks.pgd.radius", "no radius"),
     ("--attacks [{name:pgd,radius:[1/255,1/255]}]", "attacks", "is duplicated"),
     ("--models {a:[]}", "models.a", "no checkpoint"),

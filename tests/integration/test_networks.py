@@ -638,7 +638,13 @@ def test_an_export_evaluates_as_the_run_does(grid, trained_run, place, form):
     about = json.loads((place / "exported" / "network.json").read_text())
     assert about["schema"] == 1
     assert (about["architecture"], about["num_classes"]) == ("WideResNet", 4)
-    assert about["settings"] == {"depth": 10, "width": 1, "dropout": 0.0}
+    assert about["settings"] == {
+        "depth": 10,
+        "width": 1,
+        "dropout": 0.0,
+        "norm": "batch",
+        "activation": "relu",
+    }
     assert len(about["mean"]) == len(about["std"]) == 3
     assert (about["training"]["method"], about["training"]["settings"]["outlier_weight"]) == (
         "ALOE",
@@ -688,7 +694,7 @@ def test_exported_weights_are_plain(trained_run, place):
         ({"weights": "gone.pt"}, "no such file: exported/gone.pt"),
         (
             {"architecture": "os.system"},
-            "describes a network 'os.system'; known: ConvNet, DenseNet",
+            "describes a network 'os.system'; known: AutoEncoder, ConvNet",
         ),
         ({"num_classes": 7}, "another network than WideResNet"),
         ({"settings": {"depth": 11}}, "6n + 4"),

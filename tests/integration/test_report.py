@@ -114,8 +114,8 @@ def test_several_folders_make_one_page(evaluated, tmp_path):
     [
         (None, "no such file"),
         ("{", "missing or damaged"),
-        ('{"schema": 3}', "is not of schema 2"),
-        ("[]", "is not of schema 2"),
+        ('{"schema": 3}', "is not of schema 1 to 2"),
+        ("[]", "is not of schema 1 to 2"),
     ],
 )
 def test_folders_without_results_end_with_one_line(capsys, tmp_path, content, words):

@@ -58,6 +58,11 @@ class Net(nn.Module):
 with torch.random.fork_rng():
     torch.manual_seed(0)
     NET = Net().eval()
+    FLOW = models.Glow(6, 3, levels=1, steps=1, hidden=4)
+    FLOW.train()(IMAGES)
+    FLOW.eval()
+    AUTO_ENCODER = models.AutoEncoder(6, (4,), latent_size=3).eval()
+    WORDS = models.WordFeatures(torch.rand(2, 4), torch.rand(1, 4), 2.0, ("a", "b"), ("c",))
 MSP = detectors.MSP(NET)
 PGD = attacks.PGD(REGION, steps=1)
 Arguments = dict[str, Any]
@@ -312,6 +317,21 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
     "detectors.ViM": {"net": NET, "dimensions": 2},
     "detectors.build": {"name": "msp", "net": NET},
     "detectors.build_all": {"specs": ["msp"], "net": NET},
+    "detectors.Likelihood": {"net": FLOW},
+    "detectors.Complexity": {"net": FLOW, "code": "deflate"},
+    "detectors.ReconstructionError": {"net": AUTO_ENCODER, "p": 2.0, "distance": "norm"},
+    "detectors.ZeroShot": {"encoder": NET, "words": WORDS, "rule": "max", "scale": 2.0},
+    "models.AutoEncoder": {
+        "image_size": 8, "widths": (4,), "latent_size": 3, "channels": 3,
+    },
+    "models.Glow": {
+        "image_size": 4, "channels": 1, "levels": 1, "steps": 1, "hidden": 2, "affine": True,
+        "bits": 8,
+    },
+    "training.Flow": {"net": FLOW, "optimization": None, "compile": False, "seed": 0},
+    "training.AutoEncoder": {
+        "net": AUTO_ENCODER, "input_noise": 0.1, "optimization": None, "compile": False, "seed": 0,
+    },
     "detectors.search": {
         "factory": lambda temperature: detectors.MSP(NET, temperature),
         "grid": {"temperature": [1.0]}, "id_validation": [IMAGES], "ood_validation": [1 - IMAGES],
@@ -516,9 +536,11 @@ LEFT_OUT = {
     # Code that raises messages calls them, no user.
     "errors.nearest", "errors.notify", "errors.unknown_name", "errors.unknown_setting",
     "attacks.Settings",  # a dictionary
+    "models.CLIP", "models.text_features", "sanity.check_bracket",
     # Not covered: their valid arguments need more than a table's entry.
     "deployment.Guard", "deployment.calibrate", "deployment.export_guard", "deployment.load_guard",
-    "deployment.predict_files", "deployment.write_guard",
+    "deployment.predict_files", "deployment.write_guard", "models.ImageText",
+    "models.WordFeatures", "models.read_words",
 }  # fmt: skip
 
 WRONG: dict[str, Any] = {

@@ -102,6 +102,8 @@ def svhn(home, patch):
     home.mkdir(parents=True, exist_ok=True)
     savemat(home / "test_32x32.mat", {"X": pixels(7).transpose(1, 2, 3, 0), "y": labels[:, None]})
     links = {"test": ["", "test_32x32.mat", md5(home / "test_32x32.mat")]}
+    (home / "train_32x32.mat").write_bytes((home / "test_32x32.mat").read_bytes())
+    links["train"] = ["", "train_32x32.mat", links["test"][2]]
     patch.setattr(datasets.SVHN, "split_list", links)
     return [0, 0, 0, 1, 9, 0, 1], pixels(7)
 

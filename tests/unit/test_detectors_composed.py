@@ -9,6 +9,14 @@ import torch.nn.functional as F
 from robust_ood import detectors, safe_spots
 from robust_ood.errors import Notice, UserError
 
+OF_OTHER_NETWORKS = (
+    "complexity",
+    "deep-ensemble",
+    "likelihood",
+    "reconstruction",
+    "zero-shot",
+)
+
 
 @pytest.fixture(scope="module")
 def problem(make_net, make_images):
@@ -172,9 +180,7 @@ def test_mistakes_in_a_search_are_named(arguments, message):
 # --- names
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in detectors.REGISTRY if n not in ("deep-ensemble", "zero-shot")]
-)
+@pytest.mark.parametrize("name", [n for n in detectors.REGISTRY if n not in OF_OTHER_NETWORKS])
 def test_every_point_of_a_registered_grid_can_be_built(problem, name):
     net = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(108, 600), torch.nn.Linear(600, 4)

@@ -33,7 +33,15 @@ SMALL = {
     "gram": {"layers": "norm"},
     "mahalanobis-layers": {"layers": ["conv", "norm"]},
 }
-NAMES = [name for name in detectors.REGISTRY if name not in ("deep-ensemble", "zero-shot")]
+OF_OTHER_NETWORKS = (
+    "complexity",
+    "deep-ensemble",
+    "likelihood",
+    "reconstruction",
+    "zero-shot",
+)
+
+NAMES = [name for name in detectors.REGISTRY if name not in OF_OTHER_NETWORKS]
 
 
 def build(name, net):

@@ -257,7 +257,7 @@ def test_described_network_is_rebuilt_with_its_weights(tmp_path: Path):
 
 def test_description_of_unknown_networks_and_settings_is_refused():
     assert describe(nn.Linear(2, 2)) is None
-    with pytest.raises(UserError, match=r"'os\.system'; known: ConvNet, DenseNet"):
+    with pytest.raises(UserError, match=r"'os\.system'; known: AutoEncoder, ConvNet"):
         rebuild({"name": "os.system", "settings": {}})
     with pytest.raises(UserError, match="has no settings height"):
         rebuild({"name": "WideResNet", "settings": {"height": 2}})

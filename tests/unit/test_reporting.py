@@ -506,7 +506,7 @@ def test_results_without_scores_or_attacks_still_make_a_page(tmp_path):
     [
         (None, "no such file"),
         ("{", "damaged"),
-        (json.dumps({"schema": 99, "rows": []}), "not of schema 2"),
+        (json.dumps({"schema": 99, "rows": []}), "not of schema 1 to 2"),
         (json.dumps({"schema": 1, "rows": [{"model": 1}], "classification": []}), "damaged"),
         (
             json.dumps(

@@ -149,13 +149,20 @@ SVHN = CatalogueEntry(
             "eb5a983be6a315427106f1b164d9cef3",
             unpack=False,
         ),
+        Link(
+            "train_32x32.mat",
+            ("http://ufldl.stanford.edu/housenumbers/train_32x32.mat",),
+            "e26dedcc434d2e4c54c9b2d4a06d8373",
+            unpack=False,
+        ),
     ),
     parts={
         "test": DatasetPart("test_32x32.mat", layouts.svhn("test", 1000), 10_000, 10),
         "test-all": DatasetPart("test_32x32.mat", layouts.svhn("test"), 26_032, 10),
+        "train": DatasetPart("train_32x32.mat", layouts.svhn("train"), 73_257, 10),
     },
     default="test",
-    manual="put test_32x32.mat there",
+    manual="put test_32x32.mat and, to train on it, train_32x32.mat there",
     note="the part test is the first 1,000 images of each class, as in the ALOE paper's code",
 )
 
