@@ -125,7 +125,7 @@ def test_a_signal_leaves_what_is_done_and_says_how_to_go_on(
         pytest.skip(f"{signal.Signals(signum).name} is ignored where these tests run")
     command = ["evaluate.py", *arguments(grid, trained_run, tmp_path, *CHECKED)]
     process = start(command, subprocess.DEVNULL)
-    wait_for(process, tmp_path, 45)
+    wait_for(process, tmp_path, len(cells(whole)) * 2 // 3)
     process.send_signal(signum)
     _, said = process.communicate()
     assert process.returncode == 130
