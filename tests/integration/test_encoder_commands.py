@@ -71,7 +71,9 @@ def folder(tmp_path_factory):
 def checkpoint(label, folder):
     path = folder / f"{label}.ckpt"
     if not path.exists():
-        net = NETS.get(label, lambda: WideResNet(10, 1))()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            net = NETS.get(label, lambda: WideResNet(10, 1))()
         state = {f"net.{name}": value for name, value in net.state_dict().items()}
         torch.save({"state_dict": state, "network": describe(net)}, path)
     return str(path)
@@ -96,7 +98,7 @@ def stand_ins(label, folder):
     ("label", "command"),
     [pytest.param(*one, id=f"{one[0]}-{n}") for n, one in enumerate(commands())],
 )
-def test_a_command_of_the_papers_page(label, command, folder, tmp_path, monkeypatch):
+def test_a_command_of_the_papers_page(label, command, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     given = checkpoint(label, folder)
     words = {
@@ -116,7 +118,8 @@ def test_a_command_of_the_papers_page(label, command, folder, tmp_path, monkeypa
     output = tmp_path / "out"
     short = ["--steps", "2", "--limit", "2", "--device", "cpu", "--output", str(output)]
     report = ["--report", str(label == "E3").lower()]
-    assert cli.encoder_attack([*arguments, *stand_ins(label, folder), *short, *report]) == 0
+    code = cli.encoder_attack([*arguments, *stand_ins(label, folder), *short, *report])
+    assert code == 0, capsys.readouterr().err
     results = EncoderResults.read(output)
     assert results.rows
     for row in results.rows:
