@@ -139,6 +139,8 @@ def main() -> None:
         f"- At most {options.smoothed} images of each set, {options.draws} draws an image; each "
         "certified AUROC holds with probability 0.999 (Bonferroni over its images). Attacked: 10 "
         "steps of PGD in L2, 8 draws a gradient, the worst iterate by 50 draws.",
+        "- CCU's confidence is 1/K on every image with this noise, so its smoothed score is one "
+        "constant: all ties, of which nothing is certified.",
         "- The same by the command: `--detectors '[msp]' --certificates '[{name: smoothing, sigma: "
         "0.25, radius: [0.1, 0.25, 0.5], draws: 1000, score_draws: 50}]'`.",
         "",
