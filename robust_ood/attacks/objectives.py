@@ -190,12 +190,12 @@ def _of_logits(loss: Callable[[Tensor], Tensor], net: nn.Module, images: Tensor)
 
 def classifiers(detector: Detector, objective: str) -> tuple[nn.Module, ...]:
     """Return the classifiers that a detector reads, or raise `UserError` where it names none."""
-    if not detector.networks:
+    if not detector.classifiers:
         raise UserError(
             f"objective: {type(detector).__name__} reads no classifier, so {objective!r} cannot "
             "attack it"
         )
-    return detector.networks
+    return detector.classifiers
 
 
 def _signed(direction: Direction, score: Objective, images: Tensor) -> Tensor:

@@ -85,8 +85,8 @@ class Suite:
                 yield candidate._replace(member=FINISH)
 
     def left_out(self, detector: Detector) -> list[str]:
-        """Return the members that read a classifier, where the detector's `networks` are none."""
-        if detector.networks:
+        """Return the members that read a classifier, where the detector reads none."""
+        if detector.classifiers:
             return []
         members = self.on_detectors.items()
         return [name for name, member in members if _reads_classifier(member)]

@@ -9,7 +9,7 @@ from robust_ood.cli.arguments import parse_arguments
 from robust_ood.cli.output import check_file
 from robust_ood.cli.parsing import CommandParser
 from robust_ood.deployment import load_guard, watch
-from robust_ood.deployment.watch import LEAST, draw, read_log
+from robust_ood.deployment.drift import LEAST, draw, read_log
 from robust_ood.errors import UserError
 
 DRIFTED = 1

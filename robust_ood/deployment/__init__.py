@@ -6,13 +6,13 @@ in-distribution images, and what was measured at that threshold. (The callback
 """
 
 from robust_ood.deployment.calibration import calibrate
+from robust_ood.deployment.drift import Drift, watch
 from robust_ood.deployment.export import export_guard
 from robust_ood.deployment.folder import load_guard, write_guard
 from robust_ood.deployment.guard import Decision, Guard
 from robust_ood.deployment.predict import predict_files
 from robust_ood.deployment.preprocessing import Preprocessing
 from robust_ood.deployment.tolerance import Threshold, conformal_threshold, images_needed
-from robust_ood.deployment.watch import Drift, watch
 
 __all__ = [
     "Decision",

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from robust_ood.deployment.drift import LEAST, watch
 from robust_ood.deployment.guard import Guard
-from robust_ood.deployment.watch import LEAST, watch
 
 _RECENT = 500
 """How many of the last images the shares and the drift are of."""

@@ -134,6 +134,11 @@ class Detector(nn.Module, ABC):
         return tuple(by_identity.values())
 
     @property
+    def classifiers(self) -> tuple[nn.Module, ...]:
+        """The networks that give logits; a flow or an auto-encoder is none."""
+        return tuple(net for net in self.networks if getattr(net, "classifies", True))
+
+    @property
     def inside(self) -> list[Detector]:
         """The detectors that this one is made of: its children, and those in a list among them."""
         candidates = list(self.children())

@@ -337,7 +337,7 @@ def _blind_beats(probe: _Probe, region: Region, attacked: float) -> Iterator[str
     """Compare with attacks that should be weaker than those through the detector."""
     values = {"random noise": _under_noise(probe, region)}
     values["Square"] = probe.probed(Square(region, queries=4 * _STEPS))
-    if probe.detector.networks and not isinstance(probe.detector, MSP):
+    if probe.detector.classifiers and not isinstance(probe.detector, MSP):
         transferred = _exact(region, steps=_STEPS, objective="msp", keep="objective")
         values["the attack transferred from MSP"] = probe.attacked(transferred)
     for name, value in values.items():

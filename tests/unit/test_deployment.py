@@ -25,9 +25,9 @@ from robust_ood.deployment import (
 )
 from robust_ood.deployment.calibration import Promise
 from robust_ood.deployment.description import refuse_code
+from robust_ood.deployment.drift import draw, read_log
 from robust_ood.deployment.export import onnx_run, real_images
 from robust_ood.deployment.preprocessing import Preprocessing
-from robust_ood.deployment.watch import draw, read_log
 from robust_ood.errors import UserError
 from robust_ood.models import ConvNet, DenseNet
 

@@ -15,6 +15,7 @@ from torch import nn
 from robust_ood import attacks, detectors, models, training
 from robust_ood.data import Batch
 from robust_ood.errors import UserError
+from robust_ood.evaluation.sanity import check
 from robust_ood.regions import Linf
 
 normflows = pytest.importorskip("normflows", reason="the extra flows is not installed")
@@ -291,3 +292,17 @@ def test_the_encoder_attack_matches_latents_and_codes(make):
     assert torch.equal(latents, net.features(images))
     with pytest.raises(UserError, match="is no classifier and has no logits"):
         attacks.encoder(net, "logits")(images)
+
+
+def test_suites_and_sanity_checks_leave_out_what_reads_logits():
+    net = flow(channels=3, size=8).float()
+    detector = detectors.Likelihood(net)
+    assert detector.networks == (net,)
+    assert detector.classifiers == ()
+    suite = attacks.build("standard", radius=8 / 255)
+    assert suite.left_out(detector)
+    images = pictures(4, 3, 8).float()
+    assert check(detector, images, 1 - images, attacks.PGD(Linf(8 / 255), steps=2)) is not None
+    attack = attacks.PGD(Linf(8 / 255), steps=1, objective="msp")
+    with pytest.raises(UserError, match="Likelihood reads no classifier"):
+        attacks.attack_score(detector, images, attack, 1)
