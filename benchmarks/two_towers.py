@@ -26,7 +26,7 @@ from robust_ood import Linf, detectors
 from robust_ood.attacks import PGD, lower_score, raise_score
 from robust_ood.data import load_set, to_float
 from robust_ood.metrics import auroc
-from robust_ood.models import ImageText, WordFeatures, network_state
+from robust_ood.models import ImageText, WordFeatures
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 KNOWN = 8  # digits of the in-distribution
@@ -81,7 +81,7 @@ def train(steps: int = 400, seed: int = 0) -> DigitTowers:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    trained = DigitTowers(_words(vectors, float(log_scale.exp())))
+    trained = DigitTowers(_words(vectors, float(log_scale.detach().exp())))
     trained.encoder.load_state_dict(net.encoder.state_dict())
     return trained.eval()
 
@@ -97,7 +97,7 @@ def write(net: DigitTowers, folder: Path) -> None:
     """Write the files that `evaluate.py` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     net.words.save(folder / "words.npz")
-    torch.save(network_state(net), folder / "tower.pt")
+    torch.save(net.state_dict(), folder / "tower.pt")
 
 
 def attacked(detector: detectors.Detector, inliers: Tensor, outliers: Tensor, radius: float):

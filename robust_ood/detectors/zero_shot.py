@@ -16,7 +16,7 @@ from robust_ood.detectors.logarithms import tempered_log_odds
 from robust_ood.errors import UserError
 from robust_ood.models.image_text import ImageText, image_tower, unit_embeddings
 from robust_ood.models.words import WordFeatures, read_words
-from robust_ood.models.wrap import Network, as_network
+from robust_ood.models.wrap import Network, Wrapped, as_network
 
 _SHARP = 100.0  # factor of the cosines in the smooth stand-in: a temperature of 0.01
 
@@ -59,6 +59,9 @@ class ZeroShot(Detector):
     ) -> None:
         super().__init__()
         self.net = as_network(encoder, "encoder")
+        # The commands wrap networks, to find their layers.
+        if isinstance(self.net, Wrapped) and isinstance(self.net.module, ImageText):
+            self.net = self.net.module
         words = _words_of(self.net, words)
         if not isinstance(self.net, ImageText):
             self.net = image_tower(self.net)
