@@ -178,7 +178,11 @@ class Scorer:
         """
         if self._held is not None:
             held_net, held_detectors = self._held
-            if held_net is net:
+            if held_net is net:  # its smoothed detectors are others than its own
+                for detector in detectors.values():
+                    if all(detector is not held for held in held_detectors):
+                        detector.to(self.device)
+                        held_detectors.append(detector)
                 return
             for module in (held_net, *held_detectors):
                 module.to("cpu")

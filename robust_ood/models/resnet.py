@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -119,7 +120,25 @@ class ThinResNet(_ResNet):
         }
 
 
-class ResNet18(_ResNet):
+class _BasicResNet(_ResNet):
+    """A ResNet of basic blocks with a 3 x 3 stem and no max-pooling, 64 to 512 channels."""
+
+    blocks: ClassVar[tuple[int, ...]]
+
+    @typed
+    def __init__(
+        self,
+        num_classes: int = 10,
+        mean: Sequence[float] = CIFAR_MEAN,
+        std: Sequence[float] = CIFAR_STD,
+        channels: int | None = None,
+    ) -> None:
+        mean, std = for_channels(channels, mean, std)
+        super().__init__((64, 128, 256, 512), self.blocks, None, num_classes, mean, std)
+        self.settings = {"num_classes": num_classes, "mean": list(mean), "std": list(std)}
+
+
+class ResNet18(_BasicResNet):
     """ResNet-18 with a 3 x 3 stem and no max-pooling: 64 to 512 channels, two blocks a stage.
 
     Args:
@@ -129,39 +148,16 @@ class ResNet18(_ResNet):
             the default mean and std are the averages of CIFAR's.
     """
 
-    @typed
-    def __init__(
-        self,
-        num_classes: int = 10,
-        mean: Sequence[float] = CIFAR_MEAN,
-        std: Sequence[float] = CIFAR_STD,
-        channels: int | None = None,
-    ) -> None:
-        mean, std = for_channels(channels, mean, std)
-        super().__init__((64, 128, 256, 512), (2, 2, 2, 2), None, num_classes, mean, std)
-        self.settings = {"num_classes": num_classes, "mean": list(mean), "std": list(std)}
+    blocks = (2, 2, 2, 2)
 
 
-class ResNet34(_ResNet):
+class ResNet34(_BasicResNet):
     """ResNet-34 with a 3 x 3 stem and no max-pooling: 64 to 512 channels, 3, 4, 6 and 3 blocks.
 
     Source: Lee et al. 2018 (Mahalanobis), whose CIFAR networks it is.
 
     Args:
-        num_classes: K.
-        mean, std: the normalisation that is the first layer.
-        channels: of the images; by default as many as `mean` has values, 3. For another number,
-            the default mean and std are the averages of CIFAR's.
+        num_classes, mean, std, channels: as of `ResNet18`.
     """
 
-    @typed
-    def __init__(
-        self,
-        num_classes: int = 10,
-        mean: Sequence[float] = CIFAR_MEAN,
-        std: Sequence[float] = CIFAR_STD,
-        channels: int | None = None,
-    ) -> None:
-        mean, std = for_channels(channels, mean, std)
-        super().__init__((64, 128, 256, 512), (3, 4, 6, 3), None, num_classes, mean, std)
-        self.settings = {"num_classes": num_classes, "mean": list(mean), "std": list(std)}
+    blocks = (3, 4, 6, 3)

@@ -15,7 +15,7 @@ class PlainTable:
     """A table of texts.
 
     Args:
-        title: what it is of.
+        title: its caption.
         columns: their titles; the first column names the line.
         lines: as many texts as columns each.
         bold: the lines that are in bold, by their positions.

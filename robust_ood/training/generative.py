@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from robust_ood.training.method import Method
 from robust_ood.training.optimization import Optimization
 
 
-class _Generative(Method):
+class _Generative(Method, ABC):
     """A method whose loss is a value of each image, the smaller the better."""
 
     logged: str
@@ -40,9 +41,9 @@ class _Generative(Method):
         """Return the images that the loss sees."""
         return batch.images
 
+    @abstractmethod
     def values(self, images: Tensor) -> Tensor:
         """Return the value `(N,)` of each image."""
-        raise NotImplementedError
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
         mean = self.means[f"{stage}/loss"]

@@ -302,7 +302,10 @@ def test_suites_and_sanity_checks_leave_out_what_reads_logits():
     suite = attacks.build("standard", radius=8 / 255)
     assert suite.left_out(detector)
     images = pictures(4, 3, 8).float()
-    assert check(detector, images, 1 - images, attacks.PGD(Linf(8 / 255), steps=2)) is not None
+    inliers, outliers = sorted((images, 1 - images), key=lambda side: float(detector(side).mean()))
+    alarms = check(detector, inliers, outliers, attacks.PGD(Linf(8 / 255), steps=2))
+    assert any("clean AUROC" in alarm for alarm in alarms), "the outliers are likelier"
+    assert not any("transferred" in alarm for alarm in alarms)
     attack = attacks.PGD(Linf(8 / 255), steps=1, objective="msp")
     with pytest.raises(UserError, match="Likelihood reads no classifier"):
         attacks.attack_score(detector, images, attack, 1)

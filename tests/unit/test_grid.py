@@ -902,3 +902,15 @@ def test_the_legend_is_printed_before_the_numbers(net, arrays):
     print_results(results, Console(file=text, width=80))
     printed = text.getvalue()
     assert printed.index("FPR95 is the share") < printed.index("OOD set")
+
+
+def test_other_detectors_of_a_network_that_is_held_are_moved_too(net, monkeypatch):
+    """Smoothed ones have buffers of their own, and the network is already on the device."""
+    moved = []
+    monkeypatch.setattr(MSP, "to", lambda detector, device: moved.append((detector, device)))
+    scorer = scoring.Scorer(torch.device("cpu"), 4)
+    first = MSP(net)
+    second = MSP(net)
+    scorer.bring(net, {"first": first})
+    scorer.bring(net, {"first": first, "second": second})
+    assert moved == [(first, torch.device("cpu")), (second, torch.device("cpu"))]
