@@ -141,7 +141,7 @@ def matched(detector: Detector, net: nn.Module, options: argparse.Namespace) -> 
     draws = generators(0, "encoder attack noise", indices=indices.tolist())
     noise = torch.stack([torch.rand(inliers.shape[1:], generator=draw) for draw in draws])
     encode = encoder(net, "logits")
-    moved = EncoderAttack(L2(10.0), steps=300).match(encode, noise, inliers, indices)
+    moved = EncoderAttack(L2(20.0), steps=300).match(encode, noise, inliers, indices)
     with torch.no_grad():
         errors = mape(encode(moved), encode(inliers))
     return {
@@ -182,7 +182,7 @@ def write(options: argparse.Namespace, rows: list[Any], accuracies: list[str]) -
         f"AUROC on the first {options.limit} images of each set, near CIFAR-100, far SVHN: clean, "
         f"and under PGD of 20 steps within Linf {options.levels}/255 through the score itself, on "
         "the inliers, the outliers, or both. Last, uniform noise before and after the OOD attack "
-        f"on the encoder (logits, L2 10, 300 steps, {BATCH} pairs), and how far the logits stayed "
+        f"on the encoder (logits, L2 20, 300 steps, {BATCH} pairs), and how far the logits stayed "
         "apart (MAPE).",
         "",
         f"Accuracy on 2,000 test images: {', '.join(accuracies)}.",

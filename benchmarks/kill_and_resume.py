@@ -9,7 +9,8 @@ by two workers) one run is left alone. The others run `train.py fit`, have their
 killed, and continue with `--ckpt_path last`. What must agree with the run left alone, bit for bit:
 every tensor and number of the final checkpoint (weights, their average, optimiser, schedule,
 callbacks), the rows of `metrics.csv` and every sampled batch of images in every process. Options
-that this script does not know go to `train.py`.
+that this script does not know go to `train.py`. `--config` takes other recipes; what is no
+classifier (a flow, an auto-encoder) needs `--no-robust-validation`.
 """
 
 from __future__ import annotations
@@ -63,9 +64,11 @@ SHORT = [
         "0.99",
     ),
     *("--data.augmentation", "crop_and_flip", "--data.validation_ood", "[noise/rademacher]"),
+    *("--trainer.callbacks+", "benchmarks.sampled_images.SampledImages"),
+]
+ROBUST_VALIDATION = [
     *("--robust_validation.detectors", "[msp]", "--robust_validation.limit", "16"),
     *("--robust_validation.attacks", "[{name: pgd, radius: 16/255, steps: 2}]"),
-    *("--trainer.callbacks+", "benchmarks.sampled_images.SampledImages"),
 ]
 
 
@@ -88,6 +91,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", default=str(ROOT / "configs/experiments/digits_aloe.yaml"))
+    parser.add_argument("--robust-validation", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument(
         "--loaders", nargs="+", default=["memory", "folder"], choices=["memory", "folder"]
@@ -107,6 +111,7 @@ def main() -> int:
         for loader in options.loaders:
             settings = [
                 *SHORT,
+                *(ROBUST_VALIDATION if options.robust_validation else []),
                 *attack_steps(options.config),
                 *extra,
                 "--trainer.devices",

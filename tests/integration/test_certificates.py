@@ -218,6 +218,49 @@ def test_a_random_detector_is_refused():
         )
 
 
+def test_two_processes_share_the_draws(tmp_path, checkpoint, capsys):
+    """Each of two commands at once writes cells of bounds, none is written twice."""
+    certificate = {**SMOOTHING, "draws": 2000}
+    assert cli.main(["evaluate", *arguments(checkpoint, tmp_path / "whole", [certificate])]) == 0
+    capsys.readouterr()
+    shared = tmp_path / "shared"
+    command = [sys.executable, "-c", COUNTING, *arguments(checkpoint, shared, [certificate])]
+    both = []
+    for _ in range(2):
+        both.append(
+            subprocess.Popen(
+                command, cwd=ROOT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+        )  # fmt: skip
+    counts = []
+    for process in both:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        counts.append(int(said.splitlines()[-1]))
+    assert essence(Results.read(shared)) == essence(Results.read(tmp_path / "whole"))
+    assert min(counts) > 0
+    bounds = len(list((tmp_path / "whole" / "store" / "cells").glob("[!.]*.npz")))
+    assert sum(counts) == bounds
+
+
+# An evaluation whose last line says how many cells it wrote.
+COUNTING = """
+import sys
+from robust_ood import cli
+from robust_ood.evaluation.store import FolderStore
+written = []
+write = FolderStore.write
+def counted(self, key, *arguments, **settings):
+    written.append(key)
+    return write(self, key, *arguments, **settings)
+FolderStore.write = counted
+code = cli.main(["evaluate", *sys.argv[1:]])
+print(len(written), file=sys.stderr)
+sys.exit(code)
+"""
+
+
 def test_a_killed_command_goes_on_to_the_same_rows(tmp_path, checkpoint, capsys):
     certificate = {**SMOOTHING, "draws": 2000}
     whole = arguments(checkpoint, tmp_path / "whole", [certificate])

@@ -1,5 +1,5 @@
-"""The short form of benchmarks/kill_and_resume.py: a run killed twice with SIGKILL ends as the run
-never killed.
+"""The short form of benchmarks/kill_and_resume.py: a run killed with SIGKILL ends as the run never
+killed.
 """
 
 from __future__ import annotations
@@ -8,22 +8,36 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
+OF_IMAGES = ("jem", "confidence_gan", "flow", "autoencoder")
+"""Recipes of methods that model images: chains in a buffer, several networks, no classifier."""
 
 
-def test_run_killed_twice_ends_as_the_run_never_killed(tmp_path):
+def killed_runs(folder, kills, *settings):
+    """Return what the script prints of a run with so many kills, which must agree."""
     command = [
-        *(sys.executable, "benchmarks/kill_and_resume.py", "--folder", str(tmp_path)),
-        *("--processes", "1", "--loaders", "memory", "--trials", "1", "--kills", "2"),
-        *(
-            "--trainer.max_epochs",
-            "2",
-            "--trainer.limit_train_batches",
-            "12",
-            "--trainer.limit_val_batches",
-            "1",
-        ),
+        *(sys.executable, "benchmarks/kill_and_resume.py", "--folder", str(folder)),
+        *("--processes", "1", "--loaders", "memory", "--trials", "1", "--kills", str(kills)),
+        *settings,
+        *("--trainer.max_epochs", "2", "--trainer.limit_val_batches", "1"),
     ]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "2 kills in 1 runs, 0 run(s) that ended differently" in run.stdout
+    return run.stdout
+
+
+def test_run_killed_twice_ends_as_the_run_never_killed(tmp_path):
+    said = killed_runs(tmp_path, 2, "--trainer.limit_train_batches", "12")
+    assert "2 kills in 1 runs, 0 run(s) that ended differently" in said
+
+
+@pytest.mark.parametrize("recipe", OF_IMAGES)
+def test_killed_runs_of_methods_that_model_images(tmp_path, recipe):
+    config = f"configs/experiments/digits_{recipe}.yaml"
+    said = killed_runs(
+        tmp_path, 1, "--config", config, "--no-robust-validation",
+        "--data.outlier_batch_size", "0", "--trainer.limit_train_batches", "6",
+    )  # fmt: skip
+    assert "1 kills in 1 runs, 0 run(s) that ended differently" in said
