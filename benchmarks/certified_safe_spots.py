@@ -5,8 +5,10 @@ Table 3, and what is certified beside them.
     python benchmarks/certified_safe_spots.py --folder FOLDER --root ARRAYS --sigma 0.1 \\
         --natural cifar10_resnet20.th --gaussian last.ckpt
 
-Without networks, small ones are trained on the embedded digits (8 x 8). Finished batches are saved
-in `--folder`; the same command continues.
+`--set` and `--size` are for other images: `--set imagenet/val --size 224 --root ROOT --radius 3`
+with networks of ImageNet, such as exports of torchvision's ResNet-50, gives the right half. Without
+networks, small ones are trained on the embedded digits (8 x 8). Finished batches are saved in
+`--folder`; the same command continues.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--output", type=Path, default=Path("docs/results/certified_safe_spots.md"))
     made.add_argument("--natural", type=Path, help="weights (.th) or checkpoint of the network")
     made.add_argument("--gaussian", type=Path, help="checkpoint of one trained with noise")
-    made.add_argument("--root", type=Path, help="folder of the CIFAR-10 arrays")
+    made.add_argument("--root", type=Path, help="folder of the images")
+    made.add_argument("--set", default="cifar10_test", help="labelled images of the networks")
+    made.add_argument("--size", type=int, help="side of the images; as they are by default")
     made.add_argument("--radius", type=float, default=0.5, help="of both sides, L2")
     made.add_argument("--sigma", type=float, default=0.25, help="of the noise; the paper's is 0.1")
     made.add_argument("--n", type=int, default=1000, help="draws that predict or certify")
@@ -93,7 +97,10 @@ def problem(options: argparse.Namespace) -> tuple[dict[str, nn.Module], Read]:
         net.to(options.device)
 
     def read(first: int, count: int) -> tuple[Tensor, Tensor]:
-        return images_of("cifar10_test", options.root, count, options.device, first=first)
+        spec = options.set
+        if options.size is not None:
+            spec = {"source": spec, "size": options.size}
+        return images_of(spec, options.root, count, options.device, first=first)
 
     return nets, read
 
@@ -234,7 +241,7 @@ def write(
                 ]
                 certified.append((name, method, *at))
         rows.append((name, *cells))
-    source = "digits (8 x 8)" if options.natural is None else "CIFAR-10 test images"
+    source = "digits (8 x 8)" if options.natural is None else f"images of {options.set}"
     lines = [
         f"The first {options.limit} {source}. The defender moves each image to a safe spot of its "
         f"predicted class (S-Full, {options.steps} steps) within the L2 radius {options.radius:g}, "
