@@ -4,6 +4,7 @@ from robust_ood.callbacks.averaging import Averaging
 from robust_ood.callbacks.checkpoints import Checkpoints, recent
 from robust_ood.callbacks.dashboard import Dashboard
 from robust_ood.callbacks.guards import Diverged, Guards
+from robust_ood.callbacks.hard_outliers import HardOutliers
 from robust_ood.callbacks.metrics_file import MetricsFile
 from robust_ood.callbacks.robust_validation import RobustValidation
 from robust_ood.callbacks.signals import Stopped
@@ -14,6 +15,7 @@ __all__ = [
     "Dashboard",
     "Diverged",
     "Guards",
+    "HardOutliers",
     "MetricsFile",
     "RobustValidation",
     "Stopped",

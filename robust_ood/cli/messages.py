@@ -42,6 +42,7 @@ _SETTINGS_OF = {
         "checkpoints",
         "guards",
         "averaging",
+        "hard_outliers",
         "robust_validation",
     ),
     "evaluate.py": ("detectors", "attacks", "checkpoint", "models", "intervals"),

@@ -23,6 +23,7 @@ from robust_ood.callbacks import (
     Dashboard,
     Diverged,
     Guards,
+    HardOutliers,
     RobustValidation,
     Stopped,
 )
@@ -129,6 +130,7 @@ class TrainingCLI(LightningCLI):
         )
         parser.add_lightning_class_args(RobustValidation, "robust_validation")
         parser.add_lightning_class_args(Guards, "guards")
+        parser.add_lightning_class_args(HardOutliers, "hard_outliers")
         parser.add_lightning_class_args(Averaging, "averaging")
         parser.add_lightning_class_args(Dashboard, "dashboard")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")

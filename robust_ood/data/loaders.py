@@ -6,7 +6,7 @@ All that a checkpoint has to restore is how far the epoch has gone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -64,6 +64,9 @@ class TrainingLoader:
         self.sampler = self  # Lightning calls `loader.sampler.set_epoch`
         self._resume: tuple[int, int] | None = None
         self._outlier_order: tuple[int, Tensor] | None = None
+        self.choose_outliers: Callable[[int], Tensor] | None = None
+        """An epoch to the indices of its outliers, asked before its first batch; None for all."""
+        self._chosen: Tensor | None = None
         self._reader = Reader(inliers, self.outliers, reading or Reading())
         if len(self) == 0:
             raise UserError(
@@ -107,6 +110,8 @@ class TrainingLoader:
         return position if epoch == self.epoch else 0
 
     def _plans(self, epoch: int, start: int) -> Iterator[BatchPlan]:
+        if self.outliers is not None and self.choose_outliers is not None:
+            self._chosen = self.choose_outliers(epoch)
         source = generator(self.seed, "inlier order", epoch)
         order = torch.randperm(len(self.inliers), generator=source)
         for step in range(start, len(self)):
@@ -121,6 +126,8 @@ class TrainingLoader:
         """
         if self.outliers is None:
             return torch.empty(0, dtype=torch.int64)
+        if self._chosen is not None:
+            return self._chosen_indices(batch % len(self), self._chosen)
         count = len(self.outliers)
         first = (batch * self.world + self.rank) * self.outlier_batch_size
         places = torch.arange(first, first + self.outlier_batch_size)
@@ -130,6 +137,12 @@ class TrainingLoader:
             order = self._order_of_pass(shuffle, count)
             pieces.append(order[places[passes == shuffle] % count])
         return torch.cat(pieces)
+
+    def _chosen_indices(self, step: int, chosen: Tensor) -> Tensor:
+        """Return this process's piece of the chosen outliers at a step, from the start again."""
+        first = (step * self.world + self.rank) * self.outlier_batch_size
+        places = torch.arange(first, first + self.outlier_batch_size)
+        return chosen[places % len(chosen)]
 
     def _order_of_pass(self, shuffle: int, count: int) -> Tensor:
         """Return the order of the outliers in a pass; the latest one is kept."""

@@ -11,8 +11,10 @@ from robust_ood.detectors.gram import Gram
 from robust_ood.detectors.logits import Energy, MaxLogit, OutlierExposureScore
 from robust_ood.detectors.mahalanobis import LayerNoise, Mahalanobis, RelativeMahalanobis
 from robust_ood.detectors.neighbours import KNN
+from robust_ood.detectors.outlier_class import OutlierClassScore
 from robust_ood.detectors.perturbed import ODIN, PRO, InputNoise
 from robust_ood.detectors.registry import REGISTRY, build, build_all
+from robust_ood.detectors.ross import ROSS
 from robust_ood.detectors.safe_spot import SafeSpot
 from robust_ood.detectors.search import search
 from robust_ood.detectors.smoothing import Smoothed
@@ -30,6 +32,7 @@ __all__ = [
     "ODIN",
     "PRO",
     "REGISTRY",
+    "ROSS",
     "SCALE",
     "AttackSurface",
     "Complexity",
@@ -47,6 +50,7 @@ __all__ = [
     "Mahalanobis",
     "MaxLogit",
     "Mean",
+    "OutlierClassScore",
     "OutlierExposureScore",
     "OutputsDetector",
     "ReAct",

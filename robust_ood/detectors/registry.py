@@ -31,7 +31,9 @@ from robust_ood.detectors.mahalanobis import (
     RelativeMahalanobis,
 )
 from robust_ood.detectors.neighbours import KNN
+from robust_ood.detectors.outlier_class import OutlierClassScore
 from robust_ood.detectors.perturbed import ODIN, PRO, InputNoise
+from robust_ood.detectors.ross import ROSS
 from robust_ood.detectors.safe_spot import SafeSpot
 from robust_ood.detectors.smoothing import Smoothed
 from robust_ood.detectors.softmax import GEN, MSP, Entropy, KLMatching
@@ -148,6 +150,7 @@ REGISTRY: dict[str, Registered] = {
     "maxlogit": Registered(MaxLogit, "Hendrycks et al. 2022"),
     "energy": Registered(Energy, "Liu et al. 2020"),
     "oe-score": Registered(OutlierExposureScore, "Hendrycks et al. 2019"),
+    "outlier-class": Registered(OutlierClassScore, "Chen et al. 2021"),
     "kl-matching": Registered(KLMatching, "Hendrycks et al. 2022"),
     # of features
     "mahalanobis": Registered(Mahalanobis, "Lee et al. 2018; ALOE Eq. 8; Fort Eq. 3-4"),
@@ -199,6 +202,7 @@ REGISTRY: dict[str, Registered] = {
     "safe-spot": Registered(
         SafeSpot, "safe spots paper, Sec. 3.6", {"share": (0.1, 0.3, 0.5, 0.7, 0.9)}
     ),
+    "ross": Registered(ROSS, "ROSS 2026", score="msp"),
     "smoothed": Registered(
         Smoothed, "Chiang et al. 2020; Cohen et al. 2019", score="msp", defaults={"sigma": 0.25}
     ),

@@ -75,8 +75,7 @@ class Smoothed(Wrapper):
         return self._quantiles(self.detector.published_forward, images)
 
     def _quantiles(self, score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        noise = noise_blocks(images.shape[1:], self.draws, self.seed, "smoothed score")
-        scores = self._over(score, images, noise)  # (draws, N)
+        scores = self._noisy(score, images)
         return scores.kthvalue(quantile_rank(self.quantile, self.draws), dim=0).values
 
     def surrogate(self, images: Tensor) -> Tensor:
@@ -99,9 +98,17 @@ class Smoothed(Wrapper):
         return lambda images: self._expected(surrogate, images, next(uses))
 
     def _expected(self, surrogate: Surrogate, images: Tensor, use: int) -> Tensor:
+        return self._over(surrogate, images, self._gradient_noise(images, use)).mean(0)
+
+    def _gradient_noise(self, images: Tensor, use: int) -> Iterator[Tensor]:
+        """Yield the draws of an attack's step, other ones at each use."""
         draws = self.gradient_draws
-        noise = noise_blocks(images.shape[1:], draws, self.seed, "smoothed gradient", use)
-        return self._over(surrogate, images, noise).mean(0)
+        return noise_blocks(images.shape[1:], draws, self.seed, "smoothed gradient", use)
+
+    def _noisy(self, score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Return a score of the images under each draw of the detector, `(draws, N)`."""
+        noise = noise_blocks(images.shape[1:], self.draws, self.seed, "smoothed score")
+        return self._over(score, images, noise)
 
     def _over(
         self, score: Callable[[Tensor], Tensor], images: Tensor, noise: Iterator[Tensor]

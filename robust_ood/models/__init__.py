@@ -18,6 +18,7 @@ from robust_ood.models.libraries import Timm, Torchvision
 from robust_ood.models.loading import load_network
 from robust_ood.models.mixtures import MixtureRatio
 from robust_ood.models.normalize import Normalize
+from robust_ood.models.outlier_class import OutlierClass
 from robust_ood.models.outputs import Outputs, count_classes, find_layers, outputs
 from robust_ood.models.resnet import ResNet18, ResNet34, ThinResNet
 from robust_ood.models.robustbench import RobustBench
@@ -42,6 +43,7 @@ __all__ = [
     "ImageText",
     "MixtureRatio",
     "Normalize",
+    "OutlierClass",
     "Outputs",
     "ResNet18",
     "ResNet34",

@@ -17,6 +17,7 @@ from robust_ood.models.gated import Gated
 from robust_ood.models.glow import Glow
 from robust_ood.models.libraries import Timm, Torchvision
 from robust_ood.models.mixtures import MixtureRatio
+from robust_ood.models.outlier_class import OutlierClass
 from robust_ood.models.resnet import ResNet18, ResNet34, ThinResNet
 from robust_ood.models.spatial_transformer import SpatialTransformerNet
 from robust_ood.models.vgg import VGG
@@ -32,6 +33,7 @@ BUILDABLE: dict[str, type[nn.Module]] = {
         Gated,
         Glow,
         MixtureRatio,
+        OutlierClass,
         ResNet18,
         ResNet34,
         SpatialTransformerNet,

@@ -86,7 +86,8 @@ class Method(OptimizedModule):
         self.seed = seed
         # Past `nn.Module`'s registry: the weights are `net`'s, and a checkpoint must hold them
         # once.
-        self.__dict__["_run"] = torch.compile(self.net) if compile else self.net
+        run = self.trained_outputs()
+        self.__dict__["_run"] = torch.compile(run) if compile else run
         # Weighted by images over all processes; Lightning's own means weight each process alike,
         # whatever its share.
         self.means = nn.ModuleDict()
@@ -111,6 +112,13 @@ class Method(OptimizedModule):
     def needs_outliers(self) -> bool:
         """Whether the loss reads auxiliary outliers."""
         return self.outlier_weight > 0
+
+    def trained_outputs(self) -> Objective:
+        """Return what the losses read, a callable of images: the network, unless it has more.
+
+        Attacks in the loop go through the same.
+        """
+        return self.net
 
     def objective(self, batch: Batch) -> Tensor:
         """Return the scalar to descend for a batch of images in [0, 1], and log its terms."""
@@ -148,7 +156,14 @@ class Method(OptimizedModule):
 
     def outlier_goal(self, batch: Batch) -> Objective:
         """Return what the attack on outliers minimises, a function of their logits."""
-        return lambda logits: -losses.cross_entropy_to_uniform(logits)
+        return lambda logits: -self.outlier_values(logits)
+
+    def outlier_values(self, logits: Tensor) -> Tensor:
+        """Return the loss of each outlier `(N,)`: the larger, the harder it is.
+
+        By default the cross-entropy to the uniform distribution.
+        """
+        return losses.cross_entropy_to_uniform(logits)
 
     def divergence(self) -> str | None:
         """Return what of the last step's numbers ran away, as a sentence; None while none did.
@@ -194,8 +209,9 @@ class Method(OptimizedModule):
         if watch is not None:
             # In eval mode and without gradient: to be looked at must not change the run.
             with mode(self.net, training=False), torch.no_grad():
-                before = goal(self.net(images if start is None else start))
-                after = goal(self.net(minimum.images))
+                run = self.trained_outputs()
+                before = goal(run(images if start is None else start))
+                after = goal(run(minimum.images))
             self.findings[purpose] = watch.finding(before, after)
         return minimum.images
 
@@ -241,13 +257,13 @@ class Method(OptimizedModule):
         return loss
 
     def outlier_loss(self, logits: Tensor) -> Tensor:
-        """Return the mean cross-entropy to the uniform distribution, and log it."""
+        """Return the mean of `outlier_values`, and log it."""
         if not len(logits):
             raise UserError(
                 f"needs_outliers: {type(self).__name__} takes a loss of outliers and its batch has "
                 "none; set needs_outliers = True in the class"
             )
-        loss = losses.cross_entropy_to_uniform(logits).mean()
+        loss = self.outlier_values(logits).mean()
         self.log("train/outlier_loss", loss.detach())
         return loss
 

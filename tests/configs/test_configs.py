@@ -127,9 +127,13 @@ def parsed(capsys, *arguments: str) -> dict[str, Any]:
 
 def build_without_memory(spec: dict[str, Any]) -> torch.nn.Module:
     module, _, name = spec["class_path"].rpartition(".")
+    settings = {}
+    for key, value in spec.get("init_args", {}).items():
+        inside = isinstance(value, dict) and "class_path" in value
+        settings[key] = build_without_memory(value) if inside else value
     # A flow factorises its random weights, which needs their values.
     with torch.device("cpu" if name == "Glow" else "meta"):
-        return getattr(import_module(module), name)(**spec["init_args"])
+        return getattr(import_module(module), name)(**settings)
 
 
 def holds(settings: Any, wanted: Any) -> bool:
@@ -189,19 +193,31 @@ def test_experiment(path, root, tmp_path, capsys):
     assert fit("-c", str(path), *shallow, *arrays, "--output", str(tmp_path / "none")) == 0
 
 
+WITH_OUTLIER_CLASS = {
+    "class_path": "robust_ood.models.OutlierClass",
+    "init_args": {
+        "net": {
+            "class_path": "robust_ood.models.WideResNet",
+            "init_args": {"depth": 10, "width": 1},
+        }
+    },
+}
 OF_OTHER_NETWORKS = {
     "flow": {
         "class_path": "robust_ood.models.Glow",
         "init_args": {"levels": 1, "steps": 1, "hidden": 4},
     },
     "autoencoder": {"class_path": "robust_ood.models.AutoEncoder"},
+    "ntom": WITH_OUTLIER_CLASS,
+    "atom": WITH_OUTLIER_CLASS,
 }
-"""By method, a network that is no classifier."""
+"""By method, a network that is no ordinary classifier."""
 
 
 @pytest.mark.parametrize("path", files("methods"))
 def test_method(path):
     net = file("models", "wrn_10_1")
+    small = ["--hard_outliers.pool", "1", "--hard_outliers.skip", "0"]
     if path.stem in OF_OTHER_NETWORKS:
         net = ["--net", json.dumps(OF_OTHER_NETWORKS[path.stem])]
     assert (
@@ -212,6 +228,7 @@ def test_method(path):
             "-c",
             str(path),
             *(FEW_COMPONENTS if path.stem == "ccu" else []),
+            *(small if path.stem in ("ntom", "atom") else []),
         )
         == 0
     )

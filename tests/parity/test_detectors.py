@@ -433,6 +433,24 @@ def smoothed_msp(train, test):
     return torch.stack(scores).sort(0).values[49]
 
 
+def ross_msp(train, test):
+    """Of largest probabilities, one noisy copy of all images after the other."""
+    draws = torch.randn((25, *test.images.shape[1:]), generator=generator(0, "smoothed score", 0))
+
+    def noisy(images):
+        with torch.no_grad():
+            return torch.stack(
+                [train.net(images + 0.025 * draw).softmax(1).amax(1) for draw in draws]
+            )
+
+    threshold = torch.quantile(noisy(train.images).sort(0).values[12], 0.05)
+    scores = noisy(test.images)
+    median = scores.sort(0).values[12]
+    spread = (scores - median).abs().mean(0)
+    above = (median - threshold).clamp(min=0)
+    return median.minimum(threshold) + above * (1 + 0.05 / spread)
+
+
 REFERENCES = {
     "msp": msp,
     "msp-t": tempered_msp,
@@ -465,6 +483,7 @@ REFERENCES = {
     "pro-ent": naive_pro(minus_entropy),
     "pro-gen": naive_pro(gen_of),
     "safe-spot": in_batches(naive_safe_spot),
+    "ross": ross_msp,
     "smoothed": smoothed_msp,
     "deep-ensemble": ensemble(minus_entropy),
     "ensemble by msp": ensemble(largest),
@@ -618,8 +637,16 @@ def test_settings_that_follow_other_codes(problem):
 
 
 def test_every_registered_score_has_a_reference():
-    # Those of other networks: tests/unit/test_zero_shot.py, test_generative.py, test_energy_models.py
-    elsewhere = {"zero-shot", "likelihood", "complexity", "reconstruction", "gradient-norm"}
+    # Those of other networks: tests/unit/test_zero_shot.py, test_generative.py,
+    # test_energy_models.py, test_training_outliers.py
+    elsewhere = {
+        "zero-shot",
+        "likelihood",
+        "complexity",
+        "reconstruction",
+        "gradient-norm",
+        "outlier-class",
+    }
     assert set(detectors.REGISTRY) - elsewhere == set(REFERENCES) - {
         "mahalanobis over layers",
         "ensemble by msp",

@@ -80,8 +80,8 @@ def digit_problem():
     return net, loader, inliers, outliers, transferred
 
 
-# Flows and auto-encoders have tests of their own: tests/unit/test_generative.py.
-OF_OTHER_NETWORKS = ("complexity", "likelihood", "reconstruction")
+# Others have tests of their own: tests/unit/test_generative.py, test_training_outliers.py.
+OF_OTHER_NETWORKS = ("complexity", "likelihood", "outlier-class", "reconstruction")
 NAMES = [name for name in detectors.REGISTRY if name not in OF_OTHER_NETWORKS]
 # Attacks on them lose strength in bfloat16.
 REFUSE = {"ash-p", "ash-b", "ash-s", "gram", "gradient-norm", "knn", "mahalanobis-layers"}
@@ -92,6 +92,7 @@ SETTINGS = {
     "knn": {"neighbours": 5},
     "safe-spot": {"method": "fgsm", "attack_steps": 3},
     "mean": {"scores": ["msp", "mahalanobis", "gradnorm"]},
+    "ross": {"draws": 16, "gradient_draws": 8},
     "smoothed": {"draws": 16, "gradient_draws": 8},
 }
 

@@ -63,6 +63,7 @@ with torch.random.fork_rng():
     FLOW.eval()
     AUTO_ENCODER = models.AutoEncoder(6, (4,), latent_size=3).eval()
     WORDS = models.WordFeatures(torch.rand(2, 4), torch.rand(1, 4), 2.0, ("a", "b"), ("c",))
+JOINT = models.OutlierClass(NET)
 MSP = detectors.MSP(NET)
 PGD = attacks.PGD(REGION, steps=1)
 Arguments = dict[str, Any]
@@ -245,6 +246,11 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
         "draws": 60, "alpha": 0.05, "quantile": 0.5, "seed": 0, "indices": torch.arange(3),
         "batch_size": 64,
     },
+    "detectors.OutlierClassScore": {"net": JOINT},
+    "detectors.ROSS": {
+        "detector": MSP, "sigma": 0.1, "draws": 4, "weight": 0.05, "quantile": 0.5, "seed": 0,
+        "gradient_draws": 2,
+    },
     "detectors.Smoothed": {
         "detector": MSP, "sigma": 0.1, "draws": 4, "quantile": 0.5, "seed": 0,
         "gradient_draws": 2,
@@ -253,6 +259,7 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
         "channels": (4, 4), "strides": (1, 2), "pooling": 1, "hidden": (8,), "num_classes": 4,
         "nonpositive_head": False, "image_size": 8, **_SIZES,
     },
+    "models.OutlierClass": {"net": NET},
     "models.Gated": lambda folder: {"classifier": NET, "gate": one_logit(), "shift": 0.0},
     "models.MixtureRatio": {
         "image_shape": (3, 6, 6), "components": 2, "directions": 4, "prior_ratio": 1.0,
@@ -382,7 +389,23 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
         **_IN_LOOP, "spot_search": PGD, "outlier_weight": 0.5, "safe_spot_weight": 0.5,
     },
     "training.Standard": _TRAINING,
+    "training.ACET": {**_IN_LOOP, "outlier_attack": PGD, "outlier_weight": 0.5},
+    "training.NTOM": {"net": JOINT, "outlier_weight": 1.0, "optimization": None, "seed": 0},
+    "training.ATOM": {
+        "net": JOINT, "inlier_attack": None, "outlier_attack": PGD, "outlier_weight": 1.0,
+        "attack_mode": "eval", "optimization": None, "seed": 0,
+    },
+    "training.RATIO": {**_IN_LOOP, "outlier_attack": PGD, "outlier_weight": 0.5},
+    "training.HALO": {
+        **_IN_LOOP, "outlier_attack": PGD, "outlier_weight": 0.5, "consistency_weight": 3.0,
+        "helper": None, "helper_weight": 0.5,
+    },
+    "training.EnergyMargin": {
+        **_IN_LOOP, "outlier_attack": PGD, "outlier_weight": 0.5, "inlier_margin": -3.0,
+        "outlier_margin": -1.0,
+    },
     "callbacks.Averaging": {"decay": 0.9},
+    "callbacks.HardOutliers": {"pool": 4, "skip": 0.1},
     "callbacks.Checkpoints": {
         "every_n_steps": 10, "every_n_minutes": 1.0, "keep": 2, "keep_every_n_steps": 10,
         "monitor": None,

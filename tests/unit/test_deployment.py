@@ -53,7 +53,7 @@ PLAIN = [
     "dice",
 ]
 GRADIENTS = ["odin"]
-REFUSED = ["odin", "pro-msp", "input-noise", "safe-spot", "smoothed", "gradnorm"]
+REFUSED = ["odin", "pro-msp", "input-noise", "safe-spot", "ross", "smoothed", "gradnorm"]
 
 
 def digits(**changed) -> OODData:

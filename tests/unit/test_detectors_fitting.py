@@ -37,6 +37,7 @@ OF_OTHER_NETWORKS = (
     "complexity",
     "deep-ensemble",
     "likelihood",
+    "outlier-class",
     "reconstruction",
     "zero-shot",
 )

@@ -29,7 +29,14 @@ SETTINGS = {
 }
 NAMES = sorted(
     set(detectors.REGISTRY)
-    - {"complexity", "deep-ensemble", "likelihood", "reconstruction", "zero-shot"}
+    - {
+        "complexity",
+        "deep-ensemble",
+        "likelihood",
+        "outlier-class",
+        "reconstruction",
+        "zero-shot",
+    }
 )
 
 
