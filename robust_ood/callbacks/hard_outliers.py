@@ -117,7 +117,7 @@ class HardOutliers(Callback):
         values = torch.zeros(len(pool), dtype=torch.float64)
         values[share] = -torch.inf  # what cannot be read is chosen last
         with mode(module.net, training=False), torch.no_grad():
-            for places in share.split(_BATCH):
+            for places in torch.split(share, _BATCH):
                 read = loader.outliers.take(pool[places])
                 loader.outliers.note_unreadable(read.unreadable)
                 images = to_float(read.images).to(module.device)
