@@ -433,6 +433,152 @@ def smoothed_msp(train, test):
     return torch.stack(scores).sort(0).values[49]
 
 
+# --- scores of OpenOOD's and pytorch-ood's tables
+
+
+def she(train, test):
+    fitted = pood.SHE(None, energy_of_head(train)).fit_features(train.features, train.labels)
+    return -fitted.predict_features(test.features)
+
+
+def fdbd(train, test):
+    """One image and class at a time."""
+    mean, scores = train.features.mean(0), []
+    for feature, logits in zip(test.features, test.logits, strict=True):
+        best = int(logits.argmax())
+        others = [k for k in range(len(logits)) if k != best]
+        apart = [
+            (logits[best] - logits[k]) / (test.weight[best] - test.weight[k]).norm() for k in others
+        ]
+        scores.append(sum(apart) / len(others) / (feature - mean).norm())
+    return torch.stack(scores)
+
+
+def nci(train, test):
+    centered = test.features - train.features.mean(0)
+    weight = test.weight[test.logits.argmax(1)]
+    cosines = F.cosine_similarity(centered, weight)
+    return cosines * weight.norm(dim=1) + 1e-4 * test.features.abs().sum(1)
+
+
+def nnguide(train, test):
+    bank = [
+        f / f.norm() * z.exp().sum().log()
+        for f, z in zip(train.features, train.logits, strict=True)
+    ]
+    scores = []
+    for feature, logits in zip(test.features, test.logits, strict=True):
+        products = (torch.stack(bank) @ feature / feature.norm()).sort(descending=True).values
+        scores.append(products[:10].mean() * logits.exp().sum().log())
+    return torch.stack(scores)
+
+
+def relation(train, test):
+    p, q = test.logits.softmax(1), train.logits.softmax(1)
+    scores = []
+    for feature, own in zip(test.features, p, strict=True):
+        cosines = F.cosine_similarity(feature[None], train.features)
+        relations = [
+            max(c.item(), 0) * (own @ other).item() for c, other in zip(cosines, q, strict=True)
+        ]
+        scores.append(sum(r for r in relations if r > 0.03))
+    return torch.tensor(scores, dtype=torch.float64)
+
+
+def gmm(train, test):
+    return (
+        -pood.GMM(None, reg=0)
+        .fit_features(train.features, train.labels)
+        .predict_features(test.features)
+    )
+
+
+def pnml(train, test):
+    known = F.normalize(train.features, dim=1).numpy()
+    tested = F.normalize(test.features, dim=1)
+    inverse = torch.from_numpy(np.linalg.pinv(known))  # (D, N)
+    size = (tested @ inverse).square().sum(1, keepdim=True)
+    p = (tested @ test.weight.T + test.bias).softmax(1)
+    terms = p / (p + (1 - p) * p ** (size / (1 + size)))
+    return -terms.sum(1).log() / math.log(p.shape[1])
+
+
+def reconstruction_error(known, tested, explained):
+    """Minus the length of what a linear PCA leaves, of NumPy's SVD."""
+    mean = known.mean(0)
+    _, sizes, directions = np.linalg.svd(known - mean, full_matrices=False)
+    shares = np.cumsum(sizes**2) / np.sum(sizes**2)
+    kept = directions[: np.argmax(shares >= explained) + 1]
+    left = (tested - mean) - (tested - mean) @ kept.T @ kept
+    return torch.from_numpy(-np.linalg.norm(left, axis=1))
+
+
+def cop(train, test):
+    units = [F.normalize(data.features, dim=1).numpy() for data in (train, test)]
+    return reconstruction_error(*units, 0.85)
+
+
+RANDOM_FEATURES = 64
+
+
+def corp(train, test):
+    draws = generator(0, "random Fourier features")
+    size = train.features.shape[1]
+    frequencies = 2 * torch.randn(size, RANDOM_FEATURES, generator=draws).double().numpy()
+    phases = 2 * np.pi * torch.rand(RANDOM_FEATURES, generator=draws).double().numpy()
+    mapped = [
+        np.cos(F.normalize(data.features, dim=1).numpy() @ frequencies + phases)
+        * np.sqrt(2 / RANDOM_FEATURES)
+        for data in (train, test)
+    ]
+    return reconstruction_error(*mapped, 0.8)
+
+
+def vra(train, test):
+    low, high = np.quantile(train.features.numpy(), (0.6, 0.95))
+    rectified = test.features.clone()
+    rectified[test.features > high] = high
+    rectified[test.features < low] = 0
+    return (rectified @ test.weight.T + test.bias).logsumexp(1)
+
+
+def lts(train, test):
+    with in_float64():
+        return -pood.LTS(None, energy_of_head(test)).predict_features(test.features)
+
+
+def optfs(train, test):
+    """A mask for each bin, as the authors' code has it."""
+    low, high = np.quantile(train.features.numpy(), (1e-3, 1 - 1e-3))
+    width = (high - low) / 100
+    known = train.weight[train.logits.argmax(1)] * train.features
+    tested = test.weight[test.logits.argmax(1)] * test.features
+    gains, scores = [], []
+    for number in range(100):
+        inside = [
+            (data.features >= low + number * width) & (data.features < low + (number + 1) * width)
+            for data in (train, test)
+        ]
+        gains.append((known * inside[0]).sum(1).mean())
+        scores.append((tested * inside[1]).sum(1))
+    theta = torch.stack(gains)
+    return theta / theta.norm() * 10 @ torch.stack(scores)
+
+
+def line(train, test):
+    """One image at a time."""
+    limit = np.quantile(train.features.numpy(), 0.9)
+    predicted, scores = train.logits.argmax(1), []
+    for feature in test.features.clamp(max=limit):
+        label = (test.weight @ feature + test.bias).argmax()
+        importance = test.weight[label] * train.features[predicted == label].mean(0)
+        products = importance.abs() * test.weight
+        neurons = importance > np.quantile(importance.numpy(), 0.1)
+        weights = products > np.quantile(products.numpy(), 0.1)
+        scores.append(((test.weight * weights) @ (feature * neurons) + test.bias).logsumexp(0))
+    return torch.stack(scores)
+
+
 REFERENCES = {
     "msp": msp,
     "msp-t": tempered_msp,
@@ -469,6 +615,19 @@ REFERENCES = {
     "deep-ensemble": ensemble(minus_entropy),
     "ensemble by msp": ensemble(largest),
     "mean": mean_of_two,
+    "she": she,
+    "fdbd": fdbd,
+    "nci": nci,
+    "nnguide": nnguide,
+    "relation": relation,
+    "gmm": gmm,
+    "pnml": pnml,
+    "cop": cop,
+    "corp": corp,
+    "vra": vra,
+    "lts": lts,
+    "optfs": optfs,
+    "line": line,
 }
 
 
@@ -483,6 +642,8 @@ def make(name, net, layers):
         "gram": {"layers": layers},
         "mahalanobis-layers": {"layers": layers},
         "scale": {"percentile": 85},
+        "gmm": {"shrinkage": 0.0},
+        "corp": {"random_features": RANDOM_FEATURES},
         "safe-spot": {"method": "fgsm"},
     }
     return detectors.build(name, net, **settings.get(name, {}))

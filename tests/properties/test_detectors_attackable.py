@@ -93,6 +93,7 @@ SETTINGS = {
     "safe-spot": {"method": "fgsm", "attack_steps": 3},
     "mean": {"scores": ["msp", "mahalanobis", "gradnorm"]},
     "smoothed": {"draws": 16, "gradient_draws": 8},
+    "corp": {"random_features": 256},
 }
 
 
