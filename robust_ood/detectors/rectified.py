@@ -283,7 +283,7 @@ class LINe(Shaped):
         predicted = F.linear(clipped, weight, bias).argmax(1)  # (N,)
         logits = clipped.new_zeros(len(clipped), len(weight))
         # One class at a time: each has weights (K, D) of its own.
-        for label in predicted.unique().tolist():
+        for label in torch.unique(predicted).tolist():
             members = (predicted == label).nonzero()[:, 0]
             sparse = self._sparse_weight(weight, label)
             logits = logits.index_copy(0, members, F.linear(clipped[members], sparse, bias))

@@ -266,9 +266,11 @@ def gradnorm(train, test):
     return -pood.GradNorm(head, param_filter=lambda name: name == "weight").predict(test.features)
 
 
-# Signs of gradients: in float32, those of the smallest entries would depend on the order of
-# operations.
+# Signs of gradients, and bins of histograms: in float32, those of the smallest entries, and of values
+# at the edges, would depend on the order of operations.
 MOVED = (
+    "nac",
+    "weiper",
     "odin",
     "input-noise",
     "mahalanobis-layers",
@@ -579,6 +581,91 @@ def line(train, test):
     return torch.stack(scores)
 
 
+def precise(data):
+    return read(copy.deepcopy(data.net).double(), data.images.double(), data.labels)
+
+
+def weiper(train, test):
+    """One image at a time, with NumPy's histograms."""
+    train, test = precise(train), precise(test)
+    draws = torch.randn(
+        REPEATS, *train.weight.shape, generator=generator(0, "weight perturbations")
+    )
+    noise = 2.1 * F.normalize(draws.double(), dim=2) * train.weight.norm(dim=1)[:, None]
+
+    def spaces(data):
+        logits = torch.einsum("nd,rkd->nrk", data.features, train.weight + noise) + train.bias
+        return data.features.numpy(), logits.flatten(1).numpy(), logits.softmax(2).amax(2).mean(1)
+
+    def histogram(values, ends):
+        return np.histogram(values, 100, (ends[0], ends[1] + 1e-8))[0] / len(values)
+
+    known, tested = spaces(train), spaces(test)
+    total = tested[2].clone()
+    for number, floor in ((0, 0.01), (1, 0.025)):
+        ends = known[number].min(), known[number].max()
+        typical = np.mean([histogram(row, ends) for row in known[number]], axis=0) + floor
+        typical = typical / typical.sum()
+        for image, row in enumerate(tested[number]):
+            padded = np.pad(histogram(row, ends), (9, 10), mode="edge")
+            seen = np.convolve(padded, np.ones(20) / 20, mode="valid") + floor
+            seen = seen / seen.sum()
+            total[image] -= float(
+                np.sum(typical * np.log(typical / seen)) + np.sum(seen * np.log(seen / typical))
+            )
+    return total
+
+
+REPEATS = 20
+
+
+def nac(train, test):
+    """One neuron at a time, with NumPy's histograms."""
+    train, test = precise(train), precise(test)
+
+    def states(data):
+        excess = data.logits.softmax(1) - 1 / data.logits.shape[1]
+        return torch.sigmoid(100 * data.features * (excess @ data.weight)).numpy()
+
+    scores = 0
+    for known, tested in zip(states(train).T, states(test).T, strict=True):
+        counts = np.histogram(known, 50, (0, 1))[0]
+        scores = scores + np.minimum(counts[np.minimum((tested * 50).astype(int), 49)], 50)
+    return torch.from_numpy(scores / 50 / len(train.weight.T))
+
+
+def feature_dropout(train, test):
+    p = 0
+    for draw in range(30):
+        uniform = torch.rand(test.features.shape[1], generator=generator(0, "dropout", draw, 0))
+        kept = test.features * (uniform >= 0.5) * 2
+        p = p + (kept @ test.weight.T + test.bias).softmax(1) / 30
+    return p.amax(1)
+
+
+def rankfeat_of_layers(layers):
+    """Each layer's maps through a whole singular-value decomposition."""
+
+    def reference(net, images):
+        def changed(_, __, maps):
+            u, s, v = torch.linalg.svd(maps.flatten(2), full_matrices=False)
+            return maps - (s[:, :1, None] * u[:, :, :1] @ v[:, :1]).view_as(maps)
+
+        logits = 0
+        for layer in layers:
+            hook = net.get_submodule(layer).register_forward_hook(changed)
+            with torch.no_grad():
+                logits = logits + net(images) / len(layers)
+            hook.remove()
+        return logits.logsumexp(1)
+
+    return in_batches(reference)
+
+
+def rankfeat(train, test):
+    return rankfeat_of_layers(tuple(train.maps)[-2:])(train, test)
+
+
 REFERENCES = {
     "msp": msp,
     "msp-t": tempered_msp,
@@ -628,6 +715,10 @@ REFERENCES = {
     "lts": lts,
     "optfs": optfs,
     "line": line,
+    "weiper": weiper,
+    "nac": nac,
+    "feature-dropout": feature_dropout,
+    "rankfeat": rankfeat,
 }
 
 
@@ -643,6 +734,8 @@ def make(name, net, layers):
         "mahalanobis-layers": {"layers": layers},
         "scale": {"percentile": 85},
         "gmm": {"shrinkage": 0.0},
+        "weiper": {"repeats": REPEATS},
+        "rankfeat": {"layers": layers[-2:]},
         "corp": {"random_features": RANDOM_FEATURES},
         "safe-spot": {"method": "fgsm"},
     }
@@ -650,10 +743,10 @@ def make(name, net, layers):
 
 
 def fit(detector, loader):
-    """Return the detector, fitted on batches of images and labels; layers are weighed in
-    float64.
+    """Return the detector, fitted on batches of images and labels; layers are weighed, and
+    histograms made, in float64.
     """
-    if not isinstance(detector, detectors.LayerNoise):
+    if not isinstance(detector, detectors.LayerNoise | detectors.NAC | detectors.WeiPer):
         return detector.fit(loader)
     precise = [(images.double(), labels) for images, labels in loader]
     outliers = auxiliary(weighing(torch.cat([images for images, _ in loader])))
@@ -780,7 +873,15 @@ def test_settings_that_follow_other_codes(problem):
 
 def test_every_registered_score_has_a_reference():
     # Those of other networks: tests/unit/test_zero_shot.py, test_generative.py, test_energy_models.py
-    elsewhere = {"zero-shot", "likelihood", "complexity", "reconstruction", "gradient-norm"}
+    # test_dropout.py
+    elsewhere = {
+        "zero-shot",
+        "likelihood",
+        "complexity",
+        "reconstruction",
+        "gradient-norm",
+        "mc-dropout",
+    }
     assert set(detectors.REGISTRY) - elsewhere == set(REFERENCES) - {
         "mahalanobis over layers",
         "ensemble by msp",

@@ -276,6 +276,14 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
     "detectors.DeepEnsemble": {"networks": [NET, NET], "score": "entropy", "sizes": [None, 8]},
     "detectors.Energy": {"net": NET, "temperature": 1.0},
     "detectors.Entropy": {"net": NET, "layers": ()},
+    "detectors.FeatureDropout": {"net": NET, "rate": 0.5, "draws": 2, "seed": 0},
+    "detectors.MCDropout": {"net": NET, "draws": 2, "seed": 0},
+    "detectors.NAC": {"net": NET, "alpha": 100.0, "bins": 50, "filled": 50.0},
+    "detectors.RankFeat": {"net": NET, "layers": "conv", "temperature": 1.0},
+    "detectors.WeiPer": {
+        "net": NET, "repeats": 2, "distance": 2.0, "bins": 10, "smoothing": 3,
+        "logit_weight": 1.0, "msp_weight": 1.0, "seed": 0,
+    },
     "detectors.FDBD": {"net": NET, "divisor": "distance"},
     "detectors.GMM": {"net": NET, "covariance": "class", "shrinkage": "auto"},
     "detectors.KernelPCA": {
@@ -358,6 +366,7 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
     "detectors.fit": {"detectors": [detectors.KNN(NET, 2)], **fitting()},
     "detectors.surface_of": {"detector": MSP},
     "statistics.Average": {},
+    "statistics.BinCounts": {"bins": 3},
     "statistics.ClassCovariances": {"classes": 3},
     "statistics.ClassExtremes": {"classes": 3},
     "statistics.ClassMeans": {"classes": 3},

@@ -179,7 +179,7 @@ class ClassCovariances(ClassMeans):
         if not self.products.numel():
             size = vectors.shape[1]
             self.products = vectors.new_zeros(self.classes, size, size)
-        for label in classes.unique().tolist():
+        for label in torch.unique(classes).tolist():
             members = vectors[classes == label]
             self.products[label] += members.T @ members
 
@@ -227,6 +227,26 @@ class ClassExtremes(Statistic):
         self.counts = total(self.counts)
         self.low = total(self.low, "min")
         self.high = total(self.high, "max")
+
+
+class BinCounts(Statistic):
+    """How often each column of `(N, D)` bin numbers is in each bin, `(D, bins)`."""
+
+    @typed
+    def __init__(self, bins: int) -> None:
+        self.bins = bins
+        self.counts = torch.zeros(0)
+
+    def add(self, *values: Tensor) -> None:
+        """See bin numbers `(N, D)`, in 0..bins-1."""
+        columns = values[0].detach().long().T  # (D, N)
+        if not self.counts.numel():
+            self.counts = columns.new_zeros(len(columns), self.bins)
+        self.counts.scatter_add_(1, columns, torch.ones_like(columns))
+
+    def reduce(self) -> None:
+        """Add up the counts."""
+        self.counts = total(self.counts)
 
 
 class Sample(Statistic):
