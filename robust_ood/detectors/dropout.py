@@ -92,9 +92,10 @@ class MCDropout(Detector):
 class FeatureDropout(OutputsDetector):
     """The largest probability of the mean softmax of features with dropout, as log-odds, >= 0.
 
-    Source: OpenOOD's `dropout` (Gal and Ghahramani 2016, of the penultimate features alone): it
-    works for every network with a linear head, and takes one forward pass. The published value is
-    the probability, in (1/K, 1], which `published` gives.
+    Source: Gal and Ghahramani 2016, with dropout of the penultimate features alone, as in OpenOOD's
+    `dropout`: it works for every network with a linear head, and takes one forward pass. OpenOOD
+    averages logits, which for a linear head tend to those without dropout; here softmaxes are
+    averaged. The published value is the probability, in (1/K, 1], which `published` gives.
 
     Args:
         net: classifier with a linear head.

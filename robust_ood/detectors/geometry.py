@@ -93,7 +93,8 @@ class SHE(OutputsDetector):
         if self.metric == "cosine":
             return F.cosine_similarity(features, patterns, dim=1)
         if self.metric == "euclidean":
-            return -torch.linalg.vector_norm(features - patterns, dim=1)
+            distance: Tensor = torch.linalg.vector_norm(features - patterns, dim=1)
+            return -distance
         return (features * patterns).sum(1)
 
 
@@ -143,7 +144,7 @@ class FDBD(OutputsDetector):
         distance = (gaps * inverse[predicted]).sum(1) / (logits.shape[1] - 1)
         if self.divisor == "distance":
             features = features - self.learned("mean").to(features)
-        length = torch.linalg.vector_norm(features, dim=1)
+        length: Tensor = torch.linalg.vector_norm(features, dim=1)
         return distance / length.clamp_min(_SMALLEST)
 
     def attack_surface(self) -> AttackSurface:
@@ -200,6 +201,6 @@ class NCI(OutputsDetector):
     def _along(self, out: Outputs, weight: Tensor) -> Tensor:
         features = losses.wide(out.features)
         centered = features - self.learned("mean").to(features)
-        length = torch.linalg.vector_norm(centered, dim=1).clamp_min(_SMALLEST)
+        length: Tensor = torch.linalg.vector_norm(centered, dim=1).clamp_min(_SMALLEST)
         projection = (weight.to(features) * centered).sum(1) / length
         return projection + self.alpha * features.abs().sum(1)
