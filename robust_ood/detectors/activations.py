@@ -13,8 +13,8 @@ from robust_ood import losses
 from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface, surface_of
 from robust_ood.detectors.contract import Detector, OutputsDetector, full_precision
-from robust_ood.detectors.fitting.passes import Pass, Rounds, SeenBatch
-from robust_ood.detectors.fitting.quantiles import Quantile
+from robust_ood.detectors.fitting.passes import Pass, Rounds, SeenBatch, read_features
+from robust_ood.detectors.fitting.quantiles import Quantile, quantile_of
 from robust_ood.detectors.fitting.statistics import Average
 from robust_ood.detectors.logits import Energy
 from robust_ood.errors import UserError
@@ -101,15 +101,16 @@ class Shaped(OutputsDetector):
         return item._replace(read=read)
 
 
-def _with_features(out: Outputs, features: Tensor) -> Outputs:
-    """Return the forward pass that ends with these features."""
+def with_features(out: Outputs, features: Tensor) -> Outputs:
+    """Return the forward pass that ends with these features `(N, D)`."""
     logits = out.head(features.to(out.head.weight.dtype))
     return out._replace(features=features, logits=logits)
 
 
-def _share(percentile: float) -> float:
+def share_of(percentile: float, field: str = "percentile") -> float:
+    """Return a percentile in [0, 100) as a share, or raise `UserError`."""
     if not 0 <= percentile < 100:
-        raise UserError(f"percentile: expected a number in [0, 100), got {percentile}")
+        raise UserError(f"{field}: expected a number in [0, 100), got {percentile}")
     return percentile / 100
 
 
@@ -130,7 +131,7 @@ class ReAct(Shaped):
         self, scored: nn.Module, percentile: float = 90.0, threshold: float | None = None
     ) -> None:
         super().__init__(scored)
-        self.share = _share(percentile)
+        self.share = share_of(percentile)
         self.fits = threshold is None
         if threshold is None:
             self.declare("threshold")
@@ -142,14 +143,14 @@ class ReAct(Shaped):
         if not self.fits:
             return
         quantile = Quantile(self.share)
-        yield from quantile.rounds(lambda histogram: self.reading(histogram, _read_features))
+        yield from quantile.rounds(lambda histogram: self.reading(histogram, read_features))
         self.keep(threshold=torch.tensor(quantile.value))
 
     def shape(self, out: Outputs) -> Outputs:
         """Return the forward pass with clipped features."""
         features = losses.wide(out.features)
         threshold = self.learned("threshold").to(features)
-        return _with_features(out, features.minimum(threshold))
+        return with_features(out, features.minimum(threshold))
 
 
 class ASH(Shaped):
@@ -175,20 +176,20 @@ class ASH(Shaped):
         super().__init__(scored)
         if variant not in ("P", "B", "S"):
             raise UserError(f"variant: expected 'P', 'B' or 'S', got {variant!r}")
-        self.share = _share(percentile)
+        self.share = share_of(percentile)
         self.variant = variant
 
     def shape(self, out: Outputs) -> Outputs:
         """Return the forward pass with pruned features."""
         features = losses.wide(out.features)
-        kept, columns = _largest(features, self.share)
+        kept, columns = largest(features, self.share)
         if self.variant == "B":
             # Equal values with the old sum.
             kept = (features.sum(1, keepdim=True) / kept.shape[1]).expand_as(kept)  # (N, k)
         pruned = torch.zeros_like(features).scatter(1, columns, kept)
         if self.variant == "S":
             pruned = _scaled(pruned, features, kept)
-        return _with_features(out, pruned)
+        return with_features(out, pruned)
 
     def shape_smoothly(self, out: Outputs) -> Outputs:
         """Return the forward pass with pruned features, for B those of P."""
@@ -196,8 +197,8 @@ class ASH(Shaped):
         if self.variant != "B":
             return self.shape(out)
         features = losses.wide(out.features)
-        kept, columns = _largest(features, self.share)
-        return _with_features(out, torch.zeros_like(features).scatter(1, columns, kept))
+        kept, columns = largest(features, self.share)
+        return with_features(out, torch.zeros_like(features).scatter(1, columns, kept))
 
     def softly(self, images: Tensor) -> Tensor:
         """Return the wrapped surrogate `(N,)` of features that are pruned softly.
@@ -207,11 +208,11 @@ class ASH(Shaped):
         out = outputs(self.net, images, self.layers)
         with full_precision(images):
             shaped = self._pruned_softly(losses.wide(out.features))
-            return self.detector.surrogate_score(_with_features(out, shaped))
+            return self.detector.surrogate_score(with_features(out, shaped))
 
     def _pruned_softly(self, features: Tensor) -> Tensor:
         # The width of the sigmoid is half the features' standard deviation, never zero.
-        smallest_kept = _largest(features, self.share)[0][:, -1:]  # (N, 1)
+        smallest_kept = largest(features, self.share)[0][:, -1:]  # (N, 1)
         width = features.std(1, correction=0, keepdim=True).detach() / 2 + 1e-6
         # How much of each feature is kept.
         weights = torch.sigmoid((features - smallest_kept) / width)  # (N, D)
@@ -248,20 +249,16 @@ class SCALE(Shaped):
     @typed
     def __init__(self, scored: nn.Module, percentile: float = 85.0) -> None:
         super().__init__(scored)
-        self.share = _share(percentile)
+        self.share = share_of(percentile)
 
     def shape(self, out: Outputs) -> Outputs:
         """Return the forward pass with scaled features."""
         features = losses.wide(out.features)
-        largest, _ = _largest(features, self.share)
-        return _with_features(out, _scaled(features, features, largest))
+        kept, _ = largest(features, self.share)
+        return with_features(out, _scaled(features, features, kept))
 
 
-def _read_features(seen: SeenBatch) -> tuple[Tensor]:
-    return (seen.out.features,)
-
-
-def _largest(features: Tensor, share: float) -> tuple[Tensor, Tensor]:
+def largest(features: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """Return the features that remain when that share is dropped, and their columns.
 
     Both are `(N, k)`, largest first.
@@ -297,21 +294,16 @@ class DICE(Shaped):
     @typed
     def __init__(self, scored: nn.Module, percentile: float = 90.0) -> None:
         super().__init__(scored)
-        self.share = _share(percentile)
+        self.share = share_of(percentile)
         self.declare("mean", "threshold")
 
     def learn_shape(self) -> Rounds:
         """Average the features by one pass, and find the contribution above which weights stay."""
         average = Average()
-        yield [self.reading(average, _read_features)]
+        yield [self.reading(average, read_features)]
         self.keep(mean=average.mean)
-        contributions = self._contributions(find_head(self.net)).flatten().sort().values
-        # The quantile is interpolated here: `torch.quantile` refuses more than 16 million weights.
-        last = len(contributions) - 1
-        position = self.share * last
-        low = contributions[int(position)]
-        high = contributions[min(int(position) + 1, last)]
-        threshold = low + (high - low) * (position % 1)
+        contributions = self._contributions(find_head(self.net)).flatten()
+        threshold = quantile_of(contributions, self.share)
         self.keep(threshold=threshold.view(1))
 
     def shape(self, out: Outputs) -> Outputs:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robust_ood import losses
 from robust_ood.arguments import typed
-from robust_ood.detectors.attack_surface import AttackSurface, OldName
+from robust_ood.detectors.attack_surface import AttackSurface, OldName, Surrogate
 from robust_ood.detectors.fitting.passes import Pass, Rounds, SeenBatch, Split, fit
 from robust_ood.detectors.fitting.statistics import Statistic
 from robust_ood.errors import UserError
@@ -320,9 +320,21 @@ class OutputsDetector(Detector):
 
     def surrogate(self, images: Tensor) -> Tensor:
         """Return a differentiable stand-in for the score, `(N,)`, for attackers."""
-        out = outputs(self.net, images, self.layers)
-        with full_precision(images):
-            return self.surrogate_score(widened(out))
+        return self.stand_in(self.surrogate_score)(images)
+
+    def stand_in(self, read: Callable[[Outputs], Tensor]) -> Surrogate:
+        """Return a function of images that reads a forward pass otherwise than `score` does.
+
+        Args:
+            read: a forward pass to values `(N,)`.
+        """
+
+        def value(images: Tensor) -> Tensor:
+            out = outputs(self.net, images, self.layers)
+            with full_precision(images):
+                return read(widened(out))
+
+        return value
 
     def attack_surface(self) -> AttackSurface:
         """Return what an attacker may use; by default the surrogate alone."""

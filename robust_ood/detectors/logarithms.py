@@ -73,6 +73,34 @@ def minus_log_generalised_entropy(logits: Tensor, gamma: float, top: int) -> Ten
     return -losses.finite_logs(terms).logsumexp(1)
 
 
+def minus_log_excess(logits: Tensor, exponent: Tensor) -> Tensor:
+    """Return minus the logarithm of `sum of p / (p + (1 - p) p^g)` minus one, `(N,)`, unbounded.
+
+    Each term exceeds its p by `p (1 - p) (1 - p^g) / (p + (1 - p) p^g)`, which is positive: without
+    a difference, nothing cancels.
+
+    Args:
+        logits: `(N, K)`.
+        exponent: g of each image, `(N,)`, in [0, 1).
+    """
+    log_p, classes, log_rest = _parts(logits)
+    surprise = _log_surprise(log_p.gather(1, classes), log_rest)  # log(-log p), (N, 1)
+    surprises = (-log_p.scatter(1, classes, -1.0)).log().scatter(1, classes, surprise)
+    complements = torch.log1p(-log_p.scatter(1, classes, _SMALL).exp())
+    complements = complements.scatter(1, classes, log_rest)  # log(1 - p), (N, K)
+    log_exponent = exponent.clamp_min(torch.finfo(exponent.dtype).tiny).log()[:, None]
+    lost = _log_complement(surprises + log_exponent)  # log(1 - p^g)
+    power = complements + exponent[:, None] * log_p  # log((1 - p) p^g)
+    terms = log_p + complements + lost - torch.logaddexp(log_p, power)
+    return -losses.finite_logs(terms).logsumexp(1)
+
+
+def _log_complement(log_x: Tensor) -> Tensor:
+    """Return `log(1 - exp(-x))` of `log x`, of any shape; accurate also where x is tiny."""
+    x = log_x.clamp(-10.0, 5.0).exp()
+    return log_x.clamp_max(5.0) + (-torch.expm1(-x)).log() - x.log()
+
+
 def log_largest(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return `log p` and `log(1 - p)` of the largest probability, `(N,)` each.
 

@@ -20,9 +20,14 @@ from robust_ood.deprecation import warn_renamed
 from robust_ood.detectors.activations import ASH, DICE, SCALE, ReAct, Shaped
 from robust_ood.detectors.compose import DeepEnsemble, Mean, Standardize
 from robust_ood.detectors.contract import Detector
+from robust_ood.detectors.coverage import NAC
+from robust_ood.detectors.densities import GMM, PNML
+from robust_ood.detectors.dropout import FeatureDropout, MCDropout
 from robust_ood.detectors.generative import Complexity, Likelihood, ReconstructionError
+from robust_ood.detectors.geometry import FDBD, NCI, SHE
 from robust_ood.detectors.gradients import GradientNorm, GradNorm
 from robust_ood.detectors.gram import Gram
+from robust_ood.detectors.kernel_pca import KernelPCA
 from robust_ood.detectors.logits import Energy, MaxLogit, OutlierExposureScore
 from robust_ood.detectors.mahalanobis import (
     MAGNITUDES,
@@ -33,11 +38,15 @@ from robust_ood.detectors.mahalanobis import (
 from robust_ood.detectors.neighbours import KNN
 from robust_ood.detectors.outlier_class import OutlierClassScore
 from robust_ood.detectors.perturbed import ODIN, PRO, InputNoise
+from robust_ood.detectors.rank_feat import RankFeat
+from robust_ood.detectors.rectified import LTS, VRA, LINe, OptFS
+from robust_ood.detectors.relations import NNGuide, Relation
 from robust_ood.detectors.ross import ROSS
 from robust_ood.detectors.safe_spot import SafeSpot
 from robust_ood.detectors.smoothing import Smoothed
 from robust_ood.detectors.softmax import GEN, MSP, Entropy, KLMatching
 from robust_ood.detectors.subspace import Residual, ViM
+from robust_ood.detectors.weiper import WeiPer
 from robust_ood.detectors.wrapper import Wrapper
 from robust_ood.detectors.zero_shot import ZeroShot
 from robust_ood.errors import UserError, unknown_name
@@ -166,6 +175,27 @@ REGISTRY: dict[str, Registered] = {
     "vim": Registered(ViM, "Wang et al. 2022", {"dimensions": (16, 32, 64, 128, 256, 512)}),
     "residual": Registered(Residual, "Wang et al. 2022"),
     "gram": Registered(Gram, "Sastry and Oore 2020"),
+    "she": Registered(
+        SHE, "Zhang et al. 2023", {"metric": ("inner_product", "cosine", "euclidean")}
+    ),
+    "fdbd": Registered(FDBD, "Liu and Qin 2024", {"divisor": ("distance", "length")}),
+    "nci": Registered(NCI, "Liu and Qin 2025", {"alpha": (0.0001, 0.001, 0.01, 0.1)}),
+    "nnguide": Registered(NNGuide, "Park et al. 2023", {"neighbours": (10, 100)}),
+    "relation": Registered(Relation, "Kim et al. 2023", {"power": (1.0, 2.0, 4.0, 6.0, 8.0)}),
+    "gmm": Registered(GMM, "Mukhoti et al. 2023", {"covariance": ("class", "tied")}),
+    "pnml": Registered(PNML, "Bibas et al. 2021"),
+    "cop": Registered(
+        KernelPCA,
+        "Fang et al. 2024",
+        {"explained": (0.7, 0.85, 0.99)},
+        defaults={"kernel": "cosine", "explained": 0.85},
+    ),
+    "corp": Registered(
+        KernelPCA,
+        "Fang et al. 2024",
+        {"explained": (0.5, 0.7, 0.8), "gamma": (1.0, 2.0, 3.0)},
+    ),
+    "nac": Registered(NAC, "Liu et al. 2024"),
     # of changed features or weights
     "react": Registered(ReAct, "Sun et al. 2021", {"percentile": (85, 90, 95, 99)}, "energy"),
     "ash-p": Registered(ASH, "Djurisic et al. 2023", _PERCENTILES, "energy", {"variant": "P"}),
@@ -173,6 +203,18 @@ REGISTRY: dict[str, Registered] = {
     "ash-s": Registered(ASH, "Djurisic et al. 2023", _PERCENTILES, "energy", {"variant": "S"}),
     "scale": Registered(SCALE, "Xu et al. 2024", _PERCENTILES, "energy"),
     "dice": Registered(DICE, "Sun and Li 2022", {"percentile": (10, 30, 50, 70, 90)}, "energy"),
+    "vra": Registered(
+        VRA, "Xu et al. 2023", {"low": (1, 5, 10, 15, 60), "high": (85, 90, 95, 99)}, "energy"
+    ),
+    "lts": Registered(LTS, "Djurisic et al. 2024", score="energy"),
+    "optfs": Registered(OptFS, "Zhao et al. 2024"),
+    "line": Registered(
+        LINe, "Ahn et al. 2023", {"neurons": (10, 90), "weights": (10, 90)}, "energy"
+    ),
+    "rankfeat": Registered(RankFeat, "Song et al. 2022"),
+    "weiper": Registered(WeiPer, "Granz et al. 2024"),
+    "mc-dropout": Registered(MCDropout, "Gal and Ghahramani 2016"),
+    "feature-dropout": Registered(FeatureDropout, "Gal and Ghahramani 2016"),
     # of networks that model images
     "likelihood": Registered(Likelihood, "Nalisnick et al. 2019"),
     "complexity": Registered(Complexity, "Serra et al. 2020"),

@@ -266,9 +266,11 @@ def gradnorm(train, test):
     return -pood.GradNorm(head, param_filter=lambda name: name == "weight").predict(test.features)
 
 
-# Signs of gradients: in float32, those of the smallest entries would depend on the order of
-# operations.
+# Signs of gradients, and bins of histograms: in float32, those of the smallest entries, and of values
+# at the edges, would depend on the order of operations.
 MOVED = (
+    "nac",
+    "weiper",
     "odin",
     "input-noise",
     "mahalanobis-layers",
@@ -451,6 +453,237 @@ def ross_msp(train, test):
     return median.minimum(threshold) + above * (1 + 0.05 / spread)
 
 
+# --- scores of OpenOOD's and pytorch-ood's tables
+
+
+def she(train, test):
+    fitted = pood.SHE(None, energy_of_head(train)).fit_features(train.features, train.labels)
+    return -fitted.predict_features(test.features)
+
+
+def fdbd(train, test):
+    """One image and class at a time."""
+    mean, scores = train.features.mean(0), []
+    for feature, logits in zip(test.features, test.logits, strict=True):
+        best = int(logits.argmax())
+        others = [k for k in range(len(logits)) if k != best]
+        apart = [
+            (logits[best] - logits[k]) / (test.weight[best] - test.weight[k]).norm() for k in others
+        ]
+        scores.append(sum(apart) / len(others) / (feature - mean).norm())
+    return torch.stack(scores)
+
+
+def nci(train, test):
+    centered = test.features - train.features.mean(0)
+    weight = test.weight[test.logits.argmax(1)]
+    cosines = F.cosine_similarity(centered, weight)
+    return cosines * weight.norm(dim=1) + 1e-4 * test.features.abs().sum(1)
+
+
+def nnguide(train, test):
+    bank = [
+        f / f.norm() * z.exp().sum().log()
+        for f, z in zip(train.features, train.logits, strict=True)
+    ]
+    scores = []
+    for feature, logits in zip(test.features, test.logits, strict=True):
+        products = (torch.stack(bank) @ feature / feature.norm()).sort(descending=True).values
+        scores.append(products[:10].mean() * logits.exp().sum().log())
+    return torch.stack(scores)
+
+
+def relation(train, test):
+    p, q = test.logits.softmax(1), train.logits.softmax(1)
+    scores = []
+    for feature, own in zip(test.features, p, strict=True):
+        cosines = F.cosine_similarity(feature[None], train.features)
+        relations = [
+            max(c.item(), 0) * (own @ other).item() for c, other in zip(cosines, q, strict=True)
+        ]
+        scores.append(sum(r for r in relations if r > 0.03))
+    return torch.tensor(scores, dtype=torch.float64)
+
+
+def gmm(train, test):
+    return (
+        -pood.GMM(None, reg=0)
+        .fit_features(train.features, train.labels)
+        .predict_features(test.features)
+    )
+
+
+def pnml(train, test):
+    known = F.normalize(train.features, dim=1).numpy()
+    tested = F.normalize(test.features, dim=1)
+    inverse = torch.from_numpy(np.linalg.pinv(known))  # (D, N)
+    size = (tested @ inverse).square().sum(1, keepdim=True)
+    p = (tested @ test.weight.T + test.bias).softmax(1)
+    terms = p / (p + (1 - p) * p ** (size / (1 + size)))
+    return -terms.sum(1).log() / math.log(p.shape[1])
+
+
+def reconstruction_error(known, tested, explained):
+    """Minus the length of what a linear PCA leaves, of NumPy's SVD."""
+    mean = known.mean(0)
+    _, sizes, directions = np.linalg.svd(known - mean, full_matrices=False)
+    shares = np.cumsum(sizes**2) / np.sum(sizes**2)
+    kept = directions[: np.argmax(shares >= explained) + 1]
+    left = (tested - mean) - (tested - mean) @ kept.T @ kept
+    return torch.from_numpy(-np.linalg.norm(left, axis=1))
+
+
+def cop(train, test):
+    units = [F.normalize(data.features, dim=1).numpy() for data in (train, test)]
+    return reconstruction_error(*units, 0.85)
+
+
+RANDOM_FEATURES = 64
+
+
+def corp(train, test):
+    draws = generator(0, "random Fourier features")
+    size = train.features.shape[1]
+    frequencies = 2 * torch.randn(size, RANDOM_FEATURES, generator=draws).double().numpy()
+    phases = 2 * np.pi * torch.rand(RANDOM_FEATURES, generator=draws).double().numpy()
+    mapped = [
+        np.cos(F.normalize(data.features, dim=1).numpy() @ frequencies + phases)
+        * np.sqrt(2 / RANDOM_FEATURES)
+        for data in (train, test)
+    ]
+    return reconstruction_error(*mapped, 0.8)
+
+
+def vra(train, test):
+    low, high = np.quantile(train.features.numpy(), (0.6, 0.95))
+    rectified = test.features.clone()
+    rectified[test.features > high] = high
+    rectified[test.features < low] = 0
+    return (rectified @ test.weight.T + test.bias).logsumexp(1)
+
+
+def lts(train, test):
+    with in_float64():
+        return -pood.LTS(None, energy_of_head(test)).predict_features(test.features)
+
+
+def optfs(train, test):
+    """A mask for each bin, as the authors' code has it."""
+    low, high = np.quantile(train.features.numpy(), (1e-3, 1 - 1e-3))
+    width = (high - low) / 100
+    known = train.weight[train.logits.argmax(1)] * train.features
+    tested = test.weight[test.logits.argmax(1)] * test.features
+    gains, scores = [], []
+    for number in range(100):
+        inside = [
+            (data.features >= low + number * width) & (data.features < low + (number + 1) * width)
+            for data in (train, test)
+        ]
+        gains.append((known * inside[0]).sum(1).mean())
+        scores.append((tested * inside[1]).sum(1))
+    theta = torch.stack(gains)
+    return theta / theta.norm() * 10 @ torch.stack(scores)
+
+
+def line(train, test):
+    """One image at a time."""
+    limit = np.quantile(train.features.numpy(), 0.9)
+    predicted, scores = train.logits.argmax(1), []
+    for feature in test.features.clamp(max=limit):
+        label = (test.weight @ feature + test.bias).argmax()
+        importance = test.weight[label] * train.features[predicted == label].mean(0)
+        products = importance.abs() * test.weight
+        neurons = importance > np.quantile(importance.numpy(), 0.1)
+        weights = products > np.quantile(products.numpy(), 0.1)
+        scores.append(((test.weight * weights) @ (feature * neurons) + test.bias).logsumexp(0))
+    return torch.stack(scores)
+
+
+def precise(data):
+    return read(copy.deepcopy(data.net).double(), data.images.double(), data.labels)
+
+
+def weiper(train, test):
+    """One image at a time, with NumPy's histograms."""
+    train, test = precise(train), precise(test)
+    draws = torch.randn(
+        REPEATS, *train.weight.shape, generator=generator(0, "weight perturbations")
+    )
+    noise = 2.1 * F.normalize(draws.double(), dim=2) * train.weight.norm(dim=1)[:, None]
+
+    def spaces(data):
+        logits = torch.einsum("nd,rkd->nrk", data.features, train.weight + noise) + train.bias
+        return data.features.numpy(), logits.flatten(1).numpy(), logits.softmax(2).amax(2).mean(1)
+
+    def histogram(values, ends):
+        return np.histogram(values, 100, (ends[0], ends[1] + 1e-8))[0] / len(values)
+
+    known, tested = spaces(train), spaces(test)
+    total = tested[2].clone()
+    for number, floor in ((0, 0.01), (1, 0.025)):
+        ends = known[number].min(), known[number].max()
+        typical = np.mean([histogram(row, ends) for row in known[number]], axis=0) + floor
+        typical = typical / typical.sum()
+        for image, row in enumerate(tested[number]):
+            padded = np.pad(histogram(row, ends), (9, 10), mode="edge")
+            seen = np.convolve(padded, np.ones(20) / 20, mode="valid") + floor
+            seen = seen / seen.sum()
+            total[image] -= float(
+                np.sum(typical * np.log(typical / seen)) + np.sum(seen * np.log(seen / typical))
+            )
+    return total
+
+
+REPEATS = 20
+
+
+def nac(train, test):
+    """One neuron at a time, with NumPy's histograms."""
+    train, test = precise(train), precise(test)
+
+    def states(data):
+        excess = data.logits.softmax(1) - 1 / data.logits.shape[1]
+        return torch.sigmoid(100 * data.features * (excess @ data.weight)).numpy()
+
+    scores = 0
+    for known, tested in zip(states(train).T, states(test).T, strict=True):
+        counts = np.histogram(known, 50, (0, 1))[0]
+        scores = scores + np.minimum(counts[np.minimum((tested * 50).astype(int), 49)], 50)
+    return torch.from_numpy(scores / 50 / len(train.weight.T))
+
+
+def feature_dropout(train, test):
+    p = 0
+    for draw in range(30):
+        uniform = torch.rand(test.features.shape[1], generator=generator(0, "dropout", draw, 0))
+        kept = test.features * (uniform >= 0.5) * 2
+        p = p + (kept @ test.weight.T + test.bias).softmax(1) / 30
+    return p.amax(1)
+
+
+def rankfeat_of_layers(layers):
+    """Each layer's maps through a whole singular-value decomposition."""
+
+    def reference(net, images):
+        def changed(_, __, maps):
+            u, s, v = torch.linalg.svd(maps.flatten(2), full_matrices=False)
+            return maps - (s[:, :1, None] * u[:, :, :1] @ v[:, :1]).view_as(maps)
+
+        logits = 0
+        for layer in layers:
+            hook = net.get_submodule(layer).register_forward_hook(changed)
+            with torch.no_grad():
+                logits = logits + net(images) / len(layers)
+            hook.remove()
+        return logits.logsumexp(1)
+
+    return in_batches(reference)
+
+
+def rankfeat(train, test):
+    return rankfeat_of_layers(tuple(train.maps)[-2:])(train, test)
+
+
 REFERENCES = {
     "msp": msp,
     "msp-t": tempered_msp,
@@ -488,6 +721,23 @@ REFERENCES = {
     "deep-ensemble": ensemble(minus_entropy),
     "ensemble by msp": ensemble(largest),
     "mean": mean_of_two,
+    "she": she,
+    "fdbd": fdbd,
+    "nci": nci,
+    "nnguide": nnguide,
+    "relation": relation,
+    "gmm": gmm,
+    "pnml": pnml,
+    "cop": cop,
+    "corp": corp,
+    "vra": vra,
+    "lts": lts,
+    "optfs": optfs,
+    "line": line,
+    "weiper": weiper,
+    "nac": nac,
+    "feature-dropout": feature_dropout,
+    "rankfeat": rankfeat,
 }
 
 
@@ -502,16 +752,20 @@ def make(name, net, layers):
         "gram": {"layers": layers},
         "mahalanobis-layers": {"layers": layers},
         "scale": {"percentile": 85},
+        "gmm": {"shrinkage": 0.0},
+        "weiper": {"repeats": REPEATS},
+        "rankfeat": {"layers": layers[-2:]},
+        "corp": {"random_features": RANDOM_FEATURES},
         "safe-spot": {"method": "fgsm"},
     }
     return detectors.build(name, net, **settings.get(name, {}))
 
 
 def fit(detector, loader):
-    """Return the detector, fitted on batches of images and labels; layers are weighed in
-    float64.
+    """Return the detector, fitted on batches of images and labels; layers are weighed, and
+    histograms made, in float64.
     """
-    if not isinstance(detector, detectors.LayerNoise):
+    if not isinstance(detector, detectors.LayerNoise | detectors.NAC | detectors.WeiPer):
         return detector.fit(loader)
     precise = [(images.double(), labels) for images, labels in loader]
     outliers = auxiliary(weighing(torch.cat([images for images, _ in loader])))
@@ -638,7 +892,7 @@ def test_settings_that_follow_other_codes(problem):
 
 def test_every_registered_score_has_a_reference():
     # Those of other networks: tests/unit/test_zero_shot.py, test_generative.py,
-    # test_energy_models.py, test_training_outliers.py
+    # test_energy_models.py, test_training_outliers.py, test_dropout.py
     elsewhere = {
         "zero-shot",
         "likelihood",
@@ -646,6 +900,7 @@ def test_every_registered_score_has_a_reference():
         "reconstruction",
         "gradient-norm",
         "outlier-class",
+        "mc-dropout",
     }
     assert set(detectors.REGISTRY) - elsewhere == set(REFERENCES) - {
         "mahalanobis over layers",

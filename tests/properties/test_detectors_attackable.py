@@ -42,10 +42,11 @@ class DigitNet(nn.Module):
         super().__init__()
         self.normalize = Normalize((0.3,) * 3, (0.3,) * 3)
         self.first, self.second = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 32, 3, 2, 1)
+        self.drop = nn.Dropout2d(0.2)  # in eval mode, for `mc-dropout` alone
         self.head = nn.Linear(32 * 4, 10)
 
     def forward(self, images):
-        maps = torch.relu(self.second(torch.relu(self.first(self.normalize(images)))))
+        maps = torch.relu(self.second(self.drop(torch.relu(self.first(self.normalize(images))))))
         return self.head(F.adaptive_avg_pool2d(maps, 2).flatten(1))
 
 
@@ -62,7 +63,7 @@ def digit_problem():
     train, labels = small(digits("train"), 800), torch.from_numpy(digits("train").labels)[:800]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = DigitNet()
+        net = DigitNet().eval()
         optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
         for _ in range(60):
             chosen = torch.randint(len(train), (64,))
@@ -84,7 +85,7 @@ def digit_problem():
 OF_OTHER_NETWORKS = ("complexity", "likelihood", "outlier-class", "reconstruction")
 NAMES = [name for name in detectors.REGISTRY if name not in OF_OTHER_NETWORKS]
 # Attacks on them lose strength in bfloat16.
-REFUSE = {"ash-p", "ash-b", "ash-s", "gram", "gradient-norm", "knn", "mahalanobis-layers"}
+REFUSE = {"ash-p", "ash-b", "ash-s", "gram", "gradient-norm", "knn", "mahalanobis-layers", "nac"}
 # Scores of energy-based classifiers. On an ordinary one they may take outliers for inliers, which
 # the sanity checks say.
 ENERGIES = {"gradient-norm"}
@@ -94,6 +95,10 @@ SETTINGS = {
     "mean": {"scores": ["msp", "mahalanobis", "gradnorm"]},
     "ross": {"draws": 16, "gradient_draws": 8},
     "smoothed": {"draws": 16, "gradient_draws": 8},
+    "corp": {"random_features": 256},
+    "weiper": {"repeats": 10},
+    "mc-dropout": {"draws": 4},
+    "feature-dropout": {"draws": 4},
 }
 
 

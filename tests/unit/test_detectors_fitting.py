@@ -31,6 +31,9 @@ from robust_ood.models import ThinResNet
 SMALL = {
     "knn": {"neighbours": 5},
     "gram": {"layers": "norm"},
+    "rankfeat": {"layers": "norm"},
+    "weiper": {"repeats": 5},
+    "corp": {"random_features": 64},
     "mahalanobis-layers": {"layers": ["conv", "norm"]},
 }
 OF_OTHER_NETWORKS = (

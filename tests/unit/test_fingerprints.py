@@ -24,6 +24,8 @@ from robust_ood.evaluation.fingerprints import content, fingerprint
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "gram": {"layers": "conv"},
+    "rankfeat": {"layers": "conv"},
+    "corp": {"random_features": 64},
     "mahalanobis-layers": {"layers": "conv"},
     "knn": {"neighbours": 2},
 }

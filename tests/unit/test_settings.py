@@ -187,6 +187,7 @@ def test_every_setting_of_every_detector_is_checked(name, make_net):
         "zero-shot": {"words": words_of(net), "rule": "max"},
         "mahalanobis-layers": {"layers": "conv"},
         "gram": {"layers": "conv"},
+        "rankfeat": {"layers": "conv"},
     }
     given = needed.get(name, {})
     if name in ("likelihood", "complexity"):

@@ -64,6 +64,11 @@ class SeenBatch(NamedTuple):
         return self.labels
 
 
+def read_features(seen: SeenBatch) -> tuple[Tensor]:
+    """Return a batch's penultimate features `(N, D)`, for a statistic of them."""
+    return (seen.out.features,)
+
+
 class Pass(NamedTuple):
     """One statistic of one pass over the data.
 

@@ -104,3 +104,17 @@ def _exact_value(histogram: _Histogram, rank: int) -> float:
     assert histogram.upper is not None
     lower, _ = histogram.find(rank)
     return _to_value((histogram.upper << _BITS) + lower)
+
+
+def quantile_of(values: Tensor, share: float) -> Tensor:
+    """Return a quantile, a scalar, of values `(N,)` that are at hand, interpolated linearly.
+
+    `torch.quantile` refuses more than 16 million values.
+    """
+    ordered = values.sort().values
+    last = len(ordered) - 1
+    position = share * last
+    low = ordered[int(position)]
+    high = ordered[min(int(position) + 1, last)]
+    quantile: Tensor = low + (high - low) * (position % 1)
+    return quantile

@@ -7,6 +7,7 @@ All tensors are made at the first batch, on its device (on the CPU where the dev
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -159,6 +160,44 @@ class ClassMoments(ClassMeans):
         return self.around(self.mean)
 
 
+class ClassCovariances(ClassMeans):
+    """Class means, and each class's own covariance around its mean.
+
+    One `(D, D)` matrix a class is held.
+    """
+
+    @typed
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        self.products = torch.zeros(0)
+
+    def add(self, *values: Tensor) -> None:
+        """See vectors `(N, D)` and classes `(N,)`."""
+        super().add(*values)
+        vectors = double(values[0])
+        classes = values[1].to(vectors.device)
+        if not self.products.numel():
+            size = vectors.shape[1]
+            self.products = vectors.new_zeros(self.classes, size, size)
+        for label in torch.unique(classes).tolist():
+            members = vectors[classes == label]
+            self.products[label] += members.T @ members
+
+    def reduce(self) -> None:
+        """Add up counts, sums and products."""
+        super().reduce()
+        self.products = total(self.products)
+
+    def covariances(self) -> Iterator[Tensor]:
+        """Yield the covariance `(D, D)` of each class, divided by the number of its vectors.
+
+        Raises: `UserError` for a class without images.
+        """
+        for label, mean in enumerate(self.means):
+            # Centred products are smaller than these by cancellation, in float64.
+            yield self.products[label] / self.counts[label] - torch.outer(mean, mean)
+
+
 class ClassExtremes(Statistic):
     """The smallest and largest value of each column by class, `(K, D)` each."""
 
@@ -188,6 +227,26 @@ class ClassExtremes(Statistic):
         self.counts = total(self.counts)
         self.low = total(self.low, "min")
         self.high = total(self.high, "max")
+
+
+class BinCounts(Statistic):
+    """How often each column of `(N, D)` bin numbers is in each bin, `(D, bins)`."""
+
+    @typed
+    def __init__(self, bins: int) -> None:
+        self.bins = bins
+        self.counts = torch.zeros(0)
+
+    def add(self, *values: Tensor) -> None:
+        """See bin numbers `(N, D)`, in 0..bins-1."""
+        columns = values[0].detach().long().T  # (D, N)
+        if not self.counts.numel():
+            self.counts = columns.new_zeros(len(columns), self.bins)
+        self.counts.scatter_add_(1, columns, torch.ones_like(columns))
+
+    def reduce(self) -> None:
+        """Add up the counts."""
+        self.counts = total(self.counts)
 
 
 class Sample(Statistic):
