@@ -1,4 +1,4 @@
-"""Images at the border: what users may pass, and the form in which a network takes them.
+"""Images and logits at the border: what users may pass, and what networks take and return.
 
 Images are fastest in channels-last memory, but a network that flattens with `view` cannot take
 them so; and a network that works in place (`x.sub_(mean)`) writes into the images that it is
@@ -8,6 +8,7 @@ given. Each network is therefore tried once, on two images, and what it needs is
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet, ref
 
@@ -104,6 +105,36 @@ def check_labels(labels: Tensor, classes: int, field: str = "labels") -> None:
             f"{field}: an image is of class {int(outside[0])}, but the network gives {classes} "
             f"logits, for the classes 0..{classes - 1}"
         )
+
+
+def logits_of(output: Any) -> Any:
+    """Return the logits `(N, K)` in what a network returned.
+
+    They are its attribute or entry `logits`, or the one tensor `(N, K)` of a tuple, list or
+    mapping, the first of several of one shape. Anything else comes back as it is.
+
+    Raises: `UserError` for several tensors `(N, ...)` of different shapes, such as logits and
+        features.
+    """
+    if isinstance(output, Tensor):
+        return output
+    named = output.get("logits") if isinstance(output, Mapping) else None
+    if named is None:
+        named = getattr(output, "logits", None)
+    if isinstance(named, Tensor):
+        return named
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if not isinstance(output, (tuple, list)):
+        return output
+    matrices = [part for part in output if isinstance(part, Tensor) and part.dim() == 2]
+    shapes = [tuple(matrix.shape) for matrix in matrices]
+    if len(set(shapes)) > 1:
+        raise UserError(
+            f"net: returns several tensors, of shapes {', '.join(map(str, shapes))}; "
+            "which are the logits is not known: return them alone"
+        )
+    return matrices[0] if matrices else output
 
 
 class _Form(NamedTuple):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robust_ood import losses
 from robust_ood.arguments import typed
 from robust_ood.errors import UserError, unknown_name
-from robust_ood.inputs import accepted, checked, sample_indices
+from robust_ood.inputs import accepted, checked, logits_of, sample_indices
 from robust_ood.modes import differentiating, evaluating, ordinary
 from robust_ood.perturb import Objective, minimize
 from robust_ood.randomness import generator, generators
@@ -190,12 +190,12 @@ class _Loss:
 
     def __call__(self, images: Tensor) -> Tensor:
         if self.smoothing is None:
-            return losses.cross_entropy(self.net(images), self.labels)
+            return losses.cross_entropy(logits_of(self.net(images)), self.labels)
         sigma, samples = self.smoothing
         draws = generator(self.seed, "smoothing", next(self.draws))
         noise = sigma * torch.randn((samples, *images.shape[1:]), generator=draws).to(images)
         noisy = (images[:, None] + noise).flatten(0, 1)  # (N * samples, C, H, W)
-        log_p = losses.wide(self.net(noisy)).log_softmax(1)  # (N * samples, K)
+        log_p = losses.wide(logits_of(self.net(noisy))).log_softmax(1)  # (N * samples, K)
         log_p = log_p.view(len(images), samples, -1)  # (N, samples, K)
         # Logits whose softmax is the mean softmax: the mean's logarithm, up to a constant.
         return losses.cross_entropy(log_p.logsumexp(1), self.labels)
@@ -277,5 +277,5 @@ def _predictions(net: nn.Module, images: Tensor, labels: Tensor | None) -> Tenso
     if labels is not None:
         return ordinary(labels)
     with torch.no_grad():
-        predicted: Tensor = net(images).argmax(1)
+        predicted: Tensor = logits_of(net(images)).argmax(1)
     return predicted

@@ -14,7 +14,7 @@ from robust_ood.arguments import typed
 from robust_ood.attacks.objectives import Direction
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
-from robust_ood.inputs import accepted, check_labels, checked, sample_indices
+from robust_ood.inputs import accepted, check_labels, checked, logits_of, sample_indices
 from robust_ood.models.wrap import Network, as_network
 from robust_ood.modes import evaluating, ordinary
 from robust_ood.perturb import Objective
@@ -201,7 +201,7 @@ def attack_labels(
     net = as_network(net)
 
     def margin(moved: Tensor) -> Tensor:
-        logits = net(moved)
+        logits = logits_of(net(moved))
         check_labels(labels, logits.shape[1])  # the clean images come first
         return losses.margin(logits, labels)
 

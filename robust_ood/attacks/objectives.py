@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from robust_ood import losses
 from robust_ood.detectors import MSP, Detector, surface_of
 from robust_ood.errors import UserError, unknown_name
+from robust_ood.inputs import logits_of
 from robust_ood.models import outputs
 from robust_ood.perturb import JudgedObjective, Objective
 from robust_ood.randomness import generator
@@ -84,11 +85,11 @@ def tied_classes(detector: Detector, direction: Direction, images: Tensor) -> li
 
 def _spread_of_top(net: nn.Module, images: Tensor) -> Objective:
     with torch.no_grad():
-        logits = net(images)
+        logits = logits_of(net(images))
         top = logits.topk(min(3, logits.shape[1]), dim=1).indices  # (N, 3)
 
     def objective(x: Tensor) -> Tensor:
-        chosen = losses.wide(net(x)).gather(1, top)  # (N, 3)
+        chosen = losses.wide(logits_of(net(x))).gather(1, top)  # (N, 3)
         return (chosen - chosen.mean(1, keepdim=True)).square().sum(1)
 
     return objective
@@ -153,7 +154,7 @@ def wrong_label(net: nn.Module, labels: Tensor, loss: str) -> Objective:
     if loss not in LABEL_LOSSES:
         raise unknown_name("loss", loss, LABEL_LOSSES)
     signed = LABEL_LOSSES[loss]
-    return lambda images: signed(net(images), labels)
+    return lambda images: signed(logits_of(net(images)), labels)
 
 
 def wrong_label_judged(net: nn.Module, labels: Tensor, loss: str) -> JudgedObjective:
@@ -161,7 +162,7 @@ def wrong_label_judged(net: nn.Module, labels: Tensor, loss: str) -> JudgedObjec
     signed = LABEL_LOSSES[loss]
 
     def both(images: Tensor) -> tuple[Tensor, Tensor]:
-        logits = net(images)
+        logits = logits_of(net(images))
         return signed(logits, labels), losses.margin(logits, labels)
 
     return both
@@ -185,7 +186,7 @@ def expected(objective: Objective, sigma: float, draws: int, seed: int) -> Objec
 
 
 def _of_logits(loss: Callable[[Tensor], Tensor], net: nn.Module, images: Tensor) -> Tensor:
-    return loss(net(images))
+    return loss(logits_of(net(images)))
 
 
 def classifiers(detector: Detector, objective: str) -> tuple[nn.Module, ...]:

@@ -15,6 +15,7 @@ from robust_ood.attacks.objectives import Direction
 from robust_ood.attacks.suite import Suite
 from robust_ood.detectors import AttackSurface, Detector, Surrogate, surface_of
 from robust_ood.errors import UserError
+from robust_ood.inputs import logits_of
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class _EnlargedNetwork(nn.Module):
         self.view = view
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.net(self.view(images))
+        logits: Tensor = logits_of(self.net(self.view(images)))
         return logits
 
 

@@ -19,6 +19,7 @@ from robust_ood.attacks.square import Square
 from robust_ood.attacks.targeted import Targeted
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
+from robust_ood.inputs import logits_of
 from robust_ood.regions import region_of
 from robust_ood.rules import Steepest
 
@@ -96,7 +97,7 @@ class Suite:
     ) -> Iterator[Candidate]:
         """Yield every member's candidates; a member leaves alone what is already misclassified."""
         with torch.no_grad():
-            margins = losses.margin(net(images), labels)  # (N,)
+            margins = losses.margin(logits_of(net(images)), labels)  # (N,)
         worst = images
         members: dict[str, LabelAttack] = dict(self.on_classifiers)
         if self.finish is not None:
@@ -113,7 +114,7 @@ class Suite:
                 proposals = member.on_label(*attacked)
             for candidate in proposals:
                 with torch.no_grad():
-                    reached = losses.margin(net(candidate.images), labels[left])
+                    reached = losses.margin(logits_of(net(candidate.images)), labels[left])
                 lower = reached < margins[left]
                 margins[left] = torch.where(lower, reached, margins[left])
                 kept = torch.where(lower.view(-1, 1, 1, 1), candidate.images, worst[left])

@@ -18,6 +18,7 @@ from robust_ood.attacks.precision import computed_in, resolve
 from robust_ood.deprecation import warn_renamed
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
+from robust_ood.inputs import logits_of
 from robust_ood.perturb import JudgedObjective, Objective
 
 
@@ -72,7 +73,7 @@ class Targeted:
         networks = classifiers(detector, "targeted")
         read = nn.ModuleList(networks)  # what is differentiated, whatever the detector needs
         with torch.no_grad():
-            probabilities = [losses.wide(net(images)).softmax(1) for net in networks]
+            probabilities = [losses.wide(logits_of(net(images))).softmax(1) for net in networks]
         likeliest = torch.stack(probabilities).sum(0).argsort(1, descending=True)  # (N, K)
         if direction == 1:
             likeliest = likeliest[:, 1:]  # without the image's own class
@@ -80,7 +81,9 @@ class Targeted:
             target = likeliest[:, rank]
 
             def objective(x: Tensor, target: Tensor = target) -> Tensor:
-                return -torch.stack([losses.log_odds(net(x), target) for net in networks]).sum(0)
+                return -torch.stack(
+                    [losses.log_odds(logits_of(net(x)), target) for net in networks]
+                ).sum(0)
 
             def true_score(x: Tensor) -> Tensor:
                 scores: Tensor = detector(x)
@@ -93,13 +96,13 @@ class Targeted:
     ) -> Iterator[Candidate]:
         """Yield a candidate for each class other than the true one."""
         with torch.no_grad():
-            wrong_logits = net(images).scatter(1, labels[:, None], -torch.inf)  # (N, K)
+            wrong_logits = logits_of(net(images)).scatter(1, labels[:, None], -torch.inf)  # (N, K)
             likeliest = wrong_logits.argsort(1, descending=True)[:, :-1]  # (N, K - 1)
         for rank in range(min(self.classes, likeliest.shape[1])):
             target = likeliest[:, rank : rank + 1]  # (N, 1)
 
             def objective(x: Tensor, target: Tensor = target) -> tuple[Tensor, Tensor]:
-                logits = losses.wide(net(x))
+                logits = losses.wide(logits_of(net(x)))
                 lead = logits.gather(1, labels[:, None]) - logits.gather(1, target)  # (N, 1)
                 return lead[:, 0], losses.margin(logits, labels)
 

@@ -17,7 +17,7 @@ from robust_ood.bounds.gates import confidence_lower, confidence_upper, gated_of
 from robust_ood.bounds.interval import Interval, pixel_interval
 from robust_ood.bounds.trace import Bounded, bound, full_precision
 from robust_ood.errors import UserError
-from robust_ood.inputs import checked
+from robust_ood.inputs import checked, logits_of
 from robust_ood.regions import Fraction
 
 Radius = float | Fraction
@@ -157,7 +157,7 @@ def _log_odds_bounds(detector: detectors.MSP, images: Tensor, radius: Radius) ->
     if gated_of(net) is not None:
         lower = msp_lower(net, images, radius, temperature).logit()
         upper = msp_upper(net, images, radius, temperature).logit()
-        classes = net(checked(images[:1])).shape[1]
+        classes = logits_of(net(checked(images[:1]))).shape[1]
     else:
         differences = logit_differences_upper(net, images, radius) / temperature  # (N, K, K)
         classes = differences.shape[1]

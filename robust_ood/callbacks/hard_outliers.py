@@ -13,6 +13,7 @@ from torch import Tensor
 from robust_ood.arguments import typed
 from robust_ood.data.loaders import TrainingLoader, to_float
 from robust_ood.errors import UserError
+from robust_ood.inputs import logits_of
 from robust_ood.modes import mode
 from robust_ood.randomness import generator
 from robust_ood.training import Method
@@ -122,6 +123,6 @@ class HardOutliers(Callback):
                 loader.outliers.note_unreadable(read.unreadable)
                 images = to_float(read.images).to(module.device)
                 readable = places[torch.isin(pool[places], read.indices)]
-                values[readable] = module.outlier_values(run(images)).double().cpu()
+                values[readable] = module.outlier_values(logits_of(run(images))).double().cpu()
         summed: Tensor = trainer.strategy.reduce(values.to(module.device), reduce_op="sum").cpu()
         return summed

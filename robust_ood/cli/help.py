@@ -58,7 +58,7 @@ other people's networks (docs/networks.md):
   --net CLASS            class path of any torch.nn.Module that takes pixels in [0, 1], here or
                          installed, or of a function that builds one; or Wrapped, with
                          --net.module CLASS, --net.mean, --net.std, --net.head, --net.layers; or
-                         Torchvision, Timm, RobustBench with --net.name NAME
+                         Torchvision, Timm, HuggingFace, RobustBench with --net.name NAME
   --key_map NAME         how the file names our weights, where that is not detected
   --averaged true        take the running average (EMA) that the file holds beside its weights
 

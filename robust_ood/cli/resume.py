@@ -39,7 +39,12 @@ _RENAMED = {
 """Settings of older runs, which also work for one more release, by what they are called now."""
 
 
-_ADDED = {"data.channels": 3}
+_ADDED: dict[str, Any] = {
+    "data.channels": 3,
+    "model.init_args.gan_optimization.trainable": "all",
+    "model.init_args.optimization.trainable": "all",
+    "net.init_args.checkpointed": False,
+}
 """Settings that older runs do not have, with the value that they went by."""
 
 

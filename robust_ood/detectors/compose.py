@@ -19,6 +19,7 @@ from robust_ood.detectors.fitting.statistics import ClassMoments
 from robust_ood.detectors.logarithms import minus_log_entropy, tempered_log_odds
 from robust_ood.detectors.wrapper import Wrapper
 from robust_ood.errors import UserError
+from robust_ood.inputs import logits_of
 from robust_ood.models import find_head
 from robust_ood.models.heads import require_classes
 from robust_ood.models.wrap import as_network
@@ -183,7 +184,7 @@ class Resized(nn.Module):
         """Return logits `(N, K)`."""
         size = (self.size, self.size)
         resized = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
-        logits: Tensor = self.net(resized)
+        logits: Tensor = logits_of(self.net(resized))
         return logits
 
 
@@ -267,6 +268,6 @@ class DeepEnsemble(Detector):
         # log(mean of exp(log p)) over the networks
         logs = []
         for net in self.members:
-            log_p = F.log_softmax(losses.wide(net(images)), dim=1)
+            log_p = F.log_softmax(losses.wide(logits_of(net(images))), dim=1)
             logs.append(losses.finite_logs(log_p))  # the gradient of logsumexp is NaN at -inf
         return torch.stack(logs).logsumexp(0) - math.log(len(logs))

@@ -15,7 +15,7 @@ from robust_ood.detectors.attack_surface import AttackSurface, OldName, Surrogat
 from robust_ood.detectors.fitting.passes import Pass, Rounds, SeenBatch, Split, fit
 from robust_ood.detectors.fitting.statistics import Statistic
 from robust_ood.errors import UserError
-from robust_ood.inputs import accepted, as_batch
+from robust_ood.inputs import accepted, as_batch, logits_of
 from robust_ood.models import Outputs, outputs
 from robust_ood.models.heads import require, require_classes
 from robust_ood.models.wrap import Network, as_network
@@ -348,7 +348,7 @@ class OutputsDetector(Detector):
         A stand-in for scores that follow the softmax but not smoothly enough for their own gradient
         to lead everywhere.
         """
-        return losses.log_odds(self.net(images))
+        return losses.log_odds(logits_of(self.net(images)))
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:

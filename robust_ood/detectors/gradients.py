@@ -11,6 +11,7 @@ from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import Detector, OutputsDetector, full_precision
 from robust_ood.errors import UserError
+from robust_ood.inputs import logits_of
 from robust_ood.models import Outputs
 from robust_ood.models.wrap import Network, as_network
 from robust_ood.modes import differentiating, ordinary
@@ -132,7 +133,7 @@ class GradientNorm(Detector):
 
     def log_density(self, images: Tensor) -> Tensor:
         """Return `logsumexp f(x)`, `(N,)`, of images `(N, C, H, W)`."""
-        return losses.wide(self.net(images)).logsumexp(1)
+        return losses.wide(logits_of(self.net(images))).logsumexp(1)
 
     def probed_norm(self, images: Tensor) -> Tensor:
         """Return minus the norm `(N,)` that finite differences of log p show.

@@ -15,6 +15,7 @@ from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import Detector
 from robust_ood.detectors.logarithms import log_largest
 from robust_ood.errors import UserError, notify, unknown_name
+from robust_ood.inputs import logits_of
 from robust_ood.models.wrap import as_network
 from robust_ood.modes import differentiating, evaluating, ordinary
 from robust_ood.regions import Fraction, region_of
@@ -127,7 +128,7 @@ class SafeSpot(Detector):
         self._say_cost(images)
         with evaluating(self.net), differentiating():
             with torch.no_grad():
-                labels = self.net(images).argmax(1)  # (N,), the predicted classes
+                labels = logits_of(self.net(images)).argmax(1)  # (N,), the predicted classes
             spots = safe_spots.search(
                 self.net,
                 images,
@@ -153,7 +154,7 @@ class SafeSpot(Detector):
             )
 
     def _confidence(self, images: Tensor) -> Tensor:
-        return losses.log_odds(self.net(images))
+        return losses.log_odds(logits_of(self.net(images)))
 
     @property
     def passes(self) -> int:
@@ -183,7 +184,7 @@ class SafeSpot(Detector):
     def _both_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits `(N, K)` at each image and at its attacked safe spot."""
         movement = self.attacked(images) - ordinary(images)  # without gradient
-        return self.net(images), self.net(images + movement)
+        return logits_of(self.net(images)), logits_of(self.net(images + movement))
 
     def _mix(self, at_image: Tensor, at_safe_spot: Tensor) -> Tensor:
         """Return the mean `(N,)` of values of the image and of its safe spot."""

@@ -22,7 +22,7 @@ from robust_ood.data.sets import ReadImages
 from robust_ood.detectors import Detector
 from robust_ood.detectors.sharing import score_images
 from robust_ood.evaluation.fingerprints import content
-from robust_ood.inputs import accepted, check_labels
+from robust_ood.inputs import accepted, check_labels, logits_of
 from robust_ood.modes import evaluating
 
 T = TypeVar("T")
@@ -254,7 +254,7 @@ class Scorer:
 
 def _is_right(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     with evaluating(net), torch.no_grad():
-        logits: Tensor = net(accepted(images, net))
+        logits: Tensor = logits_of(net(accepted(images, net)))
     check_labels(labels, logits.shape[1])
     return (logits.argmax(1) == labels).float().cpu()
 

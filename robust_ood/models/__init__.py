@@ -12,6 +12,7 @@ from robust_ood.models.export import export
 from robust_ood.models.gated import Gated
 from robust_ood.models.glow import Glow
 from robust_ood.models.heads import find_head
+from robust_ood.models.hugging_face import HuggingFace
 from robust_ood.models.image_text import CLIP, ImageText
 from robust_ood.models.key_maps import KEY_MAPS
 from robust_ood.models.libraries import Timm, Torchvision
@@ -40,6 +41,7 @@ __all__ = [
     "EfficientNetLite0",
     "Gated",
     "Glow",
+    "HuggingFace",
     "ImageText",
     "MixtureRatio",
     "Normalize",

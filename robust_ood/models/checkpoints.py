@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from robust_ood.arguments import typed
 from robust_ood.errors import UserError, notify
 from robust_ood.models.harmless import harmless_values, refused_name
+from robust_ood.models.heads import candidates, likely_head
 from robust_ood.models.key_maps import KEY_MAPS, find_key_map, rename
 from robust_ood.models.matching import (
     Match,
@@ -187,6 +188,7 @@ def load_weights(
     source: Path | str | None = None,
     *,
     averaged: bool = False,
+    new_head: bool = False,
 ) -> nn.Module:
     """Load weights into a network, all of them or none, and return the network.
 
@@ -205,6 +207,8 @@ def load_weights(
         source: what messages call the content of a file.
         averaged: take the running average of the weights that the file holds beside them
             (`state_dict_ema`, `model_ema`, ...).
+        new_head: keep the network's own head where the file's is of another number of classes, to
+            fine-tune; a message says so.
 
     Raises:
         UserError: unreadable file, weights of another network (the first that are missing or of
@@ -215,6 +219,8 @@ def load_weights(
         source = "the mapping" if isinstance(weights, Mapping) else str(weights)
     content = weights if isinstance(weights, Mapping) else read_checkpoint(weights)
     tensors = _tensors(content, source, averaged=averaged)
+    if new_head:
+        tensors = _with_own_head(net, tensors, source)
     targets = {"": net}
     if isinstance(net, Wrapped):
         targets["module."] = net.module
@@ -230,6 +236,30 @@ def load_weights(
     inner.load_state_dict(_converted(inner.state_dict(), match.state, source))
     _report(match, inner, source)
     return net
+
+
+def _with_own_head(
+    net: nn.Module, tensors: dict[str, Tensor], source: Path | str
+) -> dict[str, Tensor]:
+    """Return a file's tensors with the network's own head in place of one of other classes."""
+    name = likely_head(net, candidates(net))
+    if name is None:
+        return tensors
+    layer = net.get_submodule(name)
+    label = name.removeprefix("module.")
+    replaced = dict(tensors)
+    for part, value in layer.state_dict().items():
+        for key, tensor in tensors.items():
+            is_head = key == f"{label}.{part}" or key.endswith(f".{label}.{part}")
+            same_features = tensor.shape[1:] == value.shape[1:]
+            if is_head and same_features and tensor.shape != value.shape:
+                replaced[key] = value
+                if part == "weight":
+                    notify(
+                        f"checkpoint: {source}: its head gives {len(tensor)} classes, and that of "
+                        f"the network {len(value)}; {label} begins anew"
+                    )
+    return replaced
 
 
 def _is_average(content: Mapping[str, Any], match: Match) -> bool:

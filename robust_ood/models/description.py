@@ -15,6 +15,7 @@ from robust_ood.models.densenet import DenseNet
 from robust_ood.models.efficientnet import EfficientNetLite0
 from robust_ood.models.gated import Gated
 from robust_ood.models.glow import Glow
+from robust_ood.models.hugging_face import HuggingFace
 from robust_ood.models.libraries import Timm, Torchvision
 from robust_ood.models.mixtures import MixtureRatio
 from robust_ood.models.outlier_class import OutlierClass
@@ -32,6 +33,7 @@ BUILDABLE: dict[str, type[nn.Module]] = {
         EfficientNetLite0,
         Gated,
         Glow,
+        HuggingFace,
         MixtureRatio,
         OutlierClass,
         ResNet18,
@@ -79,12 +81,14 @@ def rebuild(description: Mapping[str, Any]) -> nn.Module:
         raise UserError(f"checkpoint: describes a network {name!r}; known: {', '.join(BUILDABLE)}")
     kind = BUILDABLE[name]
     # A description must not cause a download.
-    allowed = set(inspect.signature(kind).parameters) - {"weights", "pretrained"}
+    allowed = set(inspect.signature(kind).parameters) - {"weights", "pretrained", "folder"}
     unknown = set(settings) - allowed
     if unknown:
         raise UserError(
             f"checkpoint: {name} has no settings {', '.join(sorted(map(str, unknown)))}"
         )
+    if kind is HuggingFace and not isinstance(settings.get("config"), Mapping):
+        raise malformed
     parts = {}
     for field, value in settings.items():
         is_network = isinstance(value, Mapping) and set(value) == {"name", "settings"}

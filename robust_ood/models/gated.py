@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robust_ood.arguments import typed
 from robust_ood.errors import UserError
+from robust_ood.inputs import logits_of
 from robust_ood.losses import wide
 from robust_ood.models.heads import find_head
 
@@ -61,7 +62,7 @@ class Gated(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return log-probabilities `(N, K)`."""
-        log_p = F.log_softmax(wide(self.classifier(images)), dim=1)
+        log_p = F.log_softmax(wide(logits_of(self.classifier(images))), dim=1)
         gate = self.gate_logits(images)[:, None].to(log_p.dtype)  # (N, 1)
         inside = F.logsigmoid(gate) + log_p
         outside = F.logsigmoid(-gate) - math.log(log_p.shape[1])

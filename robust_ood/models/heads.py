@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from robust_ood.arguments import typed
 from robust_ood.errors import UserError
-from robust_ood.inputs import accepted, is_ours
+from robust_ood.inputs import accepted, is_ours, logits_of
 from robust_ood.models.probing import class_name, images_to_try, random_images, trying
 
 
@@ -241,7 +241,7 @@ def _seen(
         for name, layer in layers.items():
             hooks.append(layer.register_forward_pre_hook(keep(name), with_kwargs=True))
         with trying(net, images):
-            logits = net(images)
+            logits = logits_of(net(images))
     finally:
         for handle in hooks:
             handle.remove()

@@ -32,12 +32,13 @@ class Torchvision(Wrapped):
         head, layers: as in `Wrapped`.
         norm: "batch" for the library's normalisation layers; "instance" for statistics of single
             images in their place, of a ResNet with small batches (the OOD-attack paper, App. B.2).
+        size, checkpointed: as in `Wrapped`.
 
     Raises:
         UserError: a name or weights that torchvision does not have, a download that fails.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         name: str,
         num_classes: int | None = None,
@@ -47,6 +48,8 @@ class Torchvision(Wrapped):
         head: str | None = None,
         layers: Sequence[str] = (),
         norm: Literal["batch", "instance"] = "batch",
+        size: int | None = None,
+        checkpointed: bool = False,
     ) -> None:
         from torchvision import models
 
@@ -65,9 +68,9 @@ class Torchvision(Wrapped):
             lambda: models.get_model(name, weights=weights, **classes),
             _BY_HAND.format("weights") if weights else "",
         )
-        super().__init__(module, mean, std, head, layers)
+        super().__init__(module, mean, std, head, layers, size, checkpointed)
         self.pretrained = weights is not None
-        self.settings = _settings(self, name, num_classes, mean, std, head, layers)
+        self.settings = named_settings(self, name, num_classes, mean, std, head, layers)
         if norm != "batch":
             self.settings["norm"] = norm
 
@@ -82,14 +85,16 @@ class Timm(Wrapped):
             checkpoint into.
         mean, std: normalisation, in pixel fractions; by default those that timm has for the model.
         head, layers: as in `Wrapped`.
-        arguments: other arguments of `timm.create_model`, such as `{in_chans: 1, img_size: 64}`.
+        arguments: other arguments of `timm.create_model`, such as `{in_chans: 1, img_size: 64}`, or
+            `{global_pool: avg}` for a transformer's mean token in place of its class token.
+        size, checkpointed: as in `Wrapped`.
 
     Raises:
         UserError: no such package or model, an argument that the model does not take, or one that
             names files, a download that fails.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         name: str,
         num_classes: int | None = None,
@@ -99,6 +104,8 @@ class Timm(Wrapped):
         head: str | None = None,
         layers: Sequence[str] = (),
         arguments: Mapping[str, Any] | None = None,
+        size: int | None = None,
+        checkpointed: bool = False,
     ) -> None:
         others = _checked_arguments(arguments)
         try:
@@ -123,9 +130,9 @@ class Timm(Wrapped):
             mean = _timms(module, "mean", IMAGENET_MEAN, channels)
         if not std:
             std = _timms(module, "std", IMAGENET_STD, channels)
-        super().__init__(module, mean, std, head, layers)
+        super().__init__(module, mean, std, head, layers, size, checkpointed)
         self.pretrained = pretrained
-        self.settings = _settings(self, name, num_classes, mean, std, head, layers)
+        self.settings = named_settings(self, name, num_classes, mean, std, head, layers)
         if others:
             self.settings["arguments"] = others
 
@@ -182,7 +189,7 @@ def build_module(model: str, build: Callable[[], nn.Module], advice: str = "") -
         raise UserError(f"net: cannot build {model} ({reason}){advice}") from error
 
 
-def _settings(
+def named_settings(
     net: Wrapped,
     name: str,
     num_classes: int | None,
@@ -192,7 +199,7 @@ def _settings(
     layers: Sequence[str],
 ) -> dict[str, Any]:
     """Return the constructor's settings as plain values, without those of a download."""
-    return {
+    settings = {
         "name": name,
         "num_classes": num_classes or net.head.out_features,
         "mean": list(mean),
@@ -200,3 +207,6 @@ def _settings(
         "head": head,
         "layers": list(layers),
     }
+    if net.size is not None:
+        settings["size"] = net.size
+    return settings

@@ -12,6 +12,7 @@ from robust_ood.errors import UserError
 from robust_ood.models.checkpoints import load_weights, read_checkpoint
 from robust_ood.models.description import rebuild
 from robust_ood.models.export import find_manifest, load_export, read_manifest
+from robust_ood.models.jax_weights import is_jax_file, load_jax_weights
 
 
 @typed
@@ -25,8 +26,8 @@ def load_network(
     """Return the network of a file, in eval mode, on the CPU.
 
     Args:
-        path: a training run's checkpoint, an export (its folder, or either of its files), or any
-            state dict that `load_weights` reads.
+        path: a training run's checkpoint, an export (its folder, or either of its files), any state
+            dict that `load_weights` reads, or a `.npz` file of the vision transformers' authors.
         net: the network to load into; by default the one that the file or its `network.json`
             describes.
         key_map, averaged: as in `load_weights`.
@@ -41,6 +42,8 @@ def load_network(
         if net is None:
             return load_export(manifest)
         path = manifest.with_name(read_manifest(manifest)["weights"])
+    if is_jax_file(path) and net is not None:
+        return load_jax_weights(net, path).eval()
     content = read_checkpoint(path)
     if net is None:
         if "network" not in content:

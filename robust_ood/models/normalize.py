@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood.arguments import typed
@@ -82,3 +83,11 @@ def for_channels(
             f"mean and std: {len(mean)} and {len(std)} values; expected {channels}, one per channel"
         )
     return mean, std
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Return images `(N, C, size, size)`: bilinear and antialiased; of that size, as they are."""
+    shape = (size, size)
+    if images.shape[-2:] == shape:
+        return images
+    return F.interpolate(images, shape, mode="bilinear", antialias=True, align_corners=False)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from robust_ood.arguments import typed
 from robust_ood.errors import UserError
+from robust_ood.inputs import logits_of
 from robust_ood.models.heads import find_head
 from robust_ood.models.outputs import Outputs, outputs
 
@@ -51,7 +52,7 @@ class OutlierClass(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits `(N, K)` of the classes."""
-        logits: Tensor = self.net(images)
+        logits: Tensor = logits_of(self.net(images))
         return logits
 
     def outlier_logit(self, out: Outputs) -> Tensor:

@@ -10,9 +10,15 @@ from torch.utils.hooks import RemovableHandle
 
 from robust_ood.arguments import typed
 from robust_ood.errors import UserError, unknown_name
-from robust_ood.inputs import accepted, as_batch
+from robust_ood.inputs import accepted, as_batch, logits_of
 from robust_ood.models.heads import Head, as_linear, given_input, head_of, pooled
-from robust_ood.models.probing import channel_problem, class_name, images_to_try, trying
+from robust_ood.models.probing import (
+    channel_problem,
+    class_name,
+    images_to_try,
+    side_problem,
+    trying,
+)
 from robust_ood.texts import first_sentence
 
 
@@ -133,26 +139,18 @@ def _collected(
 def _logits(net: nn.Module, images: Tensor) -> Tensor:
     """Return the logits of a pass, or raise `UserError` for what a network gives instead."""
     try:
-        logits = net(images)
-    except RuntimeError as error:
-        problem = channel_problem(net, images)
-        if problem:
+        logits = logits_of(net(images))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        problem = channel_problem(net, images) or side_problem(net, images)
+        other = isinstance(error, UserError) or "out of memory" in str(error)
+        if problem and not other:
             raise UserError(problem) from error
         raise
     if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise UserError(
-            f"net: {class_name(net)} gives {_kind_of(logits)}; expected logits (N, K)"
-            f"{_unwrapping(logits)}"
-        )
+        raise UserError(f"net: {class_name(net)} gives {_kind_of(logits)}; expected logits (N, K)")
     if logits.shape[1] < 2:
         raise UserError(f"net: {class_name(net)} gives one logit; expected one of each class")
     return logits
-
-
-def _unwrapping(output: Any) -> str:
-    if isinstance(output, Tensor):
-        return ""
-    return "; robust_ood.models.wrap(net) takes the logits out of what networks return"
 
 
 def _kind_of(output: Any) -> str:
@@ -278,7 +276,7 @@ def trial_logits(net: nn.Module, image_shape: Sequence[int]) -> Tensor:
     images = _images(net, image_shape)
     try:
         with trying(net, images):
-            logits = net(accepted(images, net))
+            logits = logits_of(net(accepted(images, net)))
     except UserError as error:
         problem = channel_problem(net, images)
         if problem:
@@ -288,12 +286,12 @@ def trial_logits(net: nn.Module, image_shape: Sequence[int]) -> Tensor:
         size = " x ".join(str(length) for length in images.shape[1:])
         raise UserError(
             channel_problem(net, images)
+            or side_problem(net, images)
             or f"net: {class_name(net)} cannot take {size} images ({first_sentence(error)})"
         ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:
         raise UserError(
-            f"net: {class_name(net)} gives {_kind_of(logits)} for 2 images; "
-            f"expected logits (2, K){_unwrapping(logits)}"
+            f"net: {class_name(net)} gives {_kind_of(logits)} for 2 images; expected logits (2, K)"
         )
     if bool(logits.isnan().any()):
         raise UserError(f"net: {class_name(net)} gives NaN for random images{_nan_weights(net)}")

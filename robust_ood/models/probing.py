@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,11 @@ def images_to_try(
     counts = [channels or first_channels(net) or 3]
     if channels is None and first_channels(net) is None:
         counts.append(1)
-    shapes = [(size, size) for size in _SIZES]
+    sizes = list(_SIZES)
+    side = declared_side(net)
+    if side is not None:
+        sizes.insert(0, side)
+    shapes = [(size, size) for size in dict.fromkeys(sizes)]
     if image_shape is not None:
         shapes = [image_shape]
     for count in counts:
@@ -86,6 +91,44 @@ def first_channels(net: nn.Module) -> int | None:
         if isinstance(module, nn.Conv2d):
             return module.in_channels
     return None
+
+
+def declared_side(net: nn.Module) -> int | None:
+    """Return the height and width that a network says it takes, as transformers do; None for none.
+
+    A network that resizes its images itself takes any.
+    """
+    if getattr(net, "size", None) is not None:
+        return None
+    for module in net.modules():
+        for holder in (module, getattr(module, "config", None)):
+            side = _side(getattr(holder, "img_size", None) or getattr(holder, "image_size", None))
+            if side is not None:
+                return side
+    return None
+
+
+def _side(size: Any) -> int | None:
+    """Return the one number of a size `n` or `(n, n)`; None for anything else."""
+    if isinstance(size, (tuple, list)) and len(set(size)) == 1:
+        size = size[0]
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def side_problem(net: nn.Module, images: Tensor) -> str:
+    """Return what to say of images `(N, C, H, W)` that failed for their size, or "".
+
+    Only a failure makes it a problem: many networks take other sizes than those they declare.
+    """
+    side = declared_side(net)
+    if side is None or images.dim() != 4 or tuple(images.shape[2:]) == (side, side):
+        return ""
+    height, width = images.shape[2:]
+    return (
+        f"net: {class_name(net)} takes {side} x {side} images, these are {height} x {width}; set "
+        f"data.size: {side}, or have the network resize them (net.size: {side}; in Python "
+        f"robust_ood.models.wrap(net, size={side}))"
+    )
 
 
 def channels_of(net: nn.Module, image_shape: tuple[int, int] | None = None) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from robust_ood.arguments import typed
 from robust_ood.deprecation import warn_renamed
 from robust_ood.errors import UserError
+from robust_ood.inputs import logits_of
+from robust_ood.models.blocks import checkpoint_blocks
 from robust_ood.models.heads import as_linear, candidates, is_linear, known_head, likely_head
-from robust_ood.models.normalize import Normalize
+from robust_ood.models.normalize import Normalize, resized
 from robust_ood.models.outputs import find_layers, submodule
 
 
@@ -57,36 +59,6 @@ def as_network(net: Network, field: str = "net") -> nn.Module:
     return network
 
 
-def logits_of(output: Any) -> Any:
-    """Return the logits `(N, K)` in what a network returned.
-
-    They are its attribute or entry `logits`, or the one tensor `(N, K)` of a tuple, list or
-    mapping, the first of several of one shape. Anything else comes back as it is.
-
-    Raises: `UserError` for several tensors `(N, ...)` of different shapes, such as logits and
-        features.
-    """
-    if isinstance(output, Tensor):
-        return output
-    named = output.get("logits") if isinstance(output, Mapping) else None
-    if named is None:
-        named = getattr(output, "logits", None)
-    if isinstance(named, Tensor):
-        return named
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if not isinstance(output, (tuple, list)):
-        return output
-    matrices = [part for part in output if isinstance(part, Tensor) and part.dim() == 2]
-    shapes = [tuple(matrix.shape) for matrix in matrices]
-    if len(set(shapes)) > 1:
-        raise UserError(
-            f"net: returns several tensors, of shapes {', '.join(map(str, shapes))}; "
-            "which are the logits is not known: return them alone"
-        )
-    return matrices[0] if matrices else output
-
-
 class Wrapped(nn.Module):
     """Somebody's classifier behind our contract: images in [0, 1] to logits.
 
@@ -100,6 +72,11 @@ class Wrapped(nn.Module):
             by default the one registered last, until `find_layers` is called.
         layers: names of the submodules that are its conventional feature maps; none until
             `find_layers` is called.
+        size: height and width to which images are resized first, bilinearly and antialiased, so
+            that a network of one resolution takes images of any; None for the images' own. Attacks
+            stay in the pixels that are given.
+        checkpointed: keep only what enters the network's repeated blocks for the backward pass, and
+            compute the rest again: less memory, a third more time, the same gradients.
     """
 
     pretrained = False
@@ -113,12 +90,17 @@ class Wrapped(nn.Module):
         std: Sequence[float] | None = None,
         head: str | None = None,
         layers: Sequence[str] = (),
+        size: int | None = None,
+        checkpointed: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(module, nn.Module):
             raise UserError(f"module: expected a torch.nn.Module, got a {type(module).__name__}")
         if (mean is None) != (std is None):
             raise UserError("mean and std: one is given without the other")
+        if size is not None and size < 1:
+            raise UserError(f"size: expected a number of pixels >= 1, got {size}")
+        self.size = size
         self.normalize = nn.Identity() if mean is None or std is None else Normalize(mean, std)
         self.module = module
         for name in layers:
@@ -127,6 +109,8 @@ class Wrapped(nn.Module):
         self.pretrained = bool(getattr(module, "pretrained", False))
         self.head_name = _head_name(module, head)
         self.feature_layers: tuple[str, ...] = _inside(layers)
+        if checkpointed:
+            checkpoint_blocks(module)
 
     @property
     def head(self) -> nn.Linear:
@@ -190,6 +174,8 @@ class Wrapped(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(N, K)` of images `(N, C, H, W)` in [0, 1]."""
+        if self.size is not None:
+            images = resized(images, self.size)
         logits: Tensor = logits_of(self.module(self.normalize(images)))
         return logits
 
@@ -225,11 +211,14 @@ def wrap(
     std: Sequence[float] | None = None,
     head: str | None = None,
     layers: Sequence[str] = (),
+    size: int | None = None,
+    checkpointed: bool = False,
 ) -> Wrapped:
     """Return `Wrapped(...)`; see there.
 
     Args:
         module: the classifier, or a plain function of images `(N, C, H, W)` that gives logits.
-        mean, std, head, layers: as there.
+        mean, std, head, layers, size, checkpointed: as there.
     """
-    return Wrapped(as_network(module, "module"), mean, std, head, layers)
+    network = as_network(module, "module")
+    return Wrapped(network, mean, std, head, layers, size, checkpointed)

@@ -138,6 +138,7 @@ class CCU(GatedMethod):
 
     def setup(self, stage: str) -> None:
         """Fit the mixtures to the training data, unless weights that were loaded bring them."""
+        super().setup(stage)
         if stage != "fit" or bool(self.mixtures.fitted) or self.trainer.ckpt_path is not None:
             return
         data = getattr(self.trainer, "datamodule", None)

@@ -14,6 +14,7 @@ from robust_ood import losses
 from robust_ood.arguments import typed
 from robust_ood.data import Batch
 from robust_ood.errors import UserError
+from robust_ood.inputs import logits_of
 from robust_ood.models import DCGANDiscriminator, DCGANGenerator
 from robust_ood.modes import evaluating
 from robust_ood.training.method import Method, frozen
@@ -154,7 +155,7 @@ class ConfidenceGAN(Method):
             fakes = self.fakes(latents)
             loss = _binary(self.discriminator(fakes), 1)
             if self.beta:
-                loss = loss + self.beta * _to_uniform(self._run(fakes)).mean()
+                loss = loss + self.beta * _to_uniform(logits_of(self._run(fakes))).mean()
         self.log("train/generator_loss", loss.detach())
         return loss
 

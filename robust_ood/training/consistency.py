@@ -14,6 +14,7 @@ from robust_ood.arguments import typed
 from robust_ood.attacks import InLoopAttack
 from robust_ood.data import Batch
 from robust_ood.errors import UserError
+from robust_ood.inputs import logits_of
 from robust_ood.models import load_network
 from robust_ood.modes import mode
 from robust_ood.perturb import Objective
@@ -122,7 +123,7 @@ class HALO(Method):
         if not len(images):
             return lambda logits: logits.new_zeros(len(logits))
         with mode(self.net, training=self.attack_mode == "train"), torch.no_grad():
-            clean = self.net(images)
+            clean = logits_of(self.net(images))
         return lambda logits: -_divergence(clean, logits)
 
     def _helped(self, images: Tensor) -> Tensor:
@@ -131,7 +132,7 @@ class HALO(Method):
         assert isinstance(helper, nn.Module)
         helper.to(images.device)
         with mode(helper, training=False), frozen(helper), torch.no_grad():
-            labels: Tensor = helper(images).argmax(1)
+            labels: Tensor = logits_of(helper(images)).argmax(1)
         return labels
 
 

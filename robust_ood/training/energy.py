@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from robust_ood.arguments import typed
 from robust_ood.data import Batch
 from robust_ood.errors import UserError
+from robust_ood.inputs import logits_of
 from robust_ood.losses import wide
 from robust_ood.perturb import minimize
 from robust_ood.randomness import generator
@@ -165,7 +166,7 @@ class JEM(Method):
         keys = (batch.epoch, batch.step, self.global_rank)
         with self.searching():
             end = minimize(
-                lambda images: -wide(self._run(images)).logsumexp(1),
+                lambda images: -wide(logits_of(self._run(images))).logsumexp(1),
                 start,
                 Unbounded(),
                 steps=self.steps,

@@ -21,8 +21,9 @@ from robust_ood.attacks import Budget, InLoopAttack, budget_of
 from robust_ood.data import Batch
 from robust_ood.deprecation import warn_renamed
 from robust_ood.errors import UserError
-from robust_ood.inputs import accepted
+from robust_ood.inputs import accepted, logits_of
 from robust_ood.models import describe, load_weights
+from robust_ood.models.jax_weights import is_jax_file, load_jax_weights
 from robust_ood.modes import mode
 from robust_ood.perturb import Objective
 from robust_ood.randomness import generator, seed_torch
@@ -98,12 +99,18 @@ class Method(OptimizedModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(N, K)`."""
-        logits: Tensor = self.net(images)
+        logits: Tensor = logits_of(self.net(images))
         return logits
 
     def begin_from(self, weights: Path) -> None:
-        """Load the weights of a file into the network, to fine-tune them."""
-        load_weights(self.net, weights)
+        """Load the weights of a file into the network, to fine-tune them.
+
+        A head of another number of classes is left out: the network's own begins anew.
+        """
+        if is_jax_file(weights):
+            load_jax_weights(self.net, weights, new_head=True)
+            return
+        load_weights(self.net, weights, new_head=True)
 
     # What a method may change
     # -----------------------------------------------------------------------------------------
@@ -204,14 +211,14 @@ class Method(OptimizedModule):
         watch = Watch(attack.rule) if self.inspecting else None
         with self.searching():
             minimum = attack.descend(
-                lambda x: goal(self._run(x)), images, start, keep="last", rule=watch
+                lambda x: goal(logits_of(self._run(x))), images, start, keep="last", rule=watch
             )
         if watch is not None:
             # In eval mode and without gradient: to be looked at must not change the run.
             with mode(self.net, training=False), torch.no_grad():
                 run = self.trained_outputs()
-                before = goal(run(images if start is None else start))
-                after = goal(run(minimum.images))
+                before = goal(logits_of(run(images if start is None else start)))
+                after = goal(logits_of(run(minimum.images)))
             self.findings[purpose] = watch.finding(before, after)
         return minimum.images
 
@@ -221,6 +228,7 @@ class Method(OptimizedModule):
         training = self.attack_mode == "train"
         freezing = frozen(self.net) if self.compiled else nullcontext()
         with mode(self.net, training=training), freezing:
+            self.rest_frozen()
             yield
 
     def search(self, *arguments: Any, **settings: Any) -> Tensor:
@@ -236,13 +244,13 @@ class Method(OptimizedModule):
         """
         # Weights that autocast has cast without gradients would be reused here, and get none.
         torch.clear_autocast_cache()
-        logits = self._run(torch.cat(batches))
+        logits = logits_of(self._run(torch.cat(batches)))
         return torch.split(logits, [len(images) for images in batches])
 
     def predictions(self, images: Tensor) -> Tensor:
         """Return the classes `(N,)` that the network gives the images in eval mode."""
         with mode(self.net, training=False), torch.no_grad():
-            predicted: Tensor = self.net(images).argmax(1)
+            predicted: Tensor = logits_of(self.net(images)).argmax(1)
         return predicted
 
     def inlier_loss(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -319,7 +327,7 @@ class Method(OptimizedModule):
         return accepted(images.contiguous(memory_format=torch.channels_last), self.net)
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
-        logits = self.net(self._laid_out(batch.images))
+        logits = logits_of(self.net(self._laid_out(batch.images)))
         loss = losses.cross_entropy(logits, batch.labels)
         correct = (logits.argmax(1) == batch.labels).float()
         for name, values in ((f"{stage}/loss", loss), (f"{stage}/accuracy", correct)):

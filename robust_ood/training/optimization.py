@@ -61,6 +61,8 @@ class Optimization:
             is better unless its name ends with `loss`.
         decay_all: whether weight decay also applies to biases and to the scales of normalisation
             layers, which are the parameters of less than two dimensions.
+        trainable: what is trained: `all`, `head` (the layer whose output is the logits: a linear
+            probe), or a list of names of layers. All else is frozen, and stays in eval mode.
         momentum, nesterov, weight_decay, schedule, final_learning_rate, milestones, decay, warmup:
             deprecated; settings of `optimizer` and `scheduler` now.
     """
@@ -71,6 +73,7 @@ class Optimization:
     interval: Literal["step", "epoch"] = "step"
     monitor: str = "val/robust_auroc"
     decay_all: bool = True
+    trainable: str | list[str] = "all"
 
     momentum: float | None = field(default=None, kw_only=True)
     nesterov: bool | None = field(default=None, kw_only=True)
@@ -95,6 +98,8 @@ class Optimization:
             )
         if self.interval not in ("step", "epoch"):
             raise UserError(f"interval: {self.interval!r} is neither 'step' nor 'epoch'")
+        if not self.trainable:
+            raise UserError("trainable: expected all, head or names of layers, got nothing")
         self._rename_optimizer_settings()
         self._rename_scheduler_settings()
         # Mistakes show now, before a run begins.
@@ -109,8 +114,13 @@ class Optimization:
             net: whose parameters are trained.
             length: of the run, in optimiser steps, or epochs where `interval` says so.
             groups: its parameters in groups with settings of their own, as torch takes them.
+
+        Frozen parameters are left out where not all is trained.
         """
-        optimizer, schedule = self._build(groups or net.parameters(), length)
+        parameters: Any = groups or net.parameters()
+        if self.trainable != "all":
+            parameters = _unfrozen(groups or [{"params": list(net.parameters())}])
+        optimizer, schedule = self._build(parameters, length)
         config: dict[str, Any] = {"scheduler": schedule, "interval": self.interval}
         if isinstance(schedule, ReduceLROnPlateau):
             # `OptimizedModule` steps it before the checkpoint of a validation is written. Lightning
@@ -192,6 +202,16 @@ def _torch_optimizers() -> dict[str, Callable[..., Optimizer]]:
         if isinstance(member, type) and issubclass(member, Optimizer) and member is not Optimizer:
             classes[name] = member
     return classes
+
+
+def _unfrozen(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return groups of parameters without those that take no gradient; no group is empty."""
+    remaining = []
+    for group in groups:
+        parameters = [parameter for parameter in group["params"] if parameter.requires_grad]
+        if parameters:
+            remaining.append({**group, "params": parameters})
+    return remaining
 
 
 def _groups(

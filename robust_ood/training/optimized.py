@@ -11,8 +11,10 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from typing_extensions import Self
 
 from robust_ood.errors import UserError
+from robust_ood.training.freezing import ALL, Frozen, freeze
 from robust_ood.training.optimization import Optimization
 
 _PLATEAU_STATE = ("best", "cooldown_counter", "last_epoch", "num_bad_epochs")
@@ -47,9 +49,40 @@ class OptimizedModule(LightningModule):
         self._optimization_state: dict[str, str] = {}
         self._checkpoint: dict[str, Any] | None = None
         self._steps: float | None = None
+        self._frozen: list[Frozen] | None = None
+
+    def setup(self, stage: str) -> None:
+        """Freeze what a run does not train, before processes compare their parameters."""
+        if stage == "fit":
+            self._freeze()
+
+    def teardown(self, stage: str) -> None:
+        """Leave the network as it was given: what was frozen takes gradients again."""
+        for frozen in self._frozen or []:
+            frozen.release()
+        self._frozen = None
+
+    def train(self, mode: bool = True) -> Self:
+        """Set train or eval mode; what is frozen stays in eval mode."""
+        super().train(mode)
+        self.rest_frozen()
+        return self
+
+    def rest_frozen(self) -> None:
+        """Put what is frozen into eval mode again, after a part was set to train mode by itself."""
+        for frozen in self._frozen or []:
+            frozen.rest()
+
+    def _freeze(self) -> None:
+        if self._frozen is None:
+            frozen = []
+            for part in self.optimized_parts():
+                frozen.append(freeze(part.net, part.optimization.trainable))
+            self._frozen = frozen
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its schedule; of several parts, a list of them."""
+        self._freeze()  # a method with a `setup` of its own may not have
         parts = self.optimized_parts()
         configured = []
         settings = []
@@ -59,6 +92,7 @@ class OptimizedModule(LightningModule):
         self._optimization_state = {
             "settings": "; ".join(settings),
             "optimizer": ", ".join(type(made["optimizer"]).__name__ for made in configured),
+            "trainable": "; ".join(str(part.optimization.trainable) for part in parts),
         }
         if len(configured) == 1:
             return configured[0]
@@ -99,7 +133,11 @@ class OptimizedModule(LightningModule):
             saved = checkpoint.get("optimization", {})
             if saved.get("settings") != self._optimization_state["settings"]:
                 # Before checkpoints said what they hold, SGD was all that they could.
-                self._take_over(checkpoint, saved.get("optimizer", "SGD"))
+                names = saved.get("optimizer", "SGD")
+                everything = "; ".join([ALL] * len(self.optimized_parts()))
+                if saved.get("trainable", everything) != self._optimization_state["trainable"]:
+                    names = ""  # its state is of other layers
+                self._take_over(checkpoint, names)
 
     def on_validation_start(self) -> None:
         """Forget what an earlier validation logged for a plateau schedule."""

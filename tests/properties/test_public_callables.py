@@ -579,7 +579,8 @@ LEFT_OUT = {
     "statistics.Statistic", "evaluation.Store", "evaluation.Progress", "evaluation.ProgressBar",
     "evaluation.Results", "evaluation.evaluate", "evaluation.read_cell", "regions.Region",
     "rules.Rule", "callbacks.Diverged", "callbacks.Stopped", "errors.UserError",
-    "models.RobustBench", "models.Timm", "models.Torchvision", "modes.differentiating",
+    "models.HuggingFace", "models.RobustBench", "models.Timm", "models.Torchvision",
+    "modes.differentiating",
     "models.EfficientNetLite0",  # as it is: weights of a package
     "reporting.write_encoder_report",
     "modes.evaluating", "modes.mode", "data.ImageSet", "reporting.write_report", "errors.Notice",
