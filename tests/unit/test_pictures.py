@@ -13,6 +13,7 @@ from robust_ood.errors import UserError
 from robust_ood.evaluation import pictures
 from robust_ood.evaluation import scene as scenes
 from robust_ood.evaluation.curves import ScoreTrace, curve
+from robust_ood.evaluation.kinds import pictures_of
 from robust_ood.evaluation.pictures import Picture, read_pictures, write_picture
 from robust_ood.evaluation.scene import Scene, Side
 from robust_ood.regions import Linf
@@ -106,7 +107,9 @@ class _Blind(Detector):
 def test_what_cannot_be_drawn_says_why_and_the_rest_goes_on(scene):
     found = {
         one.kind: one
-        for one in pictures.draw("tiny", {"blind": _Blind()}, scene, ["shift", "landscape"])
+        for one in pictures.draw(
+            "tiny", {"blind": _Blind()}, scene, pictures_of(["shift", "landscape"])
+        )
     }
     assert "carry no gradient" in found["shift"].about["failed"]
     assert found["shift"].arrays == {}
@@ -116,7 +119,8 @@ def test_what_cannot_be_drawn_says_why_and_the_rest_goes_on(scene):
 def test_only_what_is_missing_or_changed_is_drawn(trained, scene, tmp_path):
     def draw(size: float, kinds: list[str], where: Scene = scene) -> int:
         detector = PRO(MSP(trained[0]), steps=1, step_size=size)
-        return pictures.draw_into(tmp_path, "tiny", {"pro": detector}, where, kinds)
+        requests = pictures_of(kinds)
+        return pictures.draw_into(tmp_path, "tiny", {"pro": detector}, where, requests)
 
     assert draw(0.01, ["shift"]) == 1
     assert draw(0.01, ["shift"]) == 0
@@ -176,8 +180,11 @@ def test_the_scene_takes_the_first_images_of_each_group_and_the_largest_radius(t
 
 
 def test_kinds_are_all_none_or_those_named():
-    assert pictures.kinds_of(True) == ["shift", "curves", "landscape", "strips"]
-    assert pictures.kinds_of(False) == []
-    assert pictures.kinds_of(["curves", "shift", "curves"]) == ["curves", "shift"]
+    def kinds(figures):
+        return [request.kind for request in pictures_of(figures)]
+
+    assert kinds(True) == ["shift", "curves", "landscape", "strips", "transfer"]
+    assert kinds(False) == []
+    assert kinds(["curves", "shift", "curves"]) == ["curves", "shift"]
     with pytest.raises(UserError, match=r"figures: unknown name 'strip'; did you mean 'strips'"):
-        pictures.kinds_of(["strip"])
+        pictures_of(["strip"])
