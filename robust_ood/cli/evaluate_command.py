@@ -196,7 +196,7 @@ def build(request: Request, console: Console) -> Subjects:
     """
     config = request.config
     with user_errors(dict(config.items())):
-        built = request.parser.instantiate(config)
+        built = _instantiated(request)
     data: OODData = built.data
     against = attacks.build_all(each_radius(config.attacks))
     certificates = build_certificates(config.certificates)
@@ -207,7 +207,7 @@ def build(request: Request, console: Console) -> Subjects:
     for name, path in request.models.checkpoints.items():
         net = built.get("net")
         if nets:  # the config's network is that of the first checkpoint; build one more
-            net = request.parser.instantiate(config).get("net")
+            net = _instantiated(request).get("net")
         net, description = find_parts(
             load(path, net, config.key_map, averaged=config.averaged), inliers.input_shape
         )
@@ -224,6 +224,18 @@ def build(request: Request, console: Console) -> Subjects:
     if not config.replace:
         check_output(config.output, nets, inliers.name)
     return Subjects(data, dict(against), certificates, nets, chosen)
+
+
+def _instantiated(request: Request) -> Any:
+    """Return what the config names by class: the network and the data.
+
+    Detectors, attacks, bounds and figures are read by their registries; jsonargparse would build
+    whatever has a class path inside them, such as a detector's own network, and for nothing.
+    """
+    config = request.config.clone()
+    for name in ("detectors", "attacks", "certificates", "figures"):
+        config[name] = []
+    return request.parser.instantiate(config)
 
 
 def compute(request: Request, subjects: Subjects, progress: ProgressBar) -> tuple[Grid, bool]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,14 @@ from robust_ood.detectors.compose import Resized
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.models import ImageText, load_network
 from robust_ood.models.wrap import Network, as_network
-from robust_ood.settings import Part, PartSpec, configured, import_path, read_part
+from robust_ood.settings import (
+    Part,
+    PartSpec,
+    UnknownSettingError,
+    configured,
+    import_path,
+    read_part,
+)
 from robust_ood.texts import shown
 
 _LOADED: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
@@ -98,9 +106,15 @@ def other_network(field: str, spec: object, evaluated: Network) -> nn.Module:
         spec = {"checkpoint": os.fspath(spec)}
     if not isinstance(spec, Mapping):
         raise UserError(f"{field}: expected a file of weights, or a mapping, got {shown(spec)}")
-    network = configured(field, OtherNetwork, settings=spec)
+    settings = dict(spec)
+    if isinstance(settings.get("net"), Namespace):  # what jsonargparse makes of a class path
+        settings["net"] = settings["net"].as_dict()
+    try:
+        network = configured(field, OtherNetwork, settings=settings)
+    except UnknownSettingError as error:  # of the network, not of the detector around it
+        raise UserError(str(error)) from error
     base = as_network(evaluated)
-    key = json.dumps([id(base), _written(network.checkpoint), dict(spec)], default=str)
+    key = json.dumps([id(base), _written(network.checkpoint), settings], default=str)
     loaded = _LOADED.get(key)
     if loaded is None:
         try:
@@ -122,7 +136,10 @@ def _written(path: str | None) -> int | None:
 
 def _build(spec: PartSpec) -> nn.Module:
     part = read_part("net", spec)
-    net = configured("net", _class_of(part), settings=part.settings)
+    try:
+        net = configured("net", _class_of(part), settings=part.settings)
+    except UnknownSettingError as error:
+        raise UserError(str(error)) from error
     if not isinstance(net, nn.Module):
         raise UserError(f"net: {part.name!r} makes a {type(net).__name__}, not a torch.nn.Module")
     return net
