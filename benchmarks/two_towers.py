@@ -42,7 +42,7 @@ class DigitTowers(ImageText):
         words: the text features, or their file.
     """
 
-    def __init__(self, words: WordFeatures | Path) -> None:
+    def __init__(self, words: WordFeatures | Path | str) -> None:
         super().__init__(tower(), words, SIZE, (0.5,) * 3, (0.5,) * 3)
         self.pretrained = False
 

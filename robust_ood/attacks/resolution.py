@@ -59,6 +59,14 @@ class LowResolution:
         """Return the settings of the attack at the low resolution."""
         return self.attack.settings()
 
+    def at_low_resolution(self, detector: Detector, images: Tensor) -> tuple[Detector, Tensor]:
+        """Return the detector as one of small images, and the small images `(N, C, size, size)`.
+
+        Such a detector reads those images, whole, and no others.
+        """
+        view = self._view(images)
+        return _EnlargedDetector(detector, view), view.small
+
     def on_score(
         self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor
     ) -> Iterator[Candidate]:

@@ -32,7 +32,7 @@ from robust_ood.cli.networks import add_network_arguments, find_parts, load, nam
 from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import CommandParser
 from robust_ood.cli.preconditions import check_classes
-from robust_ood.cli.presentation import Ending, choose_ending, command_line, present
+from robust_ood.cli.presentation import Ending, check_figures, choose_ending, command_line, present
 from robust_ood.cli.processes import check_processes, is_first
 from robust_ood.cli.quiet import quiet
 from robust_ood.cli.types import register_types
@@ -138,9 +138,9 @@ _OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "batch_size": (int | None, None, "images of a batch (default: found; halved if too large)"),
     "chunk": (int, CHUNK, "images that are computed and stored at a time"),
     "figures": (
-        bool | list[str],
+        bool | Specs,
         True,
-        "shift, curves, landscape, strips: on a few images",
+        "shift, curves, landscape, strips, transfer: names, or name and settings",
     ),
     "report": (bool, True, "end with report.html in the output folder"),
     "tensorboard": (
@@ -196,7 +196,7 @@ def build(request: Request, console: Console) -> Subjects:
     """
     config = request.config
     with user_errors(dict(config.items())):
-        built = request.parser.instantiate(config)
+        built = _instantiated(request)
     data: OODData = built.data
     against = attacks.build_all(each_radius(config.attacks))
     certificates = build_certificates(config.certificates)
@@ -207,7 +207,7 @@ def build(request: Request, console: Console) -> Subjects:
     for name, path in request.models.checkpoints.items():
         net = built.get("net")
         if nets:  # the config's network is that of the first checkpoint; build one more
-            net = request.parser.instantiate(config).get("net")
+            net = _instantiated(request).get("net")
         net, description = find_parts(
             load(path, net, config.key_map, averaged=config.averaged), inliers.input_shape
         )
@@ -220,9 +220,22 @@ def build(request: Request, console: Console) -> Subjects:
         chosen[name] = {}
         if config.detectors:  # without any, the classifier alone is evaluated
             chosen[name] = dict(detectors.build_all(config.detectors, net))
+    check_figures(config.figures, chosen)
     if not config.replace:
         check_output(config.output, nets, inliers.name)
     return Subjects(data, dict(against), certificates, nets, chosen)
+
+
+def _instantiated(request: Request) -> Any:
+    """Return what the config names by class: the network and the data.
+
+    Detectors, attacks, bounds and figures are read by their registries; jsonargparse would build
+    whatever has a class path inside them, such as a detector's own network, and for nothing.
+    """
+    config = request.config.clone()
+    for name in ("detectors", "attacks", "certificates", "figures"):
+        config[name] = []
+    return request.parser.instantiate(config)
 
 
 def compute(request: Request, subjects: Subjects, progress: ProgressBar) -> tuple[Grid, bool]:

@@ -107,10 +107,11 @@ class Mean(Detector):
 
     Args:
         detectors: one or more detectors, of one network or of several.
+        labels: what tables call each of them; by default their numbers, from 1.
     """
 
     @typed
-    def __init__(self, detectors: Iterable[Detector]) -> None:
+    def __init__(self, detectors: Iterable[Detector], labels: Sequence[str] | None = None) -> None:
         super().__init__()
         members = list(detectors)
         for member in members:
@@ -119,6 +120,13 @@ class Mean(Detector):
         self.detectors = nn.ModuleList(members)
         if not len(self.detectors):
             raise UserError("detectors: none given to average")
+        if labels is None:
+            labels = [str(number) for number in range(1, len(members) + 1)]
+        if len(labels) != len(members) or len(set(labels)) < len(labels):
+            raise UserError(
+                f"labels: expected {len(members)} different ones, got {', '.join(labels) or 'none'}"
+            )
+        self.labels = tuple(labels)
 
     def learn(self) -> Rounds:
         """Fit all members together."""

@@ -2,7 +2,8 @@
 
 A detector of a network is made from the network and its settings. A wrapper is made from a score of
 the network, which `score` names as a config does; settings that the wrapper itself does not have
-are those of its score: `{name: pro-gen, steps: 5, gamma: 0.1}`.
+are those of its score: `{name: pro-gen, steps: 5, gamma: 0.1}`. Any of them may have a `network`,
+which it then reads in place of the one under evaluation: `{name: msp, network: other.pt}`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from robust_ood.detectors.mahalanobis import (
     RelativeMahalanobis,
 )
 from robust_ood.detectors.neighbours import KNN
+from robust_ood.detectors.other_networks import other_network
 from robust_ood.detectors.outlier_class import OutlierClassScore
 from robust_ood.detectors.perturbed import ODIN, PRO, InputNoise
 from robust_ood.detectors.rank_feat import RankFeat
@@ -119,8 +121,20 @@ class Registered:
 
 
 def mean(net: nn.Module, scores: Sequence[PartSpec] = ("msp", "mahalanobis")) -> Mean:
-    """Return the mean of standardised scores of a network, each named as a config does."""
-    return Mean([Standardize(_nested("scores", score, net)) for score in scores])
+    """Return the mean of standardised scores, each named as a config does.
+
+    Source: Fort Eq. 8. Each score may have a `network` of its own, and a `label`.
+    """
+    members: dict[str, Detector] = {}
+    for spec in scores:
+        part = read_part("scores", spec)
+        label = part.label or part.name
+        if label in members:
+            if part.label is not None:
+                raise UserError(f"scores: {label!r} is duplicated; give one another 'label'")
+            label = f"{label}-{len(members) + 1}"
+        members[label] = Standardize(_make("", part.name, net, part.settings))
+    return Mean(members.values(), list(members))
 
 
 def ensemble(
@@ -265,7 +279,8 @@ def build(name: str, net: Network, /, **settings: Any) -> Detector:
         name: a registered name, or the import path of a user's own class (`my_module.MyScore`),
             which takes the network first. A subclass of `Wrapper` takes a `score` instead.
         net: classifier.
-        settings: the detector's own settings, or those of the score that it wraps.
+        settings: the detector's own settings, or those of the score that it wraps; `network`, a
+            checkpoint or a mapping, is what it reads in place of `net`.
 
     Raises:
         UserError: unknown name (with the nearest known one), a path that cannot be imported, or a
@@ -306,6 +321,10 @@ def _make(place: str, name: str, net: Network, settings: Mapping[str, Any]) -> D
 
     place: the config field, for messages; empty inside another detector, which names it.
     """
+    if "network" in settings:
+        field = f"{place}.network" if place else "network"
+        net = other_network(field, settings["network"], net)
+        settings = {key: value for key, value in settings.items() if key != "network"}
     if name in REGISTRY:
         return REGISTRY[name].build(place, net, settings)
     if "." not in name:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robust_ood.arguments import require, typed
-from robust_ood.attacks import PGD
+from robust_ood.attacks import PGD, Attack, LowResolution
 from robust_ood.attacks.objectives import Direction
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
@@ -46,7 +46,9 @@ class Curve(NamedTuple):
 
 
 @typed
-def trace(detector: Detector, images: Tensor, attack: PGD, direction: Direction) -> ScoreTrace:
+def trace(
+    detector: Detector, images: Tensor, attack: PGD | LowResolution, direction: Direction
+) -> ScoreTrace:
     """Return the true scores along one run of an attack from the clean images.
 
     Source: Fort 2022, Sec. 3.1. The attack's random start and restarts are left out, so that the
@@ -55,10 +57,17 @@ def trace(detector: Detector, images: Tensor, attack: PGD, direction: Direction)
     Args:
         detector: the detector attacked, or an ensemble of detectors as one.
         images: `(N, C, H, W)` in [0, 1].
-        attack: region, steps, step size and rule.
+        attack: region, steps, step size and rule. Of a `LowResolution`, the sizes are those of the
+            small perturbation, as in Fort's Sec. 3.4.
         direction: +1 lowers scores (inliers), -1 raises them (outliers).
+
+    Raises:
+        UserError: a `LowResolution` of another attack than PGD.
     """
     scores: list[Tensor] = []
+    if isinstance(attack, LowResolution):
+        detector, images = attack.at_low_resolution(detector, images)
+        attack = _gradient_steps(attack.attack)
 
     def judge(x: Tensor) -> Tensor:
         scores.append(detector(x))
@@ -77,6 +86,13 @@ def trace(detector: Detector, images: Tensor, attack: PGD, direction: Direction)
         )
     assert run.trace is not None
     return ScoreTrace(torch.stack(scores), run.trace.linf, run.trace.l2)
+
+
+def _gradient_steps(attack: Attack) -> PGD:
+    """Return the attack that a `LowResolution` makes; only PGD's steps can be followed."""
+    if not isinstance(attack, PGD):
+        raise UserError(f"attack: expected PGD at the low resolution, got {type(attack).__name__}")
+    return attack
 
 
 @typed

@@ -11,27 +11,31 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from robust_ood.evaluation.kinds import KINDS
+from robust_ood.evaluation.picture_settings import Attacked
 from robust_ood.evaluation.records import OODGroup, Rate
-from robust_ood.evaluation.scene import KINDS
 
 SideName = Annotated[str, Meta(pattern=r"^(in|near|far)\Z")]
 Difference = Annotated[float, Meta(ge=-1, le=1)]
 
 # The axes of each array by a letter; an axis with the same letter has the same length. M: images,
-# I, N, F: inliers, near and far outliers, S: sizes, T: steps and the start, P: points.
+# I, N, F: inliers, near and far outliers, S: sizes, T: steps and the start, U: those of inliers,
+# which may be the start alone, P: points, A: clean and the attack through each of E, E: the members
+# and the ensemble.
 _TRACES = ("scores", "linf", "l2")
 _AXES = {
     "shift": {"sizes": "S", "in": "SI", "near": "SN", "far": "SF"},
     "curves": {
-        **{f"in_{name}": "TI" for name in _TRACES},
+        **{f"in_{name}": "UI" for name in _TRACES},
         **{f"near_{name}": "TN" for name in _TRACES},
         **{f"far_{name}": "TF" for name in _TRACES},
     },
     "landscape": {"offsets": "P", "scores": "MPP"},
+    "transfer": {"in_scores": "AEI", "near_scores": "AEN", "far_scores": "AEF"},
     "strips": {"clean": "MHWC", "attacked": "MHWC", "before": "M", "after": "M"},
 }
 _OPTIONAL = ("near", "far")
-"""The sides that a picture may lack; curves need one of them."""
+"""The sides that a picture may lack; curves and transfers need one of them."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class PictureFacts:
     model: str
     detector: str
     key: str = ""
+    label: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
 
 
@@ -50,6 +56,16 @@ class CurveFacts:
     """AUROC before, after, and their difference, by group; older files have none."""
 
     loss_of_auroc: dict[OODGroup, tuple[Rate, Rate, Difference]] = field(default_factory=dict)
+    attacked: Attacked = "both"
+
+
+@dataclass(frozen=True)
+class TransferFacts:
+    """Whose attacks and scores the arrays have, the ensemble aside, and under which attack."""
+
+    members: list[str]
+    attack: str
+    attacked: Attacked = "both"
 
 
 @dataclass(frozen=True)
@@ -74,7 +90,12 @@ class FailedFacts:
     failed: str
 
 
-_ABOUT = {"curves": CurveFacts, "landscape": ImageFacts, "strips": StripFacts}
+_ABOUT = {
+    "curves": CurveFacts,
+    "transfer": TransferFacts,
+    "landscape": ImageFacts,
+    "strips": StripFacts,
+}
 
 
 def checked_facts(content: Any, arrays: Mapping[str, NDArray[Any]]) -> PictureFacts:
@@ -101,6 +122,8 @@ def check_drawing(kind: str, arrays: Mapping[str, NDArray[Any]], about: Mapping[
             for name, entries in (("groups", facts.groups), ("sets", facts.sets)):
                 if len(entries) != lengths["M"]:
                     raise ValueError(f"{name}: expected {lengths['M']}, got {len(entries)}")
+        if isinstance(facts, TransferFacts) and len(facts.members) != lengths["E"] - 1:
+            raise ValueError(f"members: expected {lengths['E'] - 1}, got {len(facts.members)}")
     if kind == "strips":
         _check_pixels(arrays)
 
@@ -113,7 +136,8 @@ def _expected(kind: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
         names = [name for name in expected if name.split("_")[0] == side]
         if not any(name in arrays for name in names):
             absent += names
-    if kind == "curves" and len(absent) == len(_OPTIONAL) * len(_TRACES):
+    outliers_needed = kind in ("curves", "transfer")
+    if outliers_needed and not any(name.split("_")[0] in _OPTIONAL for name in arrays):
         raise ValueError("expected arrays of near or far outliers, got none")
     for name in absent:
         del expected[name]

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from robust_ood.detectors import Detector
-from robust_ood.errors import UserError, unknown_name
+from robust_ood.errors import UserError
 from robust_ood.evaluation.fingerprints import fingerprint
+from robust_ood.evaluation.kinds import KINDS, PictureRequest
 from robust_ood.evaluation.picture_schema import check_drawing, checked_facts
-from robust_ood.evaluation.scene import KINDS, Arrays, Scene
+from robust_ood.evaluation.scene import FEW, Arrays, Scene
 from robust_ood.evaluation.terminal import Progress
 from robust_ood.evaluation.versions import code_version
 from robust_ood.modes import evaluating
@@ -30,8 +31,6 @@ from robust_ood.names import as_path, digest_of
 from robust_ood.texts import first_sentence, printable
 from robust_ood.writing import replace_file
 
-Keys = dict[tuple[str, str], str]
-"""By kind and detector, the fingerprint of everything that determines a picture."""
 _DAMAGED = (
     OSError,
     ValueError,  # also what msgspec refuses
@@ -52,7 +51,8 @@ class Picture:
     """One kind of picture of one detector.
 
     about: settings, `sets` (the names of the image sets by side), and `failed`, the reason, where
-    there are no arrays. key: the fingerprint of everything that determines it.
+    there are no arrays. key: the fingerprint of everything that determines it. label, settings: of
+    the `PictureRequest`.
     """
 
     kind: str
@@ -61,6 +61,20 @@ class Picture:
     arrays: Arrays = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     key: str = ""
+    label: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def subject(self) -> str:
+        """The detector, with the label where there is one."""
+        if self.label:
+            return f"{self.detector}, {self.label}"
+        return self.detector
+
+    @property
+    def request(self) -> PictureRequest:
+        """What asked for it."""
+        return PictureRequest(self.kind, self.settings, self.label)
 
 
 def write_picture(folder: Path | str, picture: Picture) -> Path:
@@ -72,6 +86,8 @@ def write_picture(folder: Path | str, picture: Picture) -> Path:
         "model": picture.model,
         "detector": picture.detector,
         "key": picture.key,
+        "label": picture.label,
+        "settings": dict(picture.settings),
         "about": dict(picture.about),
     }
     content = io.BytesIO()
@@ -83,12 +99,14 @@ def write_picture(folder: Path | str, picture: Picture) -> Path:
 
 
 def remove_picture(folder: Path | str, picture: Picture) -> None:
-    """Remove the picture of that kind, network and detector from a folder of results."""
+    """Remove the picture of that kind, label, network and detector from a folder of results."""
     _path(folder, picture).unlink(missing_ok=True)
 
 
 def _path(folder: Path | str, picture: Picture) -> Path:
-    name = (picture.kind, picture.model, picture.detector)
+    name: tuple[str, ...] = (picture.kind, picture.model, picture.detector)
+    if picture.label:
+        name = (*name, picture.label)
     words = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(name)).strip("-").lower()[:80]
     # Tells names apart that differ in signs only.
     suffix = digest_of(json.dumps(name))
@@ -113,50 +131,69 @@ def _read(path: Path) -> Picture:
     except _DAMAGED as error:
         reason = printable(first_sentence(error, 80))
         raise UserError(f"figures: {path} is damaged ({reason}); remove it") from error
-    return Picture(facts.kind, facts.model, facts.detector, arrays, facts.about, facts.key)
+    return Picture(
+        facts.kind,
+        facts.model,
+        facts.detector,
+        arrays,
+        facts.about,
+        facts.key,
+        facts.label,
+        facts.settings,
+    )
 
 
-def kinds_of(figures: bool | Sequence[str]) -> list[str]:
-    """Return the kinds of pictures that a setting asks for: all, none, or those it names.
-
-    Raises: `UserError` for an unknown kind.
-    """
-    if isinstance(figures, bool):
-        return list(KINDS) if figures else []
-    for name in figures:
-        if name not in KINDS:
-            raise unknown_name("figures", name, KINDS)
-    return list(dict.fromkeys(figures))
+def images_needed(folder: Path | str, requests: Sequence[PictureRequest]) -> int:
+    """Return how many images of each side pictures need: those requested, and those in a folder."""
+    counts = [FEW]
+    for request in requests:
+        counts.append(request.most)
+    for picture in read_pictures(folder):
+        if _is_known(picture):
+            counts.append(picture.request.most)
+    return max(counts)
 
 
 def draw(
     model: str,
     detectors: Mapping[str, Detector],
     scene: Scene,
-    kinds: Sequence[str],
+    requests: Sequence[PictureRequest],
     *,
     made: Container[str] = (),
     progress: Progress | None = None,
 ) -> Iterator[Picture]:
-    """Yield a picture of each kind for each detector, but for those whose keys are in `made`.
+    """Yield each picture of each detector that it applies to, but for those whose keys are `made`.
 
     One that cannot be made, as for a score without gradient, has no arrays and says why.
     """
     progress = progress or Progress()
-    for (kind, name), key in _keys(model, detectors, scene).items():
-        if kind not in kinds or key in made:
-            continue
-        progress.begin(f"{model}: figure {kind} of {name}")
-        arrays: Arrays = {}
-        facts: Mapping[str, Any]
-        try:
-            with evaluating(detectors[name]):
-                arrays, facts = KINDS[kind](detectors[name], scene)
-            check_drawing(kind, arrays, facts)
-        except (RuntimeError, ValueError) as error:
-            arrays = {}
-            facts = {"failed": " ".join(str(error).split())}
-        yield Picture(kind, model, name, arrays, facts, key)
+    keys = _Keys(model, detectors, scene)
+    for name, detector in detectors.items():
+        for request in requests:
+            if not KINDS[request.kind].applies(detector):
+                continue
+            key = keys(request, name)
+            if key in made:
+                continue
+            progress.begin(f"{model}: figure {request.kind} of {name}")
+            arrays, facts = _drawn(request, detector, scene.first(request.most))
+            yield Picture(
+                request.kind, model, name, arrays, facts, key, request.label, request.settings
+            )
+
+
+def _drawn(
+    request: PictureRequest, detector: Detector, scene: Scene
+) -> tuple[Arrays, Mapping[str, Any]]:
+    """Return arrays and facts of a picture; no arrays, and why, where there are none."""
+    try:
+        with evaluating(detector):
+            arrays, facts = request.draw(detector, scene)
+        check_drawing(request.kind, arrays, facts)
+    except (RuntimeError, ValueError) as error:
+        return {}, {"failed": " ".join(str(error).split())}
+    return arrays, facts
 
 
 def draw_into(
@@ -164,7 +201,7 @@ def draw_into(
     model: str,
     detectors: Mapping[str, Detector],
     scene: Scene,
-    kinds: Sequence[str],
+    requests: Sequence[PictureRequest],
     progress: Progress | None = None,
 ) -> int:
     """Draw what a folder of results lacks of a network's pictures, and return how many that were.
@@ -172,27 +209,45 @@ def draw_into(
     Pictures of these detectors that show something else by now are removed, also of kinds that are
     not drawn again.
     """
-    keys = _keys(model, detectors, scene)
+    keys = _Keys(model, detectors, scene)
     made = set()
     for picture in read_pictures(folder):
         made.add(picture.key)
-        if picture.model == model:
-            key = keys.get((picture.kind, picture.detector), picture.key)
-            if key != picture.key:
-                remove_picture(folder, picture)
+        if picture.model != model or picture.detector not in detectors:
+            continue
+        if not _is_known(picture) or keys(picture.request, picture.detector) != picture.key:
+            remove_picture(folder, picture)
     count = 0
-    for picture in draw(model, detectors, scene, kinds, made=made, progress=progress):
+    for picture in draw(model, detectors, scene, requests, made=made, progress=progress):
         write_picture(folder, picture)
         count += 1
     return count
 
 
-def _keys(model: str, detectors: Mapping[str, Detector], scene: Scene) -> Keys:
-    """Return the key of every kind of picture of each detector."""
-    shared = [model, code_version("pictures"), fingerprint(scene)]
-    keys = {}
-    for name, detector in detectors.items():
-        subject = fingerprint(detector)
-        for kind in KINDS:
-            keys[kind, name] = fingerprint([kind, name, subject, *shared])
-    return keys
+def _is_known(picture: Picture) -> bool:
+    """Return whether a picture's settings are those of its kind today."""
+    try:
+        picture.request.configured  # noqa: B018
+    except UserError:
+        return False
+    return True
+
+
+class _Keys:
+    """Returns the key of a requested picture of a detector."""
+
+    def __init__(self, model: str, detectors: Mapping[str, Detector], scene: Scene) -> None:
+        self._shared = [model, code_version("pictures")]
+        self._scene = scene
+        self._scenes: dict[int, str] = {}  # fingerprints by the number of images
+        self._subjects = {name: fingerprint(detector) for name, detector in detectors.items()}
+
+    def __call__(self, request: PictureRequest, detector: str) -> str:
+        count = request.most
+        if count not in self._scenes:
+            self._scenes[count] = fingerprint(self._scene.first(count))
+        parts = [request.kind, detector, self._subjects[detector], *self._shared]
+        parts.append(self._scenes[count])
+        if request.settings:
+            parts.append(fingerprint(request.configured))
+        return fingerprint(parts)

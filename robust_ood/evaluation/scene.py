@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,13 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robust_ood.attacks import PGD, Attack, attack_score
+from robust_ood.attacks import PGD, Attack, LowResolution, attack_score
 from robust_ood.attacks.objectives import Direction
 from robust_ood.data import ImageSet, OODData, to_float
 from robust_ood.data.limits import limited
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
 from robust_ood.evaluation.curves import ScoreTrace, concatenate, loss_of_auroc, trace
+from robust_ood.evaluation.picture_settings import CurveSettings
 from robust_ood.perturb import minimize
 from robust_ood.randomness import generator
 from robust_ood.regions import NORMS, Linf, Region, Unbounded
@@ -24,8 +25,6 @@ from robust_ood.regions import NORMS, Linf, Region, Unbounded
 FEW = 64  # images of each side whose scores are followed
 SHOWN = 4  # images of each side that are shown, or around which the score is mapped
 SHIFT_SIZES = (0.001, 0.01)
-_TRACED = 32  # images of each side along an attack, which costs a gradient a step
-_TRACE_STEPS = 10
 _MAP_POINTS = 13
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -52,9 +51,9 @@ class Side(NamedTuple):
 class Scene(NamedTuple):
     """What the pictures are made of.
 
-    many: for each side, `FEW` images of its first set. shown: `SHOWN` inliers, and as many outliers
-    from the OOD sets in turn. attack, label: the attack of the largest radius, if any. batch_size:
-    images scored at a time.
+    many: for each side, `FEW` images of its first set, or more where pictures need them. shown:
+    `SHOWN` inliers, and as many outliers from the OOD sets in turn. attack, label: the attack of
+    the largest radius, if any. batch_size: images scored at a time.
     """
 
     many: Sequence[Side]
@@ -62,6 +61,13 @@ class Scene(NamedTuple):
     attack: Attack | None
     label: str
     batch_size: int
+
+    def first(self, count: int) -> Scene:
+        """Return the scene with at most so many images on each side of `many`."""
+        many = []
+        for side in self.many:
+            many.append(side._replace(images=side.images[:count]))
+        return self._replace(many=many)
 
     @property
     def region(self) -> Region:
@@ -77,6 +83,7 @@ def set_scene(
     attacks: Mapping[str, Attack],
     limit: int | None = None,
     device: torch.device | str = "cpu",
+    many: int = FEW,
 ) -> Scene:
     """Return the few images and the attack of the largest radius that pictures are made of.
 
@@ -85,6 +92,7 @@ def set_scene(
         attacks: attacks by label.
         limit: use only so many images of each set, those that are evaluated.
         device: where to compute.
+        many: how many images of each side are followed.
     """
     inliers = data.inliers("test")
     sets = []
@@ -93,16 +101,16 @@ def set_scene(
     firsts: dict[str, ImageSet] = {}
     for group, images in sets:
         firsts.setdefault(group, images)
-    many = []
+    sides = []
     for group, images in firsts.items():
-        pixels = _take(images, 0, min(FEW, limit or FEW), device)
-        many.append(Side(group, pixels, (images.name,)))
+        pixels = _take(images, 0, min(many, limit or many), device)
+        sides.append(Side(group, pixels, (images.name,)))
     shown = _shown(sets, min(SHOWN, limit or SHOWN), device)
     label = "none"
     attack = None
     if attacks:
         label, attack = max(attacks.items(), key=lambda item: item[1].settings()["radius"])
-    return Scene(many, shown, attack, label, data.evaluation_batch_size)
+    return Scene(sides, shown, attack, label, data.evaluation_batch_size)
 
 
 def _shown(
@@ -145,7 +153,7 @@ def shift(detector: Detector, scene: Scene) -> Drawing:
     """
     arrays: dict[str, NDArray[Any]] = {"sizes": np.array(SHIFT_SIZES)}
     for side in scene.many:
-        batches = _batches(side.images, scene.batch_size)
+        batches = batches_of(side.images, scene.batch_size)
         rows = []
         for size in SHIFT_SIZES:
             shifts = [_shifted(detector, batch, size) for batch in batches]
@@ -163,36 +171,57 @@ def _shifted(detector: Detector, images: Tensor, size: float) -> Tensor:
     return after
 
 
-def curves(detector: Detector, scene: Scene) -> Drawing:
-    """Return true scores and sizes of the perturbation along an attack to twice the largest radius.
+def curves(detector: Detector, scene: Scene, settings: CurveSettings | None = None) -> Drawing:
+    """Return true scores and sizes of the perturbation along an attack, `(steps + 1, N)` a side.
 
-    Source: Fort 2022, Sec. 3.1, Fig. 3 and 7. Equal steps from the clean image; `evaluation.curves`
-    reads them. Beside the arrays, `loss_of_auroc` has the numbers of his Tables 1 to 5 by group of
-    OOD images, both sides attacked: AUROC before, at Linf 1/255, and their difference.
+    Source: Fort 2022, Sec. 3.1, Fig. 3 and 7; with `size`, Sec. 3.4. Equal steps from the clean
+    image; `evaluation.curves` reads them. A side that is not attacked has its clean scores alone,
+    `(1, N)`. Beside the arrays, `loss_of_auroc` has the numbers of his Tables 1 to 5 by group of
+    OOD images: AUROC before, at Linf 1/255, and their difference.
     """
-    region = scene.region.scaled(2)
-    attack = PGD(
-        region, steps=_TRACE_STEPS, step_size=region.radius / _TRACE_STEPS, random_start=False
-    )
+    settings = settings or CurveSettings()
+    attack = settings.attack(scene.region)
     arrays: dict[str, NDArray[Any]] = {}
     runs: dict[str, ScoreTrace] = {}
     for side in scene.many:
-        batches = _batches(side.images[:_TRACED], scene.batch_size)
-        run = concatenate(trace(detector, batch, attack, side.direction) for batch in batches)
+        run = _side_trace(detector, side, attack, settings, scene.batch_size)
         for name, values in run._asdict().items():
             arrays[f"{side.name}_{name}"] = _array(values)
         runs[side.name] = run
     inliers = runs.pop("in")
+    unmoved = inliers.scores[0]  # (N,): where the inliers are not attacked
     losses = {}
     for group, run in runs.items():
-        losses[group] = loss_of_auroc(inliers, run)
+        moved = inliers if settings.attacked == "both" else unmoved
+        losses[group] = loss_of_auroc(moved, run)
+    reach = settings.reach(scene.region)
     facts = {
-        "norm": region.name,
-        "radius": float(region.radius),
-        "steps": _TRACE_STEPS,
+        "norm": reach.name,
+        "radius": float(reach.radius),
+        "steps": settings.steps,
+        "attacked": settings.attacked,
         "loss_of_auroc": losses,
     }
     return arrays, {"sets": _names(scene.many), **facts}
+
+
+def _side_trace(
+    detector: Detector,
+    side: Side,
+    attack: PGD | LowResolution,
+    settings: CurveSettings,
+    batch_size: int,
+) -> ScoreTrace:
+    """Return the trace of one side's images, of one step where they are not attacked."""
+    if side.name != "in" or settings.attacked == "both":
+        batches = batches_of(side.images[: settings.images], batch_size)
+        return concatenate(trace(detector, batch, attack, side.direction) for batch in batches)
+    rows = []
+    with torch.no_grad():
+        for batch in batches_of(side.images[: settings.inliers or settings.images], batch_size):
+            rows.append(detector(batch))
+    scores = torch.cat(rows)[None]  # (1, N)
+    return ScoreTrace(scores, torch.zeros_like(scores), torch.zeros_like(scores))
 
 
 def landscape(detector: Detector, scene: Scene) -> Drawing:
@@ -221,7 +250,7 @@ def _map(detector: Detector, image: Tensor, offsets: Tensor, batch_size: int) ->
     weights = torch.stack([a.flatten(), b.flatten()], 1).to(image)  # (points^2, 2)
     scores = []
     with torch.no_grad():
-        for batch in _batches(weights, batch_size):
+        for batch in batches_of(weights, batch_size):
             along_u = batch[:, 0].view(-1, 1, 1, 1) * u  # (n, C, H, W)
             along_v = batch[:, 1].view(-1, 1, 1, 1) * v
             scores.append(detector((image + along_u + along_v).clamp(0, 1)))
@@ -253,15 +282,8 @@ def strips(detector: Detector, scene: Scene) -> Drawing:
     return arrays, {**_of_images(scene.shown), **facts}
 
 
-KINDS: dict[str, Callable[[Detector, Scene], Drawing]] = {
-    "shift": shift,
-    "curves": curves,
-    "landscape": landscape,
-    "strips": strips,
-}
-
-
-def _batches(rows: Tensor, size: int) -> list[Tensor]:
+def batches_of(rows: Tensor, size: int) -> list[Tensor]:
+    """Return rows `(N, ...)` in batches of at most so many."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 

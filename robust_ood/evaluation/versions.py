@@ -48,7 +48,15 @@ PARTS = {
     "metrics": Part(1, ("metrics",)),
     "sanity": Part(1, ("evaluation/sanity.py",)),
     "certificates": Part(1, ("certify", "bounds")),
-    "pictures": Part(1, ("evaluation/curves.py", "evaluation/scene.py")),
+    "pictures": Part(
+        1,
+        (
+            "evaluation/curves.py",
+            "evaluation/picture_settings.py",
+            "evaluation/scene.py",
+            "evaluation/transfer.py",
+        ),
+    ),
 }
 SCORES = ("engine", "models", "detectors", "attacks", "data", "scoring")
 """The parts that every score depends on."""

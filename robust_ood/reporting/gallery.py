@@ -16,6 +16,7 @@ from robust_ood.reporting.figures.canvas import figure_names, slug
 from robust_ood.reporting.figures.distributions import score_histograms, score_shifts
 from robust_ood.reporting.figures.images import AttackedImages, image_strips, landscapes
 from robust_ood.reporting.figures.lines import Panels, Points, auroc_by_radius, auroc_by_size
+from robust_ood.reporting.figures.traces import score_by_size
 from robust_ood.reporting.report_data import GROUPS, ReportData, SetScores
 
 _CURVE_POINTS = 25
@@ -121,13 +122,42 @@ def curve_figures(data: ReportData) -> Iterator[Figure]:
     pictures = data.drawn("curves")
     if not pictures:
         return
-    # (steps + 1, N)
-    images = max(picture.arrays["in_scores"].shape[1] for picture in pictures)
-    for attacked, both in (("outliers", False), ("inliers and outliers", True)):
+    # Where outliers alone were attacked, the inliers have one row, that of the clean scores.
+    both_sides = [picture for picture in pictures if len(picture.arrays["in_scores"]) > 1]
+    for attacked, chosen in (("outliers", pictures), ("inliers and outliers", both_sides)):
+        if not chosen:
+            continue
+        # (steps + 1, N)
+        images = max(_outlier_count(picture) for picture in chosen)
         for norm in ("Linf", "L2"):
-            panels = _curve_panels(pictures, norm, both=both)
+            panels = _curve_panels(chosen, norm, both=attacked != "outliers")
             name = slug("auroc by norm", norm, attacked)
             yield auroc_by_size(panels, norm, name, attacked, images)
+
+
+def _outlier_count(picture: Picture) -> int:
+    """Return how many outliers a picture of curves has in its largest group."""
+    counts = []
+    for group in GROUPS:
+        name = f"{group}_scores"
+        if name in picture.arrays:
+            counts.append(int(picture.arrays[name].shape[1]))
+    return max(counts)
+
+
+def trace_figures(data: ReportData) -> Iterator[Figure]:
+    """Yield the score of each image against the perturbation's size, a figure for each detector."""
+    pictures = data.drawn("curves")
+    subjects = dict.fromkeys((picture.subject,) for picture in pictures)
+    names = figure_names("score by norm", subjects)
+    by_subject: dict[str, dict[tuple[str, str], ScoreTrace]] = {}
+    for picture in pictures:
+        panels = by_subject.setdefault(picture.subject, {})
+        for side in ("in", *GROUPS):
+            if len(picture.arrays.get(f"{side}_scores", ())) > 1:
+                panels[picture.model, side] = _trace(picture.arrays, side)
+    for subject, panels in by_subject.items():
+        yield score_by_size(panels, subject, names[subject,])
 
 
 def _curve_panels(pictures: list[Picture], norm: str, *, both: bool) -> Panels:
@@ -138,7 +168,7 @@ def _curve_panels(pictures: list[Picture], norm: str, *, both: bool) -> Panels:
         for group in GROUPS:
             if f"{group}_scores" in picture.arrays:
                 lines = panels.setdefault((picture.model, group), {})
-                lines[picture.detector] = _curve(picture, group, norm, reach, both=both)
+                lines[picture.subject] = _curve(picture, group, norm, reach, both=both)
     return panels
 
 

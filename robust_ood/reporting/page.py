@@ -23,6 +23,7 @@ from robust_ood.reporting.definitions import DEFINITIONS
 from robust_ood.reporting.figures import Figure
 from robust_ood.reporting.papers.comparison import comparisons
 from robust_ood.reporting.report_data import ReportData, read_folders
+from robust_ood.reporting.transfer import transfers
 from robust_ood.writing import naming
 
 _PAGE = "page.html"
@@ -75,6 +76,12 @@ _SECTIONS = (
         "AUROC against perturbation norm",
         "How small a perturbation is enough.",
         gallery.curve_figures,
+    ),
+    SectionKind(
+        "traces",
+        "Scores against perturbation norm",
+        "How each image's score moves.",
+        gallery.trace_figures,
     ),
     SectionKind(
         "shifts",
@@ -243,6 +250,7 @@ def _tables(data: ReportData) -> dict[str, Any]:
         "accuracies": tables.accuracies(data),
         "metrics": tables.metrics(data),
         "losses": tables.losses(data),
+        "transfers": transfers(data),
         "winners": tables.winners(data),
         "recipes": tables.recipes(data),
     }

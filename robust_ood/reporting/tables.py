@@ -41,9 +41,9 @@ WINNERS_LEGEND = (
     "an image that no member could worsen. The shares of a line add up to 100 %."
 )
 LOSSES_LEGEND = (
-    "As in Fort 2022, Tables 1 to 5: the AUROC on clean images, and after a perturbation of both "
-    "sides by 1/255 in Linf, read off the curves. These are the few images of the curves, and not "
-    f"those of the other tables. Higher is better. {BELOW_CHANCE} {COLOURS}"
+    "As in Fort 2022, Tables 1 to 5: the AUROC on clean images, and after a perturbation by 1/255 "
+    "in Linf of outliers or of both sides, read off the curves. These are the images of the "
+    f"curves, and not those of the other tables. Higher is better. {BELOW_CHANCE} {COLOURS}"
 )
 RECIPES_LEGEND = (
     "Mean ± sample standard deviation over the checkpoints of one recipe. Both sides are attacked. "
@@ -257,18 +257,19 @@ def losses(data: ReportData) -> Table | None:
 
     Source: Fort 2022, Tables 1 to 5.
     """
-    columns = titled("Network", "Detector", "OOD")
+    columns = titled("Network", "Detector", "OOD", "Attacked")
     columns += titled("AUROC before", "AUROC at 1/255", "change")
     lines = []
     for picture in data.drawn("curves"):
         # Pictures of older versions have none.
         for group, (before, after, change) in picture.about.get("loss_of_auroc", {}).items():
-            line = names(picture.model, picture.detector, group)
-            line += [_plain_auroc(before), _plain_auroc(after), _difference(change)]
+            line = names(picture.model, picture.subject, group)
+            line.append(TableCell(picture.about.get("attacked", "both")))
+            line += [plain_auroc(before), plain_auroc(after), _difference(change)]
             lines.append(line)
     if not lines:
         return None
-    caption = "Loss of AUROC at a perturbation of Linf 1/255, both sides attacked"
+    caption = "Loss of AUROC at a perturbation of Linf 1/255"
     return Table(caption, columns, lines, legend=LOSSES_LEGEND)
 
 
@@ -363,7 +364,8 @@ def _change(
     return _difference(getattr(attacked, metric) - getattr(clean, metric), better)
 
 
-def _plain_auroc(auroc: float) -> TableCell:
+def plain_auroc(auroc: float) -> TableCell:
+    """Return the cell of an AUROC without an interval."""
     return TableCell(rate(auroc), auroc, chance=auroc < CHANCE)
 
 

@@ -154,6 +154,15 @@ def test_unknown_figures_are_refused_before_any_work(capsys, grid, trained_run, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_figure_that_no_detector_has_is_refused_before_any_work(
+    capsys, grid, trained_run, tmp_path
+):
+    command = ["-c", str(grid), "--checkpoint", str(trained_run / "last.ckpt")]
+    command += ["--output", str(tmp_path / "out"), "--figures", "[transfer]"]
+    assert cli.evaluate(command) == 2
+    assert "figures.transfer: none of the detectors is a mean" in capsys.readouterr().err
+
+
 def test_tensorboard_without_a_report_is_refused_before_any_work(
     capsys, grid, trained_run, tmp_path
 ):

@@ -6,16 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from robust_ood.attacks import PGD, attack_score
+from robust_ood.attacks import PGD, LowResolution, attack_score
 from robust_ood.data import OODData
-from robust_ood.detectors import MSP, PRO, Detector
+from robust_ood.detectors import MSP, PRO, Detector, Energy, Mean, Standardize
 from robust_ood.errors import UserError
 from robust_ood.evaluation import pictures
 from robust_ood.evaluation import scene as scenes
-from robust_ood.evaluation.curves import ScoreTrace, curve
+from robust_ood.evaluation.curves import ScoreTrace, curve, trace
+from robust_ood.evaluation.kinds import pictures_of
+from robust_ood.evaluation.picture_settings import CurveSettings, TransferSettings
 from robust_ood.evaluation.pictures import Picture, read_pictures, write_picture
 from robust_ood.evaluation.scene import Scene, Side
-from robust_ood.regions import Linf
+from robust_ood.evaluation.transfer import transfer
+from robust_ood.regions import L2, Linf
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +109,9 @@ class _Blind(Detector):
 def test_what_cannot_be_drawn_says_why_and_the_rest_goes_on(scene):
     found = {
         one.kind: one
-        for one in pictures.draw("tiny", {"blind": _Blind()}, scene, ["shift", "landscape"])
+        for one in pictures.draw(
+            "tiny", {"blind": _Blind()}, scene, pictures_of(["shift", "landscape"])
+        )
     }
     assert "carry no gradient" in found["shift"].about["failed"]
     assert found["shift"].arrays == {}
@@ -116,7 +121,8 @@ def test_what_cannot_be_drawn_says_why_and_the_rest_goes_on(scene):
 def test_only_what_is_missing_or_changed_is_drawn(trained, scene, tmp_path):
     def draw(size: float, kinds: list[str], where: Scene = scene) -> int:
         detector = PRO(MSP(trained[0]), steps=1, step_size=size)
-        return pictures.draw_into(tmp_path, "tiny", {"pro": detector}, where, kinds)
+        requests = pictures_of(kinds)
+        return pictures.draw_into(tmp_path, "tiny", {"pro": detector}, where, requests)
 
     assert draw(0.01, ["shift"]) == 1
     assert draw(0.01, ["shift"]) == 0
@@ -176,8 +182,127 @@ def test_the_scene_takes_the_first_images_of_each_group_and_the_largest_radius(t
 
 
 def test_kinds_are_all_none_or_those_named():
-    assert pictures.kinds_of(True) == ["shift", "curves", "landscape", "strips"]
-    assert pictures.kinds_of(False) == []
-    assert pictures.kinds_of(["curves", "shift", "curves"]) == ["curves", "shift"]
+    def kinds(figures):
+        return [request.kind for request in pictures_of(figures)]
+
+    assert kinds(True) == ["shift", "curves", "landscape", "strips", "transfer"]
+    assert kinds(False) == []
+    assert kinds(["curves", "shift", "curves"]) == ["curves", "shift"]
     with pytest.raises(UserError, match=r"figures: unknown name 'strip'; did you mean 'strips'"):
-        pictures.kinds_of(["strip"])
+        pictures_of(["strip"])
+
+
+@pytest.mark.parametrize(
+    ("figures", "message"),
+    [
+        ([{"name": "shift", "images": 3}], r"figures\.shift\.images: no such setting"),
+        ([{"name": "curves", "step": 3}], r"figures\.curves\.step: no such setting; did you mean"),
+        ([{"name": "curves", "steps": 0}], r"figures\.curves\.steps: expected .* >= 1, got 0"),
+        ([{"name": "curves", "step_size": -1}], r"figures\.curves\.step_size: expected .* > 0"),
+        ([{"name": "curves", "inliers": 9}], r"figures\.curves\.inliers: .* attacked: outliers"),
+        ([{"name": "curves", "norm": "L2", "size": 4}], r"figures\.curves\.size: .* in L2 grows"),
+        ([{"name": "curves", "attacked": "in"}], r"figures\.curves\.attacked: expected one of"),
+        (["curves", {"name": "curves", "steps": 3}], r"figures: 'curves' is given twice"),
+        ([{"name": "transfer", "images": 0}], r"figures\.transfer\.images: expected .* >= 1"),
+    ],
+)
+def test_settings_of_pictures_are_checked_before_any_work(figures, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        pictures_of(figures)
+
+
+def test_curves_of_outliers_alone_leave_the_inliers_and_take_more_of_them(detector, scene):
+    settings = CurveSettings(
+        images=5, inliers=8, steps=3, step_size=0.01, norm="Linf", attacked="outliers"
+    )
+    arrays, about = scenes.curves(detector, scene, settings)
+    assert arrays["in_scores"].shape == (1, 8)
+    assert arrays["far_scores"].shape == (4, 5)
+    assert arrays["far_linf"][-1].max() == pytest.approx(0.03, abs=1e-6)
+    with torch.no_grad():
+        clean = detector(scene.many[0].images[:8])
+    run = ScoreTrace(*(torch.from_numpy(arrays[f"far_{name}"]) for name in ScoreTrace._fields))
+    before, after = curve(clean, run, [0.0, 1 / 255]).aurocs
+    assert about["loss_of_auroc"]["far"] == pytest.approx((before, after, after - before))
+    assert (about["attacked"], about["steps"]) == ("outliers", 3)
+
+
+def test_curves_at_a_low_resolution_are_those_of_small_images(detector, scene):
+    settings = CurveSettings(images=4, steps=2, step_size=0.02, size=2)
+    arrays, _ = scenes.curves(detector, scene, settings)
+    side = scene.many[1]
+    small = LowResolution(PGD(Linf(0.04), steps=2, step_size=0.02, random_start=False), 2)
+    view, images = small.at_low_resolution(detector, side.images[:4])
+    assert images.shape == (4, 3, 2, 2)
+    expected = trace(view, images, small.attack, -1)
+    assert arrays["far_scores"] == pytest.approx(expected.scores.numpy(), abs=1e-6)
+    assert arrays["far_l2"].max() <= 0.04 * np.sqrt(3 * 2 * 2) + 1e-6
+
+
+def test_norms_other_than_the_attack_s_need_a_size():
+    region = Linf(4 / 255)
+    assert CurveSettings(norm="L2", radius=0.5).reach(region) == L2(0.5)
+    assert CurveSettings().reach(region) == Linf(8 / 255)
+    with pytest.raises(UserError, match="norm: L2 needs a radius or a step_size"):
+        CurveSettings(norm="L2").reach(region)
+
+
+@pytest.fixture(scope="module")
+def ensemble(trained, scene):
+    mean = Mean(
+        [Standardize(MSP(trained[0])), Standardize(Energy(trained[0]))], labels=["msp", "energy"]
+    )
+    return mean.fit([(scene.many[0].images, torch.zeros(10, dtype=torch.int64))])
+
+
+def test_transfer_scores_attacks_through_each_member_on_all(ensemble, scene):
+    arrays, about = transfer(ensemble, scene, TransferSettings(images=6))
+    assert about["members"] == ["msp", "energy"]
+    assert about["attack"] == "pgd"
+    scorers = [*ensemble.inside, ensemble]
+    for side in scene.many:
+        images = side.images[:6]
+        scores = arrays[f"{side.name}_scores"]
+        assert scores.shape == (4, 3, 6)
+        sources = [images]
+        for scorer in scorers:
+            moved = [
+                attack_score(scorer, batch, scene.attack, side.direction).images
+                for batch in images.split(scene.batch_size)
+            ]
+            sources.append(torch.cat(moved))
+        for row, source in enumerate(sources):
+            for column, target in enumerate(scorers):
+                with torch.no_grad():
+                    wanted = target(source)
+                assert scores[row, column] == pytest.approx(wanted.numpy(), abs=1e-4)
+    arrays, _ = transfer(ensemble, scene, TransferSettings(images=6, attacked="outliers"))
+    assert (arrays["in_scores"] == arrays["in_scores"][:1]).all()
+
+
+def test_only_ensembles_have_transfers(trained, ensemble, scene):
+    subjects = {"mean": ensemble, "msp": MSP(trained[0]), "one": Mean([MSP(trained[0])])}
+    drawn = pictures.draw("tiny", subjects, scene, pictures_of(["transfer"]))
+    assert [picture.detector for picture in drawn] == ["mean"]
+
+
+def test_pictures_with_settings_are_kept_and_drawn_again_where_these_change(
+    trained, scene, tmp_path
+):
+    def draw(*figures) -> int:
+        requests = pictures_of(figures)
+        return pictures.draw_into(tmp_path, "tiny", {"msp": MSP(trained[0])}, scene, requests)
+
+    def curves(**settings):
+        return {"name": "curves", "steps": 2, **settings}
+
+    assert draw(curves()) == 1
+    assert draw(curves()) == 0
+    assert draw(curves(images=3)) == 1  # in place of the one before
+    assert draw(curves(images=3), curves(label="small", size=4)) == 1
+    assert draw(curves(images=3), curves(label="small", size=4)) == 0
+    assert draw("shift") == 1  # the others stay
+    kept = [(picture.kind, picture.subject) for picture in read_pictures(tmp_path)]
+    assert sorted(kept) == [("curves", "msp"), ("curves", "msp, small"), ("shift", "msp")]
+    assert pictures.images_needed(tmp_path, pictures_of([curves(images=99)])) == 99
+    assert draw("curves") == 1

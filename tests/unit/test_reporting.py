@@ -308,10 +308,11 @@ def test_losses_of_auroc_are_those_of_the_pictures_and_come_with_their_figures(f
         ("ALOE", "msp", "near"),
         ("ALOE", "msp", "far"),
     ]
-    before, after, change = lines["OE", "msp", "near"][3:]
+    attacked, before, after, change = lines["OE", "msp", "near"][3:]
+    assert attacked.text == "both"
     assert (before.value, after.value, change.value) == LOSSES["near"]
     assert (before.chance, after.chance, change.tint) == (False, True, -1)
-    assert lines["ALOE", "msp", "far"][5].tint == -0.25
+    assert lines["ALOE", "msp", "far"][6].tint == -0.25
     section = report.read_text().partition('<section id="norm"')[2].partition("</section>")[0]
     assert f"<caption>{table.caption}</caption>" in section
 
