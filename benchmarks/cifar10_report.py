@@ -22,6 +22,7 @@ from page import ROOT, table, write_page
 from PIL import Image
 
 from robust_ood.reporting import summary, tables
+from robust_ood.reporting.numbers import rate
 from robust_ood.reporting.papers.comparison import comparisons
 from robust_ood.reporting.report_data import ReportData, read_folders
 
@@ -163,7 +164,7 @@ def by_radius(data: ReportData) -> list[str]:
         for detector in data.detectors:
             found = [data.by_radius(model, detector, group, "Linf") for group in data.groups]
             lines.append(
-                [model, detector, *(summary.rate(auroc) for points in found for _, auroc in points)]
+                [model, detector, *(rate(auroc) for points in found for _, auroc in points)]
             )
     return table(["Network", "Detector", *heads], lines)
 

@@ -11,6 +11,7 @@ from robust_ood.cli.output import check_file
 from robust_ood.cli.parsing import CommandParser
 from robust_ood.errors import UserError
 from robust_ood.reporting.formats import FORMATS, PlainTable
+from robust_ood.reporting.numbers import rate, signed
 from robust_ood.reporting.report_data import read_folders
 from robust_ood.reporting.significance import (
     Comparison,
@@ -18,7 +19,6 @@ from robust_ood.reporting.significance import (
     comparisons,
     over_seeds,
 )
-from robust_ood.reporting.summary import rate, signed
 from robust_ood.texts import printable
 from robust_ood.writing import replace_file
 

@@ -8,7 +8,7 @@ import yaml
 from scipy.special import betaincinv
 
 from robust_ood.deployment.description import Description, Measured
-from robust_ood.texts import printable
+from robust_ood.texts import printable, radius_text
 
 _USE = """\
 ```python
@@ -76,7 +76,7 @@ def _measured_table(measured: Sequence[Measured]) -> str:
         low, high = interval(entry)
         attack = entry.attack
         if entry.norm:
-            attack += f" ({entry.norm} {entry.radius:.4g})"
+            attack += f" ({radius_text(entry.norm, entry.radius)})"
         rows.append(
             f"| {_cell(entry.images)} | {entry.group} | {_cell(attack)} | "
             f"{100 * entry.share:.1f} % | {100 * low:.1f} .. {100 * high:.1f} % | {entry.count} |"

@@ -20,6 +20,7 @@ from robust_ood.errors import UserError
 from robust_ood.evaluation.certificates import Certificate, Cost, build_certificates
 from robust_ood.evaluation.certified import cost_of
 from robust_ood.evaluation.certifying import CertifiedModel, plan, with_attacks
+from robust_ood.evaluation.chance import check_accuracy
 from robust_ood.evaluation.fitting import FitTask
 from robust_ood.evaluation.results import Results, Row, describe_environment
 from robust_ood.evaluation.rows import ModelRecords, interval_of
@@ -210,7 +211,10 @@ class Grid:
         precisions: dict[str, set[str]] = {}
         for model in self.models:
             records = ModelRecords(model, self.sets, self.attacks, self.store)
-            results.classification += records.accuracies()
+            accuracies = list(records.accuracies())
+            results.classification += accuracies
+            for accuracy in accuracies:
+                results.warnings += check_accuracy(accuracy, self.data.num_classes)
             results.warnings += records.warnings()
             results.members += records.wins()
             results.cells += records.files()

@@ -207,7 +207,7 @@ def _brackets(rows: Sequence[Row]) -> Table:
         # Means repeat what the sets say.
         if row.lower is None or row.attacked != "both" or row.ood == row.group:
             continue
-        within = f"{row.norm} {row.radius:.4g}"
+        within = radius_text(row.norm, row.radius)
         table.add_row(
             *map(plain, (row.model, row.detector, row.ood, within)),
             f"{row.bound} {_rate(row.lower)}",

@@ -8,8 +8,8 @@ from robust_ood.evaluation import Row
 from robust_ood.reporting.figures import Figure
 from robust_ood.reporting.figures.brackets import Bracket, draw_brackets
 from robust_ood.reporting.figures.canvas import Words, figure_names
+from robust_ood.reporting.numbers import percent, rate
 from robust_ood.reporting.report_data import ReportData
-from robust_ood.reporting.summary import percent, rate
 from robust_ood.texts import radius_text
 
 

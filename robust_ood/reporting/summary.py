@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from robust_ood.evaluation import Accuracy, Row
+from robust_ood.evaluation import Row
+from robust_ood.reporting.accuracy import accuracy_sentences
+from robust_ood.reporting.numbers import percent, rate
 from robust_ood.reporting.report_data import ReportData
 from robust_ood.texts import radius_text
 
@@ -26,7 +28,8 @@ def sentences(data: ReportData) -> list[str]:
     if _comparable(data):
         for group in data.groups:
             findings.append(_best(data, group))
-    findings.append(_accuracy(data))
+    accuracies = data.results.classification
+    findings += accuracy_sentences(accuracies, comparable=_comparable(data))
     findings.append(_uncertainty(data))
     return [sentence for sentence in findings if sentence]
 
@@ -272,34 +275,6 @@ def _is_doubted(data: ReportData, row: Row) -> bool:
     return any(warning.startswith(prefix) for warning in data.results.warnings)
 
 
-def _accuracy(data: ReportData) -> str:
-    """Say what robustness costs in clean accuracy, and what is left of accuracy under attack."""
-    clean: dict[str, Accuracy] = {}
-    attacked: dict[str, Accuracy] = {}  # by model, the lowest
-    for row in data.results.classification:
-        if row.attack == "none":
-            clean[row.model] = row
-        elif row.model not in attacked or row.accuracy < attacked[row.model].accuracy:
-            attacked[row.model] = row
-    if not clean:
-        return ""
-    best = None
-    if _comparable(data):
-        best = max(clean.values(), key=lambda row: row.accuracy)
-    clauses = []
-    for model, row in clean.items():
-        text = f"{model} {percent(row.accuracy)}"
-        if best is not None and row is not best:
-            points = signed(100 * (row.accuracy - best.accuracy), 1)
-            text += f" ({points} points against {best.model})"
-        if model in attacked:
-            lowest = attacked[model]
-            size = radius_text(lowest.norm, lowest.radius)
-            text += f", under {lowest.attack} ({size}) {percent(lowest.accuracy)}"
-        clauses.append(text)
-    return f"Classification accuracy: {'; '.join(clauses)}."
-
-
 def _uncertainty(data: ReportData) -> str:
     widths = list(_interval_widths(data))
     if not widths:
@@ -314,21 +289,6 @@ def _interval_widths(data: ReportData) -> Iterator[float]:
     for interval in data.results.intervals:
         low, high = interval.auroc
         yield high - low
-
-
-def rate(value: float) -> str:
-    """Return a rate with three decimals."""
-    return f"{value:.3f}"
-
-
-def signed(value: float, decimals: int) -> str:
-    """Return a difference with its sign, a minus sign and not a hyphen."""
-    return f"{value:+.{decimals}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def percent(value: float) -> str:
-    """Return a share in percent with one decimal."""
-    return f"{100 * value:.1f} %"
 
 
 def _count(number: int, noun: str) -> str:

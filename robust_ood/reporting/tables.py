@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from robust_ood.evaluation import Row
 from robust_ood.evaluation.results import METRICS
+from robust_ood.reporting.numbers import percent, rate, signed
 from robust_ood.reporting.report_data import ReportData
-from robust_ood.reporting.summary import CHANCE, percent, rate, signed
+from robust_ood.reporting.summary import CHANCE
 from robust_ood.texts import radius_text
 
 FULL_COLOUR = 0.5  # a difference of this size has the full colour

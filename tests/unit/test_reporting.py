@@ -351,10 +351,14 @@ def test_summary_says_what_survived_and_what_did_not(folders):
     assert "on near OOD, no pair of network and detector stays above chance." in " ".join(
         summary.sentences(source)
     )
-    accuracy = next(line for line in text if line.startswith("Classification"))
+    clean, *attacked = [line for line in text if line.startswith("Classification")]
     difference = "\N{MINUS SIGN}6.5 points against ALOE"
-    assert f"OE 83.0 % ({difference}), under suite (Linf 8/255) 25.0 %" in accuracy
-    assert "ALOE 89.5 %, under suite (Linf 8/255) 25.0 %" in accuracy
+    assert f"OE 83.0 % ({difference}, the most accurate); ALOE 89.5 %" in clean
+    # Each budget has a sentence of its own: no two radii are compared.
+    assert [line.partition(" within ")[2] for line in attacked] == [
+        "Linf 4/255: OE 50.0 % (pgd-4/255); ALOE 50.0 % (pgd-4/255).",
+        "Linf 8/255: OE 25.0 % (suite); ALOE 25.0 % (suite).",
+    ]
 
 
 def test_warnings_failures_and_markup_in_names_are_shown_first_and_as_text(report):

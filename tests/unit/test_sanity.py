@@ -10,7 +10,8 @@ from robust_ood import L2, Linf
 from robust_ood.attacks import PGD, Square, aloe_softmax, attack_score, standard
 from robust_ood.data.sources.digits import digits, photograph_patches
 from robust_ood.detectors import MSP, ODIN, PRO, AttackSurface, Detector, OutputsDetector
-from robust_ood.evaluation import sanity
+from robust_ood.evaluation import Accuracy, sanity
+from robust_ood.evaluation.chance import check_accuracy
 from robust_ood.metrics import auroc
 from robust_ood.models import WideResNet
 
@@ -245,3 +246,27 @@ def test_the_published_attack_is_tried(digits_net):
     )  # which of the two it is depends on the network
     warnings = sanity.check(MSP(net), inliers, outliers, published, limit=16)
     assert ["report the adaptive one" in warning for warning in warnings] == [True] * weaker
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "classes", "n", "attack", "alarms"),
+    [
+        (0.1, 10, 100, "none", 1),  # guessing
+        (0.0, 10, 100, "none", 1),  # every label shifted
+        (0.19, 10, 100, "none", 1),
+        (0.2, 10, 100, "none", 0),
+        (0.5, 2, 100, "none", 1),
+        (0.6, 2, 100, "none", 0),
+        (0.05, 1000, 100, "none", 1),
+        (0.0, 10, 100, "pgd", 0),  # what attacks are for
+        (0.0, 10, 8, "none", 0),  # too few images to tell
+        (0.0, 1, 100, "none", 0),  # no classes
+    ],
+)
+def test_accuracy_near_chance_raises_an_alarm(accuracy, classes, n, attack, alarms):
+    row = Accuracy("OE", "digits", attack, "Linf", 0.1, 10, 1, n, accuracy, 1.0)
+    lines = check_accuracy(row, classes)
+    assert len(lines) == alarms
+    for line in lines:
+        assert line.startswith(f"OE, classifier: accuracy {accuracy:.3f} on digits is near chance")
+        assert "mean or std" in line

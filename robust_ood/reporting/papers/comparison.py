@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from robust_ood.evaluation import Accuracy, Row
+from robust_ood.reporting.numbers import rate, signed
 from robust_ood.reporting.papers.published import (
     PublishedResult,
     ResultKey,
@@ -16,7 +17,7 @@ from robust_ood.reporting.papers.published import (
     rounded_radius,
 )
 from robust_ood.reporting.report_data import ReportData
-from robust_ood.reporting.summary import CHANCE, rate, signed
+from robust_ood.reporting.summary import CHANCE
 from robust_ood.reporting.tables import (
     BELOW_CHANCE,
     Table,
