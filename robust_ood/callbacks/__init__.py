@@ -5,6 +5,7 @@ from robust_ood.callbacks.checkpoints import Checkpoints, recent
 from robust_ood.callbacks.dashboard import Dashboard
 from robust_ood.callbacks.guards import Diverged, Guards
 from robust_ood.callbacks.metrics_file import MetricsFile
+from robust_ood.callbacks.progress import EpochLines
 from robust_ood.callbacks.robust_validation import RobustValidation
 from robust_ood.callbacks.signals import Stopped
 
@@ -13,6 +14,7 @@ __all__ = [
     "Checkpoints",
     "Dashboard",
     "Diverged",
+    "EpochLines",
     "Guards",
     "MetricsFile",
     "RobustValidation",

@@ -22,6 +22,7 @@ from robust_ood.callbacks import (
     Checkpoints,
     Dashboard,
     Diverged,
+    EpochLines,
     Guards,
     RobustValidation,
     Stopped,
@@ -53,6 +54,8 @@ from robust_ood.cli.training_run import (
     end,
     execute,
     refuse_other_run,
+    run_callbacks,
+    say_end,
     user_loggers,
     what_is_kept,
 )
@@ -192,6 +195,11 @@ class TrainingCLI(LightningCLI):
         loggers: list[Logger] = []
         if self.subcommand == "fit" and not config["fast_dev_run"]:
             loggers = [*built_in_loggers(folder, self.checkpoint), *chosen_loggers]
+        if self.subcommand == "fit":
+            callbacks = run_callbacks(config["callbacks"], config["enable_progress_bar"])
+            kwargs["callbacks"] = callbacks
+            if any(isinstance(callback, EpochLines) for callback in callbacks):
+                kwargs["enable_progress_bar"] = False  # Lightning would add its own beside them
         try:
             trainer: Trainer = super().instantiate_trainer(
                 default_root_dir=str(folder), logger=loggers or False, **kwargs
@@ -260,8 +268,8 @@ class TrainingCLI(LightningCLI):
         except KeyboardInterrupt as interrupt:
             code = 128 + signal.SIGINT
             raise Ended(f"stopped at once; {what_is_kept(folder)}", code) from interrupt
-        if self.trainer.is_global_zero and (folder / "last.ckpt").exists() and not self._trial:
-            print(f"wrote {folder / 'last.ckpt'}")
+        if self.trainer.is_global_zero and not self._trial:
+            say_end(self.trainer, folder)
 
     def validate(self, **settings: Any) -> None:
         """Validate the loaded weights."""
