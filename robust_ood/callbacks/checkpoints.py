@@ -20,6 +20,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from robust_ood.arguments import typed
 from robust_ood.callbacks.checkpoint_file import CheckpointFile
+from robust_ood.callbacks.hyperparameters import tracked_runs
 from robust_ood.callbacks.metrics_file import MetricsFile
 from robust_ood.callbacks.signals import Signals, Stopped
 from robust_ood.errors import UserError
@@ -175,9 +176,12 @@ class Checkpoints(Checkpoint):
     def on_save_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add by what a resumed run knows whether it is the same run: configuration, threads."""
+        """Add by what a resumed run knows that it is the same run: settings, threads, trackers."""
         checkpoint["config"] = self.config
         checkpoint["threads"] = torch.get_num_threads()
+        runs = tracked_runs(trainer.loggers)
+        if runs:
+            checkpoint["tracked_runs"] = runs
 
     def on_load_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]

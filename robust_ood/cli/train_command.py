@@ -31,6 +31,7 @@ from robust_ood.callbacks.checkpoint_file import WriteError, check_parts
 from robust_ood.cli.arguments import parse_arguments
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.interrupts import stopped_without_launcher
+from robust_ood.cli.loggers import ready_loggers, user_loggers
 from robust_ood.cli.long_form import short_options, whole_attacks
 from robust_ood.cli.messages import user_errors
 from robust_ood.cli.output import check_writable
@@ -56,7 +57,6 @@ from robust_ood.cli.training_run import (
     refuse_other_run,
     run_callbacks,
     say_end,
-    user_loggers,
     what_is_kept,
 )
 from robust_ood.cli.types import register_types
@@ -180,6 +180,7 @@ class TrainingCLI(LightningCLI):
                 check_parts(self.checkpoint, config.ckpt_path)
         if self.subcommand == "fit":
             refuse_other_run(config)
+            ready_loggers(config.trainer.logger, self.checkpoint)
 
     def instantiate_classes(self) -> None:
         """Build data, network, method and trainer."""

@@ -84,20 +84,6 @@ def built_in_loggers(folder: Path, checkpoint: Mapping[str, Any] | None) -> list
     return [board, MetricsFile(folder)]
 
 
-def user_loggers(setting: Any) -> list[Logger]:
-    """Return the loggers of `trainer.logger`, beside which a run always has its own."""
-    if setting is False:
-        raise UserError(
-            "trainer.logger: false is not accepted; metrics.csv and TensorBoard's curves are "
-            "always written, because a resumed run continues them"
-        )
-    if setting is None or setting is True:
-        return []
-    if isinstance(setting, Logger):
-        return [setting]
-    return list(setting)
-
-
 def run_callbacks(chosen: Any, shows_progress: bool | None) -> list[Callback]:
     """Return the user's callbacks, and before them what shows how far the run is.
 
