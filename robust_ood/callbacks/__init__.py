@@ -6,6 +6,7 @@ from robust_ood.callbacks.dashboard import Dashboard
 from robust_ood.callbacks.guards import Diverged, Guards
 from robust_ood.callbacks.hard_outliers import HardOutliers
 from robust_ood.callbacks.metrics_file import MetricsFile
+from robust_ood.callbacks.progress import EpochLines
 from robust_ood.callbacks.robust_validation import RobustValidation
 from robust_ood.callbacks.signals import Stopped
 
@@ -14,6 +15,7 @@ __all__ = [
     "Checkpoints",
     "Dashboard",
     "Diverged",
+    "EpochLines",
     "Guards",
     "HardOutliers",
     "MetricsFile",

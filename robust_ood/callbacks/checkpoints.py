@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -9,7 +10,7 @@ import signal
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning_fabric.plugins.io import TorchCheckpointIO
@@ -19,6 +20,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from robust_ood.arguments import typed
 from robust_ood.callbacks.checkpoint_file import CheckpointFile
+from robust_ood.callbacks.hyperparameters import tracked_runs
 from robust_ood.callbacks.metrics_file import MetricsFile
 from robust_ood.callbacks.signals import Signals, Stopped
 from robust_ood.errors import UserError
@@ -47,8 +49,10 @@ class Checkpoints(Checkpoint):
             one is damaged.
         keep_every_n_steps: also keep `step-N.ckpt` for good whenever N is a multiple of this; None
             for none.
-        monitor: the logged number that `best.ckpt` has the highest value of; None writes no
+        monitor: the logged number that `best.ckpt` has the best value of; None writes no
             `best.ckpt`.
+        mode: which value is best, as Lightning's callbacks say it: "max", the largest, or "min",
+            the smallest.
     """
 
     @typed
@@ -59,6 +63,7 @@ class Checkpoints(Checkpoint):
         keep: int = 2,
         keep_every_n_steps: int | None = None,
         monitor: str | None = None,
+        mode: Literal["max", "min"] = "max",
     ) -> None:
         every = {"every_n_steps": every_n_steps, "keep_every_n_steps": keep_every_n_steps}
         for field, steps in every.items():
@@ -75,6 +80,7 @@ class Checkpoints(Checkpoint):
         self.keep = keep
         self.keep_every_n_steps = keep_every_n_steps
         self.monitor = monitor
+        self.mode = mode
         self.config: dict[str, Any] = {}
         """The run's resolved configuration, which each checkpoint carries."""
         self.replaced: list[Path] = []
@@ -129,7 +135,7 @@ class Checkpoints(Checkpoint):
             return
         self._pending = {}
         value = self._monitored(trainer)
-        if value is not None and (self.best is None or value > self.best):
+        if value is not None and self._is_better(value):
             self.best = value
             self._save(trainer, "best.ckpt")
         self._settle(trainer)
@@ -151,11 +157,18 @@ class Checkpoints(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value so far, and how far the metrics file had got."""
-        return {"best": self.best, "rows": self._rows, "pending": self._pending}
+        return {
+            "best": self.best,
+            "monitored": [self.monitor, self.mode],
+            "rows": self._rows,
+            "pending": self._pending,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
-        self.best = state_dict["best"]
+        # The best value of one number says nothing of another's.
+        if state_dict.get("monitored", [self.monitor, "max"]) == [self.monitor, self.mode]:
+            self.best = state_dict["best"]
         self._rows = state_dict["rows"]
         self._pending = state_dict["pending"]
         self._resumed = True
@@ -163,9 +176,12 @@ class Checkpoints(Checkpoint):
     def on_save_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add by what a resumed run knows whether it is the same run: configuration, threads."""
+        """Add by what a resumed run knows that it is the same run: settings, threads, trackers."""
         checkpoint["config"] = self.config
         checkpoint["threads"] = torch.get_num_threads()
+        runs = tracked_runs(trainer.loggers)
+        if runs:
+            checkpoint["tracked_runs"] = runs
 
     def on_load_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
@@ -204,6 +220,14 @@ class Checkpoints(Checkpoint):
             signum = self._signals.stop or signal.SIGTERM  # another process got the signal
             path = Path(trainer.default_root_dir) / "last.ckpt"
             raise Stopped(signum, trainer.global_step, str(path))
+
+    def _is_better(self, value: float) -> bool:
+        """Return whether a value of the monitored number is the best one so far; NaN is none."""
+        if math.isnan(value):
+            return False
+        if self.best is None:
+            return True
+        return value > self.best if self.mode == "max" else value < self.best
 
     def _monitored(self, trainer: Trainer) -> float | None:
         if self.monitor is None:

@@ -11,9 +11,11 @@ import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
+from torch.utils.tensorboard.summary import hparams
 
 from robust_ood.arguments import typed
 from robust_ood.attacks import ScoreAttack, lower_score, raise_score
+from robust_ood.callbacks.hyperparameters import METRICS, hyperparameters
 from robust_ood.data import Batch, ImageSet, to_float
 from robust_ood.detectors import Detector
 from robust_ood.texts import printable
@@ -23,8 +25,10 @@ SHOWN = 4
 
 
 class Dashboard(Callback):
-    """Logs the learning rate, and for TensorBoard alone the speed and the resolved configuration.
+    """Logs the learning rate; for TensorBoard alone the speed and the resolved configuration.
 
+    The settings that change what the run computes go to every logger when a run begins, and into
+    TensorBoard's HPARAMS, so that runs can be compared by setting.
     Speed stays out of `metrics.csv`, which a resumed run must reproduce.
     """
 
@@ -41,6 +45,18 @@ class Dashboard(Callback):
         text = yaml.safe_dump(self.config, sort_keys=False)
         for board in _boards(trainer):
             board.add_text("config", f"```yaml\n{text}```", trainer.global_step)
+        if trainer.ckpt_path is None:  # a resumed run has told them
+            self._log_settings(trainer)
+
+    def _log_settings(self, trainer: Trainer) -> None:
+        settings = hyperparameters(self.config)
+        for logger in trainer.loggers:
+            if not isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(settings)
+        for board in _boards(trainer):
+            # Lightning's own way would also log numbers of its making under the metrics' names.
+            for summary in hparams(settings, dict.fromkeys(METRICS, 0.0)):
+                board.file_writer.add_summary(summary)
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Log the learning rate of the coming step."""

@@ -22,6 +22,7 @@ from robust_ood.callbacks import (
     Checkpoints,
     Dashboard,
     Diverged,
+    EpochLines,
     Guards,
     HardOutliers,
     RobustValidation,
@@ -31,6 +32,7 @@ from robust_ood.callbacks.checkpoint_file import WriteError, check_parts
 from robust_ood.cli.arguments import parse_arguments
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.interrupts import stopped_without_launcher
+from robust_ood.cli.loggers import ready_loggers, user_loggers
 from robust_ood.cli.long_form import short_options, whole_attacks
 from robust_ood.cli.messages import user_errors
 from robust_ood.cli.output import check_writable
@@ -54,7 +56,8 @@ from robust_ood.cli.training_run import (
     end,
     execute,
     refuse_other_run,
-    user_loggers,
+    run_callbacks,
+    say_end,
     what_is_kept,
 )
 from robust_ood.cli.types import register_types
@@ -179,6 +182,7 @@ class TrainingCLI(LightningCLI):
                 check_parts(self.checkpoint, config.ckpt_path)
         if self.subcommand == "fit":
             refuse_other_run(config)
+            ready_loggers(config.trainer.logger, self.checkpoint)
 
     def instantiate_classes(self) -> None:
         """Build data, network, method and trainer."""
@@ -194,6 +198,11 @@ class TrainingCLI(LightningCLI):
         loggers: list[Logger] = []
         if self.subcommand == "fit" and not config["fast_dev_run"]:
             loggers = [*built_in_loggers(folder, self.checkpoint), *chosen_loggers]
+        if self.subcommand == "fit":
+            callbacks = run_callbacks(config["callbacks"], config["enable_progress_bar"])
+            kwargs["callbacks"] = callbacks
+            if any(isinstance(callback, EpochLines) for callback in callbacks):
+                kwargs["enable_progress_bar"] = False  # Lightning would add its own beside them
         try:
             trainer: Trainer = super().instantiate_trainer(
                 default_root_dir=str(folder), logger=loggers or False, **kwargs
@@ -262,8 +271,8 @@ class TrainingCLI(LightningCLI):
         except KeyboardInterrupt as interrupt:
             code = 128 + signal.SIGINT
             raise Ended(f"stopped at once; {what_is_kept(folder)}", code) from interrupt
-        if self.trainer.is_global_zero and (folder / "last.ckpt").exists() and not self._trial:
-            print(f"wrote {folder / 'last.ckpt'}")
+        if self.trainer.is_global_zero and not self._trial:
+            say_end(self.trainer, folder)
 
     def validate(self, **settings: Any) -> None:
         """Validate the loaded weights."""

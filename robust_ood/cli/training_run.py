@@ -14,12 +14,14 @@ from typing import Any
 
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from robust_ood.callbacks import MetricsFile
 from robust_ood.callbacks.checkpoint_file import WriteError
 from robust_ood.callbacks.checkpoints import checkpoints_in, recent
+from robust_ood.callbacks.progress import progress_callbacks, why_stopped
 from robust_ood.cli.interrupts import Launcher
 from robust_ood.cli.messages import causes
 from robust_ood.cli.peers import lost_peer
@@ -82,18 +84,34 @@ def built_in_loggers(folder: Path, checkpoint: Mapping[str, Any] | None) -> list
     return [board, MetricsFile(folder)]
 
 
-def user_loggers(setting: Any) -> list[Logger]:
-    """Return the loggers of `trainer.logger`, beside which a run always has its own."""
-    if setting is False:
-        raise UserError(
-            "trainer.logger: false is not accepted; metrics.csv and TensorBoard's curves are "
-            "always written, because a resumed run continues them"
-        )
-    if setting is None or setting is True:
-        return []
-    if isinstance(setting, Logger):
-        return [setting]
-    return list(setting)
+def run_callbacks(chosen: Any, shows_progress: bool | None) -> list[Callback]:
+    """Return the user's callbacks, and before them what shows how far the run is.
+
+    Args:
+        chosen: `trainer.callbacks`: one, several or None.
+        shows_progress: `trainer.enable_progress_bar`.
+    """
+    callbacks: list[Callback] = []
+    if isinstance(chosen, Callback):
+        callbacks = [chosen]
+    elif chosen is not None:
+        callbacks = list(chosen)
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping) and callback._check_on_train_epoch_end is None:
+            # At an epoch's end, the checkpoint of its last step is written already, without what
+            # the callback counts; after a validation it is not.
+            callback._check_on_train_epoch_end = not callback.monitor.startswith("val/")
+    return [*progress_callbacks(callbacks, shows_progress), *callbacks]
+
+
+def say_end(trainer: Trainer, folder: Path) -> None:
+    """Say why a run ended early, where it did, and what it wrote."""
+    reason = why_stopped(trainer)
+    if reason is not None:
+        print(reason)
+    for name in ("best.ckpt", "last.ckpt"):
+        if (folder / name).exists():
+            print(f"wrote {folder / name}")
 
 
 class KeepConfig(Callback):

@@ -8,6 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import yaml
+
+from robust_ood import cli
+
 ROOT = Path(__file__).parents[2]
 
 OWN = """
@@ -77,3 +82,79 @@ def test_a_misspelt_setting_of_a_users_detector_is_one_line(grid, trained_run, t
     assert "mine.Clipped.treshold" in done.stderr
     assert "'threshold'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+ATTACK = """
+import torch
+from robust_ood.attacks import Candidate, Settings
+from robust_ood.regions import Region
+
+
+class Grey:
+    keeps_clean = True
+
+    def __init__(self, region: Region, shift: float = 0.5):
+        self.region = region
+        self.shift = shift
+
+    def settings(self):
+        return Settings(norm=self.region.name, radius=self.region.radius, steps=1, restarts=1)
+
+    def on_score(self, detector, images, direction, indices):
+        yield Candidate(self.region.project(torch.full_like(images, self.shift), images), "grey")
+
+    def on_label(self, net, images, labels, indices):
+        yield from self.on_score(None, images, 1, indices)
+"""
+FORMS = {
+    "a name": "[mine.Clipped]\nATTACKS: [mine_attack.Grey]\n",
+    "a class path": """
+  - {class_path: mine.Clipped, init_args: {threshold: 3}}
+ATTACKS:
+  - {class_path: mine_attack.Grey, init_args: {radius: 8/255, shift: 0.25}}
+""",
+    "a name with settings": """
+  - {name: mine.Clipped, threshold: 3}
+ATTACKS:
+  - {name: mine_attack.Grey, radius: 8/255, shift: 0.25}
+""",
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("place", ["working folder", "PYTHONPATH"])
+def test_own_detectors_and_attacks_in_every_form(name, place, experiment, tmp_path, monkeypatch):
+    """As configs write them, of an evaluation and of robust validation in training."""
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "mine.py").write_text(OWN)
+    (modules / "mine_attack.py").write_text(ATTACK)
+    folder = modules if place == "working folder" else tmp_path
+    if place == "PYTHONPATH":
+        monkeypatch.syspath_prepend(modules)
+    monkeypatch.chdir(folder)
+    run = tmp_path / "run"
+    text = "detectors: " + FORMS[name].replace("ATTACKS", "attacks")
+    inner = text.replace("\n", "\n  ")
+    (folder / "validation.yaml").write_text(
+        f"robust_validation:\n  limit: 8\n  {inner}\n"
+        "data: {validation_ood: [stripes], allow_overlap: true}\n"
+    )
+    (folder / "parts.yaml").write_text(text)
+    data = yaml.safe_load(experiment.read_text())["data"]
+    (folder / "data.yaml").write_text(yaml.safe_dump({"data": data}))
+    path = list(sys.path)
+    try:
+        fit = ["fit", "-c", str(experiment), "-c", "validation.yaml", "--output", str(run)]
+        assert cli.train([*fit, "--trainer.max_steps", "4"]) == 0
+        evaluate = ["-c", "data.yaml", "-c", "parts.yaml", "--checkpoint", str(run / "last.ckpt")]
+        evaluate += ["--output", "results", "--limit", "8", "--sanity", "false", "--report"]
+        assert cli.evaluate([*evaluate, "false", "--figures", "false"]) == 0
+    finally:
+        sys.path[:] = path
+        for module in ("mine", "mine_attack"):
+            sys.modules.pop(module, None)
+    assert "mine.Clipped" in (run / "metrics.csv").read_text().splitlines()[0]
+    rows = json.loads((folder / "results" / "results.json").read_text())["rows"]
+    assert {row["detector"] for row in rows} == {"mine.Clipped"}
+    assert {row["attack"].partition("-")[0] for row in rows} == {"none", "mine_attack.Grey"}
