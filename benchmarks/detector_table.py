@@ -31,7 +31,16 @@ ATTACKS = {
     "3/255": PGD(Linf("3/255"), steps=20),
 }
 SETTINGS: dict[str, dict[str, Any]] = {"safe-spot": {"method": "fgsm", "attack_steps": 5}}
-LEFT_OUT = ("deep-ensemble", "pro")  # made of several networks; the same as pro-msp
+# Made of several networks; the same as pro-msp; of networks with dropout, with words, or of images.
+LEFT_OUT = (
+    "deep-ensemble",
+    "pro",
+    "mc-dropout",
+    "zero-shot",
+    "likelihood",
+    "complexity",
+    "reconstruction",
+)
 HELD_OUT = 2000  # the last test images, for the temperature
 # Detectors with many passes for each score are measured on half the images.
 DEAR = ("pro-msp", "pro-msp-t", "pro-ent", "pro-gen", "safe-spot")

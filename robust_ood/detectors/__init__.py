@@ -1,6 +1,7 @@
 """Detectors: images to scores, higher = more in-distribution."""
 
 from robust_ood.detectors.activations import ASH, DICE, SCALE, ReAct
+from robust_ood.detectors.adascale import AdaScale
 from robust_ood.detectors.attack_surface import AttackSurface, Surrogate, surface_of
 from robust_ood.detectors.compose import DeepEnsemble, Mean, Resized, Standardize
 from robust_ood.detectors.contract import Detector, OutputsDetector
@@ -51,6 +52,7 @@ __all__ = [
     "SCALE",
     "SHE",
     "VRA",
+    "AdaScale",
     "AttackSurface",
     "Complexity",
     "DeepEnsemble",

@@ -19,6 +19,7 @@ from torch import nn
 from robust_ood.arguments import typed
 from robust_ood.deprecation import warn_renamed
 from robust_ood.detectors.activations import ASH, DICE, SCALE, ReAct, Shaped
+from robust_ood.detectors.adascale import AdaScale
 from robust_ood.detectors.compose import DeepEnsemble, Mean, Standardize
 from robust_ood.detectors.contract import Detector
 from robust_ood.detectors.coverage import NAC
@@ -162,6 +163,7 @@ _GEN: Ranges = {
     "gamma": (0.01, 0.1, 0.5, 1, 2, 5, 10),
     "top": (10, 50, 100, 200, 500, 1000),
 }
+_ADASCALE: Ranges = {"lowest": (60, 65, 70, 75), "highest": (75, 80, 85, 90, 95, 99)}
 _ODIN: Ranges = {"temperature": (1, 10, 100, 1000), "magnitude": (0.0004, 0.0014, 0.0028)}
 
 REGISTRY: dict[str, Registered] = {
@@ -217,6 +219,8 @@ REGISTRY: dict[str, Registered] = {
     "ash-s": Registered(ASH, "Djurisic et al. 2023", _PERCENTILES, "energy", {"variant": "S"}),
     "scale": Registered(SCALE, "Xu et al. 2024", _PERCENTILES, "energy"),
     "dice": Registered(DICE, "Sun and Li 2022", {"percentile": (10, 30, 50, 70, 90)}, "energy"),
+    "adascale-a": Registered(AdaScale, "Regmi 2025", _ADASCALE, defaults={"variant": "A"}),
+    "adascale-l": Registered(AdaScale, "Regmi 2025", _ADASCALE, defaults={"variant": "L"}),
     "vra": Registered(
         VRA, "Xu et al. 2023", {"low": (1, 5, 10, 15, 60), "high": (85, 90, 95, 99)}, "energy"
     ),

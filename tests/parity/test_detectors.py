@@ -269,6 +269,8 @@ def gradnorm(train, test):
 # Signs of gradients, and bins of histograms: in float32, those of the smallest entries, and of values
 # at the edges, would depend on the order of operations.
 MOVED = (
+    "adascale-a",
+    "adascale-l",
     "nac",
     "weiper",
     "odin",
@@ -684,6 +686,46 @@ def rankfeat(train, test):
     return rankfeat_of_layers(tuple(train.maps)[-2:])(train, test)
 
 
+def adascale(variant):
+    """One image at a time, sorting everything."""
+
+    def quantities(net, images):
+        def largest_logit(x):
+            return net(x).amax(1)
+
+        leaf = images.detach().requires_grad_()
+        gradients = torch.autograd.grad(largest_logit(leaf).sum(), leaf)[0].flatten(1)
+        values = []
+        for image, gradient in zip(images, gradients, strict=True):
+            step = torch.zeros_like(gradient)
+            chosen = gradient.abs().argsort()[: int(len(gradient) * 0.05)]
+            step[chosen] = 0.125 * gradient[chosen].sign()
+            pair = torch.stack([image, image + step.view_as(image)])
+            with torch.no_grad():
+                before, after = outputs(net, pair).features
+            order = before.argsort(descending=True)
+            first, second = (order[: max(int(len(order) * share), 1)] for share in (0.05, 0.01))
+            values.append(after[first].relu().sum() + 10 * (before - after)[second].abs().sum())
+        return torch.stack(values)
+
+    def reference(train, test):
+        net = copy.deepcopy(test.net).double()
+        known = quantities(net, train.images.double())
+        tested, scores = precise(test), []
+        for feature, quantity in zip(tested.features, quantities(net, tested.images), strict=True):
+            percentile = 75 + (1 - (known <= quantity).double().mean().item()) * 10
+            count = len(feature) - round(len(feature) * percentile / 100)
+            ratio = feature.relu().sum() / feature.relu().sort(descending=True).values[:count].sum()
+            if variant == "A":
+                logits = test.weight @ (feature * ratio.exp()) + test.bias
+            else:
+                logits = (test.weight @ feature + test.bias) * ratio**2
+            scores.append(logits.logsumexp(0))
+        return torch.stack(scores)
+
+    return reference
+
+
 REFERENCES = {
     "msp": msp,
     "msp-t": tempered_msp,
@@ -738,6 +780,8 @@ REFERENCES = {
     "nac": nac,
     "feature-dropout": feature_dropout,
     "rankfeat": rankfeat,
+    "adascale-a": adascale("A"),
+    "adascale-l": adascale("L"),
 }
 
 
@@ -761,11 +805,14 @@ def make(name, net, layers):
     return detectors.build(name, net, **settings.get(name, {}))
 
 
+PRECISE = detectors.LayerNoise | detectors.NAC | detectors.WeiPer | detectors.AdaScale
+
+
 def fit(detector, loader):
     """Return the detector, fitted on batches of images and labels; layers are weighed, and
     histograms made, in float64.
     """
-    if not isinstance(detector, detectors.LayerNoise | detectors.NAC | detectors.WeiPer):
+    if not isinstance(detector, PRECISE):
         return detector.fit(loader)
     precise = [(images.double(), labels) for images, labels in loader]
     outliers = auxiliary(weighing(torch.cat([images for images, _ in loader])))

@@ -85,7 +85,18 @@ def digit_problem():
 OF_OTHER_NETWORKS = ("complexity", "likelihood", "outlier-class", "reconstruction")
 NAMES = [name for name in detectors.REGISTRY if name not in OF_OTHER_NETWORKS]
 # Attacks on them lose strength in bfloat16.
-REFUSE = {"ash-p", "ash-b", "ash-s", "gram", "gradient-norm", "knn", "mahalanobis-layers", "nac"}
+REFUSE = {
+    "ash-p",
+    "ash-b",
+    "ash-s",
+    "gram",
+    "gradient-norm",
+    "knn",
+    "mahalanobis-layers",
+    "nac",
+    "adascale-a",
+    "adascale-l",
+}
 # Scores of energy-based classifiers. On an ordinary one they may take outliers for inliers, which
 # the sanity checks say.
 ENERGIES = {"gradient-norm"}

@@ -279,6 +279,10 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
     },
     # detectors
     "detectors.ASH": {"scored": NET, "percentile": 90.0, "variant": "S"},
+    "detectors.AdaScale": {
+        "net": NET, "variant": "A", "lowest": 75.0, "highest": 85.0, "weight": 10.0, "pixels": 0.1,
+        "magnitude": 0.1,
+    },
     "detectors.DICE": {"scored": NET, "percentile": 90.0},
     "detectors.DeepEnsemble": {"networks": [NET, NET], "score": "entropy", "sizes": [None, 8]},
     "detectors.Energy": {"net": NET, "temperature": 1.0},

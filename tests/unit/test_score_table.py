@@ -18,7 +18,7 @@ OF_LOGITS = (
 )  # fmt: skip
 OF_FEATURES = (
     "she", "fdbd", "nci", "nnguide", "relation", "gmm", "pnml", "cop", "corp", "vra", "lts", "optfs",
-    "line", "weiper", "nac", "feature-dropout",
+    "line", "weiper", "nac", "feature-dropout", "adascale-a", "adascale-l",
 )  # fmt: skip
 IMAGES = torch.rand(12, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 WEIGHT = torch.randn(5, 3, generator=torch.Generator().manual_seed(1)) * 4
