@@ -24,6 +24,8 @@ _ROUTINE_MESSAGES = (
     r".*Total length of `list` across ranks is zero.*",
     # refused, by our own message
     r".*AMP with fp16 is not supported on CPU.*",
+    # what a run does not train rests in eval mode
+    r".*module\(s\) in eval mode at the start of training.*",
     # our loaders continue inside an epoch
     r".*resuming from a checkpoint that ended before the epoch ended.*",
 )

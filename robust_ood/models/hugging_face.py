@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,8 @@ class HuggingFace(Wrapped):
     Args:
         name: a model of huggingface.co, such as "google/vit-base-patch16-224", or a folder with
             `config.json` and weights.
-        num_classes: K; by default that of the weights. Another number begins with a new head.
+        num_classes: K; by default that of the weights. Another number begins with a new head, which
+            an evaluation refuses without a checkpoint.
         folder: where downloads are kept and looked for; by default the library's cache.
         pretrained: read the weights; False leaves them random, to train or for a checkpoint.
         mean, std: normalisation, in pixel fractions; by default those of the model's own
@@ -65,8 +66,9 @@ class HuggingFace(Wrapped):
         pretrained = pretrained and config is None
         architecture = _architecture(transformers, name, config, cache, num_classes)
         model: Any = transformers.AutoModelForImageClassification
+        random: list[str] = []  # names of weights that the model does not have
         if pretrained:
-            build = _reader(model, name, architecture, cache)
+            build = _reader(model, name, architecture, cache, random)
         else:
             build = _maker(model, architecture)
         module = build_module(f"transformers' {name}", build, _BY_HAND if config is None else "")
@@ -75,7 +77,8 @@ class HuggingFace(Wrapped):
             mean = scale.mean
             std = scale.std
         super().__init__(module, mean, std, head, layers, size, checkpointed)
-        self.pretrained = pretrained
+        # A new head needs training, or a checkpoint.
+        self.pretrained = pretrained and not random
         self.settings = named_settings(self, name, num_classes, mean, std, head, layers)
         self.settings["config"] = _plain(architecture)
 
@@ -137,30 +140,45 @@ def _check_config(config: Mapping[str, Any]) -> None:
             raise UserError(f"config: {field} is not accepted; give weights as --checkpoint")
 
 
-def _reader(model: Any, name: str, architecture: Any, cache: str | None) -> Any:
-    """Return what reads a model with its weights; a head of another size is new."""
+def _reader(
+    model: Any, name: str, architecture: Any, cache: str | None, random: list[str]
+) -> Callable[[], nn.Module]:
+    """Return what reads a model with its weights, and says which of them are random.
+
+    A head of other classes is new, and so is that of a model without one.
+    """
 
     def read() -> nn.Module:
-        module: nn.Module = model.from_pretrained(
+        module, report = model.from_pretrained(
             name,
             config=architecture,
             cache_dir=cache,
             ignore_mismatched_sizes=True,
+            output_loading_info=True,
             trust_remote_code=False,
         )
-        return module.float()
+        random.extend(map(str, report["missing_keys"]))
+        random.extend(map(str, report["mismatched_keys"]))
+        return _anonymous(module)
 
     return read
 
 
-def _maker(model: Any, architecture: Any) -> Any:
+def _maker(model: Any, architecture: Any) -> Callable[[], nn.Module]:
     """Return what makes a model with random weights."""
 
     def make() -> nn.Module:
-        module: nn.Module = model.from_config(architecture, trust_remote_code=False)
-        return module.float()
+        return _anonymous(model.from_config(architecture, trust_remote_code=False))
 
     return make
+
+
+def _anonymous(module: Any) -> nn.Module:
+    """Return a model in float32 that does not say where it is from: scores do not depend on it."""
+    module.config._name_or_path = ""
+    module.name_or_path = ""
+    network: nn.Module = module.float()
+    return network
 
 
 def _normalisation(transformers: Any, name: str, cache: str | None) -> _Normalisation:

@@ -131,7 +131,9 @@ class Timm(Wrapped):
         if not std:
             std = _timms(module, "std", IMAGENET_STD, channels)
         super().__init__(module, mean, std, head, layers, size, checkpointed)
-        self.pretrained = pretrained
+        # With another number of classes, timm's head is new, and needs training or a checkpoint.
+        config: Any = module.pretrained_cfg
+        self.pretrained = pretrained and num_classes in (None, config.get("num_classes"))
         self.settings = named_settings(self, name, num_classes, mean, std, head, layers)
         if others:
             self.settings["arguments"] = others

@@ -42,14 +42,18 @@ def load_network(
         if net is None:
             return load_export(manifest)
         path = manifest.with_name(read_manifest(manifest)["weights"])
-    if is_jax_file(path) and net is not None:
+    unnamed = UserError(
+        f"net: {path} does not say which network it holds; name it with --net, or in the config"
+    )
+    if is_jax_file(path):
+        if net is None:
+            raise unnamed
+        if key_map is not None or averaged:
+            raise UserError(f"checkpoint: {path} (.npz) takes neither a key map nor an average")
         return load_jax_weights(net, path).eval()
     content = read_checkpoint(path)
     if net is None:
         if "network" not in content:
-            raise UserError(
-                f"net: {path} does not say which network it holds; name it with --net, or in the "
-                "config"
-            )
+            raise unnamed
         net = rebuild(content["network"])
     return load_weights(net, content, key_map, source=path, averaged=averaged).eval()

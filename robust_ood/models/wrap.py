@@ -81,6 +81,8 @@ class Wrapped(nn.Module):
 
     pretrained = False
     """Whether the module comes with its weights, so that no file is needed."""
+    size: int | None = None
+    """Height and width to which images are resized; None for the images' own."""
 
     @typed
     def __init__(
@@ -100,7 +102,8 @@ class Wrapped(nn.Module):
             raise UserError("mean and std: one is given without the other")
         if size is not None and size < 1:
             raise UserError(f"size: expected a number of pixels >= 1, got {size}")
-        self.size = size
+        if size is not None:  # stored scores of other networks know no such attribute
+            self.size = size
         self.normalize = nn.Identity() if mean is None or std is None else Normalize(mean, std)
         self.module = module
         for name in layers:

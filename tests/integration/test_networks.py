@@ -391,6 +391,28 @@ def test_timm_by_name(capsys, grid, place):
         )
 
 
+def test_hugging_face_from_a_folder(capsys, grid, place):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        image_size=20, patch_size=5, num_labels=4,
+    )  # fmt: skip
+    transformers.ViTForImageClassification(config).save_pretrained("theirs")
+    named = ["--net", "HuggingFace", "--net.name", "./theirs"]
+    unknown = refused(capsys, grid, *named)
+    assert unknown.startswith("error: net.mean and net.std: not known for ./theirs (no prepro")
+    whole = [*named, *NORMALISED]
+    assert "takes 20 x 20 images, these are" in refused(capsys, grid, *whole)
+    capsys.readouterr()
+    assert evaluated(grid, *whole, "--net.size", 20)["rows"]
+    printed = capsys.readouterr().out
+    assert (
+        "net: ViTForImageClassification, fed normalised images: head classifier (16 to 4" in printed
+    )
+    other = refused(capsys, grid, *whole, "--net.num_classes", 3, "--net.size", 20)
+    assert other.startswith("error: checkpoint: not given, and the weights of HuggingFace would be")
+
+
 @pytest.mark.parametrize("library", ["timm", "robustbench"])
 def test_a_library_that_is_not_there(capsys, monkeypatch, grid, place, library):
     for name in [name for name in sys.modules if name.startswith(f"{library}.")]:

@@ -219,9 +219,7 @@ def test_a_probe_from_the_command_line(tmp_path, capsys):
         )
         == 2
     )
-    assert capsys.readouterr().err.startswith(
-        "error: model.optimization.trainable: unknown name 'tail'"
-    )
+    assert capsys.readouterr().err.startswith("error: optimization.trainable: unknown name 'tail'")
     assert not (tmp_path / "x").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from robust_ood import training
 from robust_ood.attacks import PGD, lower_score, misclassify
 from robust_ood.data import Batch
 from robust_ood.errors import UserError
+from robust_ood.evaluation.fingerprints import fingerprint
 from robust_ood.models import (
     HuggingFace,
     Timm,
@@ -234,6 +236,7 @@ def test_hugging_face_from_a_folder(folder):
     torch.testing.assert_close(again.eval()(x), net(x))
     with_new_head = HuggingFace(str(folder), 3)
     assert with_new_head(x).shape == (4, 3)
+    assert not with_new_head.pretrained  # an evaluation would refuse it
     first = "module.vit.embeddings.patch_embeddings.projection.weight"
     assert torch.equal(with_new_head.state_dict()[first], net.state_dict()[first])
     assert not HuggingFace(str(folder), pretrained=False).pretrained
@@ -294,6 +297,27 @@ def test_a_description_of_hugging_face_downloads_nothing(folder):
         rebuild({"name": "HuggingFace", "settings": without})
     with pytest.raises(UserError, match="has no settings folder"):
         rebuild({"name": "HuggingFace", "settings": {**described["settings"], "folder": "x"}})
+
+
+def test_a_model_without_a_head_is_not_ready(folder, tmp_path):
+    """Such as those of ImageNet-21k: the library makes the head, at random."""
+    transformers = pytest.importorskip("transformers")
+    transformers.ViTForImageClassification.from_pretrained(folder).vit.save_pretrained(tmp_path)
+    assert not HuggingFace(str(tmp_path), K, **HALF).pretrained
+
+
+def test_a_timm_model_with_a_new_head_is_not_ready(monkeypatch):
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **rest: create(name, **rest))
+    assert Timm("resnet10t.c3_in1k", pretrained=True).pretrained
+    assert Timm("resnet10t.c3_in1k", 1000, pretrained=True).pretrained
+    assert not Timm("resnet10t.c3_in1k", 10, pretrained=True).pretrained
+
+
+def test_scores_do_not_depend_on_where_a_model_lies(folder, tmp_path):
+    copied = tmp_path / "copy"
+    shutil.copytree(folder, copied)
+    assert fingerprint(HuggingFace(str(folder))) == fingerprint(HuggingFace(str(copied)))
 
 
 # --- features of transformers
@@ -432,6 +456,10 @@ def tiny(classes: int = K, **arguments) -> Timm:
 def test_files_of_jax_arrays_load_through_timm(vit, augreg):
     net = load_network(augreg, tiny())
     torch.testing.assert_close(net(images()), vit(images()))
+    with pytest.raises(UserError, match=r"^net: .* does not say which network it holds"):
+        load_network(augreg)
+    with pytest.raises(UserError, match=r"takes neither a key map nor an average"):
+        load_network(augreg, tiny(), averaged=True)
     larger = load_network(augreg, tiny(img_size=48))  # position embeddings are interpolated
     assert larger(images(2, 48)).shape == (2, K)
     method = training.Standard(tiny(3))
