@@ -15,7 +15,7 @@ from robust_ood.errors import UserError
 from robust_ood.evaluation import Grid, Progress
 from robust_ood.evaluation.pictures import draw_into, kinds_of
 from robust_ood.evaluation.scene import set_scene
-from robust_ood.evaluation.terminal import plain
+from robust_ood.evaluation.text_tables import plain
 
 
 class Ending(NamedTuple):

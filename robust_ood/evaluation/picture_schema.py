@@ -29,6 +29,7 @@ _AXES = {
     },
     "landscape": {"offsets": "P", "scores": "MPP"},
     "strips": {"clean": "MHWC", "attacked": "MHWC", "before": "M", "after": "M"},
+    "errors": {"clean": "MHWC", "scores": "M"},
 }
 _OPTIONAL = ("near", "far")
 """The sides that a picture may lack; curves need one of them."""
@@ -74,7 +75,7 @@ class FailedFacts:
     failed: str
 
 
-_ABOUT = {"curves": CurveFacts, "landscape": ImageFacts, "strips": StripFacts}
+_ABOUT = {"curves": CurveFacts, "landscape": ImageFacts, "strips": StripFacts, "errors": ImageFacts}
 
 
 def checked_facts(content: Any, arrays: Mapping[str, NDArray[Any]]) -> PictureFacts:
@@ -101,8 +102,9 @@ def check_drawing(kind: str, arrays: Mapping[str, NDArray[Any]], about: Mapping[
             for name, entries in (("groups", facts.groups), ("sets", facts.sets)):
                 if len(entries) != lengths["M"]:
                     raise ValueError(f"{name}: expected {lengths['M']}, got {len(entries)}")
-    if kind == "strips":
-        _check_pixels(arrays)
+    for name in ("clean", "attacked"):
+        if name in _AXES[kind]:
+            _check_pixels(name, arrays[name])
 
 
 def _expected(kind: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
@@ -143,8 +145,6 @@ def _compare(name: str, shape: Sequence[int], axes: str, lengths: dict[str, int]
             raise ValueError(f"{name}: expected length {lengths[axis]}, got shape {tuple(shape)}")
 
 
-def _check_pixels(arrays: Mapping[str, NDArray[Any]]) -> None:
-    for name in ("clean", "attacked"):
-        pixels = arrays[name]
-        if pixels.dtype != np.uint8 or pixels.shape[-1] not in (1, 3):
-            raise ValueError(f"{name}: expected bytes of 1 or 3 channels, got {pixels.dtype}")
+def _check_pixels(name: str, pixels: NDArray[Any]) -> None:
+    if pixels.dtype != np.uint8 or pixels.shape[-1] not in (1, 3):
+        raise ValueError(f"{name}: expected bytes of 1 or 3 channels, got {pixels.dtype}")

@@ -176,7 +176,7 @@ def test_the_scene_takes_the_first_images_of_each_group_and_the_largest_radius(t
 
 
 def test_kinds_are_all_none_or_those_named():
-    assert pictures.kinds_of(True) == ["shift", "curves", "landscape", "strips"]
+    assert pictures.kinds_of(True) == ["shift", "curves", "landscape", "strips", "errors"]
     assert pictures.kinds_of(False) == []
     assert pictures.kinds_of(["curves", "shift", "curves"]) == ["curves", "shift"]
     with pytest.raises(UserError, match=r"figures: unknown name 'strip'; did you mean 'strips'"):
