@@ -80,7 +80,7 @@ _SECTIONS = (
         "roc",
         "ROC curves",
         "What each threshold would give: how many inliers stay, and how many OOD images slip "
-        "through. Under attack, a curve near the dotted line is a coin, one below it is worse.",
+        "through. Under attack, a curve near the thin line is a coin, one below it is worse.",
         roc_figures,
     ),
     SectionKind(
@@ -345,6 +345,7 @@ def _with_svg(figures: Sequence[Figure]) -> list[tuple[Figure, Markup]]:
 
 def _whole(words: str) -> str:
     """Return words whose numbers are not separated from their signs by a line break."""
+    words = words.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
     space = "\N{NO-BREAK SPACE}"
     arrow = "\N{RIGHTWARDS ARROW}"
     return words.replace(" %", f"{space}%").replace(f" {arrow} ", f"{space}{arrow}{space}")

@@ -217,10 +217,11 @@ def _add_folder(merged: ReportData, folder: Path, *, is_member: bool) -> None:
     results = _printable(Results.read(folder))
     pictures = _printable(read_pictures(folder))
     earlier = set(merged.models)
-    for model in _models(results.rows):
-        taken = earlier.union(_models(results.rows))
-        folder_name = printable(folder.resolve().name)
-        if is_member and folder_name not in taken:
+    folder_name = printable(folder.resolve().name)
+    models = _models(results.rows)
+    for model in models:
+        taken = earlier.union(models)
+        if is_member and len(models) == 1 and folder_name not in taken:
             _rename(results, pictures, model, folder_name)
         elif model in earlier:
             _rename(results, pictures, model, _free_name(model, folder, taken))

@@ -103,7 +103,7 @@ def auroc_by_size(lines: Panels, norm: str, name: str, attacked: str, images: in
 def _band_words(lines: Panels) -> str:
     if not _has_bands(lines):
         return ""
-    return " Bands: one standard deviation over the checkpoints of a recipe, to either side."
+    return " Bands or bars: one standard deviation over the checkpoints of a recipe."
 
 
 def _has_bands(lines: Panels) -> bool:

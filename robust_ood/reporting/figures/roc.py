@@ -30,6 +30,7 @@ GRID = np.unique(np.concatenate([np.linspace(0, 1, 101), np.logspace(-3, 0, 61)]
 
 _LOOKS = {"clean": (INLIERS, "-"), "attacked": (FAR, (0, (4, 2)))}
 _FILL = 0.2  # opacity of bands
+_MOST_ACROSS = 4  # networks side by side
 
 
 class Roc(NamedTuple):
@@ -81,17 +82,24 @@ def roc_figure(curves: Curves, detector: str, name: str, *, logarithmic: bool) -
     """
     models = list(dict.fromkeys(model for model, _ in curves))
     groups = list(dict.fromkeys(group for _, group in curves))
+    # A few networks are side by side, so that curves are not drawn out.
+    networks_across = len(groups) == 1 and 1 < len(models) <= _MOST_ACROSS
+    keys = [[(model, group) for group in groups] for model in models]
+    if networks_across:
+        keys = [[(model, groups[0]) for model in models]]
+    width = min(7.2, 3.6 * len(keys[0]))
     with style():
-        drawing, axes = panels(len(models), len(groups), height=2.6, sharex=True, sharey=True)
-        for row, model in enumerate(models):
-            for column, group in enumerate(groups):
-                panel = axes[row, column]
-                _panel(panel, curves.get((model, group), {}), logarithmic=logarithmic)
-                panel.set_title(f"{model}, {group} OOD", loc="left")
-                if row == len(models) - 1:
-                    panel.set_xlabel("share of OOD accepted")
-                if column == 0:
-                    panel.set_ylabel("share of inliers accepted")
+        drawing, axes = panels(
+            len(keys), len(keys[0]), width=width, height=2.7, sharex=True, sharey=True
+        )
+        for (row, column), panel in np.ndenumerate(axes):
+            model, group = keys[row][column]
+            _panel(panel, curves.get((model, group), {}), logarithmic=logarithmic)
+            panel.set_title(f"{model}, {group} OOD", loc="left")
+            if row == len(keys) - 1:
+                panel.set_xlabel("share of OOD accepted")
+            if column == 0:
+                panel.set_ylabel("share of inliers accepted")
         legend(drawing, axes[0, 0])
         words = _words(curves, detector, logarithmic=logarithmic)
         columns = ["model", "group", "detector", "images", "ood_accepted", "inliers_accepted",
@@ -133,7 +141,7 @@ def _words(curves: Curves, detector: str, *, logarithmic: bool) -> Words:
         title=f"ROC of {detector}{scale}",
         caption="Which share of inliers is accepted where a share of OOD is, clean and under the "
         "attack that costs this detector the most AUROC, on both sides; the OOD sets of a group "
-        f"are pooled. The area below is the AUROC; dots are a coin.{bands}",
+        f"are pooled. The area below is the AUROC; the thin line is a coin.{bands}",
         alt=f"ROC curves of {detector}. Where 5 % of OOD are accepted: {' '.join(sentences)}",
     )
 

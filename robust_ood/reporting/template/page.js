@@ -102,7 +102,7 @@
       left += width;
     });
   };
-  const boxes = [...document.querySelectorAll(".scroll:not(.drawing)")];
+  const boxes = [...document.querySelectorAll(".scroll")];
   const pinAll = () => boxes.forEach(pin);
   boxes.forEach((box) => box.addEventListener("scroll", () => box.classList.toggle("scrolled", box.scrollLeft > 0), { passive: true }));
   addEventListener("resize", pinAll);
