@@ -9,10 +9,11 @@ from typing import Literal
 from robust_ood.cli.arguments import parse_arguments
 from robust_ood.cli.output import check_file
 from robust_ood.cli.parsing import CommandParser
+from robust_ood.cli.report_command import RECIPES_HELP, check_folders
 from robust_ood.errors import UserError
 from robust_ood.reporting.formats import FORMATS, PlainTable
 from robust_ood.reporting.numbers import rate, signed
-from robust_ood.reporting.report_data import read_folders
+from robust_ood.reporting.recipes import choose_folders, parse_recipes, read_recipes
 from robust_ood.reporting.significance import (
     Comparison,
     SeedStanding,
@@ -39,8 +40,9 @@ def parser() -> CommandParser:
         "not significantly worse than the best.",
     )
     parser.add_argument(
-        "results", type=Path, nargs="+", help="folders with a results.json and its store"
+        "results", type=Path, nargs="*", help="folders with a results.json and its store"
     )
+    parser.add_argument("--recipes", type=str, nargs="+", default=[], help=RECIPES_HELP)
     parser.add_argument(
         "--attacked",
         type=Literal["none", "in", "out", "both"],
@@ -70,12 +72,11 @@ def run(arguments: Sequence[str]) -> int:
     config = parse_arguments(parser(), arguments)
     if not 0 < config.level < 1:
         raise UserError(f"level: {config.level}; accepted: a share in (0, 1)")
-    for folder in config.results:
-        if not folder.is_dir():
-            raise UserError(f"results: {folder} is no folder; expected folders with a results.json")
+    recipes = parse_recipes(config.recipes)
+    check_folders(config.results, recipes)
     if config.output is not None:
         check_file(config.output)
-    data = read_folders(config.results)
+    data = read_recipes(choose_folders(config.results, recipes))
     tables: list[PlainTable] = []
     for comparison in comparisons(data, config.attacked, config.level):
         tables.append(_ranking(comparison))

@@ -47,7 +47,8 @@ from robust_ood.evaluation.results import describe_environment
 from robust_ood.evaluation.runner import Runner
 from robust_ood.evaluation.scoring import Scorer
 from robust_ood.evaluation.tasks import Model
-from robust_ood.evaluation.terminal import describe_failure, plain
+from robust_ood.evaluation.terminal import describe_failure
+from robust_ood.evaluation.text_tables import plain
 
 __all__ = ["parser", "run"]
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -140,9 +140,14 @@ _OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "figures": (
         bool | Specs,
         True,
-        "shift, curves, landscape, strips, transfer: names, or name and settings",
+        "shift, curves, landscape, strips, errors, transfer: names, or name and settings",
     ),
     "report": (bool, True, "end with report.html in the output folder"),
+    "table": (
+        Literal["summary", "full"],
+        "summary",
+        "what is printed: one page, or every set, attack and warning",
+    ),
     "tensorboard": (
         bool,
         False,
@@ -285,7 +290,7 @@ def finish(request: Request, grid: Grid, results: Results, console: Console) -> 
     results.environment["cells_computed"] = grid.runner.computed
     results.write(folder)
     if results.rows or results.classification:
-        print_results(results, console)
+        print_results(results, console, full=request.config.table == "full")
     written = f"wrote {folder / 'results.json'} and {folder / 'results.csv'}"
     console.print(written, markup=False)
     if not results.complete:

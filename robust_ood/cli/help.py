@@ -71,8 +71,9 @@ frequent settings:
   --data.root DIR        folder of array files (.npz, .npy)
   --device NAME          auto, cpu, cuda or cuda:N
   --figures '[curves]'   figures of a few images: true, false, or some of shift, curves, landscape,
-                         strips
+                         strips, errors
   --report false         do not write report.html
+  --table full           print every set, attack and warning (default: summary, one page)
   --tensorboard true     also write tables and figures for TensorBoard (tensorboard --logdir DIR)
   --sanity false         do not look for signs of a failed attack (masked gradients, too few steps)
   --name NAME            name of the network in tables (default: the checkpoint's folder)

@@ -17,7 +17,7 @@ from robust_ood.evaluation import Grid, Progress
 from robust_ood.evaluation.kinds import KINDS, PictureRequest, pictures_of
 from robust_ood.evaluation.pictures import draw_into, images_needed
 from robust_ood.evaluation.scene import set_scene
-from robust_ood.evaluation.terminal import plain
+from robust_ood.evaluation.text_tables import plain
 from robust_ood.settings import PartSpec
 
 

@@ -14,6 +14,7 @@ from robust_ood.evaluation.scene import (
     Drawing,
     Scene,
     curves,
+    errors,
     landscape,
     shift,
     strips,
@@ -38,6 +39,7 @@ KINDS: dict[str, Kind] = {
     "curves": Kind(curves, CurveSettings),
     "landscape": Kind(landscape),
     "strips": Kind(strips),
+    "errors": Kind(errors),
     "transfer": Kind(transfer, TransferSettings, is_ensemble),
 }
 

@@ -33,6 +33,7 @@ _AXES = {
     "landscape": {"offsets": "P", "scores": "MPP"},
     "transfer": {"in_scores": "AEI", "near_scores": "AEN", "far_scores": "AEF"},
     "strips": {"clean": "MHWC", "attacked": "MHWC", "before": "M", "after": "M"},
+    "errors": {"clean": "MHWC", "scores": "M"},
 }
 _OPTIONAL = ("near", "far")
 """The sides that a picture may lack; curves and transfers need one of them."""
@@ -95,6 +96,7 @@ _ABOUT = {
     "transfer": TransferFacts,
     "landscape": ImageFacts,
     "strips": StripFacts,
+    "errors": ImageFacts,
 }
 
 
@@ -124,8 +126,9 @@ def check_drawing(kind: str, arrays: Mapping[str, NDArray[Any]], about: Mapping[
                     raise ValueError(f"{name}: expected {lengths['M']}, got {len(entries)}")
         if isinstance(facts, TransferFacts) and len(facts.members) != lengths["E"] - 1:
             raise ValueError(f"members: expected {lengths['E'] - 1}, got {len(facts.members)}")
-    if kind == "strips":
-        _check_pixels(arrays)
+    for name in ("clean", "attacked"):
+        if name in _AXES[kind]:
+            _check_pixels(name, arrays[name])
 
 
 def _expected(kind: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
@@ -167,8 +170,6 @@ def _compare(name: str, shape: Sequence[int], axes: str, lengths: dict[str, int]
             raise ValueError(f"{name}: expected length {lengths[axis]}, got shape {tuple(shape)}")
 
 
-def _check_pixels(arrays: Mapping[str, NDArray[Any]]) -> None:
-    for name in ("clean", "attacked"):
-        pixels = arrays[name]
-        if pixels.dtype != np.uint8 or pixels.shape[-1] not in (1, 3):
-            raise ValueError(f"{name}: expected bytes of 1 or 3 channels, got {pixels.dtype}")
+def _check_pixels(name: str, pixels: NDArray[Any]) -> None:
+    if pixels.dtype != np.uint8 or pixels.shape[-1] not in (1, 3):
+        raise ValueError(f"{name}: expected bytes of 1 or 3 channels, got {pixels.dtype}")

@@ -282,6 +282,26 @@ def strips(detector: Detector, scene: Scene) -> Drawing:
     return arrays, {**_of_images(scene.shown), **facts}
 
 
+def errors(detector: Detector, scene: Scene) -> Drawing:
+    """Return the images that the score misplaces most, `(M, H, W, C)`, and their scores `(M,)`.
+
+    These are the inliers with the lowest scores and the outliers with the highest, all clean.
+    """
+    chosen: list[Side] = []
+    scores = []
+    for side in scene.many:
+        with torch.no_grad():
+            batches = [detector(batch) for batch in batches_of(side.images, scene.batch_size)]
+        values = side.direction * torch.cat(batches)  # (N,)
+        worst = torch.argsort(values, stable=True)[:SHOWN]
+        sets = side.sets * len(worst)  # all images are of one set
+        chosen.append(Side(side.name, side.images[worst.to(side.images.device)], sets))
+        scores.append(side.direction * values[worst])
+    pixels = [_pixels(side.images) for side in chosen]
+    arrays = {"clean": _array(torch.cat(pixels)), "scores": _array(torch.cat(scores))}
+    return arrays, _of_images(chosen)
+
+
 def batches_of(rows: Tensor, size: int) -> list[Tensor]:
     """Return rows `(N, ...)` in batches of at most so many."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]

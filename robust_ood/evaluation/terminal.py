@@ -1,4 +1,4 @@
-"""What the terminal shows: how far an evaluation is, and tables of what survived, in 80 columns."""
+"""What the terminal shows: how far an evaluation is, and what survived, in 80 columns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,9 +19,12 @@ from rich.table import Table
 from rich.text import Text
 
 from robust_ood.arguments import typed
+from robust_ood.evaluation.one_page import page
 from robust_ood.evaluation.results import Failure, Results, Row
+from robust_ood.evaluation.text_tables import counted, empty_table, plain, rate
 from robust_ood.texts import printable, radius_text
 
+_FEW = 5  # warnings, failures and bounds of the page
 _ATTACKED = {"none": "clean", "in": "inliers", "out": "outliers", "both": "both"}
 _LEGEND = (
     "AUROC/FPR95 with clean images, attacked inliers, attacked outliers, and both attacked.\n"
@@ -93,28 +95,55 @@ class ProgressBar(Progress):
 
 
 @typed
-def print_results(results: Results, console: Console | None = None) -> None:
-    """Print AUROC and FPR95, clean and attacked, by attack and detector, then the accuracies."""
+def print_results(results: Results, console: Console | None = None, *, full: bool = False) -> None:
+    """Print one page of about 40 lines at 80 columns, or every table.
+
+    The page has AUROC, FPR95 and the rates at the threshold, clean and under each detector's worst
+    attack, accuracies, and the first warnings.
+
+    Args:
+        results: of an evaluation; the files beside them have everything.
+        console: where to; standard output by default.
+        full: print AUROC and FPR95 by attack, detector and OOD set, clean and with either side
+            attacked, the accuracies under each attack, and all warnings.
+    """
     console = console or Console()
+    if full:
+        _print_tables(results, console)
+    else:
+        for part in page(results):
+            console.print(part, "", highlight=False, markup=False)
+    brackets = _brackets(results.rows)
+    if brackets.row_count and (full or brackets.row_count <= _FEW):
+        console.print(brackets, "")
+    warnings = list(map(printable, results.warnings))
+    _print_notes(console, "warning:", "yellow", warnings, full=full)
+    failures = list(map(describe_failure, results.failures))
+    _print_notes(console, "failed:", "red", failures, full=full)
+
+
+def _print_tables(results: Results, console: Console) -> None:
+    """Print a table for each attack, the accuracies, and the means over checkpoints."""
     if results.rows:
         console.print(_LEGEND, "", highlight=False)
     for table in _detection_tables(results.rows):
         console.print(table, "")
-    if any(row.lower is not None for row in results.rows):
-        console.print(_brackets(results.rows), "")
     if results.classification:
         console.print(_accuracy(results))
     if results.summary:
         console.print(_summary(results), "")
-    for warning in results.warnings:
-        console.print(Text.assemble(("warning:", "yellow"), f" {printable(warning)}"))
-    for failure in results.failures:
-        console.print(Text.assemble(("failed:", "red"), f" {describe_failure(failure)}"))
 
 
-def plain(text: str) -> Text:
-    """Return a text that a user named as the terminal may show it: no markup, no escape codes."""
-    return Text(printable(text))
+def _print_notes(
+    console: Console, mark: str, colour: str, notes: Sequence[str], *, full: bool
+) -> None:
+    """Print warnings or failures; the page has the first few, and says how many it leaves out."""
+    shown = notes if full else notes[:_FEW]
+    for note in shown:
+        console.print(Text.assemble((mark, colour), f" {note}"))
+    if len(shown) < len(notes):
+        left_out = len(notes) - len(shown)
+        console.print(Text.assemble((mark, colour), f" {left_out} more in results.json"))
 
 
 def _detection_tables(rows: Sequence[Row]) -> Iterator[Table]:
@@ -134,7 +163,7 @@ def _detection_tables(rows: Sequence[Row]) -> Iterator[Table]:
             line = lines.setdefault(_subject(row), {"none": clean.get(_subject(row))})
             line[row.attacked] = row
         first = attacked[0]
-        budget = f"{_count(first.steps, 'step')}, {_count(first.restarts, 'restart')}"
+        budget = f"{counted(first.steps, 'step')}, {counted(first.restarts, 'restart')}"
         size = radius_text(first.norm, first.radius)
         yield _detection(f"attack {attack}: {size}, {budget}", lines)
 
@@ -154,26 +183,8 @@ def _subject(row: Row) -> tuple[str, ...]:
     return (row.model, row.detector, row.ood, row.group)
 
 
-def _table(title: str) -> Table:
-    """Return an empty table, tight, so that its cells fit into 80 columns."""
-    return Table(
-        title=plain(title),
-        min_width=min(len(title), 60),
-        title_justify="left",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-
-
 def _detection(title: str, lines: Mapping[tuple[str, ...], Mapping[str, Row | None]]) -> Table:
-    table = _table(title)
-    for name in ("model", "detector", "OOD set"):
-        table.add_column(name, overflow="fold")
-    for name in _ATTACKED.values():
-        table.add_column(name, justify="right", no_wrap=True)
+    table = empty_table(title, ("model", "detector", "OOD set"), list(_ATTACKED.values()))
     sets = _count_sets(lines)
     shown_model = ""
     shown_detector = ""
@@ -198,11 +209,11 @@ def _detection(title: str, lines: Mapping[tuple[str, ...], Mapping[str, Row | No
 
 def _brackets(rows: Sequence[Row]) -> Table:
     """Return what is certified and what attacks leave, both sides perturbed."""
-    table = _table("AUROC with both sides perturbed: certified or guaranteed, attacked")
-    for name in ("model", "detector", "OOD set", "within"):
-        table.add_column(name, overflow="fold")
-    table.add_column("bound", justify="right", no_wrap=True)
-    table.add_column("attacked", justify="right", no_wrap=True)
+    table = empty_table(
+        "AUROC with both sides perturbed: certified or guaranteed, attacked",
+        ("model", "detector", "OOD set", "within"),
+        ("bound", "attacked"),
+    )
     for row in rows:
         # Means repeat what the sets say.
         if row.lower is None or row.attacked != "both" or row.ood == row.group:
@@ -210,8 +221,8 @@ def _brackets(rows: Sequence[Row]) -> Table:
         within = radius_text(row.norm, row.radius)
         table.add_row(
             *map(plain, (row.model, row.detector, row.ood, within)),
-            f"{row.bound} {_rate(row.lower)}",
-            _rate(row.auroc),
+            f"{row.bound} {rate(row.lower)}",
+            rate(row.auroc),
         )
     return table
 
@@ -227,13 +238,12 @@ def _count_sets(subjects: Iterable[tuple[str, ...]]) -> Counter[tuple[str, str, 
 
 
 def _summary(results: Results) -> Table:
-    table = _table(
+    table = empty_table(
         "mean +- standard deviation over the checkpoints of a recipe: "
-        "AUROC (accuracy where no detector is)"
+        "AUROC (accuracy where no detector is)",
+        ("recipe", "detector", "attack", "attacked", "OOD set"),
+        ("",),
     )
-    for name in ("recipe", "detector", "attack", "attacked", "OOD set"):
-        table.add_column(name, overflow="fold")
-    table.add_column("", justify="right", no_wrap=True)
     for line in results.summary:
         metric = "accuracy" if line.detector is None else "auroc"
         names = (line.recipe, line.detector or "", line.attack)
@@ -241,7 +251,7 @@ def _summary(results: Results) -> Table:
             *map(plain, names),
             _ATTACKED.get(line.attacked or "", ""),
             plain(line.ood or ""),
-            f"{_rate(line.mean[metric])} +- {_rate(line.std[metric])}",
+            f"{rate(line.mean[metric])} +- {rate(line.std[metric])}",
         )
     return table
 
@@ -249,26 +259,15 @@ def _summary(results: Results) -> Table:
 def _cell(row: Row | None) -> str:
     if row is None:
         return ""
-    return f"{_rate(row.auroc)}/{_rate(row.fpr95)}"
-
-
-def _count(number: int, noun: str) -> str:
-    ending = "" if number == 1 else "s"
-    return f"{number} {noun}{ending}"
-
-
-def _rate(value: float) -> str:
-    """Return three decimals without the leading zero: `.987`, and `1.00` for one."""
-    text = f"{value:.3f}"
-    return text[1:] if text.startswith("0") else text[:4]
+    return f"{rate(row.auroc)}/{rate(row.fpr95)}"
 
 
 def _accuracy(results: Results) -> Table:
-    table = _table("classification accuracy")
+    table = empty_table("classification accuracy")
     by_model: dict[str, dict[str, str]] = {}
     attacks: dict[str, None] = {}  # in order, each once
     for row in results.classification:
-        by_model.setdefault(row.model, {})[row.attack] = _rate(row.accuracy)
+        by_model.setdefault(row.model, {})[row.attack] = rate(row.accuracy)
         attacks[row.attack] = None
     table.add_column("model")
     for attack in attacks:

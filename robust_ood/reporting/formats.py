@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from robust_ood.names import spreadsheet_cell
@@ -19,17 +19,33 @@ class PlainTable:
         columns: their titles; the first column names the line.
         lines: as many texts as columns each.
         bold: the lines that are in bold, by their positions.
+        heads: titles that span several columns, with how many they span.
+        legend: what the numbers mean.
+        names: how many columns, from the left, hold names; LaTeX aligns them on the left.
     """
 
     title: str
     columns: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
     bold: frozenset[int] = frozenset()
+    heads: tuple[tuple[str, int], ...] = ()
+    legend: str = ""
+    names: int = 1
+
+    def full_titles(self) -> list[str]:
+        """Return each column's title with the title that spans it."""
+        spanning: list[str] = []
+        for head, span in self.heads or [("", len(self.columns))]:
+            spanning += [head] * span
+        titles = []
+        for head, title in zip(spanning, self.columns, strict=True):
+            titles.append(f"{head} {title}".strip())
+        return titles
 
 
 def as_text(table: PlainTable) -> str:
     """Return a table in aligned columns; lines in bold are marked by an asterisk."""
-    rows = [table.columns, *table.lines]
+    rows: list[Sequence[str]] = [table.full_titles(), *table.lines]
     widths = [max(len(row[column]) for row in rows) for column in range(len(table.columns))]
     text = [table.title]
     for number, row in enumerate(rows):
@@ -43,7 +59,7 @@ def as_text(table: PlainTable) -> str:
 
 def as_markdown(table: PlainTable) -> str:
     """Return a table as GitHub writes them."""
-    text = [f"**{_markdown(table.title)}**", "", _bars(map(_markdown, table.columns))]
+    text = [f"**{_markdown(table.title)}**", "", _bars(map(_markdown, table.full_titles()))]
     text.append(_bars(["---", *["---:"] * (len(table.columns) - 1)]))
     for number, line in enumerate(table.lines):
         cells = list(map(_markdown, line))
@@ -54,30 +70,60 @@ def as_markdown(table: PlainTable) -> str:
 
 
 def as_latex(table: PlainTable) -> str:
-    """Return a `table` environment with the rules of the package booktabs."""
-    text = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{_latex(table.title)}}}",
-        rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
-        r"\toprule",
-        _ampersands(map(_latex, table.columns)),
-        r"\midrule",
-    ]
+    """Return a `table` environment with the rules of the package booktabs.
+
+    A wide table is shrunk to the width of the text, for which it needs the package graphicx.
+    """
+    is_wide = len(table.columns) > _WIDE
+    packages = r"\usepackage{booktabs}"
+    if is_wide:
+        packages += r", \usepackage{graphicx}"
+    text = [f"% {packages}"]
+    if table.legend:
+        text.append(f"% {table.legend}")
+    text += [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.title)}}}"]
+    if is_wide:
+        text.append(r"\resizebox{\linewidth}{!}{%")
+    text += _tabular(table)
+    if is_wide:
+        text.append("}")
+    text.append(r"\end{table}")
+    return "\n".join(text) + "\n"
+
+
+def _tabular(table: PlainTable) -> list[str]:
+    """Return the lines of the environment `tabular`."""
+    alignment = "l" * table.names + "r" * (len(table.columns) - table.names)
+    text = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule"]
+    if table.heads:
+        text += _spanning(table.heads)
+    text += [_ampersands(map(_latex, table.columns)), r"\midrule"]
     for number, line in enumerate(table.lines):
         cells = list(map(_latex, line))
         if number in table.bold:
             cells = [rf"\textbf{{{cell}}}" if cell else cell for cell in cells]
         text.append(_ampersands(cells))
-    text += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-    return "\n".join(text) + "\n"
+    return [*text, r"\bottomrule", r"\end{tabular}"]
+
+
+def _spanning(heads: Sequence[tuple[str, int]]) -> list[str]:
+    """Return the line of titles that span columns, and the rules below them."""
+    cells = []
+    rules = []
+    first = 1
+    for title, span in heads:
+        cells.append(rf"\multicolumn{{{span}}}{{c}}{{{_latex(title)}}}")
+        if title:
+            rules.append(rf"\cmidrule(lr){{{first}-{first + span - 1}}}")
+        first += span
+    return [_ampersands(cells), " ".join(rules)]
 
 
 def as_csv(table: PlainTable) -> str:
     """Return a table with the column `best` for lines in bold; formulas are quoted."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["table", *table.columns, "best"])
+    writer.writerow(["table", *table.full_titles(), "best"])
     for number, line in enumerate(table.lines):
         cells = [spreadsheet_cell(cell) for cell in (table.title, *line)]
         writer.writerow([*cells, str(number in table.bold).lower()])
@@ -92,11 +138,16 @@ FORMATS: dict[str, Callable[[PlainTable], str]] = {
 }
 """By the name that users choose."""
 
+_WIDE = 8  # columns from which a table does not fit a page as it is
+
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$",
-    "\N{MINUS SIGN}": "$-$", "\N{EN DASH}": "--",
+    "\N{MINUS SIGN}": "$-$", "\N{EN DASH}": "--", "\N{EM DASH}": "---", "|": r"\textbar{}",
+    "\N{RIGHTWARDS ARROW}": r"$\rightarrow$", "\N{MULTIPLICATION SIGN}": r"$\times$",
+    "\N{LEFT DOUBLE QUOTATION MARK}": "``", "\N{RIGHT DOUBLE QUOTATION MARK}": "''",
+    "\N{NO-BREAK SPACE}": "~", "\N{HORIZONTAL ELLIPSIS}": r"\ldots{}",
 }  # fmt: skip
 
 

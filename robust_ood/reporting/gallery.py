@@ -14,19 +14,19 @@ from robust_ood.evaluation.pictures import Picture
 from robust_ood.reporting.figures import Figure
 from robust_ood.reporting.figures.canvas import figure_names, slug
 from robust_ood.reporting.figures.distributions import score_histograms, score_shifts
+from robust_ood.reporting.figures.errors import mistakes
 from robust_ood.reporting.figures.images import AttackedImages, image_strips, landscapes
-from robust_ood.reporting.figures.lines import Panels, Points, auroc_by_radius, auroc_by_size
+from robust_ood.reporting.figures.lines import Panels, Point, Points, auroc_by_radius, auroc_by_size
 from robust_ood.reporting.figures.traces import score_by_size
-from robust_ood.reporting.report_data import GROUPS, ReportData, SetScores
+from robust_ood.reporting.pooled import ScoresBySide, pooled, strongest_attack
+from robust_ood.reporting.report_data import GROUPS, ReportData
 
 _CURVE_POINTS = 25
 
-ScoresBySide = dict[str, NDArray[np.float64]]
 
-
-def radius_figures(data: ReportData) -> Iterator[Figure]:
-    """Yield AUROC against radius, a figure for each norm."""
-    names = figure_names("auroc by radius", [(norm,) for norm in data.norms])
+def radius_figures(data: ReportData, kind: str = "auroc by radius") -> Iterator[Figure]:
+    """Yield AUROC against radius, a figure for each norm; `kind` begins their names."""
+    names = figure_names(kind, [(norm,) for norm in data.norms])
     for norm in data.norms:
         panels: dict[tuple[str, str], dict[str, Points]] = {}
         for model in data.models:
@@ -41,7 +41,9 @@ def radius_figures(data: ReportData) -> Iterator[Figure]:
 def _radius_lines(data: ReportData, model: str, group: str, norm: str) -> dict[str, Points]:
     lines: dict[str, Points] = {}
     for detector in data.detectors:
-        points = data.by_radius(model, detector, group, norm)
+        points = []
+        for radius, row in data.rows_by_radius(model, detector, group, norm):
+            points.append(Point(radius, row.auroc, data.deviation(row) or 0.0))
         if len(points) > 1:
             lines[detector] = points
     return lines
@@ -55,11 +57,11 @@ def histogram_figures(data: ReportData) -> Iterator[Figure]:
         attacks: dict[str, str] = {}
         thresholds: dict[str, float] = {}
         for model in data.models:
-            attack = _strongest_attack(data, model, detector)
+            attack = strongest_attack(data, model, detector)
             if attack is None:
                 continue
-            clean = _pooled(data.scores(model, detector, "none"))
-            attacked = _pooled(data.scores(model, detector, attack))
+            clean = pooled(data.scores(model, detector, "none"))
+            attacked = pooled(data.scores(model, detector, attack))
             threshold = data.threshold(model, detector)
             complete = _has_both_kinds(clean) and _has_both_kinds(attacked)
             if complete and threshold is not None:
@@ -70,30 +72,8 @@ def histogram_figures(data: ReportData) -> Iterator[Figure]:
             yield score_histograms(scores, attacks, thresholds, detector, names[detector,])
 
 
-def _strongest_attack(data: ReportData, model: str, detector: str) -> str | None:
-    """Return the attack with the lowest AUROC on any group."""
-    attacked = []
-    for group in data.groups:
-        row = data.worst(model, detector, group)
-        if row is not None:
-            attacked.append(row)
-    if not attacked:
-        return None
-    return min(attacked, key=lambda row: row.auroc).attack
-
-
 def _has_both_kinds(sides: ScoresBySide) -> bool:
     return "id" in sides and len(sides) > 1
-
-
-def _pooled(sets: list[SetScores]) -> ScoresBySide:
-    """Return the scores of each side, all sets of a group together."""
-    sides = {}
-    for side in ("id", *GROUPS):
-        values = [scores.values for scores in sets if scores.group == side]
-        if values:
-            sides[side] = np.concatenate(values)
-    return sides
 
 
 def shift_figures(data: ReportData) -> Iterator[Figure]:
@@ -191,7 +171,7 @@ def _curve(picture: Picture, group: str, norm: str, reach: float, *, both: bool)
         moved = inliers
     name: Literal["Linf", "L2"] = "Linf" if norm == "Linf" else "L2"
     points = curve(moved, outliers, sizes, name)
-    return list(zip(points.sizes, points.aurocs, strict=True))
+    return [Point(*point) for point in zip(points.sizes, points.aurocs, strict=True)]
 
 
 def _trace(arrays: Any, side: str) -> ScoreTrace:
@@ -234,6 +214,22 @@ def strip_figures(data: ReportData) -> Iterator[Figure]:
         yield image_strips(
             images,
             attack=picture.about["attack"],
+            subject=f"{picture.detector} on {picture.model}",
+            name=names[_subject(picture)],
+            threshold=data.threshold(*_subject(picture)),
+        )
+
+
+def error_figures(data: ReportData) -> Iterator[Figure]:
+    """Yield the worst mistakes on clean images of each network and detector with such a picture."""
+    pictures = data.drawn("errors")
+    names = figure_names("errors", map(_subject, pictures))
+    for picture in pictures:
+        yield mistakes(
+            picture.arrays["clean"],
+            picture.arrays["scores"],
+            picture.about["groups"],
+            picture.about["sets"],
             subject=f"{picture.detector} on {picture.model}",
             name=names[_subject(picture)],
             threshold=data.threshold(*_subject(picture)),

@@ -21,14 +21,25 @@ from robust_ood.reporting import gallery, summary, tables
 from robust_ood.reporting.brackets import bracket_figures, bracket_sentences
 from robust_ood.reporting.definitions import DEFINITIONS
 from robust_ood.reporting.figures import Figure
+from robust_ood.reporting.figures.canvas import slug
 from robust_ood.reporting.papers.comparison import comparisons
-from robust_ood.reporting.report_data import ReportData, read_folders
+from robust_ood.reporting.recipes import (
+    Chosen,
+    headline,
+    incomplete_means,
+    read_recipes,
+    single_checkpoints,
+)
+from robust_ood.reporting.report_data import ReportData
+from robust_ood.reporting.roc_gallery import roc_figures
+from robust_ood.reporting.table_files import single_tables, table_files
 from robust_ood.reporting.transfer import transfers
-from robust_ood.writing import naming
+from robust_ood.writing import naming, replace_file
 
 _PAGE = "page.html"
 _BESIDE = "files"
 _TENSORBOARD = "tensorboard"
+SINGLE = "auroc by radius of single checkpoints"
 _VERBATIM = ("command", "config")  # facts shown as they are written, in a block of their own
 
 
@@ -62,19 +73,29 @@ _SECTIONS = (
     SectionKind(
         "brackets",
         "Certified and attacked",
-        "Between which ends the AUROC under the best possible attack is.",
+        "The left end of a bar is proved, the right end is what an attack reached. The truth is in "
+        "between.",
         bracket_figures,
+    ),
+    SectionKind(
+        "roc",
+        "ROC curves",
+        "What each threshold would give: how many inliers stay, and how many OOD images slip "
+        "through. Under attack, a curve near the thin line is a coin, one below it is worse.",
+        roc_figures,
     ),
     SectionKind(
         "scores",
         "Score distributions",
-        "Where an attack moves the scores.",
+        "Which scores inliers and OOD images get, before and after the attack. A detector works "
+        "where the two do not overlap.",
         gallery.histogram_figures,
     ),
     SectionKind(
         "norm",
         "AUROC against perturbation norm",
-        "How small a perturbation is enough.",
+        "How small a change of the images is enough to fool a detector. Lines that fall near the "
+        "left edge are fooled by changes that nobody sees.",
         gallery.curve_figures,
     ),
     SectionKind(
@@ -86,33 +107,46 @@ _SECTIONS = (
     SectionKind(
         "shifts",
         "Score shifts under one step",
-        "The effect that PRO and ODIN rely on.",
+        "How much one small step against the score changes it. Detectors that perturb the image "
+        "(ODIN, PRO) need OOD images to move further than inliers.",
         gallery.shift_figures,
     ),
     SectionKind(
         "landscapes",
         "Score landscapes",
-        "How the score changes around single images.",
+        "How the score changes when random noise is added to an image. Flat maps withstand noise; "
+        "they say nothing about attacks.",
         gallery.landscape_figures,
     ),
     SectionKind(
         "images",
         "Attacked images",
-        "What the attack did to the image and to the score.",
+        "What the attack changed in an image, and what became of its score.",
         gallery.strip_figures,
+    ),
+    SectionKind(
+        "errors",
+        "Worst mistakes",
+        "The clean images that a detector gets most wrong: inliers that look foreign to it, and "
+        "OOD images that it takes for inliers.",
+        gallery.error_figures,
     ),
 )
 
 
 def write(
-    folders: Sequence[Path], output: Path | None = None, *, tensorboard: bool = False
+    chosen: Chosen,
+    output: Path | None = None,
+    *,
+    tensorboard: bool = False,
+    figure_format: str = "png",
 ) -> Path:
     """Write a report; see `robust_ood.reporting.write_report`."""
-    data = read_folders(folders)
-    path = output or folders[0] / "report.html"
+    data = read_recipes(chosen)
+    path = output or chosen.folders[0] / "report.html"
     figures_folder = path.with_name(f"{path.stem}_files")
     check_output(path, figures_folder)
-    radius_figures = list(gallery.radius_figures(data))
+    radius_figures = draw_radius(data)
     sections = _draw_sections(data)
     figures = list(radius_figures)
     for section in sections:
@@ -123,7 +157,9 @@ def write(
     with TemporaryDirectory(".partial", ".report.", path.parent, ignore_cleanup_errors=True) as new:
         made = Path(new)
         with naming(made):
-            _write_files(made, figures, data, tensorboard=tensorboard)
+            write_figures(made, figures, figure_format)
+            if tensorboard:
+                _write_board(made, figures, data)
             (made / _PAGE).write_text(text, encoding="utf-8", newline="\n")
         move_into_place(made, path, figures_folder)
     return path
@@ -146,15 +182,47 @@ def _check_replaceable(path: Path) -> None:
         )
 
 
-def _write_files(
-    folder: Path, figures: Sequence[Figure], data: ReportData, *, tensorboard: bool
-) -> None:
-    """Write what lies beside the page into `_BESIDE` of a folder."""
-    write_figures(folder, figures)
-    if tensorboard:
-        from robust_ood.reporting import board  # TensorBoard takes a second to import
+def write_tables(
+    chosen: Chosen, folder: Path, kind: str, figure_format: str | None = None
+) -> list[Path]:
+    """Write tables and figures alone; see `robust_ood.reporting.write_tables`."""
+    data = read_recipes(chosen)
+    contents: dict[str, bytes] = {}
+    for name, text in table_files(data, kind).items():
+        contents[name] = text.encode(errors="backslashreplace")
+    if figure_format is not None:
+        for figure in draw_figures(data):
+            contents[f"{figure.name}.{figure_format}"] = figure.file(figure_format)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, content in contents.items():
+        paths.append(folder / name)
+        replace_file(folder / name, content)
+    return paths
 
-        board.log(folder / _BESIDE / _TENSORBOARD, data, figures)
+
+def draw_figures(data: ReportData) -> list[Figure]:
+    """Return all figures of a report."""
+    figures = draw_radius(data)
+    for section in _draw_sections(data):
+        figures += section.figures
+    return figures
+
+
+def draw_radius(data: ReportData) -> list[Figure]:
+    """Return AUROC against radius: recipes as means with bands; then their single checkpoints."""
+    figures = list(gallery.radius_figures(headline(data)))
+    single = single_checkpoints(data)
+    if single is not None:
+        figures += gallery.radius_figures(single, SINGLE)
+    return figures
+
+
+def _write_board(folder: Path, figures: Sequence[Figure], data: ReportData) -> None:
+    """Write for TensorBoard what lies beside the page."""
+    from robust_ood.reporting import board  # TensorBoard takes a second to import
+
+    board.log(folder / _BESIDE / _TENSORBOARD, data, figures)
 
 
 def write_page(folder: Path, text: str, figures: Sequence[Figure]) -> None:
@@ -163,11 +231,13 @@ def write_page(folder: Path, text: str, figures: Sequence[Figure]) -> None:
     (folder / _PAGE).write_text(text, encoding="utf-8", newline="\n")
 
 
-def write_figures(folder: Path, figures: Sequence[Figure]) -> None:
-    """Write each figure as PNG and its data as CSV into `_BESIDE` of a folder."""
+def write_figures(folder: Path, figures: Sequence[Figure], kind: str = "png") -> None:
+    """Write each figure as PNG (and as `kind`), and its data as CSV, into `_BESIDE` of a folder."""
     beside = folder / _BESIDE
     beside.mkdir()
     for figure in figures:
+        if kind != "png":
+            (beside / f"{figure.name}.{kind}").write_bytes(figure.file(kind))
         (beside / f"{figure.name}.png").write_bytes(figure.png)
         (beside / f"{figure.name}.csv").write_text(figure.csv(), encoding="utf-8", newline="\n")
 
@@ -217,16 +287,17 @@ def page(
     )
     environment.filters["whole"] = _whole
     template = environment.from_string(resource("page.html.j2"))
+    first = headline(data)
     return template.render(
         css=Markup(resource("page.css")),
         js=Markup(resource("page.js")),
-        title=f"What survived: {', '.join(data.models)}",
+        title=f"What survived: {', '.join(first.models)}",
         detectors=data.detectors,
         **_trust(data),
-        **_tables(data),
+        **_tables(data, first),
         **_figures(radius, sections, figures_folder),
-        findings=[*summary.sentences(data), *bracket_sentences(data)],
-        comparisons=comparisons(data),
+        findings=[*summary.sentences(first), *bracket_sentences(data)],
+        comparisons=comparisons(first),
         definitions=DEFINITIONS,
         environments=_environments(data),
     )
@@ -236,18 +307,20 @@ def _trust(data: ReportData) -> dict[str, Any]:
     """Return what the section on whether the numbers can be trusted shows."""
     failures = list(map(describe_failure, data.results.failures))
     return {
-        "caveats": summary.caveats(data),
+        "caveats": [*summary.caveats(data), *incomplete_means(data)],
         "warnings": list(dict.fromkeys(data.results.warnings)),
         "failures": failures + gallery.failures(data),
         "tested": all(setting is True for setting in summary.sanity_settings(data)),
     }
 
 
-def _tables(data: ReportData) -> dict[str, Any]:
+def _tables(data: ReportData, first: ReportData) -> dict[str, Any]:
+    """Return the tables. first: the data of the headlines, in which recipes are means."""
     return {
-        "survival": tables.survival(data),
-        "by_attack": tables.by_attack(data),
-        "accuracies": tables.accuracies(data),
+        "survival": tables.survival(first),
+        "by_attack": tables.by_attack(first),
+        "single": single_tables(data),
+        "accuracies": tables.accuracies(first),
         "metrics": tables.metrics(data),
         "losses": tables.losses(data),
         "transfers": transfers(data),
@@ -263,8 +336,10 @@ def _figures(radius: Sequence[Figure], sections: Sequence[Section], folder: str)
         drawn.append((section, _with_svg(section.figures)))
         if section.name == "scores":
             scored = True
+    single = [figure for figure in radius if figure.name.startswith(slug(SINGLE))]
     return {
-        "radius": _with_svg(radius),
+        "radius": _with_svg([figure for figure in radius if figure not in single]),
+        "single_radius": _with_svg(single),
         "sections": drawn,
         "scored": scored,
         "figures_folder": quote(folder),
@@ -278,6 +353,7 @@ def _with_svg(figures: Sequence[Figure]) -> list[tuple[Figure, Markup]]:
 
 def _whole(words: str) -> str:
     """Return words whose numbers are not separated from their signs by a line break."""
+    words = words.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
     space = "\N{NO-BREAK SPACE}"
     arrow = "\N{RIGHTWARDS ARROW}"
     return words.replace(" %", f"{space}%").replace(f" {arrow} ", f"{space}{arrow}{space}")

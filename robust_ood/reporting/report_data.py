@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from robust_ood.errors import UserError
-from robust_ood.evaluation import Results, Row, read_cell
+from robust_ood.evaluation import Accuracy, Results, Row, read_cell
 from robust_ood.evaluation.pictures import Picture, read_pictures
 from robust_ood.evaluation.results import CellFiles, Interval
 from robust_ood.metrics import deployed_threshold
@@ -37,12 +37,21 @@ class SetScores(NamedTuple):
 
 @dataclass
 class ReportData:
-    """The merged results of all folders; models with the same name carry their folder's name."""
+    """The merged results of all folders; models with the same name carry their folder's name.
+
+    recipes: their checkpoints by name, of those with several. models_by_folder: in the order of the
+    folders. checkpoints, deviations: where rows are means over the checkpoints of a recipe
+    (`robust_ood.reporting.recipes.headline`), these by recipe, and by row its deviations.
+    """
 
     results: Results
     environments: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     _cells: list[tuple[Path, CellFiles]] = field(default_factory=list)
+    recipes: dict[str, list[str]] = field(default_factory=dict)
+    models_by_folder: list[list[str]] = field(default_factory=list)
+    checkpoints: dict[str, list[str]] = field(default_factory=dict)
+    deviations: dict[Row | Accuracy, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sets, self.means = _split(self.results.rows)
@@ -121,17 +130,30 @@ class ReportData:
         rows = [row for row in self.means_of(model, detector, group) if row.attacked == "both"]
         return min(rows, key=lambda row: (row.auroc, -row.radius), default=None)
 
+    def deviation(self, record: Row | Accuracy, metric: str = "auroc") -> float | None:
+        """Return the deviation of a metric over checkpoints; None for a single network."""
+        return self.deviations.get(record, {}).get(metric)
+
+    def rows_by_radius(
+        self, model: str, detector: str, group: str, norm: str
+    ) -> list[tuple[float, Row]]:
+        """Return each radius with its lowest mean, both sides attacked; the clean one is first."""
+        rows: dict[float, Row] = {}
+        for row in self.means_of(model, detector, group):
+            if row.attacked == "none":
+                rows[0.0] = row
+            if row.attacked == "both" and row.norm == norm:
+                lowest = rows.setdefault(row.radius, row)
+                if row.auroc < lowest.auroc:
+                    rows[row.radius] = row
+        return sorted(rows.items(), key=lambda item: item[0])
+
     def by_radius(
         self, model: str, detector: str, group: str, norm: str
     ) -> list[tuple[float, float]]:
         """Return `(radius, lowest mean AUROC)` with both sides attacked; the clean one is first."""
-        aurocs: dict[float, float] = {}
-        for row in self.means_of(model, detector, group):
-            if row.attacked == "none":
-                aurocs[0.0] = row.auroc
-            if row.attacked == "both" and row.norm == norm:
-                aurocs[row.radius] = min(row.auroc, aurocs.get(row.radius, 1.0))
-        return sorted(aurocs.items())
+        rows = self.rows_by_radius(model, detector, group, norm)
+        return [(radius, row.auroc) for radius, row in rows]
 
     def clean(self, row: Row) -> Row | None:
         """Return the row of the same detector and OOD set, or mean, without attack."""
@@ -169,8 +191,12 @@ class ReportData:
         return sorted(pictures, key=position)
 
 
-def read_folders(folders: Sequence[Path]) -> ReportData:
+def read_folders(folders: Sequence[Path], members: Collection[Path] = ()) -> ReportData:
     """Read and merge folders of results.
+
+    Args:
+        folders: of evaluations.
+        members: those of them that hold a checkpoint of a recipe, which is called after its folder.
 
     Raises:
         UserError: no folder; a folder whose results are missing, damaged or of another schema.
@@ -179,21 +205,25 @@ def read_folders(folders: Sequence[Path]) -> ReportData:
         raise UserError("results: expected at least one folder with a results.json, got none")
     merged = ReportData(Results())
     for folder in folders:
-        _add_folder(merged, folder)
+        _add_folder(merged, folder, is_member=folder in members)
     if not merged.results.rows and not merged.results.failures:
         raise UserError(f"results: {folders[0] / 'results.json'} has no rows")
     # Made again, because the indices over the rows are built at construction.
-    return ReportData(merged.results, merged.environments, merged.pictures, merged._cells)
+    return replace(merged)
 
 
-def _add_folder(merged: ReportData, folder: Path) -> None:
+def _add_folder(merged: ReportData, folder: Path, *, is_member: bool) -> None:
     # Here, so that no figure, table or file has to think of what names may hold.
     results = _printable(Results.read(folder))
     pictures = _printable(read_pictures(folder))
     earlier = set(merged.models)
-    for model in _models(results.rows):
-        if model in earlier:
-            taken = earlier.union(_models(results.rows))
+    folder_name = printable(folder.resolve().name)
+    models = _models(results.rows)
+    for model in models:
+        taken = earlier.union(models)
+        if is_member and len(models) == 1 and folder_name not in taken:
+            _rename(results, pictures, model, folder_name)
+        elif model in earlier:
             _rename(results, pictures, model, _free_name(model, folder, taken))
     evaluated = set()
     for row in results.rows:
@@ -204,9 +234,28 @@ def _add_folder(merged: ReportData, folder: Path) -> None:
             merged.pictures.append(picture)
     for cell in results.cells:
         merged._cells.append((folder, cell))
+    _add_recipes(merged, results, folder)
+    merged.models_by_folder.append(_models(results.rows))
     names = ", ".join(_models(results.rows))
     merged.environments.append((names, results.environment))
     merged.results.extend(results)
+
+
+def _add_recipes(merged: ReportData, results: Results, folder: Path) -> None:
+    """Add the recipes of a folder that have several checkpoints, under names that are free."""
+    taken = {*merged.models, *_models(results.rows), *merged.recipes}
+    names: dict[str, str] = {}
+    for index, summary in enumerate(results.summary):
+        if len(summary.models) < 2:
+            continue
+        if summary.recipe not in names:
+            name = summary.recipe
+            if name in taken:
+                name = _free_name(name, folder, taken)
+            names[summary.recipe] = name
+            taken.add(name)
+            merged.recipes[name] = list(summary.models)
+        results.summary[index] = replace(summary, recipe=names[summary.recipe])
 
 
 def _printable(value: Any, *, lines: bool = False) -> Any:
@@ -250,6 +299,9 @@ def _rename(results: Results, pictures: list[Picture], old: str, new: str) -> No
     for name in _RECORDS_OF_MODELS:
         _rename_model(getattr(results, name), old, new)
     _rename_model(pictures, old, new)
+    for index, summary in enumerate(results.summary):
+        models = tuple(new if model == old else model for model in summary.models)
+        results.summary[index] = replace(summary, models=models)
     for index, warning in enumerate(results.warnings):
         if warning.startswith(f"{old}, "):
             results.warnings[index] = new + warning[len(old) :]

@@ -31,6 +31,7 @@ def sentences(data: ReportData) -> list[str]:
     accuracies = data.results.classification
     findings += accuracy_sentences(accuracies, comparable=_comparable(data))
     findings.append(_uncertainty(data))
+    findings.append(_training(data))
     return [sentence for sentence in findings if sentence]
 
 
@@ -99,7 +100,7 @@ def _protocol(data: ReportData) -> str:
         inliers = max(inliers, row.n_id)
         outliers = max(outliers, row.n_ood)
     text = (
-        f"{_count(len(data.models), 'network')} and {_count(len(data.detectors), 'detector')} "
+        f"{_networks(data)} and {_count(len(data.detectors), 'detector')} "
         f"were scored on {inliers:,} in-distribution images ({', '.join(inlier_sets)}) against up "
         f"to {outliers:,} images of each of {_count(len(ood_sets), 'OOD set')} "
         f"({', '.join(ood_sets)}), clean"
@@ -107,6 +108,18 @@ def _protocol(data: ReportData) -> str:
     if not attacks:
         return f"{text}; no attack was run."
     return f"{text} and under {_listed(list(attacks))}."
+
+
+def _networks(data: ReportData) -> str:
+    """Return how many networks there are, and how many recipes of several checkpoints."""
+    single = len(data.models) - len(data.checkpoints)
+    clauses = []
+    if data.checkpoints:
+        total = sum(map(len, data.checkpoints.values()))
+        clauses.append(f"{_count(len(data.checkpoints), 'recipe')} of {total} checkpoints")
+    if single or not clauses:
+        clauses.append(_count(single, "network"))
+    return ", ".join(clauses)
 
 
 def _fate(data: ReportData, model: str, group: str) -> str:
@@ -132,7 +145,7 @@ def _fate(data: ReportData, model: str, group: str) -> str:
 
 def _deployed(data: ReportData, model: str, group: str) -> str:
     """Say what the detectors accept at their thresholds, clean and under the strongest attack."""
-    rows = [row for row in _worst_rows(data, [model], group) if row.threshold is not None]
+    rows = [row for row in _worst_rows(data, [model], group) if row.threshold_set is not None]
     if not rows:
         return ""
     rows.sort(key=lambda row: row.fpr_deployed - row.tpr_deployed)
@@ -140,10 +153,12 @@ def _deployed(data: ReportData, model: str, group: str) -> str:
     for row in rows[:MOST_NAMED]:
         clean = data.clean(row)
         before = "" if clean is None else f"{_accepted(clean)}, attacked "
-        clauses.append(f"{row.detector} (threshold {row.threshold:.4g}) {before}{_accepted(row)}")
+        # Each checkpoint of a recipe has a threshold of its own.
+        threshold = "" if row.threshold is None else f" (threshold {row.threshold:.4g})"
+        clauses.append(f"{row.detector}{threshold} {before}{_accepted(row)}")
     if len(rows) > MOST_NAMED:
         clauses.append(f"{len(rows) - MOST_NAMED} more in the tables")
-    origin = rows[0].threshold_set
+    origin = str(rows[0].threshold_set)
     if origin == rows[0].id:
         origin += ", the tested images themselves"
     return (
@@ -240,8 +255,17 @@ def _moves(data: ReportData, rows: Sequence[Row]) -> str:
 def _moved(data: ReportData, row: Row) -> str:
     clean = data.clean(row)
     if clean is None:
-        return f"{row.detector} {rate(row.auroc)}"
-    return f"{row.detector} {rate(clean.auroc)} → {rate(row.auroc)}"
+        return f"{row.detector} {spread(data, row)}"
+    return f"{row.detector} {spread(data, clean)} → {spread(data, row)}"
+
+
+def spread(data: ReportData, row: Row, metric: str = "auroc") -> str:
+    """Return a metric, and its deviation where it is a mean over checkpoints."""
+    text = rate(getattr(row, metric))
+    deviation = data.deviation(row, metric)
+    if deviation is not None:
+        text += f" ± {rate(deviation)}"
+    return text
 
 
 def _best(data: ReportData, group: str) -> str:
@@ -260,7 +284,7 @@ def _best(data: ReportData, group: str) -> str:
     if len(equal) > 1:
         pairs = f"{len(equal)} of {len(rows)} pairs of network and detector"
         return f"{text}{pairs}, all at {rate(best.auroc)}."
-    text += f"{best.model} with {best.detector}, {rate(best.auroc)}"
+    text += f"{best.model} with {best.detector}, {spread(data, best)}"
     interval = data.interval(best)
     if interval:
         low, high = interval
@@ -271,8 +295,9 @@ def _best(data: ReportData, group: str) -> str:
 
 
 def _is_doubted(data: ReportData, row: Row) -> bool:
-    prefix = f"{row.model}, {row.detector}:"
-    return any(warning.startswith(prefix) for warning in data.results.warnings)
+    models = data.checkpoints.get(row.model, [row.model])
+    prefixes = tuple(f"{model}, {row.detector}:" for model in models)
+    return any(warning.startswith(prefixes) for warning in data.results.warnings)
 
 
 def _uncertainty(data: ReportData) -> str:
@@ -282,6 +307,17 @@ def _uncertainty(data: ReportData) -> str:
     return (
         f"The 95 % intervals of AUROC are up to {max(widths):.3f} wide: smaller differences may be "
         "due to the draw of the test images. They do not cover the randomness of training."
+    )
+
+
+def _training(data: ReportData) -> str:
+    """Say what the deviations are."""
+    if not data.checkpoints:
+        return ""
+    recipes = [f"{recipe}: {len(models)}" for recipe, models in data.checkpoints.items()]
+    return (
+        "±: sample standard deviation over the checkpoints of a recipe "
+        f"({', '.join(recipes)}), the randomness of training."
     )
 
 

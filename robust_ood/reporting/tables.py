@@ -9,7 +9,7 @@ from robust_ood.evaluation import Row
 from robust_ood.evaluation.results import METRICS
 from robust_ood.reporting.numbers import percent, rate, signed
 from robust_ood.reporting.report_data import ReportData
-from robust_ood.reporting.summary import CHANCE
+from robust_ood.reporting.summary import CHANCE, spread
 from robust_ood.texts import radius_text
 
 FULL_COLOUR = 0.5  # a difference of this size has the full colour
@@ -108,7 +108,7 @@ def survival(data: ReportData) -> Table:
             if any(cell.text for cell in cells):  # else it failed on every group
                 rows.append([*names(model, detector), *cells])
     caption = "Detection, clean and under the strongest attack on inliers and outliers"
-    return Table(caption, columns, rows, heads, SURVIVAL_LEGEND)
+    return Table(caption, columns, rows, heads, SURVIVAL_LEGEND + spread_words(data))
 
 
 def _survival_cells(data: ReportData, model: str, detector: str, group: str) -> list[TableCell]:
@@ -161,7 +161,7 @@ def _under_attack(data: ReportData, row: Row) -> Table:
         lines.append(line)
     plural = "" if row.restarts == 1 else "s"
     caption = f"{row.attack}: {budget(row)}, {row.steps} steps, {row.restarts} restart{plural}"
-    return Table(caption, columns, lines, heads, ATTACK_LEGEND)
+    return Table(caption, columns, lines, heads, ATTACK_LEGEND + spread_words(data))
 
 
 def _sides_by_subject(data: ReportData, attack: str) -> list[tuple[str, dict[str, Row]]]:
@@ -201,7 +201,11 @@ def accuracies(data: ReportData) -> Table:
     lines = []
     by_model: dict[str, dict[str, TableCell]] = {}
     for row in rows:
-        cell = TableCell(percent(row.accuracy), row.accuracy, f"n = {row.n:,}")
+        text = percent(row.accuracy)
+        deviation = data.deviation(row, "accuracy")
+        if deviation is not None:
+            text = f"{100 * row.accuracy:.1f} ± {percent(deviation)}"
+        cell = TableCell(text, row.accuracy, f"n = {row.n:,}")
         by_model.setdefault(row.model, {})[row.attack] = cell
     for model, cells in by_model.items():
         line = names(model)
@@ -210,7 +214,7 @@ def accuracies(data: ReportData) -> Table:
         lines.append(line)
     columns = titled("Network", *map(attack_name, attacks))
     caption = "Share of test images classified correctly"
-    return Table(caption, columns, lines, legend=ACCURACY_LEGEND)
+    return Table(caption, columns, lines, legend=ACCURACY_LEGEND + spread_words(data))
 
 
 def metrics(data: ReportData) -> Table:
@@ -301,6 +305,14 @@ def recipes(data: ReportData) -> Table | None:
     return Table(caption, columns, lines, legend=RECIPES_LEGEND)
 
 
+def spread_words(data: ReportData) -> str:
+    """Return what ± means, where rows are means over the checkpoints of a recipe."""
+    if not data.checkpoints:
+        return ""
+    recipes = [f"{recipe}: {len(models)}" for recipe, models in data.checkpoints.items()]
+    return f" ±: standard deviation over the checkpoints of a recipe ({', '.join(recipes)})."
+
+
 def titled(*titles: str) -> list[tuple[str, str]]:
     """Return columns with these titles and without explanations."""
     return [(title, "") for title in titles]
@@ -348,13 +360,15 @@ def _auroc(data: ReportData, row: Row | None, *, with_attack: bool = False) -> T
     notes = [interval_text(data.interval(row))]
     if with_attack:
         notes.append(row.attack)
-    return TableCell(rate(row.auroc), row.auroc, _lines(notes), chance=row.auroc < CHANCE)
+    chance = row.auroc < CHANCE
+    return TableCell(spread(data, row), row.auroc, _lines(notes), chance=chance)
 
 
 def _fpr(data: ReportData, row: Row | None) -> TableCell:
     if row is None:
         return TableCell("")
-    return TableCell(rate(row.fpr95), row.fpr95, interval_text(data.interval(row, "fpr95")))
+    note = interval_text(data.interval(row, "fpr95"))
+    return TableCell(spread(data, row, "fpr95"), row.fpr95, note)
 
 
 def _change(

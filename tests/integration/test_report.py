@@ -13,7 +13,7 @@ from robust_ood import cli
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
-KINDS = ["shift", "curves", "landscape", "strips"]
+KINDS = ["shift", "curves", "landscape", "strips", "errors"]
 
 
 @pytest.fixture(scope="module")

@@ -123,6 +123,36 @@ def test_tables_sort_by_number_and_by_name(tab, page):
     assert complaints(tab) == []
 
 
+def test_sorted_rows_are_numbered_and_a_filter_keeps_those_with_its_words(tab, page):
+    tab.open(page, 1200, 800)
+    shown = "[...document.querySelectorAll('#survival tbody tr')].filter(row => !row.hidden)"
+    assert tab.run("document.querySelectorAll('#survival table.ranked').length") == 0
+    tab.run("document.querySelectorAll('#survival thead tr:last-child th button')[3].click()")
+    assert tab.run("document.querySelectorAll('#survival table.ranked').length") == 1
+    tab.run(
+        "(() => { const input = document.querySelector('#survival .tools input');"
+        "input.value = 'ALOE -gen'; input.dispatchEvent(new Event('input')); })()"
+    )
+    names = tab.run(shown + ".map(row => row.cells[0].textContent + row.cells[1].textContent)")
+    assert len(names) == 6
+    assert all("ALOE" in name and "gen" not in name for name in names)
+    assert tab.run("document.querySelector('#survival .tools span').textContent") == "6 of 16 rows"
+    assert complaints(tab) == []
+
+
+def test_names_stay_in_view_on_a_phone_and_a_hint_says_that_there_is_more(tab, page):
+    tab.open(page, 390, 844, phone=True)
+    box = "document.querySelector('#survival .scroll')"
+    name = "document.querySelector('#survival tbody th').getBoundingClientRect().left"
+    assert "sideways" in tab.run(f"{box}.previousElementSibling.textContent")
+    before = tab.run(name)
+    tab.run(f"{box}.scrollLeft = 150")
+    assert tab.run(f"{box}.scrollLeft") > 100
+    assert tab.run(name) == before
+    tab.open(page, 1440, 900)
+    assert "sideways" not in tab.run(f"{box}.previousElementSibling.textContent")
+
+
 def test_it_is_readable_without_scripts(tab, page):
     tab.call("Emulation.setScriptExecutionDisabled", value=True)
     try:

@@ -802,7 +802,7 @@ def test_results_of_another_network_of_the_same_name_are_not_replaced(
 def test_the_legend_is_printed_once_and_before_the_first_table(net, arrays):
     results = run(net, data_of(arrays), {"msp": MSP(net)})
     console = Console(record=True, width=120, file=io.StringIO())
-    print_results(results, console)
+    print_results(results, console, full=True)
     text = console.export_text()
     assert text.startswith("AUROC/FPR95 with clean images, attacked inliers")
     assert text.count("FPR95 is the share of OOD accepted") == 1
@@ -813,7 +813,7 @@ def test_rows_without_their_clean_row_can_be_printed(net, arrays):
     results = run(net, data_of(arrays), {"msp": MSP(net)})
     results.rows = [row for row in results.rows if row.attacked == "both"]
     console = Console(record=True, width=120, file=io.StringIO())
-    print_results(results, console)
+    print_results(results, console, full=True)
     lines = [line.split() for line in console.export_text().splitlines()]
     means = {row.group: row for row in results.rows if row.ood == row.group}
     for group in ("near", "far"):  # single sets, called like their groups
@@ -899,7 +899,7 @@ def test_the_validation_callback_and_an_evaluation_score_alike(net, arrays):
 def test_the_legend_is_printed_before_the_numbers(net, arrays):
     results = run(net, data_of(arrays), {"msp": MSP(net)})
     text = io.StringIO()
-    print_results(results, Console(file=text, width=80))
+    print_results(results, Console(file=text, width=80), full=True)
     printed = text.getvalue()
     assert printed.index("FPR95 is the share") < printed.index("OOD set")
 

@@ -101,6 +101,25 @@ def test_strips_show_what_the_attack_finds(detector, scene):
     assert np.abs(arrays["clean"][1] - pixels).max() <= 0.5
 
 
+def test_errors_are_the_images_that_the_score_misplaces_most(detector, scene):
+    arrays, about = scenes.errors(detector, scene)
+    start = 0
+    for side in scene.many:
+        with torch.no_grad():
+            scores = detector(side.images)
+        count = min(scenes.SHOWN, len(scores))
+        worst = scores.sort(descending=side.name != "in").values[:count]
+        chosen = arrays["scores"][start : start + count]
+        assert chosen == pytest.approx(worst.numpy(), abs=1e-5)
+        assert about["groups"][start : start + count] == [side.name] * count
+        assert about["sets"][start : start + count] == [side.sets[0]] * count
+        pixels = torch.from_numpy(arrays["clean"][start : start + count]).permute(0, 3, 1, 2) / 255
+        with torch.no_grad():
+            assert detector(pixels) == pytest.approx(worst, abs=0.05)
+        start += count
+    assert start == len(arrays["scores"]) == len(arrays["clean"])
+
+
 class _Blind(Detector):
     def forward(self, images):
         return (images.flatten(1).mean(1) > 0.5).float()
@@ -185,7 +204,7 @@ def test_kinds_are_all_none_or_those_named():
     def kinds(figures):
         return [request.kind for request in pictures_of(figures)]
 
-    assert kinds(True) == ["shift", "curves", "landscape", "strips", "transfer"]
+    assert kinds(True) == ["shift", "curves", "landscape", "strips", "errors", "transfer"]
     assert kinds(False) == []
     assert kinds(["curves", "shift", "curves"]) == ["curves", "shift"]
     with pytest.raises(UserError, match=r"figures: unknown name 'strip'; did you mean 'strips'"):

@@ -76,10 +76,11 @@ def obeys_nothing(text: str) -> bool:
     return all(character == "\n" or character.isprintable() for character in text)
 
 
+@pytest.mark.parametrize("full", [False, True], ids=["page", "full"])
 @pytest.mark.parametrize("name", NAMES.values(), ids=list(NAMES))
-def test_terminal_tables_show_names_as_they_are(name):
+def test_terminal_tables_show_names_as_they_are(name, full):
     text = io.StringIO()
-    print_results(results_of(name), Console(file=text, width=2000))
+    print_results(results_of(name), Console(file=text, width=2000), full=full)
     printed = text.getvalue()
     assert obeys_nothing(printed)
     assert printed.encode()
@@ -257,7 +258,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "step", ["board.log", "page.page", "page._write_files", "gallery.landscape_figures"]
+    "step", ["board.log", "page.page", "page.write_figures", "gallery.landscape_figures"]
 )
 def test_a_report_that_fails_leaves_the_one_before(reported, monkeypatch, step):
     from robust_ood.reporting import board, gallery, page, write_report

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any, Literal, NamedTuple
 
@@ -75,6 +75,12 @@ _STYLE: Any = {
     "path.simplify": False,
 }
 
+# So that the same figure gives the same bytes.
+_UNDATED: Mapping[str, Any] = {
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
 _LONGEST_NAME = 100  # letters of a figure's name; its files have a suffix, too
 _LONGEST_LINE = 120  # letters of a line in a drawing; more leave no room for the data
 
@@ -92,7 +98,7 @@ class Figure:
     """A figure of the report.
 
     name: of its files. title, caption, alt: as in `Words`. svg: an element to put into HTML. png:
-    the same picture. columns, rows: its data.
+    the same picture. columns, rows: its data. drawing: what it was made from.
     """
 
     name: str
@@ -103,6 +109,23 @@ class Figure:
     png: bytes
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
+    drawing: Drawing | None = field(default=None, repr=False, compare=False)
+
+    def file(self, kind: str) -> bytes:
+        """Return the picture as a file of its own.
+
+        Args:
+            kind: png; svg, with letters as outlines, which look alike everywhere; or pdf, with
+                TrueType fonts, as publishers ask for.
+        """
+        if kind == "png" or self.drawing is None:
+            return self.png
+        content = io.BytesIO()
+        fonts: Any = {"svg.fonttype": "path", "pdf.fonttype": 42, "svg.hashsalt": self.name}
+        with style(), matplotlib.rc_context(fonts), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            self.drawing.savefig(content, format=kind, metadata=_UNDATED[kind])
+        return content.getvalue()
 
     def csv(self) -> str:
         """Return the figure's data as CSV."""
@@ -165,7 +188,7 @@ def finish(
         drawing.savefig(png, format="png", facecolor="white", metadata={"Software": None})
     title, caption, alt = words
     element = _for_page(svg.getvalue(), name, alt)
-    return Figure(name, title, caption, alt, element, png.getvalue(), columns, rows)
+    return Figure(name, title, caption, alt, element, png.getvalue(), columns, rows, drawing)
 
 
 def _for_page(svg: str, name: str, alt: str) -> str:

@@ -71,7 +71,7 @@ def landscapes(
         maps = axes.ravel()
         for index, group in enumerate(groups):
             shown = _map(maps[index], 255 * offsets, changes[index], reach)
-            title = f"{_side(group)}\n{sets[index]}\nscore {centres[index]:.4g}"
+            title = f"{side_name(group)}\n{sets[index]}\nscore {centres[index]:.4g}"
             maps[index].set_title(title, loc="left", fontsize=_SMALL)
         for unused in maps[len(groups) :]:
             unused.set_visible(False)
@@ -176,9 +176,9 @@ def image_strips(
     added = images.attacked.astype(int) - images.clean  # (N, H, W, C)
     factor = _factor(added)
     with style():
-        drawing, axes = panels(3, count, height=1.25, width=max(3.6, 0.95 * count))
+        drawing, axes = panels(3, count, height=1.35, width=max(3.6, 0.95 * count))
         for index in range(count):
-            _show(axes[2, index], _visible(added[index], factor))
+            show_pixels(axes[2, index], _visible(added[index], factor))
             _show_pair(axes[:2, index], images, index, threshold)
         axes[0, 0].set_ylabel("clean", color=MUTED)
         axes[1, 0].set_ylabel("attacked", color=MUTED)
@@ -198,20 +198,18 @@ def _show_pair(
     axes: NDArray[Any], images: AttackedImages, index: int, threshold: float | None
 ) -> None:
     """Show an image before and after the attack, with its scores."""
-    _show(axes[0], images.clean[index])
-    _show(axes[1], images.attacked[index])
-    before = _verdict(images.before[index], threshold)
-    after = _verdict(images.after[index], threshold)
-    axes[0].set_title(f"{_side(images.groups[index])}\n{before}", fontsize=_SMALL)
+    show_pixels(axes[0], images.clean[index])
+    show_pixels(axes[1], images.attacked[index])
+    before = verdict(images.before[index], threshold)
+    after = verdict(images.after[index], threshold)
+    axes[0].set_title(f"{side_name(images.groups[index])}\n{before}", fontsize=_SMALL)
     axes[1].set_title(after, fontsize=_SMALL)
 
 
 def _rule(threshold: float | None) -> str:
     if threshold is None:
         return ""
-    return (
-        " + accepted, \N{MINUS SIGN} rejected at the threshold that accepts 95 % of clean inliers."
-    )
+    return " Accepted or rejected at the threshold that accepts 95 % of clean inliers."
 
 
 def _score_changes(images: AttackedImages) -> list[str]:
@@ -219,7 +217,7 @@ def _score_changes(images: AttackedImages) -> list[str]:
     for index, group in enumerate(images.groups):
         before = f"{images.before[index]:.4g}"
         after = f"{images.after[index]:.4g}"
-        changes.append(f"{images.sets[index]} ({_side(group)}) {before} to {after}")
+        changes.append(f"{images.sets[index]} ({side_name(group)}) {before} to {after}")
     return changes
 
 
@@ -242,7 +240,8 @@ def _visible(added: NDArray[Any], factor: int) -> NDArray[Any]:
     return np.asarray(np.clip(128 + added * factor, 0, 255), dtype=np.uint8)
 
 
-def _show(axes: Axes, pixels: NDArray[Any]) -> None:
+def show_pixels(axes: Axes, pixels: NDArray[Any]) -> None:
+    """Show an image `(H, W, C)` of bytes."""
     if pixels.shape[-1] == 1:
         pixels = pixels[..., 0]  # (H, W): matplotlib's form of grey images
     axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="none")
@@ -253,12 +252,13 @@ def _show(axes: Axes, pixels: NDArray[Any]) -> None:
         spine.set_color(RULE)
 
 
-def _verdict(score: float, threshold: float | None) -> str:
+def verdict(score: float, threshold: float | None) -> str:
+    """Return a score, and below it what becomes of the image at the threshold."""
     if threshold is None:
         return f"{score:.4g}"
-    sign = "+" if score >= threshold else "\N{MINUS SIGN}"
-    return f"{sign} {score:.4g}"
+    return f"{score:.4g}\n{'accepted' if score >= threshold else 'rejected'}"
 
 
-def _side(group: str) -> str:
+def side_name(group: str) -> str:
+    """Return what a side is called."""
     return "inlier" if group == "in" else f"{group} OOD"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,8 +20,17 @@ from robust_ood.reporting.figures.canvas import (
     style,
 )
 
-Points = Sequence[tuple[float, float]]
-"""Radius or size, in pixel fractions, and AUROC; the first point is the clean one, at 0."""
+
+class Point(NamedTuple):
+    """Radius or size, in pixel fractions, and AUROC, with its deviation over checkpoints."""
+
+    size: float
+    auroc: float
+    deviation: float = 0.0
+
+
+Points = Sequence[Point]
+"""The first point is the clean one, at 0."""
 
 Panels = Mapping[tuple[str, str], Mapping[str, Points]]
 """By network and group ("near" or "far"), by detector, its points."""
@@ -29,6 +39,8 @@ Labelled = tuple[float, tuple[str, str], str]
 """A number with the panel and the detector that it belongs to."""
 
 _FEW = 8  # up to so many points, each has a marker and a tick
+_ENDS = 2  # points of a curve with one radius: clean and attacked
+_FILL = 0.2  # opacity of bands
 _MOST_ACROSS = 4  # networks side by side
 
 
@@ -43,14 +55,14 @@ def auroc_by_radius(lines: Panels, norm: str, name: str) -> Figure:
     falls = []
     for panel, detectors in lines.items():
         for detector, points in detectors.items():
-            falls.append((points[0][1] - points[-1][1], panel, detector))
+            falls.append((points[0].auroc - points[-1].auroc, panel, detector))
     largest = max(falls)
     smallest = min(falls)
     words = Words(
         title=f"AUROC against {norm} radius",
         caption=f"Mean AUROC of each group of OOD sets, both sides attacked, at each {norm} radius "
         "under the strongest attack of that radius; radius 0 is clean. Below the dashed line a "
-        "detector is worse than chance.",
+        f"detector is worse than chance.{_band_words(lines)}",
         alt=f"Lines of AUROC against {norm} radius. The largest fall is that of "
         f"{_subject(largest)}, by {largest[0]:.3f}; the smallest that of {_subject(smallest)}, by "
         f"{smallest[0]:.3f}.",
@@ -73,7 +85,7 @@ def auroc_by_size(lines: Panels, norm: str, name: str, attacked: str, images: in
     ends = []
     for panel, detectors in lines.items():
         for detector, points in detectors.items():
-            ends.append((points[-1][1], panel, detector))
+            ends.append((points[-1].auroc, panel, detector))
     lowest = min(ends)
     highest = max(ends)
     words = Words(
@@ -86,6 +98,21 @@ def auroc_by_size(lines: Panels, norm: str, name: str, attacked: str, images: in
         f"{lowest[0]:.3f}.",
     )
     return _draw(lines, norm, name, words, "size")
+
+
+def _band_words(lines: Panels) -> str:
+    if not _has_bands(lines):
+        return ""
+    return " Bands or bars: one standard deviation over the checkpoints of a recipe."
+
+
+def _has_bands(lines: Panels) -> bool:
+    return any(
+        point.deviation
+        for detectors in lines.values()
+        for points in detectors.values()
+        for point in points
+    )
 
 
 def _subject(labelled: Labelled) -> str:
@@ -118,7 +145,7 @@ def _draw(lines: Panels, norm: str, name: str, words: Words, x_name: str) -> Fig
             panel.label_outer()
         axes[0, 0].set_ylim(-0.03, 1.03)
         legend(drawing, axes[0, 0])
-        columns = ["model", "group", "detector", "norm", x_name, "auroc"]
+        columns = ["model", "group", "detector", "norm", x_name, "auroc", "deviation"]
         return finish(drawing, name, words, columns, _rows(lines, norm))
 
 
@@ -126,8 +153,8 @@ def _rows(lines: Panels, norm: str) -> list[list[object]]:
     rows: list[list[object]] = []
     for (model, group), detectors in lines.items():
         for detector, points in detectors.items():
-            for x, auroc in points:
-                rows.append([model, group, detector, norm, x, auroc])
+            for point in points:
+                rows.append([model, group, detector, norm, *point])
     return rows
 
 
@@ -143,35 +170,45 @@ def _panel(
     axes.axhline(0.5, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
     # Detectors without points are drawn too: each keeps its colour, and the legend names all.
     for index, detector in enumerate(detectors):
-        points = lines.get(detector, ())
-        few = len(points) <= _FEW
-        radii = []
-        aurocs = []
-        for radius, auroc in points:
-            radii.append(radius * scale)
-            aurocs.append(auroc)
-        axes.plot(
-            radii,
-            aurocs,
-            # matplotlib leaves labels out of a legend that begin with an underscore.
-            label=f" {detector}" if detector.startswith("_") else detector,
-            linewidth=1.5,
-            markersize=4 if few else 0,
-            **look(index),
-        )
-        if few:
-            axes.set_xticks(_ticks(lines, scale))
+        _line(axes, lines.get(detector, ()), detector, index, scale)
+    if any(0 < len(points) <= _FEW for points in lines.values()):
+        axes.set_xticks(_ticks(lines, scale))
     model, group = key
     axes.set_title(f"{model}, {group} OOD", loc="left")
     axes.set_xlabel(f"{norm}, 255ths" if norm == "Linf" else norm)
 
 
+def _line(axes: Axes, points: Points, detector: str, index: int, scale: float) -> None:
+    """Draw a detector's points, and the line through them if there is more than one radius."""
+    radii = [point.size * scale for point in points]
+    aurocs = np.array([point.auroc for point in points])
+    deviations = np.array([point.deviation for point in points])
+    looks = dict(look(index))
+    if len(points) <= _ENDS:
+        looks["linestyle"] = "none"  # nothing is known between clean and the one radius
+        if deviations.any():
+            axes.errorbar(radii, aurocs, deviations, fmt="none", ecolor=looks["color"], capsize=3)
+    elif deviations.any():
+        low = np.clip(aurocs - deviations, 0, 1)
+        high = np.clip(aurocs + deviations, 0, 1)
+        axes.fill_between(radii, low, high, color=looks["color"], alpha=_FILL, linewidth=0)
+    axes.plot(
+        radii,
+        aurocs,
+        # matplotlib leaves labels out of a legend that begin with an underscore.
+        label=f" {detector}" if detector.startswith("_") else detector,
+        linewidth=1.5,
+        markersize=4 if len(points) <= _FEW else 0,
+        **looks,
+    )
+
+
 def _ticks(lines: Mapping[str, Points], scale: int) -> list[float]:
     ticks: set[float] = set()
     for points in lines.values():
-        for radius, _ in points:
+        for point in points:
             # Radii that differ by rounding alone get one tick.
-            ticks.add(round(radius * scale, 6))
+            ticks.add(round(point.size * scale, 6))
     return sorted(ticks)
 
 
