@@ -64,7 +64,7 @@ class TrainingLoader:
         self.sampler = self  # Lightning calls `loader.sampler.set_epoch`
         self._resume: tuple[int, int] | None = None
         self._outlier_order: tuple[int, Tensor] | None = None
-        self._reader = Reader(inliers, self.outliers, reading or Reading())
+        self._reader = Reader(inliers, self.outliers, reading or Reading(), seed, rank)
         if len(self) == 0:
             raise UserError(
                 f"batch_size: {batch_size} on {world} process(es) is more than the {len(inliers)} "

@@ -75,7 +75,7 @@ def load_set(
     if indices is not None:
         images = images.subset(indices)
     images = replace(images, name=spec.name or images.name)
-    return read_into_memory(images, memory_limit)
+    return read_into_memory(images, memory_limit if spec.cache else 0)
 
 
 def source_of(spec: str | SetSpec) -> str:
@@ -173,7 +173,7 @@ def _load_source(spec: SetSpec, root: Path, field: str, form: ImageForm) -> Imag
         return _load_path(path, spec, root, field, form)
     if _is_class_path(source):
         form = _require_size(form, source, field)
-        return load_dataset(source, spec.arguments, form, spec.name)
+        return load_dataset(source, spec.arguments, form, spec.name, kept=spec.cache)
     raise _unknown_source(source, root, field)
 
 

@@ -42,6 +42,10 @@ class SetSpec:
         seed: seed of `count` and of "random_crop".
         max_unreadable: share of the images that may turn out to be unreadable, in [0, 1].
         arguments: keyword arguments that a class path is called with.
+        cache: read images once where they fit into memory. False reads them each time, which a data
+            set with random transforms in `__getitem__` needs: its draws from the global generators
+            of torch, NumPy and Python are keyed by epoch and step, so they resume exactly; draws
+            from generators of its own do not.
 
     Paths may begin with `~`, the user's home.
     """
@@ -60,6 +64,7 @@ class SetSpec:
     seed: int = 0
     max_unreadable: float = 0.01
     arguments: dict[str, Any] = field(default_factory=dict)
+    cache: bool = True
 
     # jsonargparse's restricted types (PositiveInt, ClosedUnitInterval) would check only what a
     # config or the command line says; these checks also hold in Python.
