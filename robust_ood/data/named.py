@@ -17,6 +17,7 @@ from robust_ood.data.catalogue import CATALOGUE, CatalogueEntry, find_part
 from robust_ood.data.memory import MEMORY_LIMIT, read_into_memory
 from robust_ood.data.sets import ImageSet
 from robust_ood.data.sources import arrays
+from robust_ood.data.sources.corruptions import corrupted
 from robust_ood.data.sources.datasets import load_dataset
 from robust_ood.data.sources.digits import DIGIT_SETS
 from robust_ood.data.sources.files import ImageFiles
@@ -71,6 +72,8 @@ def load_set(
         # The names of the source's own classes say nothing of these.
         images = replace(images, labels=labels, class_names=())
     images = bring_to_form(images, form)
+    if spec.corruption is not None:
+        images = corrupted(images, spec.corruption, spec.severity or 3, spec.seed)
     indices = _select(spec, root, field, len(images))
     if indices is not None:
         images = images.subset(indices)

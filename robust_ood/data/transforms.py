@@ -100,7 +100,9 @@ class Augmentation:
         from torchvision.transforms import v2
 
         settings = {"num_classes": self.num_classes, **part.settings}
-        return configured(f"{_FIELD}.{part.name}", getattr(v2, name), settings=settings)
+        mixer: Callable[..., Any] = getattr(v2, name)
+        made: Callable[..., Any] = configured(f"{_FIELD}.{part.name}", mixer, settings=settings)
+        return made
 
 
 def _listed(given: Any) -> Sequence[PartSpec]:

@@ -26,12 +26,13 @@ def keyed(storage: Any, seed: int, *keys: Key) -> Any:
     while hasattr(storage, "images"):  # a part of a storage
         storage = storage.images
     if getattr(storage, "draws", False):
-        return _seeded(derive_seed(seed, "items", *keys))
+        return seeded(derive_seed(seed, "items", *keys))
     return nullcontext()
 
 
 @contextmanager
-def _seeded(value: int) -> Iterator[None]:
+def seeded(value: int) -> Iterator[None]:
+    """Seed the global generators of torch, NumPy and Python inside the block."""
     python = random.getstate()
     numpy = np.random.get_state()  # the one that users' transforms draw from
     with torch.random.fork_rng([]):
