@@ -28,6 +28,8 @@ CORRUPTIONS = (
     "speckle_noise", "gaussian_blur", "spatter", "saturate",
 )  # fmt: skip
 """Names of the corruptions; the last four are the papers' validation corruptions."""
+_TAKES_SEED = ("impulse_noise", "glass_blur")
+"""Those that draw from generators of their own; the others draw from NumPy's global one."""
 _SMALLEST = 32  # pixels, of the library
 _LOCK = threading.Lock()
 """Global generators are seeded for each image, and threads read sets into memory."""
@@ -67,11 +69,11 @@ class CorruptedStorage:
     def _corrupt(self, image: NDArray[np.uint8], key: int) -> NDArray[np.uint8]:
         from imagecorruptions import corrupt
 
+        settings: dict[str, Any] = {"severity": self.severity, "corruption_name": self.corruption}
+        if self.corruption in _TAKES_SEED:
+            settings["seed"] = key % 2**32
         with _LOCK, seeded(key):
-            _seed_numba(key)
-            pixels: NDArray[np.uint8] = corrupt(
-                image, severity=self.severity, corruption_name=self.corruption
-            )
+            pixels: NDArray[np.uint8] = corrupt(image, **settings)
         return pixels
 
 
@@ -97,19 +99,3 @@ def corrupted(images: ImageSet, corruption: str, severity: int, seed: int) -> Im
     storage = CorruptedStorage(images.images, corruption, severity, seed)
     name = f"{images.name}-{corruption}-{severity}"
     return ImageSet(name, storage, images.labels, images.class_names, images.max_unreadable)
-
-
-_numba_seed: Any = None
-
-
-def _seed_numba(key: int) -> None:
-    """Seed the generator of numba's functions, which is another than NumPy's: glass blur draws."""
-    global _numba_seed
-    if _numba_seed is None:
-        from numba import njit  # comes with the library
-
-        def seed(value: int) -> None:
-            np.random.seed(value)
-
-        _numba_seed = njit(seed)
-    _numba_seed(key % 2**32)
