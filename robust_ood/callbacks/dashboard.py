@@ -55,7 +55,7 @@ class Dashboard(Callback):
                 logger.log_hyperparams(settings)
         for board in _boards(trainer):
             # Lightning's own way would also log numbers of its making under the metrics' names.
-            for summary in hparams(settings, dict.fromkeys(METRICS, 0.0)):
+            for summary in hparams(settings, dict.fromkeys(METRICS, 0.0)):  # type: ignore[no-untyped-call]  # torch's
                 board.file_writer.add_summary(summary)
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:

@@ -67,7 +67,7 @@ class TrainingLoader:
         self.choose_outliers: Callable[[int], Tensor] | None = None
         """An epoch to the indices of its outliers, asked before its first batch; None for all."""
         self._chosen: Tensor | None = None
-        self._reader = Reader(inliers, self.outliers, reading or Reading())
+        self._reader = Reader(inliers, self.outliers, reading or Reading(), seed, rank)
         if len(self) == 0:
             raise UserError(
                 f"batch_size: {batch_size} on {world} process(es) is more than the {len(inliers)} "

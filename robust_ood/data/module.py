@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from typing_extensions import Unpack
 
-from robust_ood.data.augment import crop_and_flip
 from robust_ood.data.class_names import bind_labels, class_names_of
 from robust_ood.data.fields import (
     check_form,
@@ -25,7 +24,7 @@ from robust_ood.data.fields import (
     require_batch,
     require_count,
 )
-from robust_ood.data.loaders import EvaluationLoader, TrainingLoader, to_float
+from robust_ood.data.loaders import EvaluationLoader, TrainingLoader
 from robust_ood.data.named import load_set, source_of
 from robust_ood.data.reading import Batch, Reading, ReadingOptions
 from robust_ood.data.sets import ImageSet
@@ -37,6 +36,7 @@ from robust_ood.data.shared_sets import (
 )
 from robust_ood.data.sources.form import Channels
 from robust_ood.data.sources.spec import SetSource, SetSpec
+from robust_ood.data.transforms import Augmentation, as_float
 from robust_ood.deprecation import warn_renamed
 from robust_ood.errors import UserError
 from robust_ood.randomness import generator
@@ -82,7 +82,9 @@ class OODData(LightningDataModule):
         outlier_batch_size: outliers per training batch and process; 0 trains without outliers, and
             does not read them.
         evaluation_batch_size: images per batch where no parameter gradient is needed.
-        augmentation: "crop_and_flip" or "none", for inliers and outliers alike.
+        augmentation: of training images, inliers and outliers alike: "crop_and_flip", "none", or a
+            list of torchvision's transforms by name, of classes of your own by import path, and of
+            "mixup" or "cutmix", which mix inliers alone.
         seed: seed of order and augmentation; the commands set it to the run's `seed_everything`.
         allow_overlap: let an OOD test also be auxiliary outliers, validation OOD or an inlier set.
         reading: workers, memory limit and device; the batches do not depend on them.
@@ -105,7 +107,7 @@ class OODData(LightningDataModule):
         batch_size: int = 64,
         outlier_batch_size: int = 128,
         evaluation_batch_size: int = 256,
-        augmentation: Literal["crop_and_flip", "none"] = "crop_and_flip",
+        augmentation: str | list[str | dict[str, Any]] = "crop_and_flip",
         seed: int = 0,
         allow_overlap: bool = False,
         reading: ReadingOptions = _DEFAULT_READING,
@@ -135,6 +137,7 @@ class OODData(LightningDataModule):
         self.outlier_batch_size = outlier_batch_size
         self.evaluation_batch_size = evaluation_batch_size
         self.augmentation = augmentation
+        self._augmentation = Augmentation(augmentation, num_classes)
         self.seed = seed
         self.reading = _with_deprecated(reading, deprecated)
         self.allow_overlap = allow_overlap
@@ -244,10 +247,13 @@ class OODData(LightningDataModule):
         images = batch.images
         outliers = batch.outliers
         training = self.trainer is not None and self.trainer.training
-        if training and self.augmentation == "crop_and_flip":
+        if training and self._augmentation.changes:
             images = self._augment(images, "augment inliers", batch)
             outliers = self._augment(outliers, "augment outliers", batch)
-        return batch._replace(images=to_float(images), outliers=to_float(outliers))
+        batch = batch._replace(images=as_float(images), outliers=as_float(outliers))
+        if training and self._augmentation.mixes:
+            batch = self._mix(batch)
+        return batch
 
     def evaluation_loader(self, images: ImageSet, limit: int | None = None) -> EvaluationLoader:
         """Return a loader of any set of this experiment, for this process.
@@ -273,7 +279,14 @@ class OODData(LightningDataModule):
 
     def _augment(self, images: Tensor, purpose: str, batch: Batch) -> Tensor:
         rank, _ = self._rank_and_world()
-        return crop_and_flip(images, generator(self.seed, purpose, batch.epoch, batch.step, rank))
+        keys = (batch.epoch, batch.step, rank)
+        return self._augmentation.transformed(images, self.seed, purpose, *keys)
+
+    def _mix(self, batch: Batch) -> Batch:
+        rank, _ = self._rank_and_world()
+        keys = (batch.epoch, batch.step, rank)
+        images, labels = self._augmentation.mixed(batch.images, batch.labels, self.seed, *keys)
+        return batch._replace(images=images, labels=labels)
 
     def _training_outliers(self) -> ImageSet | None:
         return self.outliers() if self.outlier_batch_size else None

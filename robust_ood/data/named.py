@@ -17,6 +17,7 @@ from robust_ood.data.catalogue import CATALOGUE, CatalogueEntry, find_part
 from robust_ood.data.memory import MEMORY_LIMIT, read_into_memory
 from robust_ood.data.sets import ImageSet
 from robust_ood.data.sources import arrays
+from robust_ood.data.sources.corruptions import corrupted
 from robust_ood.data.sources.datasets import load_dataset
 from robust_ood.data.sources.digits import DIGIT_SETS
 from robust_ood.data.sources.files import ImageFiles
@@ -71,11 +72,13 @@ def load_set(
         # The names of the source's own classes say nothing of these.
         images = replace(images, labels=labels, class_names=())
     images = bring_to_form(images, form)
+    if spec.corruption is not None:
+        images = corrupted(images, spec.corruption, spec.severity or 3, spec.seed)
     indices = _select(spec, root, field, len(images))
     if indices is not None:
         images = images.subset(indices)
     images = replace(images, name=spec.name or images.name)
-    return read_into_memory(images, memory_limit)
+    return read_into_memory(images, memory_limit if spec.cache else 0)
 
 
 def source_of(spec: str | SetSpec) -> str:
@@ -173,7 +176,7 @@ def _load_source(spec: SetSpec, root: Path, field: str, form: ImageForm) -> Imag
         return _load_path(path, spec, root, field, form)
     if _is_class_path(source):
         form = _require_size(form, source, field)
-        return load_dataset(source, spec.arguments, form, spec.name)
+        return load_dataset(source, spec.arguments, form, spec.name, kept=spec.cache)
     raise _unknown_source(source, root, field)
 
 

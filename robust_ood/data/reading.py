@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from robust_ood.arguments import check_fields
 from robust_ood.data.memory import MEMORY_LIMIT
 from robust_ood.data.sets import ImageSet, ReadImages
+from robust_ood.data.sources.draws import keyed
 from robust_ood.errors import UserError
 from robust_ood.randomness import generator
 
@@ -117,9 +118,19 @@ class Reader(Dataset[ReadBatch]):
         inliers: the set that each plan's `inliers` are indices of.
         outliers: the set of its `outliers`, or None.
         reading: how.
+        seed, rank: of what a data set of the user's draws when it is read.
     """
 
-    def __init__(self, inliers: ImageSet, outliers: ImageSet | None, reading: Reading) -> None:
+    def __init__(
+        self,
+        inliers: ImageSet,
+        outliers: ImageSet | None,
+        reading: Reading,
+        seed: int = 0,
+        rank: int = 0,
+    ) -> None:
+        self.seed = seed
+        self.rank = rank
         self.inliers = inliers
         self.outliers = outliers
         self.reading = reading
@@ -141,11 +152,15 @@ class Reader(Dataset[ReadBatch]):
             yield _pinned(batch) if pin_here else batch
 
     def __getitem__(self, plan: BatchPlan) -> ReadBatch:
-        inliers = self._inlier_source.take(torch.from_numpy(plan.inliers))
+        keys = (plan.epoch, plan.step, self.rank)
+        with keyed(self.inliers.images, self.seed, "inliers", *keys):
+            inliers = self._inlier_source.take(torch.from_numpy(plan.inliers))
         outliers = torch.empty((0, *inliers.images.shape[1:]), dtype=torch.uint8)
         unreadable: tuple[str, ...] = ()
         if self._outlier_source is not None and len(plan.outliers):
-            read = self._outlier_source.take(torch.from_numpy(plan.outliers))
+            assert self.outliers is not None
+            with keyed(self.outliers.images, self.seed, "outliers", *keys):
+                read = self._outlier_source.take(torch.from_numpy(plan.outliers))
             outliers = read.images
             unreadable = read.unreadable
         batch = Batch(

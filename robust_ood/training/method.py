@@ -58,6 +58,8 @@ class Method(OptimizedModule):
     """
 
     _run: Objective
+    takes_mixed_labels = True
+    """Whether the loss takes shares of classes `(N, K)`, which mixup and cutmix give, as labels."""
 
     @typed
     def __init__(
@@ -159,7 +161,7 @@ class Method(OptimizedModule):
 
     def inlier_goal(self, batch: Batch) -> Objective:
         """Return what the attack on inliers minimises, a function of their logits."""
-        return lambda logits: -losses.cross_entropy(logits, batch.labels)
+        return lambda logits: -_cross_entropy(logits, batch.labels)
 
     def outlier_goal(self, batch: Batch) -> Objective:
         """Return what the attack on outliers minimises, a function of their logits."""
@@ -255,11 +257,12 @@ class Method(OptimizedModule):
 
     def inlier_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of the labels; log it, and the accuracy."""
-        loss = losses.cross_entropy(logits, batch.labels).mean()
+        loss = _cross_entropy(logits, batch.labels).mean()
         self.log("train/inlier_loss", loss.detach())
+        labels = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(1)
         self.log(
             "train/accuracy",
-            (logits.detach().argmax(1) == batch.labels).float().mean(),
+            (logits.detach().argmax(1) == labels).float().mean(),
             prog_bar=True,
         )
         return loss
@@ -290,6 +293,11 @@ class Method(OptimizedModule):
         elif not len(batch.outliers):
             raise UserError(
                 f"data.outliers: {type(self).__name__} trains with outliers, and the data has none"
+            )
+        if batch.labels.ndim == 2 and not self.takes_mixed_labels:
+            raise UserError(
+                f"data.augmentation: {type(self).__name__} needs one class for each image, and "
+                "mixup and cutmix give shares of two"
             )
         batch = batch._replace(
             images=self._laid_out(batch.images),
@@ -335,6 +343,13 @@ class Method(OptimizedModule):
             assert isinstance(mean, MeanMetric)
             mean.update(values)
             self.log(name, mean, prog_bar=name.endswith("accuracy"))
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy `(N,)` of classes `(N,)`, or of mixed images' shares `(N, K)`."""
+    if labels.ndim == 1:
+        return losses.cross_entropy(logits, labels)
+    return -(labels * losses.finite_logs(logits.float().log_softmax(1))).sum(1)
 
 
 def _joint(first: Objective, second: Objective, size: int) -> Objective:

@@ -43,6 +43,8 @@ class SafeSpotAware(Method):
         attack_mode, optimization, compile, seed: as in `Method`.
     """
 
+    takes_mixed_labels = False
+
     @typed
     def __init__(  # noqa: PLR0913  # the settings that users have
         self,

@@ -15,14 +15,19 @@ from robust_ood.data.sets import ImageSet
 from robust_ood.data.sources.files import ValueRange, to_bytes
 from robust_ood.data.sources.form import ImageForm
 from robust_ood.data.storage import UnreadableImagesError
-from robust_ood.errors import UserError
+from robust_ood.errors import Notice, UserError
 from robust_ood.texts import one_line
 
+_READ_TWICE = 4  # items that are read twice, to see whether they are drawn
 _SAMPLE = 8  # how many items are inspected beforehand for the range of 16-bit values
 
 
 def load_dataset(
-    class_path: str, arguments: dict[str, Any], form: ImageForm, name: str | None = None
+    class_path: str,
+    arguments: dict[str, Any],
+    form: ImageForm,
+    name: str | None = None,
+    kept: bool = True,
 ) -> ImageSet:
     """Return the images, and the labels if it gives any, of a map-style data set.
 
@@ -32,6 +37,7 @@ def load_dataset(
         arguments: keyword arguments that it is called with.
         form: what the images are brought to.
         name: what the set is called; the class's name by default.
+        kept: warn where an item is another image at each read, of which the first is kept.
 
     An item is an image, or a tuple that starts with an image and an integer label. An image is a
     Pillow image, or an array or a tensor `(H, W)`, `(H, W, C)` or `(C, H, W)` with C = 1 or 3,
@@ -55,11 +61,16 @@ def load_dataset(
         raise UserError(f"{name}: {class_path} holds no images")
     images = DatasetImages(dataset, form)
     _warn_of_unused_bits(images, name)
+    if kept:
+        _warn_of_draws(images, name)
     return ImageSet(name, images, _labels(dataset, count, name))
 
 
 class DatasetImages:
     """A map-style data set as a storage: each item is read and brought to a form when asked for."""
+
+    draws = True
+    """Whether an item may be another image at each read; see `draws.keyed`."""
 
     def __init__(self, dataset: Any, form: ImageForm) -> None:
         self.dataset = dataset
@@ -144,6 +155,24 @@ def _warn_of_unused_bits(images: DatasetImages, name: str) -> None:
             continue
     if values.largest is not None:
         warnings.warn(f"{name}: converted to 8 bits{values.advice(images.form.bits)}", stacklevel=3)
+
+
+def _warn_of_draws(images: DatasetImages, name: str) -> None:
+    """Warn where reading an item twice gives two images, looking at a few items."""
+    for index in range(min(len(images), _READ_TWICE)):
+        try:
+            first = images[[index]]
+            second = images[[index]]
+        except UnreadableImagesError:  # reported when it is read
+            continue
+        if not np.array_equal(first, second):
+            warnings.warn(
+                f"{name}: item {index} is another image each time it is read, and the images that "
+                "fit into memory are read once; cache: false reads them each time",
+                Notice,
+                stacklevel=3,
+            )
+            return
 
 
 def _labels(dataset: Any, count: int, name: str) -> NDArray[np.int64] | None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from robust_ood.data.sources.corruptions import CORRUPTIONS
 from robust_ood.data.sources.form import Channels, ImageForm, ResizePolicy, require_within
-from robust_ood.errors import UserError
+from robust_ood.errors import UserError, unknown_name
 from robust_ood.settings import configured
 from robust_ood.texts import shown
 
@@ -42,6 +43,14 @@ class SetSpec:
         seed: seed of `count` and of "random_crop".
         max_unreadable: share of the images that may turn out to be unreadable, in [0, 1].
         arguments: keyword arguments that a class path is called with.
+        cache: read images once where they fit into memory. False reads them each time, which a data
+            set with random transforms in `__getitem__` needs: its draws from the global generators
+            of torch, NumPy and Python are keyed by epoch and step, so they resume exactly; draws
+            from generators of its own do not.
+
+        corruption: corrupt the images, as CIFAR-10-C and ImageNet-C do: `gaussian_noise`, `fog`,
+            `jpeg_compression`, ... (docs/data.md). Their draws are keyed by `seed` and the image.
+        severity: of the corruption, 1 (mild) to 5; 3 by default.
 
     Paths may begin with `~`, the user's home.
     """
@@ -60,6 +69,9 @@ class SetSpec:
     seed: int = 0
     max_unreadable: float = 0.01
     arguments: dict[str, Any] = field(default_factory=dict)
+    cache: bool = True
+    corruption: str | None = None
+    severity: int | None = None
 
     # jsonargparse's restricted types (PositiveInt, ClosedUnitInterval) would check only what a
     # config or the command line says; these checks also hold in Python.
@@ -72,6 +84,11 @@ class SetSpec:
         share = self.max_unreadable
         if not isinstance(share, int | float) or not 0 <= share <= 1:
             raise UserError(f"max_unreadable: expected a share in [0, 1], got {share!r}")
+        if self.corruption is not None and self.corruption not in CORRUPTIONS:
+            raise unknown_name("corruption", self.corruption, CORRUPTIONS)
+        require_within("severity", self.severity, 1, 5, "its steps")
+        if self.severity is not None and self.corruption is None:
+            raise UserError("severity: given without a corruption")
         self.form(None, 3)  # checks `size`, `policy`, `shorter`, `bits` and `channels`
 
     def form(self, size: int | None, channels: Channels) -> ImageForm:
