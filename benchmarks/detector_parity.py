@@ -91,7 +91,8 @@ def main() -> None:
         f"{chosen.limit} of {chosen.ood}. Our detectors run in float32 on images. The "
         "references, pytorch-ood or naive formulas (`tests/parity/test_detectors.py`), run in "
         "float64 on what the network gives. Where signs of gradients decide (ODIN, input noise, "
-        f"PRO, safe spot), both run the network in float64, on {chosen.moved} images of each "
+        f"PRO, safe spot, AdaScale) or bins of histograms (NAC, WeiPer), both run the network in "
+        f"float64, on {chosen.moved} images of each "
         "set. The difference is the largest of all images, relative to the reference's score or "
         "to the scores' standard deviation, whichever is larger.",
         "",

@@ -181,7 +181,7 @@ REGISTRY: dict[str, Registered] = {
     "nci": Registered(NCI, "Liu and Qin 2025", {"alpha": (0.0001, 0.001, 0.01, 0.1)}),
     "nnguide": Registered(NNGuide, "Park et al. 2023", {"neighbours": (10, 100)}),
     "relation": Registered(Relation, "Kim et al. 2023", {"power": (1.0, 2.0, 4.0, 6.0, 8.0)}),
-    "gmm": Registered(GMM, "Mukhoti et al. 2023", {"covariance": ("class", "tied")}),
+    "gmm": Registered(GMM, "Mukhoti et al. 2023"),
     "pnml": Registered(PNML, "Bibas et al. 2021"),
     "cop": Registered(
         KernelPCA,
