@@ -37,7 +37,7 @@ from robust_ood.detectors.mahalanobis import (
     RelativeMahalanobis,
 )
 from robust_ood.detectors.neighbours import KNN
-from robust_ood.detectors.perturbed import ODIN, PRO, InputNoise
+from robust_ood.detectors.perturbed import IODIN, ODIN, PRO, InputNoise
 from robust_ood.detectors.rank_feat import RankFeat
 from robust_ood.detectors.rectified import LTS, VRA, LINe, OptFS
 from robust_ood.detectors.relations import NNGuide, Relation
@@ -225,6 +225,7 @@ REGISTRY: dict[str, Registered] = {
     "gradient-norm": Registered(GradientNorm, "Grathwohl et al. 2020"),
     # of moved images
     "odin": Registered(ODIN, "Liang et al. 2018; ALOE Eq. 6-7", _ODIN),
+    "iodin": Registered(IODIN, "OpenOOD v1.5", _ODIN),
     "input-noise": Registered(
         InputNoise,
         "Lee et al. 2018",
