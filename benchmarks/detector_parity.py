@@ -90,8 +90,9 @@ def main() -> None:
         f"{HELD_OUT:,} test images that are not scored); {chosen.limit} test images against "
         f"{chosen.limit} of {chosen.ood}. Our detectors run in float32 on images. The "
         "references, pytorch-ood or naive formulas (`tests/parity/test_detectors.py`), run in "
-        "float64 on what the network gives. Where signs of gradients decide (ODIN, input noise, "
-        f"PRO, safe spot), both run the network in float64, on {chosen.moved} images of each "
+        "float64 on what the network gives. Where signs of gradients decide (ODIN, IODIN, input "
+        "noise, PRO, safe spot, AdaScale) or bins of histograms (NAC, WeiPer), both run the "
+        f"network in float64, on {chosen.moved} images of each "
         "set. The difference is the largest of all images, relative to the reference's score or "
         "to the scores' standard deviation, whichever is larger.",
         "",

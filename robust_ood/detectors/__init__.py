@@ -18,7 +18,7 @@ from robust_ood.detectors.logits import Energy, MaxLogit, OutlierExposureScore
 from robust_ood.detectors.mahalanobis import LayerNoise, Mahalanobis, RelativeMahalanobis
 from robust_ood.detectors.neighbours import KNN
 from robust_ood.detectors.outlier_class import OutlierClassScore
-from robust_ood.detectors.perturbed import ODIN, PRO, InputNoise
+from robust_ood.detectors.perturbed import IODIN, ODIN, PRO, InputNoise
 from robust_ood.detectors.rank_feat import RankFeat
 from robust_ood.detectors.rectified import LTS, VRA, LINe, OptFS
 from robust_ood.detectors.registry import REGISTRY, build, build_all
@@ -39,6 +39,7 @@ __all__ = [
     "FDBD",
     "GEN",
     "GMM",
+    "IODIN",
     "KNN",
     "LTS",
     "MSP",

@@ -75,6 +75,17 @@ class _PositiveAtZero(Unbounded):
         return torch.where(gradient >= 0, 1.0, -1.0).to(gradient.dtype)
 
 
+@dataclass(frozen=True)
+class _LargestOnly(Unbounded):
+    """Sign steps of the one value of each image that has the largest gradient."""
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        flat = gradient.flatten(1)
+        chosen = flat.abs().argmax(1, keepdim=True)  # (N, 1)
+        mask = torch.zeros_like(flat).scatter(1, chosen, 1.0)
+        return (mask * flat.sign()).view_as(gradient)
+
+
 class InputNoise(Moved):
     """Any score after one sign step that raises it: `score(x + magnitude sign(grad score(x)))`.
 
@@ -148,6 +159,31 @@ class ODIN(InputNoise):
         reference: bool = False,
     ) -> None:
         super().__init__(MSP(net, temperature), magnitude, clip=clip, zero_is_positive=reference)
+
+
+class IODIN(InputNoise):
+    """ODIN whose step moves one value of the image, as log-odds, >= 0.
+
+    Source: OpenOOD's `iodin`: only the pixel and channel with the largest gradient is moved.
+
+    Args:
+        net: classifier, images to logits.
+        temperature: T, > 0; 1000 in OpenOOD.
+        magnitude: of the step in pixel fractions, >= 0.
+        clip: whether the moved image is clipped to [0, 1]; OpenOOD does not clip.
+    """
+
+    @typed
+    def __init__(
+        self,
+        net: Network,
+        temperature: float = 1000.0,
+        magnitude: float | str = 0.0014,
+        *,
+        clip: bool = False,
+    ) -> None:
+        super().__init__(MSP(net, temperature), magnitude)
+        self.region = _LargestOnly(clip=clip)
 
 
 class PRO(Moved):

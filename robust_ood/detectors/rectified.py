@@ -131,10 +131,10 @@ class OptFS(OutputsDetector):
 
     `sum over i of w_yi theta(f_i) f_i`, where theta is constant in each of 100 bins of equal width,
     from the 0.1st to the 99.9th percentile of the training features, and 0 outside. Source: Zhao et
-    al. 2024 (optimal feature shaping), the closed form of their Sec. 4: theta of a bin is
-    proportional to the mean over training images of what that bin's features add to the predicted
-    logit, `sum over i in the bin of w_yi f_i`. The code scales theta to length 1000; here it has
-    the length 10, that of all ones. The order of images is the same.
+    al. 2024 (optimal feature shaping), their closed form: theta of a bin is proportional to the
+    mean over training images of what that bin's features add to the predicted logit, `sum over i in
+    the bin of w_yi f_i`. The code scales theta to length 1000; here it has the length 10, that of
+    all ones. The order of images is the same.
 
     theta jumps from bin to bin. Attackers get it interpolated.
 

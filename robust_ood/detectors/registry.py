@@ -40,7 +40,7 @@ from robust_ood.detectors.mahalanobis import (
 from robust_ood.detectors.neighbours import KNN
 from robust_ood.detectors.other_networks import other_network
 from robust_ood.detectors.outlier_class import OutlierClassScore
-from robust_ood.detectors.perturbed import ODIN, PRO, InputNoise
+from robust_ood.detectors.perturbed import IODIN, ODIN, PRO, InputNoise
 from robust_ood.detectors.rank_feat import RankFeat
 from robust_ood.detectors.rectified import LTS, VRA, LINe, OptFS
 from robust_ood.detectors.relations import NNGuide, Relation
@@ -198,7 +198,7 @@ REGISTRY: dict[str, Registered] = {
     "nci": Registered(NCI, "Liu and Qin 2025", {"alpha": (0.0001, 0.001, 0.01, 0.1)}),
     "nnguide": Registered(NNGuide, "Park et al. 2023", {"neighbours": (10, 100)}),
     "relation": Registered(Relation, "Kim et al. 2023", {"power": (1.0, 2.0, 4.0, 6.0, 8.0)}),
-    "gmm": Registered(GMM, "Mukhoti et al. 2023", {"covariance": ("class", "tied")}),
+    "gmm": Registered(GMM, "Mukhoti et al. 2023"),
     "pnml": Registered(PNML, "Bibas et al. 2021"),
     "cop": Registered(
         KernelPCA,
@@ -242,6 +242,7 @@ REGISTRY: dict[str, Registered] = {
     "gradient-norm": Registered(GradientNorm, "Grathwohl et al. 2020"),
     # of moved images
     "odin": Registered(ODIN, "Liang et al. 2018; ALOE Eq. 6-7", _ODIN),
+    "iodin": Registered(IODIN, "OpenOOD v1.5", _ODIN),
     "input-noise": Registered(
         InputNoise,
         "Lee et al. 2018",

@@ -271,6 +271,7 @@ def gradnorm(train, test):
 MOVED = (
     "adascale-a",
     "adascale-l",
+    "iodin",
     "nac",
     "weiper",
     "odin",
@@ -726,6 +727,21 @@ def adascale(variant):
     return reference
 
 
+def iodin(net, images):
+    """One image at a time, one value of it moved."""
+    scores = []
+    for image in images:
+        leaf = image[None].detach().requires_grad_()
+        logits = net(leaf) / 1000
+        loss = F.cross_entropy(logits, logits.argmax(1))
+        gradient = torch.autograd.grad(loss, leaf)[0].flatten()
+        moved = image.flatten().clone()
+        largest_one = gradient.abs().argmax()
+        moved[largest_one] -= 0.0014 * gradient[largest_one].sign()
+        scores.append((net(moved.view_as(leaf)) / 1000).softmax(1).amax())
+    return torch.stack(scores)
+
+
 REFERENCES = {
     "msp": msp,
     "msp-t": tempered_msp,
@@ -780,6 +796,7 @@ REFERENCES = {
     "nac": nac,
     "feature-dropout": feature_dropout,
     "rankfeat": rankfeat,
+    "iodin": in_batches(iodin),
     "adascale-a": adascale("A"),
     "adascale-l": adascale("L"),
 }

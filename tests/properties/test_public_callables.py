@@ -319,6 +319,7 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
         "net": NET, "layers": "conv", "powers": (1, 2), "classes": "labels", "held_out": 0.1,
         "definition": "authors",
     },
+    "detectors.IODIN": {"net": NET, "temperature": 1000.0, "magnitude": 0.01, "clip": False},
     "detectors.InputNoise": {
         "detector": MSP, "magnitude": 0.01, "clip": False, "zero_is_positive": False,
     },
