@@ -23,7 +23,9 @@ from robust_ood.data.sources.digits import DIGIT_SETS
 from robust_ood.data.sources.files import ImageFiles
 from robust_ood.data.sources.folders import is_image, load_folder
 from robust_ood.data.sources.form import Channels, ImageForm, bring_to_form
+from robust_ood.data.sources.hugging_face import PREFIX, is_saved, load_named, load_saved
 from robust_ood.data.sources.image_lists import load_list
+from robust_ood.data.sources.shards import find_shards, is_shards, load_shards
 from robust_ood.data.sources.spec import SetSource, SetSpec, located, read_set
 from robust_ood.data.sources.synthetic import NOISE_SETS
 from robust_ood.errors import UserError, nearest, unknown_name
@@ -123,7 +125,11 @@ def is_found(spec: str | SetSpec, root: Path, field: str) -> bool:
     A catalogue entry need not be downloaded, nor a class be importable.
     """
     source = source_of(spec)
-    known = source in EMBEDDED or find_in_catalogue(source, root, field) is not None
+    if is_shards(source):
+        shards = find_shards(located(root, source))
+        return bool(shards) and all(shard.is_file() for shard in shards)
+    known = source in EMBEDDED or source.startswith(PREFIX)
+    known = known or find_in_catalogue(source, root, field) is not None
     return known or find_path(located(root, source)) is not None or _is_class_path(source)
 
 
@@ -167,6 +173,11 @@ def _load_source(spec: SetSpec, root: Path, field: str, form: ImageForm) -> Imag
     source = spec.source
     if source in EMBEDDED:
         return EMBEDDED[source]()
+    if source.startswith(PREFIX):
+        form = _require_size(form, source, field)
+        return load_named(source, spec.arguments, form, field)
+    if is_shards(source):
+        return load_shards(located(root, source), _require_size(form, source, field), field)
     entry_and_part = find_in_catalogue(source, root, field)
     if entry_and_part is not None:
         entry, part = entry_and_part
@@ -190,6 +201,9 @@ def _load_path(path: Path, spec: SetSpec, root: Path, field: str, form: ImageFor
                 stacklevel=2,
             )
         return images
+    if is_saved(path):
+        form = _require_size(form, spec.source, field)
+        return load_saved(path, spec.arguments, form, field)
     if path.is_dir():
         return load_folder(path, _require_size(form, spec.source, field))
     if is_image(path):
@@ -200,8 +214,8 @@ def _load_path(path: Path, spec: SetSpec, root: Path, field: str, form: ImageFor
         return load_list(path, base, _require_size(form, spec.source, field))
     accepted = ", ".join(arrays.SUFFIXES)
     raise UserError(
-        f"data.{field}: expected {accepted}, an image list (.txt), a picture or a folder of "
-        f"images, got {path}"
+        f"data.{field}: expected {accepted}, an image list (.txt), shards (.tar), a picture or a "
+        f"folder of images, got {path}"
     )
 
 

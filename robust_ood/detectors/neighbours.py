@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +15,7 @@ from robust_ood.detectors.contract import OutputsDetector
 from robust_ood.detectors.fitting.image_keys import image_keys
 from robust_ood.detectors.fitting.passes import Rounds, SeenBatch
 from robust_ood.detectors.fitting.statistics import Sample
+from robust_ood.detectors.neighbour_index import IndexKind, NeighbourIndex, require_kind
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs
 from robust_ood.models.wrap import Network
@@ -22,6 +25,10 @@ _GROUP_SIZE = 8
 # How many distances are held at a time. It bounds their memory, which is reused for all chunks of
 # images because fresh pages cost more.
 _ENTRIES = 1 << 23
+_RECALL_SAMPLE = 256
+_INDEXES: WeakKeyDictionary[KNN, tuple[Tensor, NeighbourIndex]] = WeakKeyDictionary()
+"""By detector, its bank and the index over it. Not attributes: copies and states need none of it,
+because an index follows from its bank."""
 
 
 class KNN(OutputsDetector):
@@ -37,6 +44,12 @@ class KNN(OutputsDetector):
         bank_size: how many features are kept: all of a smaller training set, otherwise a uniform
             sample of it (alpha in the paper), which does not depend on the images' order.
         normalize: scale features to unit length first, as the paper does.
+        index: how neighbours are searched. "exact": by products of matrices, on the network's
+            device. "faiss-flat" and "faiss-ivf": by faiss, on the CPU (the extra `neighbours`). The
+            first is exact, too. The second looks into some lists of similar features; `recall`
+            says which share of the neighbours it finds, and an image whose lists hold fewer than k
+            features is searched exactly. Attacks search again at each step by the same index.
+        probes: how many lists "faiss-ivf" looks into, >= 1.
     """
 
     needs = "features"
@@ -49,16 +62,24 @@ class KNN(OutputsDetector):
         bank_size: int = 50_000,
         *,
         normalize: bool = True,
+        index: IndexKind = "exact",
+        probes: int = 32,
     ) -> None:
         super().__init__(net)
-        for field, number in (("neighbours", neighbours), ("bank_size", bank_size)):
+        counts = {"neighbours": neighbours, "bank_size": bank_size, "probes": probes}
+        for field, number in counts.items():
             if isinstance(number, bool) or not isinstance(number, int):
                 raise UserError(f"{field}: {number!r} is not a whole number")
         if not 1 <= neighbours <= bank_size:
             raise UserError(f"neighbours: expected 1..{bank_size} (bank_size), got {neighbours}")
         self.neighbours = neighbours
         self.bank_size = bank_size
+        if probes < 1:
+            raise UserError(f"probes: expected at least 1, got {probes}")
+        require_kind(index)
         self.normalize = normalize
+        self.index = index
+        self.probes = probes
         self.declare("bank")
 
     def learn(self) -> Rounds:
@@ -94,6 +115,33 @@ class KNN(OutputsDetector):
         """
         return AttackSurface((self.surrogate,), exact=True, needs_float32=True)
 
+    @torch.no_grad()
+    def recall(self, count: int = _RECALL_SAMPLE) -> float:
+        """Return the share of the `neighbours` nearest features that the index finds, in [0, 1].
+
+        It is measured on means of two features of the bank, which are not in it themselves.
+
+        Args:
+            count: how many such features are searched for by the index and exactly, >= 1.
+        """
+        bank = self.learned("bank")
+        count = min(count, len(bank))
+        places = torch.linspace(0, len(bank) - 1, count, device=bank.device).long()
+        queries = (bank[places] + bank[places.flip(0).roll(1)]) / 2
+        if self.normalize:
+            queries = F.normalize(queries, dim=1)
+        if self.index == "exact":
+            return 1.0
+        found = self._faiss_index(bank).nearest(queries, self.neighbours)  # (count, k)
+        hits = 0
+        for query, rows in zip(queries, found, strict=True):
+            distances = torch.linalg.vector_norm(bank - query, dim=1)
+            farthest = distances.topk(self.neighbours, largest=False).values[-1]
+            # By distance, because rows at the same distance may stand for each other.
+            near = distances[rows[rows >= 0]] <= farthest * (1 + 1e-5) + 1e-6
+            hits += int(near.sum())
+        return hits / (count * self.neighbours)
+
     def _prepared(self, out: Outputs) -> Tensor:
         """Return the features `(N, D)` that are compared."""
         features = losses.wide(out.features)
@@ -104,6 +152,30 @@ class KNN(OutputsDetector):
     def _kth_nearest(self, features: Tensor) -> Tensor:
         """Return the bank's k-th nearest feature `(N, D)` to each of `(N, D)`, a constant."""
         bank = self.learned("bank")
+        with torch.no_grad():
+            if self.index != "exact" and not torch.compiler.is_compiling():
+                return self._indexed_kth_nearest(features, bank)
+            return self._exact_kth_nearest(features, bank)
+
+    def _indexed_kth_nearest(self, features: Tensor, bank: Tensor) -> Tensor:
+        """Return the k-th nearest feature `(N, D)` of those that faiss finds."""
+        rows = self._faiss_index(bank).nearest(features, self.neighbours)[:, -1]  # (N,)
+        nearest = bank.to(features)[rows.clamp_min(0)]
+        missing = rows < 0
+        if bool(missing.any()):
+            nearest[missing] = self._exact_kth_nearest(features[missing], bank)
+        return nearest
+
+    def _faiss_index(self, bank: Tensor) -> NeighbourIndex:
+        """Return the index over the bank, built where the bank is another one than before."""
+        known = _INDEXES.get(self)
+        if known is None or known[0] is not bank:
+            known = (bank, NeighbourIndex(self.index, bank, self.probes))
+            _INDEXES[self] = known
+        return known[1]
+
+    def _exact_kth_nearest(self, features: Tensor, bank: Tensor) -> Tensor:
+        """Return the k-th nearest feature `(N, D)` by comparing with all."""
         with torch.no_grad():
             bank = bank.to(features)
             squared_norms = bank.square().sum(1)

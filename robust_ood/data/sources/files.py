@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -47,36 +49,36 @@ _MODES = {
 _DAMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
-class ImageFiles:
-    """Image files as a storage: each is decoded, turned upright and converted when asked for.
+class EncodedImages(ABC):
+    """Encoded images as a storage: each is decoded, turned upright and converted when asked for.
 
     Grey, palette, CMYK, 16-bit and transparent images become 8-bit RGB, or grey where the form has
     one channel (16 bits keep the upper 8 of the form's `bits`, transparency is dropped). One
-    warning for the set says so, after inspecting up to 256 files.
+    warning for the set says so, after inspecting up to 256 images.
 
     Args:
-        paths: the files; their names need not be UTF-8.
+        count: how many images there are.
         form: what they are brought to; its size is needed.
         name: name of the set, for messages.
     """
 
-    def __init__(self, paths: Sequence[Path], form: ImageForm, name: str) -> None:
-        # One array of bytes instead of a list of objects, so that worker processes share its
-        # memory instead of copying it.
-        encoded = [os.fsencode(path) for path in paths]
-        self._paths = np.array(encoded, dtype=np.bytes_)
+    def __init__(self, count: int, form: ImageForm, name: str) -> None:
         self.form = form
         self.name = name
         self.dtype = np.dtype(np.uint8)
-        self.shape = (len(paths), *form.sides, form.channels)
+        self.shape = (count, *form.sides, form.channels)
         self._warn_of_conversions()
 
-    def __len__(self) -> int:
-        return len(self._paths)
+    @abstractmethod
+    def encoded(self, index: int) -> Path | BytesIO:
+        """Return an image as Pillow opens it. Raises: `OSError` or `ValueError` if it cannot."""
 
-    def path(self, index: int) -> Path:
-        """Return the file of an image."""
-        return Path(os.fsdecode(bytes(self._paths[index])))
+    @abstractmethod
+    def describe(self, index: int) -> str:
+        """Return where an image is, for messages."""
+
+    def __len__(self) -> int:
+        return self.shape[0]
 
     def __getitem__(self, indices: Any) -> NDArray[np.uint8]:
         indices = np.atleast_1d(np.asarray(indices))
@@ -85,11 +87,11 @@ class ImageFiles:
         reasons: list[str] = []
         for position, index in enumerate(indices.tolist()):
             try:
-                image = decode(self.path(index), self.form.bits)
+                image = decode(self.encoded(index), self.form.bits)
                 images[position] = self.form.pixels(image, index)
             except _DAMAGE as error:
                 positions.append(position)
-                reasons.append(f"{printable(str(self.path(index)))} ({_first_line(error)})")
+                reasons.append(f"{printable(self.describe(index))} ({_first_line(error)})")
         if positions:
             raise UnreadableImagesError(positions, reasons)
         return images
@@ -101,7 +103,7 @@ class ImageFiles:
         values = ValueRange()
         for index in sample.tolist():
             try:
-                with Image.open(self.path(index)) as image:
+                with Image.open(self.encoded(index)) as image:
                     kind = conversion(image, self.form.mode)
                     if kind == "16-bit" and counts[kind] < _DECODED:
                         values.include(image)
@@ -115,8 +117,37 @@ class ImageFiles:
             warnings.warn(
                 f"{self.name}: converted to 8-bit {wanted}: {kinds} of {len(sample)} inspected "
                 f"files{values.advice(self.form.bits)}",
-                stacklevel=3,
+                stacklevel=4,
             )
+
+
+class ImageFiles(EncodedImages):
+    """Image files as a storage.
+
+    Args:
+        paths: the files; their names need not be UTF-8.
+        form: what they are brought to; its size is needed.
+        name: name of the set, for messages.
+    """
+
+    def __init__(self, paths: Sequence[Path], form: ImageForm, name: str) -> None:
+        # One array of bytes instead of a list of objects, so that worker processes share its
+        # memory instead of copying it.
+        encoded = [os.fsencode(path) for path in paths]
+        self._paths = np.array(encoded, dtype=np.bytes_)
+        super().__init__(len(paths), form, name)
+
+    def path(self, index: int) -> Path:
+        """Return the file of an image."""
+        return Path(os.fsdecode(bytes(self._paths[index])))
+
+    def encoded(self, index: int) -> Path:
+        """Return the file of an image."""
+        return self.path(index)
+
+    def describe(self, index: int) -> str:
+        """Return the path of an image."""
+        return str(self.path(index))
 
 
 class ValueRange:
@@ -176,18 +207,19 @@ def _is_deep_colour(image: Image.Image) -> bool:
     return False
 
 
-def decode(path: Path, bits: int | None = None) -> Image.Image:
+def decode(encoded: Path | BytesIO, bits: int | None = None) -> Image.Image:
     """Return an image file as 8-bit RGB or grey, turned as its EXIF orientation says.
 
     Args:
-        path: the file.
+        encoded: the file, or its content.
         bits: of a value in files of more than 8 bits a channel.
 
     Raises: `OSError` or `ValueError` if the file is damaged or its values have no known range.
     """
-    if path.stat().st_size == 0:
+    size = encoded.stat().st_size if isinstance(encoded, Path) else len(encoded.getbuffer())
+    if size == 0:
         raise ValueError("empty file")
-    with Image.open(path) as image:
+    with Image.open(encoded) as image:
         if bits not in (None, 16) and _is_deep_colour(image):
             raise ValueError(
                 f"of 16-bit colour only the upper 8 bits can be read, so `bits: {bits}` does not "

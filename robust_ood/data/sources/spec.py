@@ -24,7 +24,8 @@ class SetSpec:
     Args:
         source: an embedded set, a catalogue entry (`svhn`, `cifar10/train`), a path, absolute or
             relative to the data root (array file, folder of images or of class folders, image
-            list), or the class path of a `torch.utils.data.Dataset`.
+            list, tar shards by a range `{000..146}` or `*`, folder of a Hugging Face data set),
+            `hf:` and the name of one, or the class path of a `torch.utils.data.Dataset`.
         name: what the set is called in results; by default the name of its source.
         size: side of the images in pixels; the data's `size` by default.
         policy: how images of other sizes become that size: "resize" (shorter side, then centre
@@ -42,12 +43,12 @@ class SetSpec:
         count: use only this many images, drawn once by `seed`.
         seed: seed of `count` and of "random_crop".
         max_unreadable: share of the images that may turn out to be unreadable, in [0, 1].
-        arguments: keyword arguments that a class path is called with.
+        arguments: keyword arguments that a class path is called with, or those of
+            `datasets.load_dataset` and the columns `image` and `label`.
         cache: read images once where they fit into memory. False reads them each time, which a data
             set with random transforms in `__getitem__` needs: its draws from the global generators
             of torch, NumPy and Python are keyed by epoch and step, so they resume exactly; draws
             from generators of its own do not.
-
         corruption: corrupt the images, as CIFAR-10-C and ImageNet-C do: `gaussian_noise`, `fog`,
             `jpeg_compression`, ... (docs/data.md). Their draws are keyed by `seed` and the image.
         severity: of the corruption, 1 (mild) to 5; 3 by default.
