@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from robust_ood.arguments import typed
-from robust_ood.errors import UserError
+from robust_ood.errors import UserError, notify
 from robust_ood.models.libraries import build_module, named_settings
 from robust_ood.models.wrap import Wrapped
 from robust_ood.texts import shown
 
 _BY_HAND = "; or download the model by hand and give its folder as name"
+_OF_A_HEAD = 2
+"""Tensors of a linear head: weight and bias."""
 
 
 class HuggingFace(Wrapped):
@@ -66,9 +69,9 @@ class HuggingFace(Wrapped):
         pretrained = pretrained and config is None
         architecture = _architecture(transformers, name, config, cache, num_classes)
         model: Any = transformers.AutoModelForImageClassification
-        random: list[str] = []  # names of weights that the model does not have
+        untrained: list[str] = []  # names of weights that the model does not have
         if pretrained:
-            build = _reader(model, name, architecture, cache, random)
+            build = _reader(model, name, architecture, cache, untrained)
         else:
             build = _maker(model, architecture)
         module = build_module(f"transformers' {name}", build, _BY_HAND if config is None else "")
@@ -77,8 +80,12 @@ class HuggingFace(Wrapped):
             mean = scale.mean
             std = scale.std
         super().__init__(module, mean, std, head, layers, size, checkpointed)
+        if len(untrained) > _OF_A_HEAD:
+            notify(f"net: {name} lacks {len(untrained)} tensors of the network, which are random")
         # A new head needs training, or a checkpoint.
-        self.pretrained = pretrained and not random
+        self.pretrained = pretrained and not untrained
+        if Path(name).is_dir():  # scores do not depend on where it lies
+            name = Path(name).name
         self.settings = named_settings(self, name, num_classes, mean, std, head, layers)
         self.settings["config"] = _plain(architecture)
 
@@ -141,7 +148,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
 
 
 def _reader(
-    model: Any, name: str, architecture: Any, cache: str | None, random: list[str]
+    model: Any, name: str, architecture: Any, cache: str | None, untrained: list[str]
 ) -> Callable[[], nn.Module]:
     """Return what reads a model with its weights, and says which of them are random.
 
@@ -149,19 +156,37 @@ def _reader(
     """
 
     def read() -> nn.Module:
-        module, report = model.from_pretrained(
-            name,
-            config=architecture,
-            cache_dir=cache,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            trust_remote_code=False,
-        )
-        random.extend(map(str, report["missing_keys"]))
-        random.extend(map(str, report["mismatched_keys"]))
+        with _silent():
+            module, report = model.from_pretrained(
+                name,
+                config=architecture,
+                cache_dir=cache,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                trust_remote_code=False,
+            )
+        untrained.extend(map(str, report["missing_keys"]))
+        untrained.extend(map(str, report["mismatched_keys"]))
         return _anonymous(module)
 
     return read
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Silence the library's bar and its report of a new head, and restore both afterwards."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    shows_bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shows_bars:
+            logging.enable_progress_bar()
 
 
 def _maker(model: Any, architecture: Any) -> Callable[[], nn.Module]:

@@ -315,9 +315,10 @@ def test_a_timm_model_with_a_new_head_is_not_ready(monkeypatch):
 
 
 def test_scores_do_not_depend_on_where_a_model_lies(folder, tmp_path):
-    copied = tmp_path / "copy"
+    copied = tmp_path / "elsewhere" / folder.name
     shutil.copytree(folder, copied)
     assert fingerprint(HuggingFace(str(folder))) == fingerprint(HuggingFace(str(copied)))
+    assert fingerprint(HuggingFace(str(folder))) != fingerprint(HuggingFace(str(copied), size=40))
 
 
 # --- features of transformers
