@@ -157,7 +157,7 @@ def _samples(shard: Path, field: str) -> Iterator[_Sample]:
             sample: _Sample | None = None
             for member in archive:
                 # Kept, the headers of a large shard would fill the memory.
-                archive.members = []
+                archive.members = []  # type: ignore[attr-defined]
                 if not member.isfile():
                     continue
                 folder, _, file = member.name.rpartition("/")
