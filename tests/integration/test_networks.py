@@ -400,13 +400,15 @@ def test_hugging_face_from_a_folder(capsys, grid, place):
     transformers.ViTForImageClassification(config).save_pretrained("theirs")
     named = ["--net", "HuggingFace", "--net.name", "./theirs"]
     unknown = refused(capsys, grid, *named)
-    assert unknown.startswith("error: net.mean and net.std: not known for ./theirs (no prepro")
+    assert "mean: not known for ./theirs, nor std (no preprocessor_config.json" in unknown
     whole = [*named, *NORMALISED]
     assert "takes 20 x 20 images, these are" in refused(capsys, grid, *whole)
     capsys.readouterr()
     assert evaluated(grid, *whole, "--net.size", 20)["rows"]
     printed = capsys.readouterr().out
-    assert "net: ViTForImageClassification, fed normalised images: head classifier (16 to 4" in printed
+    assert (
+        "net: ViTForImageClassification, fed normalised images: head classifier (16 to 4" in printed
+    )
     other = refused(capsys, grid, *whole, "--net.num_classes", 3, "--net.size", 20)
     assert other.startswith("error: checkpoint: not given, and the weights of HuggingFace would be")
 
