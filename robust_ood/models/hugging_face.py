@@ -201,7 +201,9 @@ def _maker(model: Any, architecture: Any) -> Callable[[], nn.Module]:
 def _anonymous(module: Any) -> nn.Module:
     """Return a model in float32 that does not say where it is from: scores do not depend on it."""
     module.config._name_or_path = ""
-    module.name_or_path = ""
+    for part in module.modules():
+        if hasattr(part, "name_or_path"):
+            part.name_or_path = ""
     network: nn.Module = module.float()
     return network
 
@@ -216,8 +218,8 @@ def _normalisation(transformers: Any, name: str, cache: str | None) -> _Normalis
         processor = load(name, cache_dir=cache)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
-            f"mean and std: not known for {name} (no preprocessor_config.json can be read); give "
-            "them, such as [0.5, 0.5, 0.5] for images in [-1, 1]"
+            f"mean: not known for {name}, nor std (no preprocessor_config.json can be read); give "
+            "both, such as [0.5, 0.5, 0.5] for images in [-1, 1]"
         ) from error
     if getattr(processor, "do_flip_channel_order", False):
         raise UserError(f"net: {name} takes images in the order blue, green, red; not supported")

@@ -400,7 +400,7 @@ def test_hugging_face_from_a_folder(capsys, grid, place):
     transformers.ViTForImageClassification(config).save_pretrained("theirs")
     named = ["--net", "HuggingFace", "--net.name", "./theirs"]
     unknown = refused(capsys, grid, *named)
-    assert unknown.startswith("error: net.mean and net.std: not known for ./theirs (no prepro")
+    assert "mean: not known for ./theirs, nor std (no preprocessor_config.json" in unknown
     whole = [*named, *NORMALISED]
     assert "takes 20 x 20 images, these are" in refused(capsys, grid, *whole)
     capsys.readouterr()

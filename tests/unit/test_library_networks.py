@@ -255,7 +255,7 @@ def test_the_range_of_other_preprocessing(folder, tmp_path):
     with pytest.raises(UserError, match=r"in the order blue, green, red"):
         HuggingFace(str(tmp_path))
     written.unlink()
-    with pytest.raises(UserError, match=r"^mean and std: not known for .*preprocessor_config"):
+    with pytest.raises(UserError, match=r"^mean: not known for .*preprocessor_config"):
         HuggingFace(str(tmp_path))
     assert HuggingFace(str(tmp_path), **HALF).pretrained
 
