@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,8 +176,7 @@ def _reader(
 @contextmanager
 def _silent() -> Iterator[None]:
     """Silence the library's bar and its report of a new head, and restore both afterwards."""
-    from transformers.utils import logging
-
+    logging: Any = import_module("transformers.utils.logging")  # which has no types
     level = logging.get_verbosity()
     shows_bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
