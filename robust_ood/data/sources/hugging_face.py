@@ -62,6 +62,8 @@ def load_saved(folder: Path, arguments: dict[str, Any], form: ImageForm, field: 
         )
     try:
         dataset = library.load_from_disk(str(folder))
+    except IndexError as error:  # of a set without a single file of rows
+        raise UserError(f"data.{field}: {folder} holds no images") from error
     except Exception as error:  # pyarrow and the library raise kinds of their own
         raise UserError(f"data.{field}: cannot read {folder} ({one_line(str(error))})") from error
     return _image_set(dataset, wanted, form, field, printable(folder.name))
