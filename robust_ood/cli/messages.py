@@ -63,9 +63,14 @@ def explain(error: BaseException) -> UserError:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and what it was raised from, outermost first."""
+    """Yield an exception and what it was raised from, outermost first, each once.
+
+    A chain may be a circle: a library's thread keeps an error, and raises it again each time.
+    """
     link: BaseException | None = error
-    while link is not None:
+    seen: set[int] = set()
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
         yield link
         if link.__cause__ is not None or link.__suppress_context__:
             link = link.__cause__

@@ -202,3 +202,10 @@ def test_a_constructors_mistake_gets_the_full_name_of_its_setting():
     assert str(error) == "model.attack.steps: 0 is not >= 1"
     unknown = UserError("steps: 7 is not >= 1")
     assert with_full_name(unknown, settings) is unknown
+
+
+def test_a_circle_of_causes_ends():
+    first, second = ValueError("first"), OSError("second")
+    first.__context__ = second
+    second.__context__ = first
+    assert list(causes(first)) == [first, second]
