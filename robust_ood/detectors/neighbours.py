@@ -152,10 +152,10 @@ class KNN(OutputsDetector):
     def _kth_nearest(self, features: Tensor) -> Tensor:
         """Return the bank's k-th nearest feature `(N, D)` to each of `(N, D)`, a constant."""
         bank = self.learned("bank")
-        with torch.no_grad():
-            if self.index != "exact" and not torch.compiler.is_compiling():
-                return self._indexed_kth_nearest(features, bank)
+        if self.index == "exact" or torch.compiler.is_compiling():
             return self._exact_kth_nearest(features, bank)
+        with torch.no_grad():
+            return self._indexed_kth_nearest(features, bank)
 
     def _indexed_kth_nearest(self, features: Tensor, bank: Tensor) -> Tensor:
         """Return the k-th nearest feature `(N, D)` of those that faiss finds."""

@@ -81,13 +81,24 @@ def test_a_head_that_is_never_called_is_missed_where_it_is_read(images):
             getattr(result, part)
 
 
-def test_what_is_no_tensor_of_logits_is_refused(images):
+class Ambiguous(Pooled):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = super().forward(images)
+        return logits, logits[:, :2]
+
+
+def test_logits_are_taken_out_of_a_mapping(images):
     net = Mapping()
-    with pytest.raises(UserError, match=r"^net: Mapping gives a dict; .*wrap\(net\)") as caught:
+    assert outputs(net, images).head is net.fc
+    assert outputs(wrap(net), images).head is net.fc
+
+
+def test_several_tensors_that_may_be_logits_are_refused(images):
+    net = Ambiguous()
+    with pytest.raises(UserError, match=r"^net: returns several tensors, of shapes") as caught:
         outputs(net, images)
     assert "\n" not in str(caught.value)
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in net.modules())
-    assert outputs(wrap(net), images).head is net.fc
 
 
 def test_naming_the_head_resolves_it(images):
