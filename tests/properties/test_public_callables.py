@@ -443,6 +443,7 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
         "monitor": None,
     },
     "callbacks.Dashboard": {},
+    "callbacks.EpochLines": {"minutes": 10.0},
     "callbacks.Guards": {"attacks_every_n_steps": 10, "limit": 5},
     "callbacks.MetricsFile": lambda folder: {"folder": folder},
     "callbacks.RobustValidation": {
