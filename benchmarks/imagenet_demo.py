@@ -122,6 +122,9 @@ def write(chosen: argparse.Namespace, sets: dict[str, NDArray[np.uint8]], second
         "minutes on one core.",
         "",
         *table(header, cells),
+        "KNN's bank holds other crops of the same photographs, of square ones the same crop. So "
+        "its inliers are next to zero, and what its row keeps under attack says little.",
+        "",
         "![Pictures of each set](figures/imagenet_sets.jpg)",
         "",
         "*The middle of each photograph, then pictures of science, textures and drawings.*",
