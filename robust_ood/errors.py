@@ -54,8 +54,20 @@ def unknown_setting(field: str, known: Iterable[str]) -> UserError:
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that is most like the given one, or None where none is alike."""
     by_lower_case = {candidate.lower(): candidate for candidate in known}
-    near = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.4)
-    return by_lower_case[near[0]] if near else None
+    given = name.lower()
+    near = difflib.get_close_matches(given, by_lower_case, n=3, cutoff=0.4)
+    if not near:
+        return None
+
+    def likeness(candidate: str) -> tuple[float, int]:
+        # Of names that are equally like it, the one that begins as it does.
+        ratio = difflib.SequenceMatcher(None, candidate, given).ratio()
+        shared = 0
+        while candidate[: shared + 1] == given[: shared + 1] and shared < len(given):
+            shared += 1
+        return ratio, shared
+
+    return by_lower_case[max(near, key=likeness)]
 
 
 def _quoted(name: str) -> str:

@@ -56,7 +56,7 @@ def test_a_guard_states_the_attacked_rates_at_its_own_threshold(place):
     assert {entry["group"] for entry in attacked} == {"id", "far"}
     assert all(entry["norm"] == "Linf" and entry["count"] == 20 for entry in attacked)
     card = (place / "guard" / "README.md").read_text()
-    assert "Linf 0.03137" in card
+    assert "Linf 8/255" in card
     assert content["training"]["method"] == "Standard"
     assert content["class_names"] == list("0123456789")
 

@@ -346,7 +346,7 @@ def test_the_script_prints_a_table_and_nothing_else(grid, trained_run, tmp_path)
         trained_run / "last.ckpt",
     ]
     done = subprocess.run(
-        [*command, "--output", "out", "--sanity", "false"],
+        [*command, "--output", "out", "--sanity", "false", "--table", "full"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -305,7 +305,8 @@ def test_several_checkpoints_and_radii(capsys, grid, trained_run, tmp_path):
         "none": 0, "pgd-2/255": 2 / 255, "pgd-8/255": 8 / 255
     }  # fmt: skip
     models = json.dumps({"aloe": [str(first), str(second)], "one": str(first)})
-    assert cli.evaluate([*common, "--models", models, "--output", str(tmp_path / "recipe")]) == 0
+    whole = ["--output", str(tmp_path / "recipe"), "--table", "full"]
+    assert cli.evaluate([*common, "--models", models, *whole]) == 0
     content = json.loads((tmp_path / "recipe" / "results.json").read_text())
     assert {row["model"] for row in content["rows"]} == {"aloe-1", "aloe-2", "one"}
     assert {one["recipe"] for one in content["summary"]} == {"aloe"}
