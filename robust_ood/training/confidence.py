@@ -10,6 +10,7 @@ from robust_ood import losses
 from robust_ood.arguments import typed
 from robust_ood.attacks import InLoopAttack
 from robust_ood.training.method import Method
+from robust_ood.training.methods import ALOE
 from robust_ood.training.optimization import Optimization
 
 
@@ -58,7 +59,7 @@ class ACET(Method):
         return wide.amax(1) - wide.logsumexp(1)
 
 
-class RATIO(Method):
+class RATIO(ALOE):
     """Adversarial training on inliers and on outliers, each within an L2 ball of its own.
 
     `min mean max CE(F(x + delta), y) + lambda mean max CE(F(x_out + delta), uniform)`: the form of

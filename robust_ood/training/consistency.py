@@ -18,11 +18,12 @@ from robust_ood.inputs import logits_of
 from robust_ood.models import load_network
 from robust_ood.modes import mode
 from robust_ood.perturb import Objective
-from robust_ood.training.method import Method, frozen
+from robust_ood.training.method import frozen
+from robust_ood.training.methods import ALOE
 from robust_ood.training.optimization import Optimization
 
 
-class HALO(Method):
+class HALO(ALOE):
     """TRADES on inliers and on outliers, with a helper that says what a large step may look like.
 
     `min CE(x, y) + eta CE(x_out, uniform) + beta (KL(x || x') + eta KL(x_out || x_out'))
@@ -68,8 +69,6 @@ class HALO(Method):
             compile,
             seed,
         )
-        if outlier_attack is None:
-            self.outlier_attack = self.inlier_attack
         for name, weight in (
             ("consistency_weight", consistency_weight),
             ("helper_weight", helper_weight),

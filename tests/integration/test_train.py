@@ -148,7 +148,9 @@ def test_a_user_s_loggers_and_callbacks_work_beside_the_built_in_ones_and_resume
     assert fit("killed", "first") == 9
     monkeypatch.delenv("KILLED")
     assert fit("killed", "second", "--ckpt_path", "last") == 0  # another logger is no other run
-    ends = [torch.load(tmp_path / name / "last.ckpt") for name in ("whole", "killed")]
+    ends = [
+        torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "killed")
+    ]
     assert all(torch.equal(ends[0]["state_dict"][key], ends[1]["state_dict"][key]) for key in
                ends[0]["state_dict"])  # fmt: skip
     assert ends[0]["callbacks"]["Smooth"] == ends[1]["callbacks"]["Smooth"]
