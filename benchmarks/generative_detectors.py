@@ -190,7 +190,8 @@ def write(chosen: argparse.Namespace, rows: list[tuple[str, ...]], missing: list
         f"an L2 ball of radius 10 by {chosen.steps} iterations of Adamax until what is matched is "
         "that of a digit; AUROC of digits against the start images and against the generated ones, "
         "and the median error (MAPE). An attacked AUROC near 0.5 says that the detector takes the "
-        "generated images for digits.",
+        "generated images for digits. A large error says that the attack has not arrived, and "
+        "nothing about robustness.",
         "",
         *table(
             (
