@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
 
@@ -17,7 +17,6 @@ from robust_ood.errors import UserError
 from robust_ood.inputs import accepted, check_labels, checked, logits_of, sample_indices
 from robust_ood.models.wrap import Network, as_network
 from robust_ood.modes import evaluating, ordinary
-from robust_ood.perturb import Objective
 
 
 class Settings(TypedDict):
@@ -33,11 +32,13 @@ class Candidate(NamedTuple):
     """What an attack proposes.
 
     images: perturbed, `(N, C, H, W)`. member: the name of the attack. precision: of its gradients.
+    at: positions `(n,)` of the images among those given, where they are `n` of them; None is all.
     """
 
     images: Tensor
     member: str
     precision: str | None = None
+    at: Tensor | None = None
 
 
 @runtime_checkable
@@ -64,6 +65,14 @@ class ScoreAttack(Protocol):
 
 
 @runtime_checkable
+class StopsEarly(Protocol):
+    """An attack of several parts, which can leave alone what needs no more of them."""
+
+    def until(self, enough: float) -> ScoreAttack:
+        """Return the attack that leaves alone images whose score is beyond `enough`."""
+
+
+@runtime_checkable
 class LabelAttack(Protocol):
     """Anything that proposes perturbed images against a classifier."""
 
@@ -85,7 +94,8 @@ class Attacked(NamedTuple):
 
     images: `(N, C, H, W)`, detached. values: `(N,)`, the true score, or the true class's margin.
     winners: `(N,)` positions in `members`, which names the attack that each image is from; "clean"
-    is the image itself. precisions: those of the gradients, each once.
+    is the image itself. precisions: those of the gradients, each once. attempts: how many images
+    each member was run on.
     """
 
     images: Tensor
@@ -93,6 +103,7 @@ class Attacked(NamedTuple):
     winners: Tensor
     members: tuple[str, ...]
     precisions: tuple[str, ...]
+    attempts: tuple[int, ...]
 
     def wins(self) -> dict[str, int]:
         """Return for how many images each member's candidate was kept."""
@@ -140,10 +151,15 @@ def attack_score(
     direction: Direction,
     *,
     indices: Tensor | None = None,
+    enough: float | None = None,
 ) -> Attacked:
     """Return what an attack on a detector achieved: images, their true scores `(N,)`, and winners.
 
-    `direction` is +1 to lower scores and -1 to raise them; other arguments as in `lower_score`.
+    Args:
+        detector, images, attack, indices: as in `lower_score`.
+        direction: +1 to lower scores, -1 to raise them.
+        enough: a score beyond which nobody asks how far an image goes; a suite leaves it alone
+            from there on. None attacks every image to the end.
     """
     if direction not in (1, -1) or isinstance(direction, bool):
         raise UserError(f"direction: {direction!r} is neither 1 (lower scores) nor -1 (raise them)")
@@ -151,10 +167,12 @@ def attack_score(
     indices = sample_indices(indices, len(images))
     with evaluating(detector):
         images = accepted(_fast_layout(original), *(detector.networks or (detector,)))
+        if enough is not None and isinstance(attack, StopsEarly):
+            attack = attack.until(enough)
         candidates: Iterable[Candidate] = attack.on_score(detector, images, direction, indices)
         if attack.keeps_clean:
             candidates = chain([Candidate(images, "clean")], candidates)
-        attacked = worst(lambda x: direction * detector(x), candidates)
+        attacked = worst(lambda x, _: direction * detector(x), candidates)
     return attacked._replace(
         images=_layout_of(original, attacked.images), values=direction * attacked.values
     )
@@ -200,10 +218,10 @@ def attack_labels(
     indices = sample_indices(indices, len(images))
     net = as_network(net)
 
-    def margin(moved: Tensor) -> Tensor:
+    def margin(moved: Tensor, at: Tensor | None) -> Tensor:
         logits = logits_of(net(moved))
         check_labels(labels, logits.shape[1])  # the clean images come first
-        return losses.margin(logits, labels)
+        return losses.margin(logits, labels if at is None else labels[at])
 
     with evaluating(net):
         images = accepted(_fast_layout(original), net)
@@ -223,7 +241,11 @@ def _layout_of(original: Tensor, attacked: Tensor) -> Tensor:
     return attacked.contiguous() if original.is_contiguous() else attacked
 
 
-def worst(value: Objective, candidates: Iterable[Candidate]) -> Attacked:
+Value = Callable[[Tensor, Tensor | None], Tensor]
+"""Images `(n, C, H, W)`, and their positions `(n,)` or None for all, to values `(n,)`."""
+
+
+def worst(value: Value, candidates: Iterable[Candidate]) -> Attacked:
     """Return each image's candidate with the smallest value; of equals and of NaNs the first."""
     kept = Worst(value)
     for candidate in candidates:
@@ -235,44 +257,57 @@ class Worst:
     """The worst candidate of each image so far, by a true value that attackers make small.
 
     Args:
-        value: images `(N, C, H, W)` to values `(N,)`.
+        value: what is true of images.
     """
 
-    def __init__(self, value: Objective) -> None:
+    def __init__(self, value: Value) -> None:
         self.value = value
         self.images: Tensor | None = None
-        self._values = torch.empty(0)  # (N,)
+        self.values = torch.empty(0)  # (N,)
         self._winners = torch.empty(0)  # (N,)
-        self._members: list[str] = []
+        self._attempts: dict[str, int] = {}  # by member
         self._precisions: list[str] = []
 
     @torch.no_grad()
     def see(self, candidate: Candidate) -> None:
-        """Keep the images that are worse than those before; of equals and of NaNs the first."""
-        images, member, precision = candidate
-        if member not in self._members:
-            self._members.append(member)
+        """Keep the images that are worse than those before; of equals and of NaNs the first.
+
+        The first candidate holds all images.
+        """
+        images, member, precision, at = candidate
         if precision is not None and precision not in self._precisions:
             self._precisions.append(precision)
-        values = self.value(images)
-        winners = torch.full_like(values, self._members.index(member), dtype=torch.long)
+        self._attempts[member] = max(len(images), self._attempts.get(member, 0))
+        values = self.value(images, at)
+        winners = torch.full_like(values, list(self._attempts).index(member), dtype=torch.long)
         if self.images is None:
             self.images = images
-            self._values = values
+            self.values = values
             self._winners = winners
             return
-        lower = values < self._values
-        self.images = torch.where(lower.view(-1, 1, 1, 1), images, self.images)
-        self._values = torch.where(lower, values, self._values)
-        self._winners = torch.where(lower, winners, self._winners)
+        old = (self.images, self.values, self._winners)
+        if at is not None:
+            old = (self.images[at], self.values[at], self._winners[at])
+        lower = values < old[1]
+        images = torch.where(lower.view(-1, 1, 1, 1), images, old[0])
+        values = torch.where(lower, values, old[1])
+        winners = torch.where(lower, winners, old[2])
+        if at is not None:
+            images = self.images.index_copy(0, at, images)
+            values = self.values.index_copy(0, at, values)
+            winners = self._winners.index_copy(0, at, winners)
+        self.images = images
+        self.values = values
+        self._winners = winners
 
     def result(self) -> Attacked:
         """Return the worst of all candidates seen."""
         assert self.images is not None  # every attack proposes something
         return Attacked(
             self.images,
-            self._values,
+            self.values,
             self._winners,
-            tuple(self._members),
+            tuple(self._attempts),
             tuple(self._precisions),
+            tuple(self._attempts.values()),
         )

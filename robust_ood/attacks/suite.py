@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,11 +36,13 @@ class Suite:
         finish: continues at the worst image that the members found, through the detector's own
             score or, where the classifier is still correct, its margin. In float32 it takes back
             what members in a cheaper precision leave to rounding.
+        enough: a score; images that a member brought beyond it are left alone by those after.
     """
 
     on_detectors: Mapping[str, ScoreAttack]
     on_classifiers: Mapping[str, LabelAttack] = field(default_factory=dict)
     finish: PGD | None = None
+    enough: float | None = None
     keeps_clean = True
 
     def __post_init__(self) -> None:
@@ -58,6 +60,16 @@ class Suite:
         """Return the same with the steps of the members that attack classifiers, which may be 0."""
         return {**self.settings(), "steps": self._steps(self.on_classifiers.values())}
 
+    def costs(self, detector: Detector) -> dict[str, int]:
+        """Return the steps or queries that each member spends on an image, by its name."""
+        left_out = self.left_out(detector)
+        costs = {}
+        for name, member in self._on_scores().items():
+            if name not in left_out:
+                settings = member.settings()
+                costs[name] = settings["steps"] * settings["restarts"]
+        return costs
+
     def _steps(self, members: Iterable[ScoreAttack | LabelAttack]) -> int:
         total = 0
         if self.finish is not None:
@@ -72,18 +84,41 @@ class Suite:
     ) -> Iterator[Candidate]:
         """Yield every member's candidates, under the member's name."""
         left_out = self.left_out(detector)
-        found = Worst(lambda x: direction * detector(x))
+        found = Worst(lambda x, _: direction * detector(x))
         found.see(Candidate(images, "clean"))
-        for name, member in self.on_detectors.items():
+        for name, member in self._on_scores().items():
             if name in left_out:
                 continue
-            for candidate in member.on_score(detector, images, direction, indices):
+            at = self._left(found.values, direction)  # (n,), or None for all
+            if at is not None and not len(at):
+                return
+            attacked = (_at(images, at), direction, _at(indices, at))
+            if member is self.finish:
+                assert found.images is not None  # the clean ones at least
+                proposals = self.finish.on_score(detector, *attacked, _at(found.images, at))
+            else:
+                proposals = member.on_score(detector, *attacked)
+            for candidate in proposals:
+                candidate = _of_member(candidate, name, at)
                 found.see(candidate)
-                yield candidate._replace(member=name)
+                yield candidate
+
+    def until(self, enough: float) -> Suite:
+        """Return the suite that leaves alone images whose score is beyond `enough`."""
+        return replace(self, enough=enough)
+
+    def _on_scores(self) -> dict[str, ScoreAttack]:
+        members = dict(self.on_detectors)
         if self.finish is not None:
-            start = found.images
-            for candidate in self.finish.on_score(detector, images, direction, indices, start):
-                yield candidate._replace(member=FINISH)
+            members[FINISH] = self.finish
+        return members
+
+    def _left(self, values: Tensor, direction: Direction) -> Tensor | None:
+        """Return the positions of images that are not beyond `enough` yet; None is all of them."""
+        if self.enough is None:
+            return None
+        # Of a tie, the next member decides.
+        return (~(values < direction * self.enough)).nonzero()[:, 0]
 
     def left_out(self, detector: Detector) -> list[str]:
         """Return the members that read a classifier, where the detector reads none."""
@@ -96,32 +131,30 @@ class Suite:
         self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor
     ) -> Iterator[Candidate]:
         """Yield every member's candidates; a member leaves alone what is already misclassified."""
-        with torch.no_grad():
-            margins = losses.margin(logits_of(net(images)), labels)  # (N,)
-        worst = images
+
+        def margin(moved: Tensor, at: Tensor | None) -> Tensor:
+            return losses.margin(logits_of(net(moved)), _at(labels, at))
+
+        found = Worst(margin)
+        found.see(Candidate(images, "clean"))
         members: dict[str, LabelAttack] = dict(self.on_classifiers)
         if self.finish is not None:
             members[FINISH] = self.finish
         for name, member in members.items():
             # A tie, which coarse logits have, may still be decided for the label.
-            left = (margins >= 0).nonzero()[:, 0]
-            if not len(left):
+            at = (~(found.values < 0)).nonzero()[:, 0]
+            if not len(at):
                 return
-            attacked = (net, images[left], labels[left], indices[left.cpu()])
+            attacked = (net, _at(images, at), labels[at], _at(indices, at))
             if member is self.finish:
-                proposals = self.finish.on_label(*attacked, start=worst[left])
+                assert found.images is not None  # the clean ones at least
+                proposals = self.finish.on_label(*attacked, start=_at(found.images, at))
             else:
                 proposals = member.on_label(*attacked)
             for candidate in proposals:
-                with torch.no_grad():
-                    reached = losses.margin(logits_of(net(candidate.images)), labels[left])
-                lower = reached < margins[left]
-                margins[left] = torch.where(lower, reached, margins[left])
-                kept = torch.where(lower.view(-1, 1, 1, 1), candidate.images, worst[left])
-                worst = worst.index_copy(0, left, kept)
-                yield candidate._replace(
-                    images=images.index_copy(0, left, candidate.images), member=name
-                )
+                candidate = _of_member(candidate, name, at)
+                found.see(candidate)
+                yield candidate
 
 
 def standard(radius: float | str, norm: str = "Linf") -> Suite:
@@ -149,11 +182,13 @@ def standard(radius: float | str, norm: str = "Linf") -> Suite:
     published = 1 / 255 if norm == "Linf" else None
     return Suite(
         on_detectors={
+            # First those that settle most images a step (benchmarks/settled_images.py): after them,
+            # the long ones have fewer to work on.
+            "softmax": apgd(region, steps=20, objective="softmax"),
+            "aloe-unmoved": PGD(region, steps=10, step_size=published, objective="unmoved"),
+            "aloe": PGD(region, steps=10, step_size=published, objective="softmax"),
             "pgd": PGD(region, steps=100, restarts=2, precision="float32"),
             "apgd": apgd(region, steps=100, restarts=2, precision="float32"),
-            "aloe": PGD(region, steps=10, step_size=published, objective="softmax"),
-            "aloe-unmoved": PGD(region, steps=10, step_size=published, objective="unmoved"),
-            "softmax": apgd(region, steps=20, objective="softmax"),
             "tied": PGD(region, steps=40, objective="tied"),
             "msp": PGD(region, steps=20, objective="msp"),
             "features": apgd(region, steps=20, objective="features"),
@@ -182,6 +217,26 @@ def standard(radius: float | str, norm: str = "Linf") -> Suite:
 
 FINISH = "finish"
 """The member that a suite's `finish` is named."""
+
+
+def _of_member(candidate: Candidate, name: str, at: Tensor | None) -> Candidate:
+    """Return a member's candidate for the images at some positions, as one of the suite's."""
+    inner = candidate.at  # of a member that leaves images alone itself
+    if at is not None and inner is not None:
+        inner = at[inner]
+    elif inner is None:
+        inner = at
+    return candidate._replace(member=name, at=inner)
+
+
+def _at(values: Tensor, at: Tensor | None) -> Tensor:
+    """Return the values at some positions; of images in the layout that they have."""
+    if at is None:
+        return values
+    chosen = values[at.to(values.device)]
+    if values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last):
+        chosen = chosen.contiguous(memory_format=torch.channels_last)
+    return chosen
 
 
 def _reads_classifier(member: Any) -> bool:

@@ -134,6 +134,11 @@ _OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "limit": (int | None, None, "use only so many images of each set"),
     "sanity": (bool | None, None, "look for signs of failed attacks (default: true)"),
     "checks": (bool | None, None, "the old name of --sanity, for one release"),
+    "skip_settled": (
+        bool,
+        True,
+        "let suites leave alone images that can no longer change a number",
+    ),
     "intervals": (bool | int, True, "95 % intervals of the rates"),
     "batch_size": (int | None, None, "images of a batch (default: found; halved if too large)"),
     "chunk": (int, CHUNK, "images that are computed and stored at a time"),
@@ -257,6 +262,7 @@ def compute(request: Request, subjects: Subjects, progress: ProgressBar) -> tupl
         batch_size=config.batch_size,
         chunk=config.chunk,
         certificates=subjects.certificates,
+        skip_settled=config.skip_settled,
     )
     try:
         for name, net in subjects.nets.items():

@@ -12,8 +12,9 @@ from torch import nn
 
 from robust_ood.arguments import typed
 from robust_ood.attacks import Attack, Budget
+from robust_ood.attacks.apply import StopsEarly
 from robust_ood.data import OODData
-from robust_ood.data.limits import limited, must_draw
+from robust_ood.data.limits import must_draw
 from robust_ood.deprecation import warn_renamed
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
@@ -26,7 +27,8 @@ from robust_ood.evaluation.results import Results, Row, describe_environment
 from robust_ood.evaluation.rows import ModelRecords, interval_of
 from robust_ood.evaluation.runner import Runner
 from robust_ood.evaluation.sanity import check_bracket
-from robust_ood.evaluation.scoring import CHUNK, Scorer, TestSet, chunks, proposal_group
+from robust_ood.evaluation.scoring import CHUNK, Scorer, chunks, proposal_group, test_sets
+from robust_ood.evaluation.settled import Bars
 from robust_ood.evaluation.store import FolderStore, Store
 from robust_ood.evaluation.tasks import (
     AccuracyTask,
@@ -57,6 +59,7 @@ def evaluate(  # noqa: PLR0913
     progress: Progress | None = None,
     checks: bool | None = None,
     certificates: Sequence[PartSpec] = (),
+    skip_settled: bool = True,
 ) -> Results:
     """Score every detector on clean and attacked images and return the results.
 
@@ -79,6 +82,8 @@ def evaluate(  # noqa: PLR0913
             writes the results themselves.
         progress: told what is computed.
         checks: the old name of `sanity`, for one release.
+        skip_settled: let attacks of several members leave alone images that can no longer change a
+            reported number; see `evaluation.settled`.
         certificates: as configs write them: `{"name": "smoothing", "sigma": 0.25, "radius": [0.1]}`
             or `{"name": "interval", "radius": "1/255"}`.
 
@@ -103,6 +108,7 @@ def evaluate(  # noqa: PLR0913
         sanity=sanity,
         progress=progress,
         certificates=build_certificates(certificates),
+        skip_settled=skip_settled,
     )
     grid.add(model, net, detectors)
     grid.compute()
@@ -113,7 +119,7 @@ class Grid:
     """Networks, detectors, attacks and sets whose scores lie in one store.
 
     Args:
-        data, attacks, limit, device, sanity, progress, checks: as in `evaluate`.
+        data, attacks, limit, device, sanity, progress, checks, skip_settled: as in `evaluate`.
         store: where cells are kept.
         batch_size: images of a batch, halved where they do not fit into memory. None begins on a
             GPU with a whole chunk and on the CPU with `data.evaluation_batch_size`.
@@ -139,6 +145,7 @@ class Grid:
         chunk: int = CHUNK,
         checks: bool | None = None,
         certificates: Sequence[Certificate] = (),
+        skip_settled: bool = True,
     ) -> None:
         if checks is not None:
             warn_renamed("Grid(checks=...)", "Grid(sanity=...)")
@@ -157,13 +164,14 @@ class Grid:
         except RuntimeError as error:
             raise UserError(f"device: {device!r} is no kind of device") from error
         self.sanity = sanity
+        self.skip_settled = skip_settled
         if batch_size is None and self.device.type == "cpu":
             batch_size = data.evaluation_batch_size
         elif batch_size is None:
             batch_size = chunk
         self.scorer = Scorer(self.device, batch_size)
         self.runner = Runner(store, progress or Progress())
-        self.sets = _test_sets(data, limit, chunk)
+        self.sets = test_sets(data, limit, chunk)
         self.models: list[Model] = []
         self.certified: list[CertifiedModel] = []
         self._notes = list(_draws(data, limit))
@@ -257,6 +265,7 @@ class Grid:
     def _tasks(self, model: Model) -> Iterator[Task]:
         """Yield the tasks in the order in which results become complete."""
         fingerprints = {label: model.fingerprint(label) for label in model.detectors}
+        bars: dict[str, Bars] = {}
         budgets: dict[str, Attack | None] = {"none": None, **self.attacks}
         for label, attack in budgets.items():
             # A flow or an auto-encoder has no classes.
@@ -265,12 +274,21 @@ class Grid:
                 yield AccuracyTask(model, chunk, label, attack, self.scorer)
             for names in self._groups(model, attack):
                 group = {name: fingerprints[name] for name in names}
-                yield from self._score_tasks(model, group, label, attack)
+                stop = bars.get(names[0]) if isinstance(attack, StopsEarly) else None
+                tasks = list(self._score_tasks(model, group, label, attack, stop))
+                if attack is None:
+                    bars = self._bars(tasks, names)
+                yield from tasks
         if self.sanity:
             yield from self._sanity_tasks(model)
 
     def _score_tasks(
-        self, model: Model, group: Mapping[str, str], label: str, attack: Attack | None
+        self,
+        model: Model,
+        group: Mapping[str, str],
+        label: str,
+        attack: Attack | None,
+        bars: Bars | None,
     ) -> Iterator[ScoreTask]:
         """Yield the tasks of detectors, by label their fingerprints, under one attack."""
         # Validation images first: without a threshold there are no rows.
@@ -279,7 +297,18 @@ class Grid:
             if attack is not None and not test_set.is_tested:
                 continue
             for chunk in test_set.chunks:
-                yield ScoreTask(model, group, test_set, index, chunk, label, attack, self.scorer)
+                images = (test_set, index, chunk)
+                yield ScoreTask(model, group, *images, label, attack, self.scorer, bars)
+
+    def _bars(self, clean: Sequence[ScoreTask], labels: Sequence[str]) -> dict[str, Bars]:
+        """Return the bars of detectors, by label, from the tasks of their clean scores."""
+        bars = {}
+        for label in labels:
+            keys: dict[int, list[str]] = {}
+            for task in clean:
+                keys.setdefault(task.set_index, []).append(task.keys[label])
+            bars[label] = Bars(self.store, self.sets, keys, skip=self.skip_settled)
+        return bars
 
     def _groups(self, model: Model, attack: Attack | None) -> list[list[str]]:
         """Return the labels of detectors, those together that are scored on the same images."""
@@ -326,22 +355,6 @@ class Grid:
             "attack_precisions": detectors_by_precision,
         }
         return describe_environment(settings)
-
-
-def _test_sets(data: OODData, limit: int | None, chunk: int) -> list[TestSet]:
-    """Return the sets in chunks, the in-distribution first, validation images last."""
-    inliers = data.inliers("test")
-    ood_sets = data.ood_sets()
-    if not ood_sets:
-        raise UserError("data: neither near nor far names an OOD set to evaluate on")
-    sets = []
-    groups = [("id", inliers), *ood_sets]
-    if data.names["validation"] is not None:
-        groups.append(("validation", data.inliers("validation")))
-    for group, images in groups:
-        few = limited(images, limit)
-        sets.append(TestSet(few, group, chunks(few, None, chunk)))
-    return sets
 
 
 def _draws(data: OODData, limit: int | None) -> Iterator[str]:

@@ -33,6 +33,12 @@ def page(results: Results) -> Iterator[RenderableType]:
                 f"{len(shown)} of {len(lines)} lines: where they do not fit, each detector's worst "
                 "group, and of these the best; --table full shows all"
             )
+    saved = [record.saved for record in results.members if record.saved]
+    if saved:
+        yield plain(
+            f"{100 * sum(saved) / len(saved):.0f} % of {counted(len(saved), 'attack')} by several "
+            "members was spared: images that could no longer change a number (skip_settled)"
+        )
     accuracies = accurate(results)
     if accuracies:
         yield _accuracies(accuracies[:_MOST_ACCURACIES])

@@ -168,7 +168,9 @@ class Summary:
 class Wins:
     """How many images of a set each member of an attack won: whose candidate was kept.
 
-    wins: "clean" is the image itself. detector: None for an attack on the classifier.
+    wins: "clean" is the image itself. detector: None for an attack on the classifier. saved: the
+    share of the attack's steps and queries that it left out, because they could no longer change a
+    reported number.
     """
 
     model: str
@@ -178,6 +180,7 @@ class Wins:
     group: Group
     n: Positive
     wins: dict[str, Count]
+    saved: Rate = 0.0
 
     def __post_init__(self) -> None:
         if sum(self.wins.values()) > self.n:

@@ -22,6 +22,7 @@ from robust_ood.evaluation.results import (
     Wins,
 )
 from robust_ood.evaluation.scoring import TestSet
+from robust_ood.evaluation.settled import threshold_set
 from robust_ood.evaluation.store import Cell, Store
 from robust_ood.evaluation.tasks import (
     AccuracyTask,
@@ -47,11 +48,15 @@ _RECORD_OF = ("model", "detector", "attack", "attacked", "id", "ood", "group")
 
 
 class Column(NamedTuple):
-    """All scores of one set, `(N,)`, the seconds they took, and images won by each member."""
+    """All scores of one set, `(N,)`, and the seconds they took.
+
+    wins, attempts: on how many images each member of the attack won, and was run.
+    """
 
     scores: Tensor
     seconds: float
     wins: dict[str, int]
+    attempts: dict[str, int]
 
 
 class ScoredRow(NamedTuple):
@@ -128,9 +133,7 @@ class ModelRecords:
 
     def threshold(self, detector: str) -> Threshold | None:
         """Return a detector's threshold, or None where the scores that set it are missing."""
-        index = 0
-        if self.sets[-1].group == "validation":
-            index = len(self.sets) - 1
+        index = threshold_set(self.sets)
         column = self.column(detector, "none", index)
         if column is None:
             return None
@@ -186,6 +189,7 @@ class ModelRecords:
                 group=self.sets[set_index].group,
                 n=len(column.scores),
                 wins=column.wins,
+                saved=self._saved(detector, label, column),
             )
             records.append(record)
         return records
@@ -221,6 +225,15 @@ class ModelRecords:
                     for precision in cell.about.get("precisions", ()):
                         users.setdefault(precision, set()).add(detector or "classifier")
         return users
+
+    def _saved(self, detector: str, label: str, column: Column) -> float:
+        """Return the share of a suite's steps and queries that a column was spared."""
+        attack = self.attacks[label]
+        if not detector or not isinstance(attack, Suite) or not column.attempts:
+            return 0.0
+        costs = attack.costs(self.model.detectors[detector])
+        spent = sum(column.attempts.get(name, 0) * cost for name, cost in costs.items())
+        return 1 - spent / (len(column.scores) * sum(costs.values()))
 
     def _alarms(self, key: str) -> list[str]:
         cell = self.store.read(key)
@@ -347,6 +360,7 @@ def interval_of(scored: ScoredRow) -> Interval:
 def _joined(cells: Sequence[Cell]) -> Column:
     """Return the cells of a set's chunks as one column."""
     wins: Counter[str] = Counter()
+    attempts: Counter[str] = Counter()
     seconds = 0.0
     scores = []  # (n,) each
     for cell in cells:
@@ -356,4 +370,6 @@ def _joined(cells: Sequence[Cell]) -> Column:
             members = cell.about["members"]
             counts = np.bincount(cell.arrays["winners"], minlength=len(members)).tolist()
             wins.update(dict(zip(members, counts, strict=True)))
-    return Column(torch.from_numpy(np.concatenate(scores)), seconds, dict(wins))
+            # Cells of earlier releases do not say it.
+            attempts.update(cell.about.get("attempts", {}))
+    return Column(torch.from_numpy(np.concatenate(scores)), seconds, dict(wins), dict(attempts))

@@ -74,7 +74,7 @@ class Runner:
                 self._attempt(task, [label])
             return
         for label, cell in cells.items():
-            if self.store.has(task.keys[label]):
+            if label not in task.missing(self.store):
                 continue  # this process stood still, and another took its task over
             provenance = {
                 "model": task.model,

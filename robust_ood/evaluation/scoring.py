@@ -6,6 +6,7 @@ Evaluations, the validation callback and benchmarks all score here.
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 from robust_ood.attacks import PGD, LabelAttack, ScoreAttack, attack_labels, attack_score
 from robust_ood.attacks.apply import Attacked
 from robust_ood.attacks.objectives import READ_CLASSIFIERS, Direction
-from robust_ood.data import ImageSet, to_float
+from robust_ood.data import ImageSet, OODData, to_float
 from robust_ood.data.limits import limited
 from robust_ood.data.sets import ReadImages
 from robust_ood.detectors import Detector
 from robust_ood.detectors.sharing import score_images
+from robust_ood.errors import UserError
 from robust_ood.evaluation.fingerprints import content
 from robust_ood.inputs import accepted, check_labels, logits_of
 from robust_ood.modes import evaluating
@@ -85,6 +87,25 @@ class TestSet(NamedTuple):
         return self.group != "validation"
 
 
+def test_sets(data: OODData, limit: int | None, chunk: int) -> list[TestSet]:
+    """Return the sets in chunks, the in-distribution first, validation images last.
+
+    Raises: `UserError` without any OOD set.
+    """
+    inliers = data.inliers("test")
+    ood_sets = data.ood_sets()
+    if not ood_sets:
+        raise UserError("data: neither near nor far names an OOD set to evaluate on")
+    sets = []
+    groups = [("id", inliers), *ood_sets]
+    if data.names["validation"] is not None:
+        groups.append(("validation", data.inliers("validation")))
+    for group, images in groups:
+        few = limited(images, limit)
+        sets.append(TestSet(few, group, chunks(few, None, chunk)))
+    return sets
+
+
 class _Images(Protocol):
     """A batch: images `(n, C, H, W)`, labels and indices `(n,)`."""
 
@@ -102,13 +123,15 @@ class Scored(NamedTuple):
     """Scores of images, on the CPU.
 
     scores: `(N,)` by detector. precisions: those of the attack's gradients. members: what found the
-    images under an attack that sees this score, else none; winners: `(N,)` positions in it.
+    images under an attack that sees this score, else none; winners: `(N,)` positions in it;
+    attempts: on how many images each was run.
     """
 
     scores: dict[str, Tensor]
     precisions: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
     winners: Tensor | None = None
+    attempts: tuple[int, ...] = ()
 
 
 class Batches:
@@ -198,6 +221,7 @@ class Scorer:
         batches: Iterable[_Images],
         attack: ScoreAttack | None = None,
         direction: Direction = 1,
+        enough: float | None = None,
     ) -> Scored:
         """Return the true scores of several detectors on the same images.
 
@@ -206,8 +230,9 @@ class Scorer:
             batches: uint8 or float images, with the indices that key an attack's draws.
             attack: None leaves the images clean; else they are attacked through the first detector.
             direction: +1 where the attack lowers scores, -1 where it raises them.
+            enough: as in `attack_score`.
         """
-        work = partial(self._score, detectors, attack, direction)
+        work = partial(self._score, detectors, attack, direction, enough)
         return _joined(detectors, self._results((*detectors, id(attack)), batches, work))
 
     def correct(
@@ -230,15 +255,24 @@ class Scorer:
         detectors: Mapping[str, Detector],
         attack: ScoreAttack | None,
         direction: Direction,
+        enough: float | None,
         batch: ReadImages,
     ) -> Scored:
         images = as_input(batch.images, self.device)
         if attack is None:
             return Scored(score_images(detectors, images))
         first = next(iter(detectors.values()))
-        attacked = attack_score(first, images, attack, direction, indices=batch.indices)
+        run = partial(attack_score, first, images, attack, direction, indices=batch.indices)
+        attacked = run(enough=enough)
         # Scored once more, because a random score that an attack has chosen by is biased.
         scores = score_images(detectors, attacked.images)
+        if enough is not None:
+            beyond = direction * attacked.values.cpu() < direction * enough
+            stayed = direction * next(iter(scores.values())) < direction * enough
+            if bool((beyond & ~stayed).any()):
+                # A random score, of which "beyond" says nothing.
+                attacked = run()
+                scores = score_images(detectors, attacked.images)
         if proposal_group(attack, first) is not None:
             return Scored(scores, attacked.precisions)
         return _of_attack(scores, attacked)
@@ -261,7 +295,8 @@ def _is_right(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 def _of_attack(scores: dict[str, Tensor], attacked: Attacked) -> Scored:
     """Return scores with the attack's account, and without its images, which are large."""
-    return Scored(scores, attacked.precisions, attacked.members, attacked.winners.cpu())
+    winners = attacked.winners.cpu()
+    return Scored(scores, attacked.precisions, attacked.members, winners, attacked.attempts)
 
 
 def _joined(labels: Iterable[str], batches: list[Scored]) -> Scored:
@@ -274,17 +309,20 @@ def _joined(labels: Iterable[str], batches: list[Scored]) -> Scored:
         scores[label] = torch.cat(columns)
     precisions: set[str] = set()
     members: dict[str, int] = {}  # positions, in the order of first occurrence
+    attempts: Counter[str] = Counter()
     winners = []
     for batch in batches:
         precisions.update(batch.precisions)
         for name in batch.members:
             members.setdefault(name, len(members))
+        attempts.update(dict(zip(batch.members, batch.attempts, strict=True)))
         if batch.winners is not None:
             # Batches need not name their members in the same order.
             positions = torch.tensor([members[name] for name in batch.members])
             winners.append(positions[batch.winners])
     joined = torch.cat(winners) if winners else None
-    return Scored(scores, tuple(sorted(precisions)), tuple(members), joined)
+    tried = tuple(attempts[name] for name in members)
+    return Scored(scores, tuple(sorted(precisions)), tuple(members), joined, tried)
 
 
 def proposal_group(attack: ScoreAttack, detector: Detector) -> Hashable | None:

@@ -17,6 +17,7 @@ from robust_ood.errors import UserError
 from robust_ood.evaluation import sanity
 from robust_ood.evaluation.fingerprints import fingerprint
 from robust_ood.evaluation.scoring import Chunk, Scored, Scorer, TestSet, as_input
+from robust_ood.evaluation.settled import Bars
 from robust_ood.evaluation.store import Cell, Store
 from robust_ood.evaluation.versions import code_version
 
@@ -100,6 +101,7 @@ class _ImagesTask(Task):
         if scored.winners is not None:
             arrays["winners"] = scored.winners.numpy().astype(np.int16)
             provenance["members"] = list(scored.members)
+            provenance["attempts"] = dict(zip(scored.members, scored.attempts, strict=True))
         cells = {}
         for label, scores in scored.scores.items():
             cells[label] = Cell({"scores": scores.float().numpy(), **arrays}, provenance)
@@ -116,11 +118,12 @@ class ScoreTask(_ImagesTask):
         chunk: the images.
         label, attack: the attack; "none" and None for clean images.
         scorer: computes.
+        bars: which images need no more of the attack; None attacks all to the end.
     """
 
     stage = "score"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         model: Model,
         fingerprints: Mapping[str, str],
@@ -130,11 +133,13 @@ class ScoreTask(_ImagesTask):
         label: str,
         attack: Attack | None,
         scorer: Scorer,
+        bars: Bars | None = None,
     ) -> None:
         self.subject = model
         self.model = model.name
         self.attack = label
         self.perturbation = attack
+        self.bars = bars
         self.direction = test_set.direction
         self.set_index = set_index
         self.chunk = chunk
@@ -154,6 +159,19 @@ class ScoreTask(_ImagesTask):
             self.title = _title(model.name, ", ".join(self.keys), label, chunk)
             self.work *= attack_work(attack) + len(self.keys)
 
+    def missing(self, store: Store, failed: Container[str] = ()) -> list[str]:
+        """Return the labels whose cells are to be computed, also those cut short too early."""
+        labels = super().missing(store, failed)
+        if self.bars is None:
+            return labels
+        for label, key in self.keys.items():
+            cell = None
+            if label not in failed and label not in labels:
+                cell = store.read(key)
+            if cell is not None and not self.bars.holds(cell, self.direction):
+                labels.append(label)
+        return labels
+
     def run(self, labels: Sequence[str]) -> Mapping[str, Cell]:
         """Return the scores.
 
@@ -163,13 +181,20 @@ class ScoreTask(_ImagesTask):
         begin = time.perf_counter()
         detectors = {label: self.subject.detectors[label] for label in labels}
         images = self.chunk.read()
-        scored = self.scorer.score(detectors, [images], self.perturbation, self.direction)
+        enough = None
+        if self.bars is not None:
+            enough = self.bars.of(self.direction)
+        scored = self.scorer.score(detectors, [images], self.perturbation, self.direction, enough)
         seconds = (time.perf_counter() - begin) / len(detectors)
         for scores in scored.scores.values():
             broken = int((~scores.isfinite()).sum())
             if broken:
                 raise UserError(f"{broken} of {len(scores)} scores are not finite")
-        return self.cells(scored, images.indices, seconds)
+        cells = self.cells(scored, images.indices, seconds)
+        if enough is not None:
+            for label, cell in cells.items():
+                cells[label] = Cell(cell.arrays, {**cell.about, "enough": enough})
+        return cells
 
 
 class AccuracyTask(_ImagesTask):

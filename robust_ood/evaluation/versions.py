@@ -44,7 +44,7 @@ PARTS = {
     "detectors": Part(3, ("detectors",)),
     "attacks": Part(3, ("attacks",)),
     "data": Part(2, ("data/sources/files.py", "data/sources/form.py", "data/loaders.py")),
-    "scoring": Part(1, ("evaluation/scoring.py",)),
+    "scoring": Part(1, ("evaluation/scoring.py", "evaluation/settled.py")),
     "metrics": Part(1, ("metrics",)),
     "sanity": Part(1, ("evaluation/sanity.py",)),
     "certificates": Part(1, ("certify", "bounds")),
