@@ -209,6 +209,7 @@ class Method(OptimizedModule):
             purpose: what the attack is for, in words: a key of the random start, and its name in
                 warnings.
         """
+        attack = attack.at(self.progress)
         start = attack.start(images, self.draws(purpose, batch))
         watch = Watch(attack.rule) if self.inspecting else None
         with self.searching():
