@@ -411,7 +411,9 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
         "weight_ramp": (0.0, 0.3), "energy_limit": 1e4,
     },
     "training.GaussianNoise": {**_TRAINING, "sigma": 0.1},
-    "training.Method": {**_IN_LOOP, "outlier_attack": PGD, "outlier_weight": 0.5},
+    "training.Method": {
+        **_IN_LOOP, "outlier_attack": PGD, "outlier_weight": 0.5, "weight_perturbation": 0.01,
+    },
     "training.OE": {**_TRAINING, "outlier_weight": 0.5},
     "training.Optimization": {
         "learning_rate": 0.1, "optimizer": "sgd", "scheduler": "cosine", "interval": "step",
