@@ -23,6 +23,7 @@ from robust_ood.attacks.resolution import LowResolution
 from robust_ood.attacks.square import Square
 from robust_ood.attacks.suite import Suite, standard
 from robust_ood.attacks.targeted import Targeted
+from robust_ood.attacks.training_budget import TrainingBudget
 
 __all__ = [
     "PGD",
@@ -41,6 +42,7 @@ __all__ = [
     "Square",
     "Suite",
     "Targeted",
+    "TrainingBudget",
     "aloe_mahalanobis",
     "aloe_softmax",
     "apgd",

@@ -78,6 +78,15 @@ class Budget:
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
+    def at(self, progress: float) -> Budget:
+        """Return the budget at a share of a training run, in [0, 1]: always this one."""
+        return self
+
+    @property
+    def searched(self) -> Region:
+        """Where the search may go: the region."""
+        return self.region
+
     def start(self, images: Tensor, generators: Generators) -> Tensor | None:
         """Return where a search around images `(N, C, H, W)` begins; None for the images."""
         if not self.random_start:
@@ -103,7 +112,7 @@ class Budget:
         return minimize(
             objective,
             images,
-            self.region,
+            self.searched,
             steps=self.steps,
             step_size=self.step_size,
             rule=rule or self.rule,

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from robust_ood.attacks.budget import Budget
 from robust_ood.attacks.pgd import PGD
 from robust_ood.attacks.registry import REGISTRY, make_attack
+from robust_ood.attacks.training_budget import TrainingBudget
 from robust_ood.deprecation import warn_renamed
 from robust_ood.errors import UserError
 from robust_ood.regions import Fraction
-from robust_ood.settings import Part, read_part
+from robust_ood.settings import Part, configured, read_part
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class BudgetConfig:
         step_size: size of a step in the norm; by default steps shrink from the radius to zero.
         random_start: begin at a random point of the region; true by default.
         rule: how a gradient becomes a step, as a name with settings; see `Budget`.
+        start_noise: noise of so many radii before a single step, which is then not clipped around
+            the image: 2 in N-FGSM. Of training alone; see `TrainingBudget`.
+        early_steps: fewer steps until a share of the run, as in `[[0.3, 1], [0.6, 3]]`. Of training
+            alone.
     """
 
     name: str = "pgd"
@@ -47,11 +52,14 @@ class BudgetConfig:
     step_size: float | Fraction | None = None
     random_start: bool | None = None
     rule: str | dict[str, Any] | None = None
+    start_noise: float | None = None
+    early_steps: list[tuple[float, int]] | None = None
 
     @staticmethod
     def can_be(value: object) -> bool:
         """Whether a value may be given in place of this: a config's form, or an attack."""
-        return isinstance(value, BudgetConfig | Mapping) or hasattr(value, "settings")
+        known = isinstance(value, BudgetConfig | Mapping | Budget)
+        return known or hasattr(value, "settings")
 
     def part(self) -> Part:
         """Return the same as a part."""
@@ -72,6 +80,8 @@ IN_LOOP_NAMES = ("pgd", "fgsm", "apgd")
 """The registered attacks that are a budget and nothing else."""
 
 BUDGET_SETTINGS = tuple(field.name for field in fields(BudgetConfig))
+_OF_TRAINING = ("start_noise", "early_steps")
+"""Those that an evaluation's attack has not."""
 _OF_BUDGET = {field.name for field in fields(Budget)}
 _PGD_DEFAULTS = {
     name: parameter.default
@@ -102,12 +112,28 @@ def budget_of(field: str, attack: InLoopAttack | Mapping[str, Any] | None) -> Bu
         part = attack.part() if isinstance(attack, BudgetConfig) else read_part(field, attack)
         if part.name in REGISTRY and part.name not in IN_LOOP_NAMES:
             raise _no_budget(f"{field}.name", part.name)
-        chosen = make_attack(f"{field}.name", field, part)
+        chosen = _made(f"{field}.name", field, part)
     if not isinstance(chosen, Budget):
         raise _no_budget(field, type(chosen).__name__)
     budget = _plain_budget(field, chosen)
     budget.warn_if_short(field)
     return budget
+
+
+def _made(name_field: str, field: str, part: Part) -> Any:
+    """Return what an in-loop attack names, with the settings that only training has."""
+    settings = dict(part.settings)
+    of_training = {}
+    for name in _OF_TRAINING:
+        value = settings.pop(name, None)
+        if value is not None:
+            of_training[name] = value
+    attack: Any = make_attack(name_field, field, replace(part, settings=settings))
+    if not of_training or not isinstance(attack, Budget):
+        return attack
+    budget = _plain_budget(field, attack)
+    given = {name: getattr(budget, name) for name in _OF_BUDGET}
+    return configured(field, TrainingBudget, settings={**given, **of_training})
 
 
 def _no_budget(field: str, name: str) -> UserError:
@@ -191,7 +217,7 @@ def _completed_attack(name: str, attack: Any, *, derived: bool) -> Any:
         short = {"name": "pgd", **short_form(name, attack, warn=False)}
     try:
         part = read_part(name, short)
-        budget = make_attack(name, name, part)
+        budget = _made(name, name, part)
         accepted = inspect.signature(part.maker(name, REGISTRY)).parameters
     except UserError:
         return attack  # of a class that is not at hand: compared as it is written
@@ -211,11 +237,19 @@ def _completed_attack(name: str, attack: Any, *, derived: bool) -> Any:
             "step_size": budget.step_size,
             "random_start": budget.random_start,
             "rule": repr(budget.rule),
+            "early_steps": _pairs(settings["early_steps"]),
         }
     for setting in ("steps", "random_start"):
         if settings[setting] is None and setting in accepted:
             settings[setting] = getattr(budget, setting)
     return settings
+
+
+def _pairs(early_steps: Any) -> list[list[float]] | None:
+    """Return pairs as YAML has them, whether they were lists or tuples."""
+    if not early_steps:
+        return None
+    return [list(pair) for pair in early_steps]
 
 
 # The long form of the last release, which goes with the next one

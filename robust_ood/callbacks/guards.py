@@ -12,13 +12,20 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from robust_ood import detectors
 from robust_ood.arguments import typed
-from robust_ood.attacks import PGD, fgsm
+from robust_ood.attacks import PGD, Budget, fgsm
+from robust_ood.attacks.objectives import Direction
+from robust_ood.callbacks.robust_validation import separation
 from robust_ood.data import Batch, OODData
 from robust_ood.errors import UserError
 from robust_ood.evaluation.scoring import Scorer
 from robust_ood.losses import wide
+from robust_ood.models import OutlierClass
 from robust_ood.training import Method
+
+_WORDS = {"accuracy": "accuracy", "auroc": "AUROC"}
+_SIDES: tuple[Direction, Direction] = (1, -1)
 
 
 class Diverged(UserError):  # noqa: N818  # a state, like `Stopped`
@@ -36,13 +43,17 @@ class Guards(Callback):
       checked every so many steps.
     - Training with a single-step attack can come to resist single steps only (catastrophic
       overfitting, Wong et al. 2020, Sec. 5.2). There each validation also logs `val/fgsm_accuracy`
-      and `val/pgd_accuracy` (10 steps of a quarter of the radius), and warns when the latter falls
-      below a quarter of its best, the former being twice it.
+      and `val/pgd_accuracy` (10 steps of a quarter of the radius) of attacked inliers; with
+      `data.validation_ood` also `val/fgsm_auroc` and `val/pgd_auroc`, of MSP (of the log-odds
+      against the class of outliers, where there is one), the sides attacked that training attacks
+      by a single step. It warns when a PGD value falls below a quarter of its best, the FGSM value
+      being twice it, and logs `val/catastrophic_overfitting`, 1 then and 0 otherwise.
 
     Args:
         attacks_every_n_steps: optimiser steps between two checks of the in-loop attacks, >= 1; None
             for no checks.
-        limit: validation images, drawn once, on which single-step training is checked; 0 for none.
+        limit: validation images of each set, drawn once, on which single-step training is checked;
+            0 for none.
     """
 
     @typed
@@ -54,7 +65,7 @@ class Guards(Callback):
             raise UserError(f"guards.limit: {limit} is not a number of images >= 0")
         self.attacks_every_n_steps = attacks_every_n_steps
         self.limit = limit
-        self.best_accuracy = 0.0
+        self.best = dict.fromkeys(_WORDS, 0.0)
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Let the method inspect the coming step's attacks, if they are due."""
@@ -80,34 +91,52 @@ class Guards(Callback):
             self._warn_of_attacks(trainer, module)
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Compare FGSM and PGD accuracy where training uses a single step."""
+        """Compare one step with ten where training takes a single one."""
         if trainer.sanity_checking or not isinstance(module, Method) or not self.limit:
             return
-        attack = module.inlier_attack
-        data: OODData = trainer.datamodule  # type: ignore[attr-defined]  # a Lightning attribute without a type
-        if attack is None or attack.steps > 1 or not isinstance(data, OODData):
+        data: OODData = trainer.datamodule  # type: ignore[attr-defined]  # no type in Lightning
+        inside = _single_step(module, module.inlier_attack)
+        outside = _single_step(module, module.outlier_attack)
+        if not isinstance(data, OODData) or (inside is None and outside is None):
             return
-        strong = PGD(attack.region, steps=10, step_size=attack.region.radius / 4)
-        one_step = self._accuracy(trainer, module, data, fgsm(attack.region))
-        many_steps = self._accuracy(trainer, module, data, strong)
-        module.log("val/fgsm_accuracy", one_step, sync_dist=True)
-        module.log("val/pgd_accuracy", many_steps, sync_dist=True)
-        if many_steps < self.best_accuracy / 4 and one_step > 2 * many_steps:
-            rank_zero_warn(
-                "catastrophic overfitting: accuracy under 10 steps of PGD fell from "
-                f"{self.best_accuracy:.3f} to {many_steps:.3f} while that under FGSM is "
-                f"{one_step:.3f}; train with more steps, a random start or a smaller radius, or "
-                "go back to an earlier checkpoint"
-            )
-        self.best_accuracy = max(self.best_accuracy, many_steps)
+        overfits = False
+        if inside is not None:
+            values = []
+            for attack in _compared(inside):
+                assert attack is not None
+                values.append(self._accuracy(trainer, module, data, attack))
+            overfits = self._overfits(module, "accuracy", *values)
+        if data.validation_ood:
+            values = []
+            for on_inliers, on_outliers in zip(_compared(inside), _compared(outside), strict=True):
+                values.append(self._auroc(trainer, module, data, on_inliers, on_outliers))
+            overfits = self._overfits(module, "auroc", *values) or overfits
+        module.log("val/catastrophic_overfitting", float(overfits), sync_dist=True)
+
+    def _overfits(self, module: Method, name: str, one_step: float, many_steps: float) -> bool:
+        """Log a value under one step and under ten; say and return whether the latter collapsed."""
+        module.log(f"val/fgsm_{name}", one_step, sync_dist=True)
+        module.log(f"val/pgd_{name}", many_steps, sync_dist=True)
+        best = self.best[name]
+        self.best[name] = max(best, many_steps)
+        if not (many_steps < best / 4 and one_step > 2 * many_steps):
+            return False
+        rank_zero_warn(
+            f"catastrophic overfitting: {_WORDS[name]} under 10 steps of PGD fell from "
+            f"{best:.3f} to {many_steps:.3f} while that under FGSM is "
+            f"{one_step:.3f}; train with more steps, a random start or a smaller radius, or "
+            "go back to an earlier checkpoint"
+        )
+        return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best PGD accuracy so far."""
-        return {"best_accuracy": self.best_accuracy}
+        """Return the best values under PGD so far."""
+        return {f"best_{name}": value for name, value in self.best.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
-        self.best_accuracy = state_dict["best_accuracy"]
+        for name in self.best:
+            self.best[name] = state_dict.get(f"best_{name}", 0.0)
 
     def _warn_of_attacks(self, trainer: Trainer, module: Method) -> None:
         precision = str(trainer.precision)
@@ -133,6 +162,41 @@ class Guards(Callback):
         if len(right):
             mean.update(right.to(module.device))
         return float(mean.compute())
+
+    def _auroc(
+        self,
+        trainer: Trainer,
+        module: Method,
+        data: OODData,
+        inlier_attack: PGD | None,
+        outlier_attack: PGD | None,
+    ) -> float:
+        """Return the AUROC of validation images against the first OOD set's, attacked as given."""
+        name = "outlier-class" if isinstance(module.net, OutlierClass) else "msp"
+        detector = detectors.build(name, module.net)
+        scorer = Scorer(module.device)
+        sets = (data.inliers("validation"), data.validation_ood_sets()[0])
+        scores = []
+        for images, attack, side in zip(sets, (inlier_attack, outlier_attack), _SIDES, strict=True):
+            loader = data.evaluation_loader(images, self.limit)
+            scores.append(scorer.score({name: detector}, loader, attack, side).scores[name])
+        auroc, _ = separation(*scores, module.device)
+        return auroc
+
+
+def _single_step(module: Method, attack: Budget | None) -> Budget | None:
+    """Return an attack of training that takes a single step now, else None."""
+    if attack is None or attack.at(module.progress).steps > 1:
+        return None
+    return attack
+
+
+def _compared(attack: Budget | None) -> tuple[PGD | None, PGD | None]:
+    """Return one step, and ten, within an attack's region; without one, no attacks."""
+    if attack is None:
+        return None, None
+    strong = PGD(attack.region, steps=10, step_size=attack.region.radius / 4)
+    return fgsm(attack.region), strong
 
 
 def _advice(module: LightningModule, batch: Batch) -> str:

@@ -24,11 +24,12 @@ _BATCH = 500  # images scored at a time
 class HardOutliers(Callback):
     """Chooses, before each epoch, the auxiliary outliers that the method's loss finds hardest.
 
-    A pool of outliers is drawn, scored by the network in eval mode without attack, and sorted by
-    `Method.outlier_values`, the largest first. A share of the hardest is skipped. The next ones, as
-    many as an epoch takes, are its outliers, shuffled. Source: Chen et al. 2021 (ATOM), Algorithm
-    1, there with the outlier class's probability, smallest first, which is the same order. OE,
-    ACET, ALOE and others mine by their own losses.
+    A pool of outliers is drawn (of several sources, in the shares of their weights), scored by the
+    network in eval mode without attack, and sorted by `Method.outlier_values`, the largest first. A
+    share of the hardest is skipped. The next ones, as many as an epoch takes, are its outliers,
+    shuffled. Source: Chen et al. 2021 (ATOM), Algorithm 1, there with the outlier class's
+    probability, smallest first, which is the same order. OE, ACET, ALOE and others mine by their
+    own losses.
 
     Each process scores its share of the pool, and all choose alike. What an epoch chose is in its
     checkpoints, so a resumed run goes on with the same outliers.
@@ -90,12 +91,11 @@ class HardOutliers(Callback):
     def _mined(
         self, trainer: Trainer, module: Method, loader: TrainingLoader, epoch: int
     ) -> Tensor:
-        assert loader.outliers is not None
+        assert loader.stream is not None
         assert self.pool is not None
         taken = len(loader) * loader.outlier_batch_size * loader.world
         draws = generator(module.seed, "outlier pool", epoch)
-        order = torch.randperm(len(loader.outliers), generator=draws)
-        pool = order[: math.ceil(self.pool * taken)]
+        pool = loader.stream.pool(math.ceil(self.pool * taken), draws)
         skipped = math.floor(self.skip * len(pool))
         if len(pool) - skipped < loader.outlier_batch_size * loader.world:
             raise UserError(

@@ -180,7 +180,7 @@ class RobustValidation(Callback):
         """Return AUROC and FPR95 of each comparison."""
         rates = {}
         for label, (id_label, ood_label) in self._comparisons().items():
-            auroc, fpr95 = _separation(id_scores[id_label], ood_scores[ood_label], device)
+            auroc, fpr95 = separation(id_scores[id_label], ood_scores[ood_label], device)
             rates[f"{label}/auroc"] = auroc
             rates[f"{label}/fpr95"] = fpr95
         return rates
@@ -226,8 +226,8 @@ def _check_specs(field: str, specs: Specs | dict[str, Any] | None, method: str) 
             )
 
 
-def _separation(id_scores: Tensor, ood_scores: Tensor, device: torch.device) -> tuple[float, float]:
-    """Return AUROC and FPR95 of the scores of all processes."""
+def separation(id_scores: Tensor, ood_scores: Tensor, device: torch.device) -> tuple[float, float]:
+    """Return AUROC and FPR95 of the scores `(N,)` and `(M,)` of all processes."""
     auroc = AUROC().to(device)
     fpr95 = FPR95().to(device)
     for metric in (auroc, fpr95):

@@ -30,7 +30,7 @@ def check_outliers(method: Method, data: OODData) -> None:
     if not method.needs_outliers:
         return
     needs = f"{type(method).__name__} trains with outliers"
-    if data.names["outliers"] is None:
+    if data.auxiliary is None:
         raise UserError(f"data.outliers: not given, and {needs}")
     if not data.outlier_batch_size:
         raise UserError(f"data.outlier_batch_size: is 0, and {needs}")

@@ -43,6 +43,7 @@ _ADDED: dict[str, Any] = {
     "data.channels": 3,
     "model.init_args.gan_optimization.trainable": "all",
     "model.init_args.optimization.trainable": "all",
+    "model.init_args.weight_perturbation": 0.0,
     "net.init_args.checkpointed": False,
 }
 """Settings that older runs do not have, with the value that they went by."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
+from robust_ood.data.reading import ReadingOptions
 from robust_ood.data.sources.form import Channels, ImageForm
 from robust_ood.data.sources.spec import SetSource, SetSpec, located, read_set
+from robust_ood.deprecation import warn_renamed
 from robust_ood.errors import UserError
 from robust_ood.texts import shown
 
@@ -76,3 +80,28 @@ def naming_field(field: str) -> Iterator[None]:
         if str(error).startswith("data."):
             raise
         raise UserError(f"data.{field}: {error}") from error
+
+
+class DeprecatedReadingOptions(TypedDict, total=False):
+    """Arguments of `OODData` that are part of `reading` now; they work for one more release.
+
+    Args:
+        workers: deprecated, use reading.workers.
+        memory_limit: deprecated, use reading.memory_limit.
+        on_device: deprecated, use reading.on_device.
+    """
+
+    workers: int
+    memory_limit: int
+    on_device: bool
+
+
+def with_deprecated(
+    reading: ReadingOptions, deprecated: DeprecatedReadingOptions
+) -> ReadingOptions:
+    """Return the options with those that were given by their old, flat names."""
+    for name in deprecated:
+        if name not in DeprecatedReadingOptions.__annotations__:
+            raise TypeError(f"OODData got an unexpected keyword argument {name!r}")
+        warn_renamed(f"data.{name}", f"data.reading.{name}", stacklevel=4)
+    return replace(reading, **deprecated)

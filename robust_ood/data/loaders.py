@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robust_ood.arguments import typed
 from robust_ood.data.fields import require_batch, require_count
+from robust_ood.data.outlier_stream import OutlierStream
 from robust_ood.data.reading import Batch, BatchPlan, Reader, Reading
 from robust_ood.data.sets import ImageSet
 from robust_ood.errors import UserError
@@ -24,7 +25,8 @@ class TrainingLoader:
 
     Inliers are shuffled again in each epoch and an incomplete last batch is dropped. Outliers are
     one endless stream of shuffled passes, so that all are used equally often whatever the two
-    sets' sizes. Ranks get disjoint shards of both. Unreadable images are missing from their batch.
+    sets' sizes; of several sources, each as often as its weight says (`OutlierStream`). Ranks get
+    disjoint shards of both. Unreadable images are missing from their batch.
 
     Args:
         inliers: labelled in-distribution images.
@@ -63,7 +65,9 @@ class TrainingLoader:
         self.position = 0
         self.sampler = self  # Lightning calls `loader.sampler.set_epoch`
         self._resume: tuple[int, int] | None = None
-        self._outlier_order: tuple[int, Tensor] | None = None
+        self.stream: OutlierStream | None = None
+        if self.outliers is not None:
+            self.stream = OutlierStream(self.outliers, seed)
         self.choose_outliers: Callable[[int], Tensor] | None = None
         """An epoch to the indices of its outliers, asked before its first batch; None for all."""
         self._chosen: Tensor | None = None
@@ -121,35 +125,19 @@ class TrainingLoader:
             yield BatchPlan(epoch, step, inliers.numpy(), outliers.numpy())
 
     def _outlier_indices(self, batch: int) -> Tensor:
-        """Return the outliers of a batch, counted over all epochs: a piece of the endless stream,
-        which may cross from one shuffled pass to the next.
-        """
-        if self.outliers is None:
+        """Return the outliers of a batch, counted over all epochs: a piece of the stream."""
+        if self.stream is None:
             return torch.empty(0, dtype=torch.int64)
         if self._chosen is not None:
             return self._chosen_indices(batch % len(self), self._chosen)
-        count = len(self.outliers)
         first = (batch * self.world + self.rank) * self.outlier_batch_size
-        places = torch.arange(first, first + self.outlier_batch_size)
-        passes = places // count
-        pieces = []
-        for shuffle in range(int(passes[0]), int(passes[-1]) + 1):
-            order = self._order_of_pass(shuffle, count)
-            pieces.append(order[places[passes == shuffle] % count])
-        return torch.cat(pieces)
+        return self.stream.indices(torch.arange(first, first + self.outlier_batch_size))
 
     def _chosen_indices(self, step: int, chosen: Tensor) -> Tensor:
         """Return this process's piece of the chosen outliers at a step, from the start again."""
         first = (step * self.world + self.rank) * self.outlier_batch_size
         places = torch.arange(first, first + self.outlier_batch_size)
         return chosen[places % len(chosen)]
-
-    def _order_of_pass(self, shuffle: int, count: int) -> Tensor:
-        """Return the order of the outliers in a pass; the latest one is kept."""
-        if self._outlier_order is None or self._outlier_order[0] != shuffle:
-            source = generator(self.seed, "outlier order", shuffle)
-            self._outlier_order = (shuffle, torch.randperm(count, generator=source))
-        return self._outlier_order[1]
 
 
 class EvaluationLoader:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 
 from robust_ood.data.class_names import bind_labels, class_names_of
 from robust_ood.data.fields import (
+    DeprecatedReadingOptions,
     check_form,
     naming_field,
     read_one,
@@ -23,9 +24,17 @@ from robust_ood.data.fields import (
     read_several,
     require_batch,
     require_count,
+    with_deprecated,
 )
 from robust_ood.data.loaders import EvaluationLoader, TrainingLoader
 from robust_ood.data.named import load_set, source_of
+from robust_ood.data.outlier_mixture import (
+    OutlierMixture,
+    OutlierSources,
+    mixed,
+    read_outliers,
+    specs_of,
+)
 from robust_ood.data.reading import Batch, Reading, ReadingOptions
 from robust_ood.data.sets import ImageSet
 from robust_ood.data.shared_sets import (
@@ -37,7 +46,6 @@ from robust_ood.data.shared_sets import (
 from robust_ood.data.sources.form import Channels
 from robust_ood.data.sources.spec import SetSource, SetSpec
 from robust_ood.data.transforms import Augmentation, as_float
-from robust_ood.deprecation import warn_renamed
 from robust_ood.errors import UserError
 from robust_ood.randomness import generator
 
@@ -48,20 +56,6 @@ classes, `far` neither.
 _DEFAULT_READING = ReadingOptions()
 
 
-class DeprecatedReadingOptions(TypedDict, total=False):
-    """Arguments of `OODData` that are part of `reading` now; they work for one more release.
-
-    Args:
-        workers: deprecated, use reading.workers.
-        memory_limit: deprecated, use reading.memory_limit.
-        on_device: deprecated, use reading.on_device.
-    """
-
-    workers: int
-    memory_limit: int
-    on_device: bool
-
-
 class OODData(LightningDataModule):
     """In-distribution images, auxiliary outliers and OOD sets, each written as `load_set` reads it.
 
@@ -69,7 +63,9 @@ class OODData(LightningDataModule):
         train: labelled in-distribution training images.
         validation: labelled images to validate on while training.
         test: labelled images that evaluations use.
-        outliers: auxiliary outliers for training, or None.
+        outliers: auxiliary outliers for training, or None; of several sources as `[{set: ...,
+            weight: ...}, ...]`. Weights are > 0 and count in proportion to one another: 3 and 1
+            mean three outliers of the first set for each of the second.
         near: OOD test sets that resemble the in-distribution.
         far: OOD test sets that do not.
         validation_ood: OOD images for validation while training and for choosing hyper-parameters;
@@ -97,7 +93,7 @@ class OODData(LightningDataModule):
         train: SetSource | None = None,
         validation: SetSource | None = None,
         test: SetSource | None = None,
-        outliers: SetSource | None = None,
+        outliers: OutlierSources | None = None,
         near: list[SetSource] | None = None,
         far: list[SetSource] | None = None,
         validation_ood: list[SetSource] | None = None,
@@ -124,8 +120,8 @@ class OODData(LightningDataModule):
             "train": read_one("train", train),
             "validation": read_one("validation", validation),
             "test": read_one("test", test),
-            "outliers": read_one("outliers", outliers),
         }
+        self.auxiliary = read_outliers("data.outliers", outliers)
         self.near = read_several("near", near)
         self.far = read_several("far", far)
         self.validation_ood = read_several("validation_ood", validation_ood)
@@ -139,7 +135,7 @@ class OODData(LightningDataModule):
         self.augmentation = augmentation
         self._augmentation = Augmentation(augmentation, num_classes)
         self.seed = seed
-        self.reading = _with_deprecated(reading, deprecated)
+        self.reading = with_deprecated(reading, deprecated)
         self.allow_overlap = allow_overlap
         self._loaded: dict[str, ImageSet] = {}
         self._digests: dict[str, frozenset[bytes]] = {}
@@ -150,7 +146,7 @@ class OODData(LightningDataModule):
             tests = {"near": self.near, "far": self.far}
             inliers = {part: self.names[part] for part in ("train", "validation", "test")}
             refuse_shared_sets(
-                tests, self.names["outliers"], self.validation_ood, inliers, self.root
+                tests, specs_of(self.auxiliary), self.validation_ood, inliers, self.root
             )
 
     def inliers(self, part: Literal["train", "validation", "test"]) -> ImageSet:
@@ -166,10 +162,13 @@ class OODData(LightningDataModule):
 
     def outliers(self) -> ImageSet | None:
         """Return the auxiliary outliers, or None where the experiment has none."""
-        spec = self.names["outliers"]
+        spec = self.auxiliary
         if spec is None:
             return None
-        images = self._load("outliers", spec)
+        if isinstance(spec, OutlierMixture):
+            images = self._mixed(spec)
+        else:
+            images = self._load("outliers", spec)
         self._require_size_of_inliers("outliers", images)
         return images
 
@@ -330,6 +329,15 @@ class OODData(LightningDataModule):
                 )
         return self._loaded[key]
 
+    def _mixed(self, mixture: OutlierMixture) -> ImageSet:
+        key = repr(mixture)
+        if key not in self._loaded:
+            parts = []
+            for place, spec in enumerate(mixture.sets):
+                parts.append(self._load(f"outliers[{place}].set", spec))
+            self._loaded[key] = mixed(parts, mixture.weights)
+        return self._loaded[key]
+
     def _bound_to_training(self, part: str, images: ImageSet) -> ImageSet:
         """Return a part whose labels are those of the training set's classes of the same names."""
         train = self.names["train"]
@@ -387,14 +395,3 @@ class OODData(LightningDataModule):
                 f"data.{field}: images of {images.name} have {images.channels} channel(s), those "
                 f"of {inliers.name} {inliers.channels}; data.channels makes them equal"
             )
-
-
-def _with_deprecated(
-    reading: ReadingOptions, deprecated: DeprecatedReadingOptions
-) -> ReadingOptions:
-    """Return the options with those that were given by their old, flat names."""
-    for name in deprecated:
-        if name not in DeprecatedReadingOptions.__annotations__:
-            raise TypeError(f"OODData got an unexpected keyword argument {name!r}")
-        warn_renamed(f"data.{name}", f"data.reading.{name}", stacklevel=4)
-    return replace(reading, **deprecated)

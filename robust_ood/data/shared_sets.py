@@ -27,7 +27,7 @@ from robust_ood.errors import UserError
 
 def refuse_shared_sets(
     tests: Mapping[str, Sequence[str | SetSpec]],
-    outliers: str | SetSpec | None,
+    outliers: Sequence[str | SetSpec],
     validation_ood: Sequence[str | SetSpec],
     inliers: Mapping[str, str | SetSpec | None],
     root: Path,
@@ -39,7 +39,7 @@ def refuse_shared_sets(
 
     Args:
         tests: OOD test sets by the field of `data` that names them.
-        outliers: auxiliary outliers, or None.
+        outliers: the sets of auxiliary outliers.
         validation_ood: OOD sets to validate on and to choose hyper-parameters with.
         inliers: the in-distribution parts, by field.
         root: folder of the data.
@@ -49,13 +49,14 @@ def refuse_shared_sets(
     inlier_keys = {
         part_key(spec, root, field): field for field, spec in inliers.items() if spec is not None
     }
-    trained = None if outliers is None else data_set_key(outliers, root, "outliers")
+    trained = {data_set_key(spec, root, "outliers") for spec in outliers}
+    others = [*inliers.items(), *(("outliers", spec) for spec in outliers)]
     tuned = {part_key(spec, root, "validation_ood") for spec in validation_ood}
     for field, specs in tests.items():
         for spec in specs:
-            if data_set_key(spec, root, field) == trained:
+            if data_set_key(spec, root, field) in trained:
                 raise _shared(field, spec, "outliers")
-            for other_field, other in {**inliers, "outliers": outliers}.items():
+            for other_field, other in others:
                 if other is not None and _is_copy(spec, other, root):
                     raise _shared(field, spec, other_field)
             key = part_key(spec, root, field)

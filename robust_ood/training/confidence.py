@@ -27,11 +27,11 @@ class ACET(Method):
         outlier_attack: in-loop attack on outliers; Linf 0.3 for MNIST, 40 steps in the paper.
         outlier_weight: lambda, >= 0.
         inlier_attack: likewise on inliers; none in the paper.
-        attack_mode, optimization, compile, seed: as in `Method`.
+        attack_mode, optimization, compile, seed, weight_perturbation: as in `Method`.
     """
 
     @typed
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the settings that users have
         self,
         net: nn.Module,
         outlier_attack: InLoopAttack,
@@ -41,6 +41,7 @@ class ACET(Method):
         optimization: Optimization | None = None,
         compile: bool = False,  # noqa: A002
         seed: int = 0,
+        weight_perturbation: float = 0.0,
     ) -> None:
         super().__init__(
             net,
@@ -51,6 +52,7 @@ class ACET(Method):
             optimization,
             compile,
             seed,
+            weight_perturbation,
         )
 
     def outlier_values(self, logits: Tensor) -> Tensor:
@@ -72,11 +74,11 @@ class RATIO(ALOE):
         inlier_attack: in-loop attack on inliers.
         outlier_attack: likewise on outliers.
         outlier_weight: lambda, >= 0.
-        attack_mode, optimization, compile, seed: as in `Method`.
+        attack_mode, optimization, compile, seed, weight_perturbation: as in `Method`.
     """
 
     @typed
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the settings that users have
         self,
         net: nn.Module,
         inlier_attack: InLoopAttack,
@@ -86,6 +88,7 @@ class RATIO(ALOE):
         optimization: Optimization | None = None,
         compile: bool = False,  # noqa: A002
         seed: int = 0,
+        weight_perturbation: float = 0.0,
     ) -> None:
         super().__init__(
             net,
@@ -96,4 +99,5 @@ class RATIO(ALOE):
             optimization,
             compile,
             seed,
+            weight_perturbation,
         )

@@ -17,7 +17,8 @@ from robust_ood.errors import UserError
 from robust_ood.inputs import logits_of
 from robust_ood.models import DCGANDiscriminator, DCGANGenerator
 from robust_ood.modes import evaluating
-from robust_ood.training.method import Method, frozen
+from robust_ood.training.freezing import frozen
+from robust_ood.training.method import Method
 from robust_ood.training.optimization import Optimization
 from robust_ood.training.optimized import OptimizedPart
 

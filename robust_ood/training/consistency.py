@@ -18,7 +18,7 @@ from robust_ood.inputs import logits_of
 from robust_ood.models import load_network
 from robust_ood.modes import mode
 from robust_ood.perturb import Objective
-from robust_ood.training.method import frozen
+from robust_ood.training.freezing import frozen
 from robust_ood.training.methods import ALOE
 from robust_ood.training.optimization import Optimization
 
@@ -41,7 +41,7 @@ class HALO(ALOE):
         consistency_weight: beta, >= 0.
         helper: checkpoint of a naturally trained network of the same classes, or such a network.
         helper_weight: gamma, >= 0.
-        attack_mode, optimization, compile, seed: as in `Method`.
+        attack_mode, optimization, compile, seed, weight_perturbation: as in `Method`.
     """
 
     @typed
@@ -58,6 +58,7 @@ class HALO(ALOE):
         optimization: Optimization | None = None,
         compile: bool = False,  # noqa: A002
         seed: int = 0,
+        weight_perturbation: float = 0.0,
     ) -> None:
         super().__init__(
             net,
@@ -68,6 +69,7 @@ class HALO(ALOE):
             optimization,
             compile,
             seed,
+            weight_perturbation,
         )
         for name, weight in (
             ("consistency_weight", consistency_weight),
@@ -91,11 +93,11 @@ class HALO(ALOE):
 
     def inlier_goal(self, batch: Batch) -> Objective:
         """Return minus the divergence from the clean inliers' softmax, a function of logits."""
-        return self._away_from(batch.images)
+        return self._away_from(batch.images, "clean inliers")
 
     def outlier_goal(self, batch: Batch) -> Objective:
         """Return minus the divergence from the clean outliers' softmax, a function of logits."""
-        return self._away_from(batch.outliers)
+        return self._away_from(batch.outliers, "clean outliers")
 
     def objective(self, batch: Batch) -> Tensor:
         """Return the scalar to descend for a batch, and log its terms."""
@@ -118,11 +120,15 @@ class HALO(ALOE):
             loss = loss + self.helper_weight * far
         return loss
 
-    def _away_from(self, images: Tensor) -> Objective:
+    def _away_from(self, images: Tensor, purpose: str) -> Objective:
         if not len(images):
             return lambda logits: logits.new_zeros(len(logits))
-        with mode(self.net, training=self.attack_mode == "train"), torch.no_grad():
-            clean = logits_of(self.net(images))
+
+        def of_clean() -> Tensor:
+            with mode(self.net, training=self.attack_mode == "train"), torch.no_grad():
+                return logits_of(self.net(images))
+
+        clean = self.weight_perturbation.once(purpose, of_clean)
         return lambda logits: -_divergence(clean, logits)
 
     def _helped(self, images: Tensor) -> Tensor:

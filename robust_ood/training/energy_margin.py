@@ -30,7 +30,7 @@ class EnergyMargin(Method):
         outlier_margin: m_out; -5 there.
         outlier_weight: w, > 0; 0.1 there.
         inlier_attack, outlier_attack: in-loop attacks; none in the paper.
-        attack_mode, optimization, compile, seed: as in `Method`.
+        attack_mode, optimization, compile, seed, weight_perturbation: as in `Method`.
     """
 
     @typed
@@ -46,6 +46,7 @@ class EnergyMargin(Method):
         optimization: Optimization | None = None,
         compile: bool = False,  # noqa: A002
         seed: int = 0,
+        weight_perturbation: float = 0.0,
     ) -> None:
         super().__init__(
             net,
@@ -56,6 +57,7 @@ class EnergyMargin(Method):
             optimization,
             compile,
             seed,
+            weight_perturbation,
         )
         if not inlier_margin < outlier_margin:
             raise UserError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from torch import nn
@@ -97,3 +98,18 @@ def _members(layers: Iterable[nn.Module]) -> set[int]:
     for layer in layers:
         members.update(map(id, layer.modules()))
     return members
+
+
+@contextmanager
+def frozen(*nets: nn.Module) -> Iterator[None]:
+    """Let no parameter require a gradient inside the block."""
+    parameters = []
+    for net in nets:
+        parameters += [parameter for parameter in net.parameters() if parameter.requires_grad]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

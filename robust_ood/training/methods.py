@@ -57,7 +57,7 @@ class ADV(Method):
     """
 
     @typed
-    def __init__(
+    def __init__(  # the settings that users have
         self,
         net: nn.Module,
         inlier_attack: InLoopAttack,
@@ -65,6 +65,7 @@ class ADV(Method):
         optimization: Optimization | None = None,
         compile: bool = False,  # noqa: A002
         seed: int = 0,
+        weight_perturbation: float = 0.0,
     ) -> None:
         super().__init__(
             net,
@@ -73,6 +74,7 @@ class ADV(Method):
             optimization=optimization,
             compile=compile,
             seed=seed,
+            weight_perturbation=weight_perturbation,
         )
 
 
@@ -84,7 +86,7 @@ class AOE(Method):
     """
 
     @typed
-    def __init__(
+    def __init__(  # the settings that users have
         self,
         net: nn.Module,
         inlier_attack: InLoopAttack,
@@ -93,9 +95,18 @@ class AOE(Method):
         optimization: Optimization | None = None,
         compile: bool = False,  # noqa: A002
         seed: int = 0,
+        weight_perturbation: float = 0.0,
     ) -> None:
         super().__init__(
-            net, inlier_attack, None, outlier_weight, attack_mode, optimization, compile, seed
+            net,
+            inlier_attack,
+            None,
+            outlier_weight,
+            attack_mode,
+            optimization,
+            compile,
+            seed,
+            weight_perturbation,
         )
 
 
@@ -108,7 +119,7 @@ class ALOE(Method):
     """
 
     @typed
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the settings that users have
         self,
         net: nn.Module,
         inlier_attack: InLoopAttack,
@@ -118,6 +129,7 @@ class ALOE(Method):
         optimization: Optimization | None = None,
         compile: bool = False,  # noqa: A002
         seed: int = 0,
+        weight_perturbation: float = 0.0,
     ) -> None:
         super().__init__(
             net,
@@ -128,6 +140,7 @@ class ALOE(Method):
             optimization,
             compile,
             seed,
+            weight_perturbation,
         )
         if outlier_attack is None:
             self.outlier_attack = self.inlier_attack

@@ -35,14 +35,14 @@ class ATOM(Method):
         outlier_attack: in-loop attack on outliers; 5 steps of 2/255 within 8/255 in the paper.
         inlier_attack: likewise on inliers; none in the paper.
         outlier_weight: beta, > 0; 1 in the paper.
-        attack_mode, optimization, seed: as in `Method`.
+        attack_mode, optimization, seed, weight_perturbation: as in `Method`.
 
     Raises:
         UserError: a network without an outlier class.
     """
 
     @typed
-    def __init__(
+    def __init__(  # the settings that users have
         self,
         net: nn.Module,
         outlier_attack: InLoopAttack | None,
@@ -51,6 +51,7 @@ class ATOM(Method):
         attack_mode: Literal["eval", "train"] = "eval",
         optimization: Optimization | None = None,
         seed: int = 0,
+        weight_perturbation: float = 0.0,
     ) -> None:
         if not callable(getattr(net, "joint_logits", None)):
             raise UserError(
@@ -66,6 +67,7 @@ class ATOM(Method):
             attack_mode,
             optimization,
             seed=seed,
+            weight_perturbation=weight_perturbation,
         )
 
     def trained_outputs(self) -> Objective:

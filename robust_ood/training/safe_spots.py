@@ -40,7 +40,7 @@ class SafeSpotAware(Method):
         outlier_weight: gamma, >= 0; the paper's main text gives no value, 0.5 is outlier
             exposure's.
         safe_spot_weight: lambda, >= 0; the paper's main text gives no value.
-        attack_mode, optimization, compile, seed: as in `Method`.
+        attack_mode, optimization, compile, seed, weight_perturbation: as in `Method`.
     """
 
     takes_mixed_labels = False
@@ -57,6 +57,7 @@ class SafeSpotAware(Method):
         optimization: Optimization | None = None,
         compile: bool = False,  # noqa: A002
         seed: int = 0,
+        weight_perturbation: float = 0.0,
     ) -> None:
         super().__init__(
             net,
@@ -67,6 +68,7 @@ class SafeSpotAware(Method):
             optimization=optimization,
             compile=compile,
             seed=seed,
+            weight_perturbation=weight_perturbation,
         )
         if not safe_spot_weight >= 0:
             raise UserError(f"safe_spot_weight: {safe_spot_weight} is not >= 0")

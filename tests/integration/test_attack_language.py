@@ -38,6 +38,8 @@ VALUES = {
     "step_size": "3/255",
     "random_start": False,
     "rule": {"name": "auto", "inertia": 0.5},
+    "start_noise": 2.0,
+    "early_steps": [[0.3, 1], [0.6, 3]],
     "restarts": 3,
     "objective": "msp",
     "loss": "margin",
@@ -48,6 +50,8 @@ VALUES = {
     "precision": "float32",
     "label": "mine",
 }
+NEEDED = {"start_noise": {"steps": 1}}
+"""What a setting needs beside it."""
 SHORT = "{name: pgd, radius: 8/255, steps: 10, step_size: 2/255}"
 BASE = ["configs/methods/aloe.yaml", "configs/models/wrn_10_1.yaml", "configs/data/digits.yaml"]
 
@@ -121,7 +125,8 @@ def test_the_table_has_every_setting():
 )
 @pytest.mark.parametrize("setting", VALUES)
 def test_a_setting_is_legal_where_the_page_says(capsys, tmp_path, setting, column):
-    settings = {"name": "pgd", setting: VALUES[setting]}
+    needed = {"name": "pgd", **NEEDED.get(setting, {})}
+    settings = {**needed, setting: VALUES[setting]}
     if TABLE[setting][column] == "no":
         with pytest.raises(UserError, match=rf"\b{setting}\b") as caught:
             PLACES[column](capsys, tmp_path, settings)
@@ -129,7 +134,7 @@ def test_a_setting_is_legal_where_the_page_says(capsys, tmp_path, setting, colum
             assert "belongs to evaluations" in str(caught.value)
         return
     attack = PLACES[column](capsys, tmp_path, settings)
-    default = PLACES[column](capsys, tmp_path, {"name": "pgd"})
+    default = PLACES[column](capsys, tmp_path, needed)
     if setting != "label":
         assert attack != default, "the setting has no effect"
 
@@ -300,7 +305,8 @@ def test_a_written_config_names_the_defaults_that_were_taken():
     written = attacks.in_loop.completed(model)["init_args"]
     taken = {"norm": "Linf", "radius": 8 / 255, "random_start": True, "step_size": None}
     assert written["inlier_attack"] == {
-        "name": "pgd", "region": None, "steps": 10, "rule": None, **taken
+        "name": "pgd", "region": None, "steps": 10, "rule": None, "start_noise": None,
+        "early_steps": None, **taken
     }  # fmt: skip
     assert written["spot_search"]["random_start"] is False
     assert written["spot_search"]["steps"] is None  # it has none to set

@@ -63,6 +63,7 @@ METHODS = {
     "ADV": lambda net: ADV(net, pgd(2)),
     "AOE": lambda net: AOE(net, pgd(2)),
     "ALOE": lambda net: ALOE(net, pgd(2), pgd(2)),
+    "ALOE, AWP": lambda net: ALOE(net, pgd(2), pgd(2), weight_perturbation=0.05),
     "S-FGSM+ADV": spots(fgsm(Linf(RADIUS)), pgd(2)),
     "S-PGD+ADV, L2": spots(pgd(2, L2(0.5)), pgd(2, L2(0.5))),
     "S-FGSM+Fast": spots(fgsm(Linf(RADIUS)), FAST),

@@ -411,7 +411,9 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
         "weight_ramp": (0.0, 0.3), "energy_limit": 1e4,
     },
     "training.GaussianNoise": {**_TRAINING, "sigma": 0.1},
-    "training.Method": {**_IN_LOOP, "outlier_attack": PGD, "outlier_weight": 0.5},
+    "training.Method": {
+        **_IN_LOOP, "outlier_attack": PGD, "outlier_weight": 0.5, "weight_perturbation": 0.01,
+    },
     "training.OE": {**_TRAINING, "outlier_weight": 0.5},
     "training.Optimization": {
         "learning_rate": 0.1, "optimizer": "sgd", "scheduler": "cosine", "interval": "step",
@@ -456,7 +458,11 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
     },
     "attacks.BudgetConfig": {
         "name": "pgd", "norm": "Linf", "radius": 0.1, "steps": 1, "step_size": 0.01,
-        "random_start": True,
+        "random_start": True, "start_noise": 2.0, "early_steps": [],
+    },
+    "attacks.TrainingBudget": {
+        "region": REGION, "steps": 1, "step_size": 0.01, "random_start": True, "rule": None,
+        "start_noise": 2.0, "early_steps": [],
     },
     "attacks.EncoderAttack": {
         "region": REGION, "steps": 1, "learning_rate": 0.1, "random_start": True, "seed": 0,
