@@ -59,6 +59,7 @@ class EpochLines(Callback):
         """Start the clocks; a resumed run counts its own steps only."""
         self._begin = time.monotonic()
         self._printed = self._begin
+        self._since = self._begin  # a run resumed within an epoch does not start that epoch
         self._first_step = trainer.global_step
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:

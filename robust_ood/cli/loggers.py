@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from pytorch_lightning.loggers import Logger
 
+from robust_ood.cli.messages import causes
 from robust_ood.errors import UserError
+from robust_ood.texts import one_line
 
 
 class Tracker(NamedTuple):
@@ -56,9 +60,61 @@ def ready_loggers(setting: Any, checkpoint: Mapping[str, Any] | None) -> None:
                 f"trainer.logger: {name} needs the package {tracker.module}; install it with "
                 f'pip install "robust-ood[{tracker.extra}]"'
             )
+        if name == "CometLogger":
+            _keep_offline(logger.init_args, checkpoint)
         run = _taken(known, name)
         if run is not None and _own_run(logger, tracker) is None:
             logger.init_args[tracker.run_argument] = run
+
+
+def _keep_offline(arguments: Any, checkpoint: Mapping[str, Any] | None) -> None:
+    """Have Comet write an experiment to disk where `online` is false.
+
+    Lightning's logger disables the experiment then, so that nothing at all is written; Comet's own
+    variables do what was asked for. Comet names an experiment's archive by its key and by Python's
+    random numbers, which the seed makes equal: a resumed run's goes to a folder of its own, or it
+    would replace the one before.
+
+    arguments: of the constructor; changed in place.
+    """
+    if arguments.get("online") is False:
+        arguments["online"] = None
+        os.environ["COMET_START_ONLINE"] = "0"
+    if os.environ.get("COMET_START_ONLINE") == "0" and checkpoint is not None:
+        folder = os.environ.get("COMET_OFFLINE_DIRECTORY", ".cometml-runs")
+        step = checkpoint.get("global_step", 0)
+        os.environ["COMET_OFFLINE_DIRECTORY"] = os.path.join(folder, f"from-step-{step}")
+
+
+@contextmanager
+def tracker_errors() -> Iterator[None]:
+    """Turn what a tracker refuses, such as a missing key, into one line that names the logger.
+
+    Trackers raise exceptions of their own, which have no common class; which logger was at work is
+    seen in the traceback. A user's own logger keeps its traceback: what it raises may be a bug.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        for cause in causes(error):
+            name = _logger_at_work(cause)
+            if name is not None:
+                words = one_line(str(cause)) or type(cause).__name__
+                raise UserError(f"trainer.logger: {name}: {words}") from error
+        raise
+
+
+def _logger_at_work(error: BaseException) -> str | None:
+    """Return the class of the tracker's logger that was called when something was raised."""
+    trace = error.__traceback__
+    while trace is not None:
+        subject = type(trace.tb_frame.f_locals.get("self"))
+        if issubclass(subject, Logger) and subject.__name__ in TRACKERS:
+            return subject.__name__
+        trace = trace.tb_next
+    return None
 
 
 def _taken(known: list[list[str]], name: str) -> str | None:

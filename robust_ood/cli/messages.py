@@ -339,7 +339,10 @@ def _of_another_command(group: str, settings: list[str]) -> UserError | None:
         return None
     for command, groups in _SETTINGS_OF.items():
         if group in groups:
-            return UserError(f"{group}: a setting of {command}; is this config or option for that?")
+            return UserError(
+                f"{group}: a setting of {command}, which this command does not know; what both "
+                "take, such as `data`, goes into a config of its own"
+            )
     return None
 
 

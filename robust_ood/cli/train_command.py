@@ -32,7 +32,7 @@ from robust_ood.callbacks.checkpoint_file import WriteError, check_parts
 from robust_ood.cli.arguments import parse_arguments
 from robust_ood.cli.configs import with_includes
 from robust_ood.cli.interrupts import stopped_without_launcher
-from robust_ood.cli.loggers import ready_loggers, user_loggers
+from robust_ood.cli.loggers import ready_loggers, tracker_errors, user_loggers
 from robust_ood.cli.long_form import short_options, whole_attacks
 from robust_ood.cli.messages import user_errors
 from robust_ood.cli.output import check_writable
@@ -186,7 +186,7 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build data, network, method and trainer."""
-        with user_errors(dict(self.config[self.subcommand].items())):
+        with user_errors(dict(self.config[self.subcommand].items())), tracker_errors():
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -259,7 +259,8 @@ class TrainingCLI(LightningCLI):
         """Train; a run that a mistake ends before its first checkpoint leaves no folder behind."""
         folder = Path(self.trainer.default_root_dir)
         try:
-            execute(self.trainer, self.trainer.fit, **{**settings, "weights_only": True})
+            with tracker_errors():
+                execute(self.trainer, self.trainer.fit, **{**settings, "weights_only": True})
         except UserError as error:
             tells = isinstance(error, Diverged | WriteError)  # its metrics show how far it came
             if self.made_folder and not tells and not list(folder.glob("*.ckpt")):

@@ -107,3 +107,17 @@ def test_times_are_read_at_a_glance():
     ]  # fmt: skip
     with pytest.raises(UserError, match="minutes: 0"):
         EpochLines(0)
+
+
+def test_a_run_resumed_within_an_epoch_counts_from_its_own_start(monkeypatch):
+    # Lightning does not start the epoch again: it goes on within it.
+    monkeypatch.setattr("time.monotonic", lambda: 1000.0)
+    lines = EpochLines()
+    lines.on_train_start(SimpleNamespace(global_step=4), None)
+    lines._images = 50
+    monkeypatch.setattr("time.monotonic", lambda: 1010.0)
+    trainer = SimpleNamespace(
+        callback_metrics={}, global_step=4, max_epochs=2, current_epoch=0,
+        estimated_stepping_batches=-1,
+    )  # fmt: skip
+    assert "5 images/s" in lines.line(trainer)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from argparse import Namespace
 
@@ -17,6 +19,8 @@ from robust_ood.errors import UserError
 
 TRACKER = """
 import json
+import os
+import re
 from pytorch_lightning.loggers import Logger
 
 class MLFlowLogger(Logger):
@@ -131,3 +135,81 @@ def test_only_what_changes_the_run_is_a_hyperparameter():
     }  # fmt: skip
     with pytest.raises(UserError, match=r"trainer\.logger: false"):
         user_loggers(False)
+
+
+REFUSING = """
+from pytorch_lightning.loggers import Logger
+
+class Refusal(Exception):
+    pass
+
+class Tracker(Logger):
+    name = "tracker"
+    version = "1"
+    def log_hyperparams(self, params, *args, **kwargs): ...
+    def log_metrics(self, metrics, step=None): ...
+
+class MLFlowLogger(Tracker):
+    def __init__(self, run_id: str | None = None):
+        raise Refusal("The folder is in maintenance mode.\\nMigrate.")
+
+class CometLogger(Tracker):
+    def __init__(self, experiment_key: str | None = None):
+        raise ValueError("An API key is required")
+
+class WandbLogger(Tracker):
+    '''Refuses late, as Lightning's: when the run is first asked for.'''
+    def __init__(self, id: str | None = None):
+        super().__init__()
+    @property
+    def experiment(self):
+        raise Refusal("No API key configured.")
+
+class Mine(Tracker):
+    def __init__(self):
+        raise RuntimeError("a bug")
+"""
+
+
+@pytest.fixture
+def refusing(tmp_path, monkeypatch):
+    (tmp_path / "tests_refusing.py").write_text(REFUSING)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("robust_ood.cli.loggers.find_spec", lambda module: "installed")
+    yield
+    sys.modules.pop("tests_refusing", None)
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_a_tracker_that_refuses_is_one_line(name, capsys, refusing, experiment, tmp_path):
+    options = ["fit", "-c", str(experiment), "--output", str(tmp_path / "run")]
+    assert cli.train([*options, "--trainer.logger", f"tests_refusing.{name}"]) == 2
+    message = capsys.readouterr().err
+    assert re.match(f"error: trainer.logger: {name}: (The folder|An API key|No API key)", message)
+    assert message.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_users_own_logger_keeps_its_traceback(refusing, experiment, tmp_path):
+    options = ["fit", "-c", str(experiment), "--output", str(tmp_path / "run")]
+    with pytest.raises((RuntimeError, ValueError), match="a bug"):
+        cli.train([*options, "--trainer.logger", "tests_refusing.Mine"])
+
+
+def test_comet_offline_writes_what_lightning_would_disable(monkeypatch):
+    monkeypatch.setattr("robust_ood.cli.loggers.find_spec", lambda module: "installed")
+    monkeypatch.setenv("COMET_START_ONLINE", "1")
+    monkeypatch.setenv("COMET_OFFLINE_DIRECTORY", "comet")
+
+    def offline():
+        path = "pytorch_lightning.loggers.CometLogger"
+        return Namespace(class_path=path, init_args={"online": False, "experiment_key": None})
+
+    first = offline()
+    ready_loggers(first, None)
+    assert first.init_args["online"] is None
+    assert os.environ["COMET_START_ONLINE"] == "0"
+    assert os.environ["COMET_OFFLINE_DIRECTORY"] == "comet"
+    # The archive of the run before has the same name, and stays.
+    ready_loggers(offline(), {"global_step": 8})
+    assert os.environ["COMET_OFFLINE_DIRECTORY"] == os.path.join("comet", "from-step-8")
