@@ -115,6 +115,27 @@ def watch(arguments: Arguments = None) -> int:
     return _guarded("watch", arguments)
 
 
+def paper(arguments: Arguments = None) -> int:
+    """Make a table or figure of a paper: see `robust-ood paper --help`. Returns the exit code."""
+    return _guarded("paper", arguments)
+
+
+def safe_spots(arguments: Arguments = None) -> int:
+    """Measure accuracy on safe spots: see `robust-ood safe-spots --help-all`.
+
+    Returns the exit code.
+    """
+    return _guarded("safe-spots", arguments)
+
+
+def flagged(arguments: Arguments = None) -> int:
+    """Measure how many images that fool the classifier detectors reject.
+
+    See `robust-ood flagged --help-all`. Returns the exit code.
+    """
+    return _guarded("flagged", arguments)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train, validate or test a network (fit, validate, test)"),
     "evaluate": (evaluate, "score a saved network's detectors, clean and under attack"),
@@ -132,6 +153,9 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "predict": (predict, "classify image files with a guard, or reject them"),
     "serve": (serve, "serve a guard over HTTP"),
     "watch": (watch, "look for drift in the scores of a guard's log"),
+    "paper": (paper, "make a table or figure of a paper, with the printed numbers beside"),
+    "safe-spots": (safe_spots, "accuracy on safe spots and under attack around them"),
+    "flagged": (flagged, "share of images that fool the classifier which detectors reject"),
 }
 
 

@@ -44,7 +44,7 @@ def with_includes(arguments: Sequence[str]) -> list[str]:
         elif not value:
             raise UserError(f"{argument}: expects a YAML file")
         for name in names:
-            for path in _with_included(find_config(Path(name)), ()):
+            for path in included_files(find_config(Path(name))):
                 expanded += ["-c", str(path)]
     return expanded
 
@@ -75,11 +75,16 @@ def find_config(path: Path) -> Path:
     """
     if path.parts[:1] != ("configs",) or os.path.exists(path):
         return path
-    package = Path(__file__).parents[1]
-    for folder in (package, package.parent):
+    for folder in package_folders():
         if os.path.isfile(folder / path):
             return folder / path
     return path
+
+
+def package_folders() -> tuple[Path, Path]:
+    """Return the folders that may hold the package's configs/: installed, and a checkout's."""
+    package = Path(__file__).parents[1]
+    return package, package.parent
 
 
 def read_config(path: Path, field: str = "config") -> dict[str, Any]:
@@ -131,6 +136,14 @@ def _joined(arguments: Sequence[str]) -> list[str]:
         else:
             joined.append(argument)
     return joined
+
+
+def included_files(path: Path) -> list[Path]:
+    """Return a config file, after the files that it includes, in the order in which they count.
+
+    Raises: `UserError` for a missing or unreadable file, or files that include each other.
+    """
+    return _with_included(path, ())
 
 
 def _with_included(path: Path, including: tuple[Path, ...]) -> list[Path]:

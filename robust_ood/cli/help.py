@@ -205,6 +205,26 @@ example:
       --detectors '[msp]' --output guards/aloe
 """
 
+PAPER = """\
+usage: robust-ood paper NAME ITEM [--size small|paper] [--SETTING VALUE ...]
+       robust-ood paper list [NAME]
+
+Make a table or figure of one of the five papers: training where needed, search, evaluation, then
+the measured numbers beside the printed ones. Finished steps are skipped, and items share them;
+after an interruption the same command continues.
+
+  list [NAME]            every item, what it shows, and what it needs at the paper's size
+  --size small           (default) the embedded digits and small networks, in minutes
+  --size paper           data and networks of the paper
+  --root DIR             folder of the data sets (size paper)
+  --set NAME=VALUE ...   variables of the item, such as files of weights
+  --plan true            only print the commands, and what they need
+  --output DIR           folder of all items (default: runs/papers)
+
+example:
+  robust-ood paper aloe table-1
+"""
+
 HELP = {
     "train": TRAIN,
     "evaluate": EVALUATE,
@@ -212,6 +232,7 @@ HELP = {
     "search": SEARCH,
     "export": EXPORT,
     "calibrate": CALIBRATE,
+    "paper": PAPER,
 }
 
 

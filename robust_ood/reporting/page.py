@@ -69,7 +69,7 @@ class Fact(NamedTuple):
     verbatim: bool
 
 
-_SECTIONS = (
+SECTIONS = (
     SectionKind(
         "brackets",
         "Certified and attacked",
@@ -264,7 +264,7 @@ def move_into_place(made: Path, path: Path, figures_folder: Path) -> None:
 def _draw_sections(data: ReportData) -> list[Section]:
     """Return the sections that have figures."""
     sections = []
-    for kind in _SECTIONS:
+    for kind in SECTIONS:
         figures = list(kind.draw(data))
         if figures:
             sections.append(Section(kind.name, kind.title, kind.words, figures))

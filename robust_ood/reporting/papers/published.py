@@ -101,7 +101,7 @@ def _of_table(table: Mapping[str, Any]) -> Iterator[PublishedResult]:
         # A row has one result for each key; a key can have several metrics, one in each column.
         metrics: dict[tuple[ResultKey, str, int | None], dict[str, float]] = {}
         for column, number in zip(columns, numbers, strict=True):
-            key = _key(network, detector, column)
+            key = _key(network, _of_temperature(detector, column), column)
             steps = None
             if key.attacked != "none":
                 steps = column.get("steps")
@@ -109,6 +109,13 @@ def _of_table(table: Mapping[str, Any]) -> Iterator[PublishedResult]:
             values[column["metric"]] = number / column.get("unit", 100)
         for (key, sets, steps), values in metrics.items():
             yield PublishedResult(table["paper"], table["table"], key, values, sets, steps)
+
+
+def _of_temperature(detector: str, column: Mapping[str, Any]) -> str:
+    """Return the detector, with its temperature where the columns of a table differ by it."""
+    if "temperature" not in column:
+        return detector
+    return f"{detector}, temperature {column['temperature']}"
 
 
 def _key(network: str, detector: str, column: Mapping[str, Any]) -> ResultKey:
