@@ -18,6 +18,7 @@ from robust_ood.attacks.encoder import EncoderAttack, encoder, mape
 from robust_ood.attacks.in_loop import BudgetConfig, InLoopAttack, budget_of
 from robust_ood.attacks.pgd import PGD
 from robust_ood.attacks.published import aloe_mahalanobis, aloe_softmax, apgd, fgsm, transferred
+from robust_ood.attacks.quantised import Quantised
 from robust_ood.attacks.registry import REGISTRY, build, build_all
 from robust_ood.attacks.resolution import LowResolution
 from robust_ood.attacks.square import Square
@@ -37,6 +38,7 @@ __all__ = [
     "InLoopAttack",
     "LabelAttack",
     "LowResolution",
+    "Quantised",
     "ScoreAttack",
     "Settings",
     "Square",

@@ -68,6 +68,10 @@ class ScoreAttack(Protocol):
 class StopsEarly(Protocol):
     """An attack of several parts, which can leave alone what needs no more of them."""
 
+    @property
+    def stops_early(self) -> bool:
+        """Whether it does; what wraps an attack asks the attack."""
+
     def until(self, enough: float) -> ScoreAttack:
         """Return the attack that leaves alone images whose score is beyond `enough`."""
 
@@ -167,7 +171,7 @@ def attack_score(
     indices = sample_indices(indices, len(images))
     with evaluating(detector):
         images = accepted(_fast_layout(original), *(detector.networks or (detector,)))
-        if enough is not None and isinstance(attack, StopsEarly):
+        if enough is not None and isinstance(attack, StopsEarly) and attack.stops_early:
             attack = attack.until(enough)
         candidates: Iterable[Candidate] = attack.on_score(detector, images, direction, indices)
         if attack.keeps_clean:

@@ -12,6 +12,7 @@ from robust_ood.arguments import typed
 from robust_ood.attacks.apply import Attack
 from robust_ood.attacks.pgd import PGD
 from robust_ood.attacks.published import aloe_mahalanobis, aloe_softmax, apgd, fgsm
+from robust_ood.attacks.quantised import Quantised
 from robust_ood.attacks.resolution import LowResolution
 from robust_ood.attacks.square import Square
 from robust_ood.attacks.suite import standard
@@ -20,6 +21,7 @@ from robust_ood.errors import UserError
 from robust_ood.regions import L2, Linf, Region, Unbounded, region_of
 from robust_ood.rules import AutoPGD, Rule, Steepest
 from robust_ood.settings import Part, PartSpec, UnknownSettingError, configured, read_part
+from robust_ood.texts import shown
 
 T = TypeVar("T")
 
@@ -127,21 +129,34 @@ def make_attack(name_field: str, field: str, attack: Part) -> Attack:
     Args:
         name_field: the config field of its name, for messages.
         field: the config field of its settings.
-        attack: its name and settings as a config writes them.
+        attack: its name and settings as a config writes them; `quantise: true` rounds what it
+            gives to 8 bits a pixel (see `Quantised`).
     """
-    make = attack.maker(name_field, REGISTRY)
     settings = {name: value for name, value in attack.settings.items() if value is not None}
+    quantise = settings.pop("quantise", False)
+    if not isinstance(quantise, bool):
+        raise UserError(f"{field}.quantise: expected true or false, got {shown(quantise)}")
+    made = _made(field, attack.maker(name_field, REGISTRY), attack.name, settings)
+    if not quantise:
+        return made
+    try:
+        return Quantised(made)
+    except UserError as error:
+        raise UserError(f"{field}.{error}") from error
+
+
+def _made(field: str, make: Callable[..., Attack], name: str, settings: dict[str, Any]) -> Attack:
     takes_region = "region" in inspect.signature(make).parameters
     if takes_region:
         make = partial(make, region=_take_region(field, settings))
-    if attack.name in REGISTRY and isinstance(settings.get("rule"), str | Mapping):
+    if name in REGISTRY and isinstance(settings.get("rule"), str | Mapping):
         settings["rule"] = _make(f"{field}.rule", settings["rule"], RULES)
     try:
         return configured(field, make, settings=settings)
     except UnknownSettingError as error:
         accepted = error.known
         if takes_region:
-            accepted = tuple(dict.fromkeys(("norm", "radius", *accepted)))
+            accepted = tuple(dict.fromkeys(("norm", "radius", "quantise", *accepted)))
         raise UnknownSettingError(field, error.name, accepted) from error
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robust_ood.arguments import check_fields
 from robust_ood.attacks.apply import Attack, Candidate, Settings
 from robust_ood.attacks.objectives import Direction
-from robust_ood.attacks.suite import Suite
+from robust_ood.attacks.quantised import suite_of
 from robust_ood.detectors import AttackSurface, Detector, Surrogate, surface_of
 from robust_ood.errors import UserError
 from robust_ood.inputs import logits_of
@@ -39,7 +39,7 @@ class LowResolution:
         check_fields(self)
         if self.size < 1:
             raise UserError(f"size: {self.size} is not a number of pixels >= 1")
-        if isinstance(self.attack, Suite):
+        if suite_of(self.attack) is not None:
             # Its members take parts of a batch, which a view of it cannot follow.
             raise UserError(
                 "attack: a suite given; put LowResolution around each of its members instead"

@@ -44,6 +44,7 @@ class Suite:
     finish: PGD | None = None
     enough: float | None = None
     keeps_clean = True
+    stops_early = True
 
     def __post_init__(self) -> None:
         check_fields(self)

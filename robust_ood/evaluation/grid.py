@@ -274,7 +274,9 @@ class Grid:
                 yield AccuracyTask(model, chunk, label, attack, self.scorer)
             for names in self._groups(model, attack):
                 group = {name: fingerprints[name] for name in names}
-                stop = bars.get(names[0]) if isinstance(attack, StopsEarly) else None
+                stop = None
+                if isinstance(attack, StopsEarly) and attack.stops_early:
+                    stop = bars[names[0]]
                 tasks = list(self._score_tasks(model, group, label, attack, stop))
                 if attack is None:
                     bars = self._bars(tasks, names)

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robust_ood.attacks import Attack, Settings, Suite
+from robust_ood.attacks import Attack, Settings
+from robust_ood.attacks.quantised import suite_of
 from robust_ood.evaluation.certified import Brackets
 from robust_ood.evaluation.results import (
     METRICS,
@@ -150,8 +151,9 @@ class ModelRecords:
                 continue
             attack = self.attacks.get(label)
             budget = self._budget(label)
-            if isinstance(attack, Suite):
-                budget = attack.settings_on_classifiers()
+            suite = suite_of(attack)
+            if suite is not None:
+                budget = suite.settings_on_classifiers()
             record = Accuracy(
                 model=self.model.name,
                 id=self.sets[0].images.name,
@@ -228,12 +230,13 @@ class ModelRecords:
 
     def _saved(self, detector: str, label: str, column: Column) -> float:
         """Return the share of a suite's steps and queries that a column was spared."""
-        attack = self.attacks[label]
-        if not detector or not isinstance(attack, Suite) or not column.attempts:
+        suite = suite_of(self.attacks[label])
+        if not detector or suite is None or not column.attempts:
             return 0.0
-        costs = attack.costs(self.model.detectors[detector])
+        costs = suite.costs(self.model.detectors[detector])
         spent = sum(column.attempts.get(name, 0) * cost for name, cost in costs.items())
-        return 1 - spent / (len(column.scores) * sum(costs.values()))
+        whole = len(column.scores) * sum(costs.values())
+        return float(1 - spent / whole)
 
     def _alarms(self, key: str) -> list[str]:
         cell = self.store.read(key)

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from robust_ood.arguments import typed
-from robust_ood.attacks import PGD, ScoreAttack, Square, Suite, attack_score
+from robust_ood.attacks import PGD, ScoreAttack, Square, attack_score
 from robust_ood.attacks.objectives import Direction
 from robust_ood.attacks.precision import resolve
+from robust_ood.attacks.quantised import suite_of
 from robust_ood.detectors import MSP, AttackSurface, Detector, surface_of
 from robust_ood.errors import UserError
 from robust_ood.evaluation.records import Row
@@ -309,8 +310,9 @@ def _of_attacks(probe: _Probe, region: Region, attacks: list[ScoreAttack]) -> It
 
 def _of_members(detector: Detector, attack: ScoreAttack) -> Iterator[str]:
     left_out: Sequence[str] = []
-    if isinstance(attack, Suite):
-        left_out = attack.left_out(detector)
+    suite = suite_of(attack)
+    if suite is not None:
+        left_out = suite.left_out(detector)
     if left_out:
         yield (
             f"the suite's {', '.join(left_out)} do not apply, because it names no classifier; "

@@ -469,6 +469,7 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
         "restarts": 1,
     },
     "attacks.LowResolution": {"attack": PGD, "size": 3},
+    "attacks.Quantised": {"attack": PGD},
     "attacks.PGD": {
         "region": REGION, "steps": 1, "step_size": 0.01, "restarts": 1, "random_start": True,
         "objective": "score", "loss": "cross_entropy", "keep": "best", "rule": None, "noise": 0.0,
