@@ -21,10 +21,11 @@ from robust_ood.data import Batch, OODData
 from robust_ood.errors import UserError
 from robust_ood.evaluation.scoring import Scorer
 from robust_ood.losses import wide
-from robust_ood.models import OutlierClass
+from robust_ood.models import Discriminated, OutlierClass
 from robust_ood.training import Method
 
 _WORDS = {"accuracy": "accuracy", "auroc": "AUROC"}
+_SCORES = {Discriminated: "discriminator", OutlierClass: "outlier-class"}
 _SIDES: tuple[Direction, Direction] = (1, -1)
 
 
@@ -44,8 +45,8 @@ class Guards(Callback):
     - Training with a single-step attack can come to resist single steps only (catastrophic
       overfitting, Wong et al. 2020, Sec. 5.2). There each validation also logs `val/fgsm_accuracy`
       and `val/pgd_accuracy` (10 steps of a quarter of the radius) of attacked inliers; with
-      `data.validation_ood` also `val/fgsm_auroc` and `val/pgd_auroc`, of MSP (of the log-odds
-      against the class of outliers, where there is one), the sides attacked that training attacks
+      `data.validation_ood` also `val/fgsm_auroc` and `val/pgd_auroc`, of MSP (of a discriminator or
+      a class of outliers, where there is one), the sides attacked that training attacks
       by a single step. It warns when a PGD value falls below a quarter of its best, the FGSM value
       being twice it, and logs `val/catastrophic_overfitting`, 1 then and 0 otherwise.
 
@@ -172,7 +173,10 @@ class Guards(Callback):
         outlier_attack: PGD | None,
     ) -> float:
         """Return the AUROC of validation images against the first OOD set's, attacked as given."""
-        name = "outlier-class" if isinstance(module.net, OutlierClass) else "msp"
+        name = "msp"
+        for kind, score in _SCORES.items():
+            if isinstance(module.net, kind):
+                name = score
         detector = detectors.build(name, module.net)
         scorer = Scorer(module.device)
         sets = (data.inliers("validation"), data.validation_ood_sets()[0])

@@ -7,6 +7,7 @@ from robust_ood.detectors.compose import DeepEnsemble, Mean, Resized, Standardiz
 from robust_ood.detectors.contract import Detector, OutputsDetector
 from robust_ood.detectors.coverage import NAC
 from robust_ood.detectors.densities import GMM, PNML
+from robust_ood.detectors.discriminator import DiscriminatorScore
 from robust_ood.detectors.dropout import FeatureDropout, MCDropout
 from robust_ood.detectors.fitting.passes import fit
 from robust_ood.detectors.generative import Complexity, Likelihood, ReconstructionError
@@ -58,6 +59,7 @@ __all__ = [
     "Complexity",
     "DeepEnsemble",
     "Detector",
+    "DiscriminatorScore",
     "Energy",
     "Entropy",
     "FeatureDropout",

@@ -24,6 +24,7 @@ from robust_ood.detectors.compose import DeepEnsemble, Mean, Standardize
 from robust_ood.detectors.contract import Detector
 from robust_ood.detectors.coverage import NAC
 from robust_ood.detectors.densities import GMM, PNML
+from robust_ood.detectors.discriminator import DiscriminatorScore
 from robust_ood.detectors.dropout import FeatureDropout, MCDropout
 from robust_ood.detectors.generative import Complexity, Likelihood, ReconstructionError
 from robust_ood.detectors.geometry import FDBD, NCI, SHE
@@ -176,6 +177,7 @@ REGISTRY: dict[str, Registered] = {
     "energy": Registered(Energy, "Liu et al. 2020"),
     "oe-score": Registered(OutlierExposureScore, "Hendrycks et al. 2019"),
     "outlier-class": Registered(OutlierClassScore, "Chen et al. 2021"),
+    "discriminator": Registered(DiscriminatorScore, "Azizmalayeri et al. 2022"),
     "kl-matching": Registered(KLMatching, "Hendrycks et al. 2022"),
     # of features
     "mahalanobis": Registered(Mahalanobis, "Lee et al. 2018; ALOE Eq. 8; Fort Eq. 3-4"),

@@ -7,6 +7,7 @@ from robust_ood.models.convnet import ConvNet
 from robust_ood.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from robust_ood.models.densenet import DenseNet
 from robust_ood.models.description import describe, rebuild
+from robust_ood.models.discriminated import Discriminated
 from robust_ood.models.efficientnet import EfficientNetLite0
 from robust_ood.models.export import export
 from robust_ood.models.gated import Gated
@@ -38,6 +39,7 @@ __all__ = [
     "DCGANDiscriminator",
     "DCGANGenerator",
     "DenseNet",
+    "Discriminated",
     "EfficientNetLite0",
     "Gated",
     "Glow",

@@ -12,6 +12,7 @@ from robust_ood.errors import UserError
 from robust_ood.models.autoencoder import AutoEncoder
 from robust_ood.models.convnet import ConvNet
 from robust_ood.models.densenet import DenseNet
+from robust_ood.models.discriminated import Discriminated
 from robust_ood.models.efficientnet import EfficientNetLite0
 from robust_ood.models.gated import Gated
 from robust_ood.models.glow import Glow
@@ -30,6 +31,7 @@ BUILDABLE: dict[str, type[nn.Module]] = {
         AutoEncoder,
         ConvNet,
         DenseNet,
+        Discriminated,
         EfficientNetLite0,
         Gated,
         Glow,

@@ -5,6 +5,7 @@ from robust_ood.training.ccu import CCU
 from robust_ood.training.confidence import ACET, RATIO
 from robust_ood.training.confidence_gan import ConfidenceGAN
 from robust_ood.training.consistency import HALO
+from robust_ood.training.discriminator import ATD
 from robust_ood.training.energy import JEM
 from robust_ood.training.energy_margin import EnergyMargin
 from robust_ood.training.gated import ProoD
@@ -22,6 +23,7 @@ __all__ = [
     "ADV",
     "ALOE",
     "AOE",
+    "ATD",
     "ATOM",
     "CCU",
     "GOOD",

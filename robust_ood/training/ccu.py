@@ -13,7 +13,8 @@ from robust_ood.data import Batch, ImageSet, OODData, to_float
 from robust_ood.errors import UserError
 from robust_ood.models import Gated, MixtureRatio
 from robust_ood.models.mixtures import Mixture
-from robust_ood.randomness import derive_seed, generator
+from robust_ood.randomness import derive_seed
+from robust_ood.training.drawn import drawn
 from robust_ood.training.gated import GatedMethod
 from robust_ood.training.optimization import Optimization
 
@@ -181,9 +182,7 @@ class CCU(GatedMethod):
 
     def _drawn(self, images: ImageSet, purpose: str) -> Tensor:
         """Return at most `mixture_images` images of a set, `(n, 3, H, W)` in [0, 1]."""
-        order = torch.randperm(len(images), generator=generator(self.seed, purpose))
-        chosen = images.take(order[: self.mixture_images].sort().values)
-        return to_float(chosen.images)
+        return to_float(drawn(images, self.mixture_images, self.seed, purpose).images)
 
 
 def _fit(mixture: Mixture, points: Tensor, seed: int) -> None:

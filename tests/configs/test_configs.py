@@ -212,12 +212,14 @@ WITH_OUTLIER_CLASS = {
         }
     },
 }
+WITH_DISCRIMINATOR = {**WITH_OUTLIER_CLASS, "class_path": "robust_ood.models.Discriminated"}
 OF_OTHER_NETWORKS = {
     "flow": {
         "class_path": "robust_ood.models.Glow",
         "init_args": {"levels": 1, "steps": 1, "hidden": 4},
     },
     "autoencoder": {"class_path": "robust_ood.models.AutoEncoder"},
+    "atd": WITH_DISCRIMINATOR,
     "ntom": WITH_OUTLIER_CLASS,
     "atom": WITH_OUTLIER_CLASS,
 }

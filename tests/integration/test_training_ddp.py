@@ -23,12 +23,13 @@ from robust_ood import L2, Linf
 from robust_ood.attacks import PGD, fgsm
 from robust_ood.callbacks import RobustValidation
 from robust_ood.data import OODData
-from robust_ood.models import ConvNet, WideResNet
+from robust_ood.models import ConvNet, Discriminated, WideResNet
 from robust_ood.randomness import generator, generators
 from robust_ood.training import (
     ADV,
     ALOE,
     AOE,
+    ATD,
     CCU,
     GOOD,
     OE,
@@ -70,6 +71,7 @@ METHODS = {
     "S-FGSM+ADV, outliers": spots(
         fgsm(Linf(RADIUS)), pgd(2), outlier_weight=0.5, safe_spot_weight=0.1
     ),
+    "ATD": lambda net: ATD(Discriminated(net, (8,)), pgd(2)),
     "GaussianNoise": lambda net: GaussianNoise(net, 0.1),
     "GaussianNoise, outliers": lambda net: GaussianNoise(net, 0.1, outlier_weight=0.5),
     "GOOD": lambda net: GOOD(net, RADIUS, weight_ramp=(0, 0), radius_ramp=(0, 0)),

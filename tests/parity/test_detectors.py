@@ -963,6 +963,7 @@ def test_every_registered_score_has_a_reference():
         "complexity",
         "reconstruction",
         "gradient-norm",
+        "discriminator",
         "outlier-class",
         "mc-dropout",
     }

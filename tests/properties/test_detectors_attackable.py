@@ -82,7 +82,7 @@ def digit_problem():
 
 
 # Others have tests of their own: tests/unit/test_generative.py, test_training_outliers.py.
-OF_OTHER_NETWORKS = ("complexity", "likelihood", "outlier-class", "reconstruction")
+OF_OTHER_NETWORKS = ("complexity", "discriminator", "likelihood", "outlier-class", "reconstruction")
 NAMES = [name for name in detectors.REGISTRY if name not in OF_OTHER_NETWORKS]
 # Attacks on them lose strength in bfloat16.
 REFUSE = {

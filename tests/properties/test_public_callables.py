@@ -64,6 +64,7 @@ with torch.random.fork_rng():
     AUTO_ENCODER = models.AutoEncoder(6, (4,), latent_size=3).eval()
     WORDS = models.WordFeatures(torch.rand(2, 4), torch.rand(1, 4), 2.0, ("a", "b"), ("c",))
 JOINT = models.OutlierClass(NET)
+DISCRIMINATED = models.Discriminated(NET)
 MSP = detectors.MSP(NET)
 PGD = attacks.PGD(REGION, steps=1)
 Arguments = dict[str, Any]
@@ -246,6 +247,7 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
         "draws": 60, "alpha": 0.05, "quantile": 0.5, "seed": 0, "indices": torch.arange(3),
         "batch_size": 64,
     },
+    "detectors.DiscriminatorScore": {"net": DISCRIMINATED},
     "detectors.OutlierClassScore": {"net": JOINT},
     "detectors.ROSS": {
         "detector": MSP, "sigma": 0.1, "draws": 4, "weight": 0.05, "quantile": 0.5, "seed": 0,
@@ -259,6 +261,7 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
         "channels": (4, 4), "strides": (1, 2), "pooling": 1, "hidden": (8,), "num_classes": 4,
         "nonpositive_head": False, "image_size": 8, **_SIZES,
     },
+    "models.Discriminated": {"net": NET, "hidden": (8,)},
     "models.OutlierClass": {"net": NET},
     "models.Gated": lambda folder: {"classifier": NET, "gate": one_logit(), "shift": 0.0},
     "models.MixtureRatio": {
@@ -428,6 +431,11 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
     "training.ATOM": {
         "net": JOINT, "inlier_attack": None, "outlier_attack": PGD, "outlier_weight": 1.0,
         "attack_mode": "eval", "optimization": None, "seed": 0,
+    },
+    "training.ATD": {
+        "net": DISCRIMINATED, "inlier_attack": PGD, "outlier_attack": None, "outlier_weight": 0.5,
+        "fake_weight": 0.5, "candidates": 4, "statistics_images": 20, "optimization": None,
+        "seed": 0, "weight_perturbation": 0.0,
     },
     "training.RATIO": {**_IN_LOOP, "outlier_attack": PGD, "outlier_weight": 0.5},
     "training.HALO": {

@@ -40,6 +40,7 @@ OF_OTHER_NETWORKS = (
     "complexity",
     "deep-ensemble",
     "likelihood",
+    "discriminator",
     "outlier-class",
     "reconstruction",
     "zero-shot",

@@ -35,6 +35,7 @@ NAMES = sorted(
         "complexity",
         "deep-ensemble",
         "likelihood",
+        "discriminator",
         "outlier-class",
         "reconstruction",
         "zero-shot",

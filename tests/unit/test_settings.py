@@ -11,7 +11,7 @@ import torch
 
 from robust_ood import attacks, detectors
 from robust_ood.errors import UserError
-from robust_ood.models import Glow, OutlierClass, WordFeatures
+from robust_ood.models import Discriminated, Glow, OutlierClass, WordFeatures
 from robust_ood.regions import Fraction
 from robust_ood.settings import configured, expected
 
@@ -194,6 +194,8 @@ def test_every_setting_of_every_detector_is_checked(name, make_net):
         net = Glow(8, levels=1, steps=1, hidden=4)
     if name == "outlier-class":
         net = OutlierClass(net)
+    if name == "discriminator":
+        net = Discriminated(net)
     check_all_settings(
         lambda **settings: detectors.build(name, net, **{**given, **settings}), f"detectors.{name}"
     )
