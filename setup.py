@@ -12,5 +12,17 @@ FOLDERS = [
 setup(
     packages=[*find_namespace_packages(include=["robust_ood", "robust_ood.*"]), *FOLDERS],
     package_dir={"robust_ood.configs": "configs"},
-    package_data={"": ["py.typed", "*.yaml", "*.css", "*.csv", "*.html", "*.j2", "*.js", "*.json"]},
+    package_data={
+        "": [
+            "py.typed",
+            "*.yaml",
+            "*.css",
+            "*.csv",
+            "*.html",
+            "*.j2",
+            "*.js",
+            "*.json",
+            "*.safetensors",
+        ]
+    },
 )

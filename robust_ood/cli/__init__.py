@@ -136,6 +136,22 @@ def flagged(arguments: Arguments = None) -> int:
     return _guarded("flagged", arguments)
 
 
+def zoo(arguments: Arguments = None) -> int:
+    """List, show and verify trained networks: see `robust-ood zoo --help`.
+
+    Returns the exit code.
+    """
+    return _guarded("zoo", arguments)
+
+
+def leaderboard(arguments: Arguments = None) -> int:
+    """Rank results that can be re-checked: see `robust-ood leaderboard --help`.
+
+    Returns the exit code.
+    """
+    return _guarded("leaderboard", arguments)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train, validate or test a network (fit, validate, test)"),
     "evaluate": (evaluate, "score a saved network's detectors, clean and under attack"),
@@ -146,6 +162,8 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "search": (search, "choose detectors' settings on validation sets, as a config for evaluate"),
     "report": (report, "write an HTML page with tables and figures over folders of results"),
     "compare": (compare, "test which detectors and networks differ by more than chance"),
+    "leaderboard": (leaderboard, "rank results that are re-checked, as a page, Markdown and JSON"),
+    "zoo": (zoo, "list, show and verify the trained networks that come with the package"),
     "data": (data, "list, download, verify, preview and compare data sets"),
     "export": (export, "write a network as plain weights, or a guard for torch.export or ONNX"),
     "text-features": (text_features, "write features of words for zero-shot detection"),

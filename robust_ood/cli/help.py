@@ -51,7 +51,7 @@ missing.
 what an evaluation needs:
   -c, --config FILE      test data, detectors and attacks (see configs/evaluate/)
   --checkpoint FILE      checkpoint of a training run, an export, or any file of weights (then also
-                         --net); repeat it for several networks
+                         --net); or zoo:NAME (robust-ood zoo list); repeat it for several networks
   --output DIR           folder of the results and of everything computed (default: results)
 
 other people's networks (docs/networks.md):

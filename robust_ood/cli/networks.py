@@ -14,6 +14,7 @@ from torch import nn
 
 from robust_ood.errors import UserError
 from robust_ood.models import Wrapped, load_network, wrap
+from robust_ood.models.zoo import located
 from robust_ood.settings import import_path
 
 
@@ -26,7 +27,7 @@ def add_network_arguments(parser: ArgumentParser, *, several: bool = False) -> N
         "--checkpoint",
         type=kind,
         default=None,
-        help="file of weights: a run's checkpoint, an export, any other",
+        help="file of weights: a run's checkpoint, an export, zoo:NAME, any other",
     )
     parser.add_subclass_arguments(
         nn.Module, "net", required=False, help="network (default: the checkpoint's own)"
@@ -101,7 +102,7 @@ def find_parts(net: nn.Module, image_shape: tuple[int, ...]) -> tuple[nn.Module,
 def name_of(checkpoint: Path | None, net: nn.Module | None) -> str:
     """Return what results call a network that nobody named."""
     if checkpoint is not None:
-        path = checkpoint.resolve()
+        path = located(checkpoint).resolve()
         if path.is_dir():
             return path.name
         return path.parent.name

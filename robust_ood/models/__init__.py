@@ -29,6 +29,7 @@ from robust_ood.models.vgg import VGG
 from robust_ood.models.wide_resnet import WideResNet
 from robust_ood.models.words import WordFeatures, read_words, text_features
 from robust_ood.models.wrap import Wrapped, wrap
+from robust_ood.models.zoo import pretrained, read_card, zoo_names
 
 __all__ = [
     "CLIP",
@@ -68,11 +69,14 @@ __all__ = [
     "load_weights",
     "network_state",
     "outputs",
+    "pretrained",
+    "read_card",
     "read_checkpoint",
     "read_words",
     "rebuild",
     "text_features",
     "wrap",
+    "zoo_names",
 ]
 
 __getattr__ = moved(__name__, {"find_parts": "robust_ood.models.find_layers"})

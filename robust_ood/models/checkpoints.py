@@ -16,6 +16,7 @@ from robust_ood.arguments import typed
 from robust_ood.errors import UserError, notify
 from robust_ood.models.harmless import harmless_values, refused_name
 from robust_ood.models.heads import candidates, likely_head
+from robust_ood.models.joint_head import cut_joint_head
 from robust_ood.models.key_maps import KEY_MAPS, find_key_map, rename
 from robust_ood.models.matching import (
     Match,
@@ -26,7 +27,9 @@ from robust_ood.models.matching import (
     without_any_prefix,
     without_prefixes,
 )
+from robust_ood.models.outlier_class import OutlierClass
 from robust_ood.models.wrap import Wrapped
+from robust_ood.models.zoo import PREFIX, WEIGHTS, located
 from robust_ood.texts import first_sentence
 
 _CONTAINERS = (
@@ -50,9 +53,14 @@ _ZIP = b"PK\x03\x04"
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """Return the content of a checkpoint file: tensors and plain values; pickled code is refused.
 
+    Args:
+        path: of the file, or `zoo:NAME` for the weights of a network that comes with the package.
+
     Raises: `UserError` naming the file and what is wrong: missing, truncated, foreign, or holding
         code, which is not run.
     """
+    if str(path).startswith(PREFIX):
+        path = located(path) / WEIGHTS
     path = Path(path)
     if path.is_dir():
         raise UserError(
@@ -195,7 +203,7 @@ def load_weights(
     Prefixes before the network's keys are found and taken off, whatever they are, and so are those
     of `torch.compile` and DataParallel inside them. Keys that belong to something else, such as a
     loss, are left out, and a warning names them. A `Wrapped` network takes the weights of what it
-    wraps, too.
+    wraps, too; an `OutlierClass` also those of a published head of K + 1 outputs.
 
     Args:
         net: the network.
@@ -221,6 +229,12 @@ def load_weights(
     tensors = _tensors(content, source, averaged=averaged)
     if new_head:
         tensors = _with_own_head(net, tensors, source)
+    if isinstance(net, OutlierClass):
+        joint = cut_joint_head(net, tensors)
+        if joint is not None:
+            load_weights(net.net, joint.classes, key_map, source)
+            net.outlier.load_state_dict(joint.outliers)
+            return net
     targets = {"": net}
     if isinstance(net, Wrapped):
         targets["module."] = net.module

@@ -15,6 +15,7 @@ from robust_ood.arguments import typed
 from robust_ood.errors import UserError
 from robust_ood.models.checkpoints import load_weights, read_checkpoint
 from robust_ood.models.description import describe, rebuild
+from robust_ood.models.zoo import located
 from robust_ood.writing import in_place_of, replace_file
 
 MANIFEST = "network.json"
@@ -86,8 +87,10 @@ def export(
 def find_manifest(path: Path) -> Path | None:
     """Return the `network.json` of an export: the path itself, one in it, or one beside it.
 
-    A file beside `path` counts only where it names `path` as its weights.
+    A file beside `path` counts only where it names `path` as its weights. `zoo:NAME` is an export
+    that comes with the package.
     """
+    path = located(path)
     if path.name == MANIFEST and path.is_file():
         return path
     if path.is_dir():

@@ -33,6 +33,11 @@ KEY_MAPS: dict[str, KeyMap] = {
         "Jingkang50/OpenOOD, ResNet18_32x32",
         {r"fc\.": "head."},
     ),
+    "kuangliu-resnet18": KeyMap(
+        "ResNet18",
+        "kuangliu/pytorch-cifar, ResNet18, and others derived from it, such as TRADES",
+        {r"linear\.": "head."},
+    ),
     "outlier-exposure-wrn": KeyMap(
         "WideResNet",
         "hendrycks/outlier-exposure, CIFAR/models/wrn.py, and others derived from "
@@ -46,8 +51,8 @@ KEY_MAPS: dict[str, KeyMap] = {
     ),
     "aloe-densenet": KeyMap(
         "DenseNet",
-        "jfc43/robust-ood-detection, CIFAR/models/densenet.py, and others derived from "
-        "andreasveit/densenet-pytorch",
+        "jfc43/robust-ood-detection, CIFAR/models/densenet.py, jfc43/informative-outlier-mining, "
+        "models/densenet.py, and others derived from andreasveit/densenet-pytorch",
         {
             r"block([123])\.layer\.(\d+)\.": r"block\1.\2.",
             r"trans([12])\.(bn|conv)1\.": r"transition\1.\2.",

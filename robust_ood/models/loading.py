@@ -27,7 +27,8 @@ def load_network(
 
     Args:
         path: a training run's checkpoint, an export (its folder, or either of its files), any state
-            dict that `load_weights` reads, or a `.npz` file of the vision transformers' authors.
+            dict that `load_weights` reads, a `.npz` file of the vision transformers' authors, or
+            `zoo:NAME` for a network that comes with the package.
         net: the network to load into; by default the one that the file or its `network.json`
             describes.
         key_map, averaged: as in `load_weights`.

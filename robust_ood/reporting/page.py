@@ -286,7 +286,7 @@ def page(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["whole"] = _whole
-    template = environment.from_string(resource("page.html.j2"))
+    template = environment.from_string(resource("table.html.j2") + resource("page.html.j2"))
     first = headline(data)
     return template.render(
         css=Markup(resource("page.css")),
