@@ -18,11 +18,15 @@ pytest.importorskip("jinja2")
 ITEMS = [(paper, name) for paper, files in item_files().items() for name in files]
 SHORT = {
     "steps": "2",
-    "limit": "6",
+    "limit": "10",
     "size": "8",
     "attack_steps": "1",
     "far": "[photographs/test]",
     "detectors": "[msp]",
+    "searched": "[{name: knn, ranges: {neighbours: [1, 60]}}, "
+    "{name: pro-msp, steps: 1, ranges: {step_size: [0.001]}}]",
+    "search_steps": "2",
+    "draws": "20",
 }
 """What makes an item short, of those variables that it has."""
 
