@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from robust_ood.data.sets import ImageSet
 from robust_ood.data.sources.form import Channels, ImageForm
 from robust_ood.data.sources.spec import SetSource, SetSpec, located, read_set
 from robust_ood.errors import UserError
@@ -76,3 +77,18 @@ def naming_field(field: str) -> Iterator[None]:
         if str(error).startswith("data."):
             raise
         raise UserError(f"data.{field}: {error}") from error
+
+
+def other_form(field: str, images: ImageSet, inliers: ImageSet) -> UserError:
+    """Return the error for a set whose images have another size or depth than the inliers'."""
+    height, width = images.image_shape
+    inlier_height, inlier_width = inliers.image_shape
+    if inliers.image_shape != images.image_shape:
+        return UserError(
+            f"data.{field}: images of {images.name} are {height} x {width}, those of "
+            f"{inliers.name} {inlier_height} x {inlier_width}; data.size makes them equal"
+        )
+    return UserError(
+        f"data.{field}: images of {images.name} have {images.channels} channel(s), those "
+        f"of {inliers.name} {inliers.channels}; data.channels makes them equal"
+    )
