@@ -72,7 +72,7 @@ class StopsEarly(Protocol):
     def stops_early(self) -> bool:
         """Whether it does; what wraps an attack asks the attack."""
 
-    def until(self, enough: float) -> ScoreAttack:
+    def until(self, enough: float) -> Attack:
         """Return the attack that leaves alone images whose score is beyond `enough`."""
 
 

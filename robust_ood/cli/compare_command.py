@@ -93,6 +93,7 @@ def run(arguments: Sequence[str]) -> int:
     if config.output is None:
         print(printable_lines(text), end="")
     else:
+        config.output.parent.mkdir(parents=True, exist_ok=True)
         replace_file(config.output, text)
         print(printable(f"wrote {config.output}"))
     return 0

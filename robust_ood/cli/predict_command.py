@@ -78,6 +78,7 @@ def _decide(guard: Guard, config: Any) -> dict[str, int]:
     with ExitStack() as stack:
         rows = None
         if config.csv is not None:
+            config.csv.parent.mkdir(parents=True, exist_ok=True)
             partial = stack.enter_context(in_place_of(config.csv))
             file = stack.enter_context(partial.open("w", newline="", encoding="utf-8"))
             rows = csv.DictWriter(file, FIELDS)

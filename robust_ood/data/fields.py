@@ -11,6 +11,7 @@ from typing import TypedDict
 import numpy as np
 
 from robust_ood.data.reading import ReadingOptions
+from robust_ood.data.sets import ImageSet
 from robust_ood.data.sources.form import Channels, ImageForm
 from robust_ood.data.sources.spec import SetSource, SetSpec, located, read_set
 from robust_ood.deprecation import warn_renamed
@@ -105,3 +106,18 @@ def with_deprecated(
             raise TypeError(f"OODData got an unexpected keyword argument {name!r}")
         warn_renamed(f"data.{name}", f"data.reading.{name}", stacklevel=4)
     return replace(reading, **deprecated)
+
+
+def other_form(field: str, images: ImageSet, inliers: ImageSet) -> UserError:
+    """Return the error for a set whose images have another size or depth than the inliers'."""
+    height, width = images.image_shape
+    inlier_height, inlier_width = inliers.image_shape
+    if inliers.image_shape != images.image_shape:
+        return UserError(
+            f"data.{field}: images of {images.name} are {height} x {width}, those of "
+            f"{inliers.name} {inlier_height} x {inlier_width}; data.size makes them equal"
+        )
+    return UserError(
+        f"data.{field}: images of {images.name} have {images.channels} channel(s), those "
+        f"of {inliers.name} {inliers.channels}; data.channels makes them equal"
+    )

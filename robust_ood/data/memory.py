@@ -1,4 +1,4 @@
-"""Sets of files read into memory where they fit."""
+"""Sets of files read by several threads: into memory where they fit, else piece by piece."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from robust_ood.data.sets import ImageSet
+from robust_ood.data.sets import ImageSet, ReadImages
+from robust_ood.data.sources.draws import draws_when_read
 from robust_ood.data.storage import ImageStorage, UnreadableImagesError
 
 MEMORY_LIMIT = 2 * 2**30
@@ -18,6 +21,7 @@ again in each epoch.
 """
 
 _BLOCK = 64  # images that one thread reads at a time
+_PIECE = 16  # the same, of a request of some hundreds
 
 
 def read_into_memory(images: ImageSet, limit: int) -> ImageSet:
@@ -48,6 +52,33 @@ def read_into_memory(images: ImageSet, limit: int) -> ImageSet:
     readable = np.setdiff1d(np.arange(len(images)), unreadable)
     labels = None if images.labels is None else images.labels[readable]
     return replace(images, images=pixels[readable], labels=labels, unreadable={})
+
+
+def take_by_threads(images: ImageSet, indices: Tensor, threads: int) -> ReadImages:
+    """Return what `images.take(indices)` gives, read by several threads.
+
+    A set in memory, and one whose items draw random numbers, which the order of reading decides, is
+    read by this thread alone.
+
+    Args:
+        images: the set.
+        indices: `(n,)`.
+        threads: how many; 0 and 1 read as `take` does.
+    """
+    is_single = threads < 2 or images.in_memory or draws_when_read(images.images)
+    if is_single or len(indices) <= _PIECE:
+        return images.take(indices)
+    with ThreadPoolExecutor(threads) as pool:
+        pieces = list(pool.map(images.take, indices.split(_PIECE)))
+    unreadable: tuple[str, ...] = ()
+    for piece in pieces:
+        unreadable += piece.unreadable
+    return ReadImages(
+        torch.cat([piece.images for piece in pieces]),
+        torch.cat([piece.labels for piece in pieces]),
+        torch.cat([piece.indices for piece in pieces]),
+        unreadable,
+    )
 
 
 def _read_block(

@@ -19,6 +19,7 @@ from robust_ood.data.fields import (
     DeprecatedReadingOptions,
     check_form,
     naming_field,
+    other_form,
     read_one,
     read_root,
     read_several,
@@ -50,9 +51,7 @@ from robust_ood.errors import UserError
 from robust_ood.randomness import generator
 
 Group = Literal["near", "far"]
-"""How foreign an OOD test set is: `near` shares the look of the in-distribution and not its
-classes, `far` neither.
-"""
+"""How foreign an OOD set is: `near` shares the look of the in-distribution, `far` does not."""
 _DEFAULT_READING = ReadingOptions()
 
 
@@ -84,8 +83,8 @@ class OODData(LightningDataModule):
         seed: seed of order and augmentation; the commands set it to the run's `seed_everything`.
         allow_overlap: let an OOD test also be auxiliary outliers, validation OOD or an inlier set.
         reading: workers, memory limit and device; the batches do not depend on them.
-        channels: 1 for grey images `(N, 1, H, W)`, 3 for RGB, for sets that state none of their
-            own.
+        channels: 1 for grey images `(N, 1, H, W)`, 3 for RGB, for sets that state none themselves.
+        shifted: inliers of another look, such as corrupted ones (full-spectrum OOD detection).
     """
 
     def __init__(  # noqa: PLR0913  # each argument is a key of configs
@@ -108,6 +107,7 @@ class OODData(LightningDataModule):
         allow_overlap: bool = False,
         reading: ReadingOptions = _DEFAULT_READING,
         channels: Channels = 3,
+        shifted: list[SetSource] | None = None,
         **deprecated: Unpack[DeprecatedReadingOptions],
     ) -> None:
         super().__init__()
@@ -125,6 +125,7 @@ class OODData(LightningDataModule):
         self.near = read_several("near", near)
         self.far = read_several("far", far)
         self.validation_ood = read_several("validation_ood", validation_ood)
+        self.shifted = read_several("shifted", shifted)
         self.root = read_root(root)
         self.size = size
         self.channels = channels
@@ -187,13 +188,19 @@ class OODData(LightningDataModule):
         sources: dict[str, str] = {}
         return [self._load_ood("validation_ood", spec, sources) for spec in self.validation_ood]
 
+    def shifted_sets(self) -> list[ImageSet]:
+        """Return the inliers of other looks, which evaluations of the full spectrum accept, too."""
+        sources: dict[str, str] = {}
+        return [self._load_apart("shifted", spec, sources) for spec in self.shifted]
+
     def setup(self, stage: str) -> None:
         """Read what the stage needs, so that mistakes show before any work starts."""
         if stage == "fit":
             self.inliers("train")
             self._training_outliers()
             self.validation_ood_sets()
-            warn_of_missing_tests({"near": self.near, "far": self.far}, self.root)
+            tests = {"near": self.near, "far": self.far}
+            warn_of_missing_tests({**tests, "shifted": self.shifted}, self.root)
         if stage in ("fit", "validate") and self.names["validation"]:
             self.inliers("validation")
         if stage == "test":
@@ -349,17 +356,21 @@ class OODData(LightningDataModule):
         return self._loaded[key]
 
     def _load_ood(self, field: str, spec: str | SetSpec, sources: dict[str, str]) -> ImageSet:
-        """Return an OOD set; refuse a second set of one name, because results tell sets apart by
-        name alone.
+        """Return an OOD set, which shares no images with the in-distribution."""
+        images = self._load_apart(field, spec, sources)
+        # Once: a part that is loaded later may not stop what has already been computed.
+        if not self.allow_overlap and repr(spec) not in self._compared:
+            refuse_inliers(field, images, self._inlier_digests())
+            self._compared.add(repr(spec))
+        return images
+
+    def _load_apart(self, field: str, spec: str | SetSpec, sources: dict[str, str]) -> ImageSet:
+        """Return a set; refuse a second one of the same name: results tell sets apart by names.
 
         sources: the sources of earlier sets, by name; this set's is added.
         """
         images = self._load(field, spec)
         self._require_size_of_inliers(field, images)
-        # Once: a part that is loaded later may not stop what has already been computed.
-        if not self.allow_overlap and repr(spec) not in self._compared:
-            refuse_inliers(field, images, self._inlier_digests())
-            self._compared.add(repr(spec))
         source = source_of(spec)
         if images.name in sources:
             raise UserError(
@@ -382,16 +393,5 @@ class OODData(LightningDataModule):
         """Refuse a set whose images differ from the in-distribution's that are loaded."""
         for part in ("train", "test", "validation"):
             inliers = self._loaded.get(repr(self.names[part]))
-            if inliers is None or inliers.input_shape == images.input_shape:
-                continue
-            height, width = images.image_shape
-            inlier_height, inlier_width = inliers.image_shape
-            if inliers.image_shape != images.image_shape:
-                raise UserError(
-                    f"data.{field}: images of {images.name} are {height} x {width}, those of "
-                    f"{inliers.name} {inlier_height} x {inlier_width}; data.size makes them equal"
-                )
-            raise UserError(
-                f"data.{field}: images of {images.name} have {images.channels} channel(s), those "
-                f"of {inliers.name} {inliers.channels}; data.channels makes them equal"
-            )
+            if inliers is not None and inliers.input_shape != images.input_shape:
+                raise other_form(field, images, inliers)

@@ -246,7 +246,7 @@ def certificate_tasks(
     if isinstance(certificate, SmoothingCertificate):
         alpha = certificate.bound_alpha(largest_rate(sets))
     for index, test_set in enumerate(sets):
-        if not test_set.is_tested:
+        if not test_set.is_certified:
             continue
         for chunk in test_set.chunks:
             yield CertifyTask(model, labels, certificate, alpha, index, chunk, scorer)
@@ -256,7 +256,7 @@ def largest_rate(sets: Sequence[TestSet]) -> int:
     """Return the images of the in-distribution and of the largest OOD set together."""
     sizes = []
     for test_set in sets:
-        if test_set.is_tested:
+        if test_set.is_certified:
             sizes.append(sum(map(len, test_set.chunks)))
     return sizes[0] + max(sizes[1:])
 

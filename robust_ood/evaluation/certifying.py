@@ -103,7 +103,9 @@ def _score_tasks(
         group = {name: model.fingerprint(name)}
         for label, attack in budgets.items():
             for index, test_set in enumerate(sets):
-                if attack is not None and not test_set.is_tested:
+                if attack is not None and not test_set.is_certified:
+                    continue
+                if test_set.group == "shifted":
                     continue
                 for chunk in test_set.chunks:
                     yield ScoreTask(model, group, test_set, index, chunk, label, attack, scorer)

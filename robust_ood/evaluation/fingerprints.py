@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood.data import ImageSet
+from robust_ood.data.memory import take_by_threads
 from robust_ood.data.sources.files import ImageFiles
 from robust_ood.evaluation.versions import digest
 
@@ -45,10 +46,10 @@ def fingerprint(thing: Any, known: Mapping[int, str] | None = None) -> str:
     return _hash([json.dumps(description, sort_keys=True).encode()])
 
 
-def content(images: ImageSet, start: int, stop: int) -> str:
+def content(images: ImageSet, start: int, stop: int, threads: int = 0) -> str:
     """Return the fingerprint of the pixels of the images `start` to `stop` of a set.
 
-    Of image files these are their bytes, and how they are made square.
+    Of image files these are their bytes, and how they are made square. `threads` read the images.
 
     Raises: `UserError` where more images cannot be read than the set allows.
     """
@@ -56,7 +57,7 @@ def content(images: ImageSet, start: int, stop: int) -> str:
     indices = torch.arange(start, stop)
     if isinstance(storage, ImageFiles):
         return _hash(_file_contents(storage, indices.tolist()))
-    taken = images.take(indices)
+    taken = take_by_threads(images, indices, threads)
     images.note_unreadable(taken.unreadable)
     return fingerprint([taken.images, taken.indices])
 

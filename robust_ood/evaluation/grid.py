@@ -68,7 +68,8 @@ def evaluate(  # noqa: PLR0913
         detectors: detectors by label; those not fitted yet are fitted on the training images of
             `data`.
         attacks: attacks by label; each goes through the detector that it is scored on.
-        data: the test part is the in-distribution; `near` and `far` are the OOD sets.
+        data: the test part is the in-distribution; `near` and `far` are the OOD sets;
+            with `shifted`, rows of the full spectrum count those images as inliers, too.
         model: the name that rows carry.
         limit: use only so many images of each set: the first ones or, of a set that is sorted by
             class, drawn ones, which a note in the results says.
@@ -361,7 +362,8 @@ class Grid:
 
 def _draws(data: OODData, limit: int | None) -> Iterator[str]:
     """Say of which sets images are drawn, because the first ones are of few classes."""
-    for images in [data.inliers("test"), *(images for _, images in data.ood_sets())]:
+    tested = [data.inliers("test"), *(images for _, images in data.ood_sets())]
+    for images in [*tested, *data.shifted_sets()]:
         if must_draw(images, limit):
             yield (
                 f"{images.name}: it is sorted by class, so the {limit} images that are used are "

@@ -22,8 +22,8 @@ Score = Annotated[float, Meta(ge=-1e300, le=1e300)]
 Bounds = tuple[Rate, Rate]
 # Not literals, so that the code that makes records may hand over any text.
 Side = Annotated[str, Meta(pattern=r"^(none|in|out|both)\Z")]
-OODGroup = Annotated[str, Meta(pattern=r"^(near|far)\Z")]
-Group = Annotated[str, Meta(pattern=r"^(id|near|far|validation)\Z")]
+OODGroup = Annotated[str, Meta(pattern=r"^(near|far|full-near|full-far)\Z")]
+Group = Annotated[str, Meta(pattern=r"^(id|near|far|shifted|validation)\Z")]
 BoundKind = Annotated[str, Meta(pattern=r"^(none|certified|guaranteed)\Z")]
 
 METRICS = (
@@ -43,11 +43,13 @@ class Row:
     """One detector against one attack on one OOD set: rates in [0, 1].
 
     `robust_ood.metrics` defines the rates. attacked: which images the attack changed, "none", "in",
-    "out" or "both". ood: the set, or "near" / "far" for the mean over a group. fpr95: share of OOD
-    accepted when 95 % of ID is accepted. fpr95_ood_positive: share of ID rejected when 95 % of OOD
-    is rejected. tpr_deployed, fpr_deployed: shares of ID and OOD accepted at `threshold`, which
-    accepts 95 % of the clean images of `threshold_set`: validation images, or for want of these the
-    ID test images themselves. seconds: what computing the scores took, whenever that was.
+    "out" or "both". group: of the OOD set, "near" or "far"; "full-near" or "full-far" where `id`
+    has covariate-shifted inliers, too. ood: the set, or its group for the mean over a group. fpr95:
+    share of OOD accepted when 95 % of ID is accepted. fpr95_ood_positive: share of ID rejected when
+    95 % of OOD is rejected. tpr_deployed, fpr_deployed: shares of ID and OOD accepted at
+    `threshold`, which accepts 95 % of the clean images of `threshold_set`: validation images, or
+    for want of these the ID test images themselves. seconds: what computing the scores took,
+    whenever that was.
 
     lower, fpr95_upper, detection_error_upper: what no attack of this norm and radius makes worse;
     None without a certificate. bound: "certified" with the probability 1 - alpha, for the score
@@ -207,8 +209,9 @@ class Failure:
 class CellFiles:
     """Where the scores of one set lie.
 
-    detector: None for the classifier's right answers. group: "id", "near" or "far". files: relative
-    to the folder of `results.json`, in the order of the images.
+    detector: None for the classifier's right answers. group: "id", "near", "far",
+    "shifted" or "validation". files: relative to the folder of `results.json`, in the order of the
+    images.
     """
 
     model: str

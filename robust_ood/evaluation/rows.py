@@ -7,13 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from robust_ood.attacks import Attack, Settings
 from robust_ood.attacks.quantised import suite_of
 from robust_ood.evaluation.certified import Brackets
+from robust_ood.evaluation.columns import POOLED, Column, Spectrum, joined, pooled, spectra_of
 from robust_ood.evaluation.results import (
     METRICS,
     Accuracy,
@@ -24,7 +23,7 @@ from robust_ood.evaluation.results import (
 )
 from robust_ood.evaluation.scoring import TestSet
 from robust_ood.evaluation.settled import threshold_set
-from robust_ood.evaluation.store import Cell, Store
+from robust_ood.evaluation.store import Store
 from robust_ood.evaluation.tasks import (
     AccuracyTask,
     Model,
@@ -46,18 +45,6 @@ LEVEL = 0.95  # of the intervals
 NO_ATTACK = Settings(norm="none", radius=0.0, steps=0, restarts=0)
 _OOD = ("near", "far")
 _RECORD_OF = ("model", "detector", "attack", "attacked", "id", "ood", "group")
-
-
-class Column(NamedTuple):
-    """All scores of one set, `(N,)`, and the seconds they took.
-
-    wins, attempts: on how many images each member of the attack won, and was run.
-    """
-
-    scores: Tensor
-    seconds: float
-    wins: dict[str, int]
-    attempts: dict[str, int]
 
 
 class ScoredRow(NamedTuple):
@@ -105,6 +92,8 @@ class ModelRecords:
                 for label, key in task.keys.items():
                     column = (label, task.attack, task.set_index)
                     self.keys.setdefault(column, []).append(key)
+        scored = {set_index for _, _, set_index in self.keys}
+        self.spectra = spectra_of(sets, scored)
 
     def column(self, detector: str, attack: str, set_index: int) -> Column | None:
         """Return the scores of a set, or None where some are missing."""
@@ -114,7 +103,7 @@ class ModelRecords:
             if cell is None:
                 return None
             cells.append(cell)
-        return _joined(cells)
+        return joined(cells)
 
     def rows(self) -> Iterator[ScoredRow]:
         """Yield the rows of all detectors, those of means after the sets that they are of."""
@@ -123,14 +112,18 @@ class ModelRecords:
             threshold = self.threshold(detector)
             if threshold is None:
                 continue
-            rows = self._rows(detector, "none", "none", threshold, clean, clean)
-            yield from self._with_means(rows)
+            for spectrum in self.spectra:
+                rows = self._rows(spectrum, detector, "none", "none", threshold, clean, clean)
+                yield from self._with_means(rows)
             for label in self.attacks:
                 hit = self._columns(detector, label)
                 sides = {"in": (hit, clean), "out": (clean, hit), "both": (hit, hit)}
                 for attacked, (inliers, outliers) in sides.items():
-                    rows = self._rows(detector, label, attacked, threshold, inliers, outliers)
-                    yield from self._with_means(rows)
+                    for spectrum in self.spectra:
+                        rows = self._rows(
+                            spectrum, detector, label, attacked, threshold, inliers, outliers
+                        )
+                        yield from self._with_means(rows)
 
     def threshold(self, detector: str) -> Threshold | None:
         """Return a detector's threshold, or None where the scores that set it are missing."""
@@ -260,14 +253,15 @@ class ModelRecords:
         return self.attacks[label].settings()
 
     def _columns(self, detector: str, attack: str) -> dict[int, Column | None]:
-        """Return the scores of the in-distribution and the OOD sets, by their positions."""
+        """Return the scores of all inliers and of the OOD sets, by the positions of the sets."""
         columns = {}
-        for index in (0, *self.ood_sets):
+        for index in (*self.spectra[-1].inliers, *self.ood_sets):
             columns[index] = self.column(detector, attack, index)
         return columns
 
     def _rows(
         self,
+        spectrum: Spectrum,
         detector: str,
         attack: str,
         attacked: str,
@@ -277,7 +271,7 @@ class ModelRecords:
     ) -> list[ScoredRow]:
         """Return one row for each OOD set whose scores are there."""
         rows: list[ScoredRow] = []
-        near_side = inliers[0]
+        near_side = pooled([inliers[index] for index in spectrum.inliers])
         if near_side is None:
             return rows
         for index in self.ood_sets:
@@ -292,9 +286,9 @@ class ModelRecords:
                 detector=detector,
                 attack=attack,
                 attacked=attacked,
-                id=self.sets[0].images.name,
+                id=spectrum.name,
                 ood=test_set.images.name,
-                group=test_set.group,
+                group=spectrum.prefix + test_set.group,
                 n_id=len(near_side.scores),
                 n_ood=len(far_side.scores),
                 seconds=near_side.seconds + far_side.seconds,
@@ -302,18 +296,26 @@ class ModelRecords:
                 threshold_set=threshold.images,
                 **self._budget(attack),
                 **rates,
-                **self.brackets.fields(detector, attack, attacked, index),
+                **self._bounds(spectrum, detector, attack, attacked, index),
             )
             rows.append(ScoredRow(row, near_side.scores, (far_side.scores,)))
         return rows
+
+    def _bounds(
+        self, spectrum: Spectrum, detector: str, attack: str, attacked: str, index: int
+    ) -> dict[str, Any]:
+        """Return the certificate's fields of a row; none covers shifted inliers."""
+        if spectrum.prefix:
+            return {}
+        return self.brackets.fields(detector, attack, attacked, index)
 
     def _with_means(self, rows: list[ScoredRow]) -> list[ScoredRow]:
         """Add the mean over the near sets and over the far sets, where all of them are there."""
         sets = Counter(test_set.group for test_set in self.sets)
         means = []
-        for group in _OOD:
+        for group in dict.fromkeys(scored.row.group for scored in rows):
             members = [scored for scored in rows if scored.row.group == group]
-            if members and len(members) == sets[group]:
+            if len(members) == sets[group.removeprefix("full-")]:
                 mean = _mean([scored.row for scored in members], group)
                 outliers = tuple(scored.outliers[0] for scored in members)
                 means.append(ScoredRow(mean, members[0].inliers, outliers))
@@ -346,7 +348,8 @@ def interval_of(scored: ScoredRow) -> Interval:
     fields: dict[str, Any] = {}
     for name in _RECORD_OF:
         fields[name] = getattr(row, name)
-    if row.threshold is not None and row.threshold_set != row.id:
+    # A threshold that was set on the tested images depends on their draw, too.
+    if row.threshold is not None and row.threshold_set not in row.id.split(POOLED):
         accepted = int((inliers.double() >= row.threshold).sum())
         fields["tpr_deployed"] = rate_interval(accepted, len(inliers), LEVEL)
         counts = [int((scores.double() >= row.threshold).sum()) for scores in outliers]
@@ -358,21 +361,3 @@ def interval_of(scored: ScoredRow) -> Interval:
         fpr95=fpr_interval(inliers, outliers, level=LEVEL),
         **fields,
     )
-
-
-def _joined(cells: Sequence[Cell]) -> Column:
-    """Return the cells of a set's chunks as one column."""
-    wins: Counter[str] = Counter()
-    attempts: Counter[str] = Counter()
-    seconds = 0.0
-    scores = []  # (n,) each
-    for cell in cells:
-        scores.append(cell.arrays["scores"])
-        seconds += float(cell.about["seconds"])
-        if "winners" in cell.arrays:
-            members = cell.about["members"]
-            counts = np.bincount(cell.arrays["winners"], minlength=len(members)).tolist()
-            wins.update(dict(zip(members, counts, strict=True)))
-            # Cells of earlier releases do not say it.
-            attempts.update(cell.about.get("attempts", {}))
-    return Column(torch.from_numpy(np.concatenate(scores)), seconds, dict(wins), dict(attempts))

@@ -19,6 +19,7 @@ from robust_ood.attacks.apply import Attacked
 from robust_ood.attacks.objectives import READ_CLASSIFIERS, Direction
 from robust_ood.data import ImageSet, OODData, to_float
 from robust_ood.data.limits import limited
+from robust_ood.data.memory import take_by_threads
 from robust_ood.data.sets import ReadImages
 from robust_ood.detectors import Detector
 from robust_ood.detectors.sharing import score_images
@@ -34,19 +35,23 @@ _OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
 
 
 class Chunk(NamedTuple):
-    """The images `start` to `stop` of a set, and the fingerprint of their pixels."""
+    """The images `start` to `stop` of a set, and the fingerprint of their pixels.
+
+    threads: how many read them.
+    """
 
     images: ImageSet
     start: int
     stop: int
     content: str
+    threads: int = 0
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def read(self) -> ReadImages:
         """Return the images that can be read, uint8, with labels and indices."""
-        taken = self.images.take(torch.arange(self.start, self.stop))
+        taken = take_by_threads(self.images, torch.arange(self.start, self.stop), self.threads)
         self.images.note_unreadable(taken.unreadable)
         return taken
 
@@ -55,21 +60,23 @@ class Chunk(NamedTuple):
         return self.images.read_labels(torch.arange(self.start, self.stop))
 
 
-def chunks(images: ImageSet, limit: int | None, size: int = CHUNK) -> list[Chunk]:
-    """Return a set, or `limit` of its images (see `data.limits`), in chunks of at most `size`."""
+def chunks(images: ImageSet, limit: int | None, size: int = CHUNK, threads: int = 0) -> list[Chunk]:
+    """Return a set, or `limit` of its images (see `data.limits`), in chunks of at most `size`.
+
+    threads: how many read a chunk's images.
+    """
     images = limited(images, limit)
     total = len(images)
     listed = []
     for start in range(0, total, size):
         stop = min(start + size, total)
-        listed.append(Chunk(images, start, stop, content(images, start, stop)))
+        listed.append(Chunk(images, start, stop, content(images, start, stop, threads), threads))
     return listed
 
 
 class TestSet(NamedTuple):
-    """Images to score: the in-distribution (`group` "id"), an OOD set, or those for thresholds.
-
-    These have the group "validation", and are scored before any attack.
+    """Images to score: the in-distribution (`group` "id"), shifted inliers ("shifted"), an OOD set,
+    or those for thresholds ("validation"), which are scored before any attack.
     """
 
     images: ImageSet
@@ -79,12 +86,17 @@ class TestSet(NamedTuple):
     @property
     def direction(self) -> Direction:
         """+1 where an attack lowers scores, -1 where it raises them."""
-        return 1 if self.group == "id" else -1
+        return 1 if self.group in ("id", "shifted") else -1
 
     @property
     def is_tested(self) -> bool:
-        """Whether it is attacked and certified."""
+        """Whether it is attacked."""
         return self.group != "validation"
+
+    @property
+    def is_certified(self) -> bool:
+        """Whether bounds are computed, where certificates are asked for."""
+        return self.group not in ("shifted", "validation")
 
 
 def test_sets(data: OODData, limit: int | None, chunk: int) -> list[TestSet]:
@@ -98,11 +110,13 @@ def test_sets(data: OODData, limit: int | None, chunk: int) -> list[TestSet]:
         raise UserError("data: neither near nor far names an OOD set to evaluate on")
     sets = []
     groups = [("id", inliers), *ood_sets]
+    for images in data.shifted_sets():
+        groups.append(("shifted", images))
     if data.names["validation"] is not None:
         groups.append(("validation", data.inliers("validation")))
     for group, images in groups:
         few = limited(images, limit)
-        sets.append(TestSet(few, group, chunks(few, None, chunk)))
+        sets.append(TestSet(few, group, chunks(few, None, chunk, data.reading.workers)))
     return sets
 
 

@@ -81,6 +81,12 @@ DEFINITIONS = (
         "in-distribution. A mean weights each set equally.",
     ),
     Definition(
+        "full-near, full-far",
+        "The same OOD sets against all inliers: covariate-shifted ones (`data.shifted`), such as "
+        "corrupted images, count as inliers beside the test set, image by image. This is the "
+        "full spectrum of OpenOOD v1.5.",
+    ),
+    Definition(
         "95 % interval",
         "How far the draw of the test images leaves a rate uncertain: exact for rates (Clopper and "
         "Pearson), DeLong's and Newcombe's for AUROC, with the threshold's own uncertainty for "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ class PlainTable:
         heads: titles that span several columns, with how many they span.
         legend: what the numbers mean.
         names: how many columns, from the left, hold names; LaTeX aligns them on the left.
+        label: what papers refer to it by, after `tab:`; made of the title where it is empty.
     """
 
     title: str
@@ -31,6 +33,7 @@ class PlainTable:
     heads: tuple[tuple[str, int], ...] = ()
     legend: str = ""
     names: int = 1
+    label: str = ""
 
     def full_titles(self) -> list[str]:
         """Return each column's title with the title that spans it."""
@@ -72,22 +75,14 @@ def as_markdown(table: PlainTable) -> str:
 def as_latex(table: PlainTable) -> str:
     """Return a `table` environment with the rules of the package booktabs.
 
-    A wide table is shrunk to the width of the text, for which it needs the package graphicx.
+    A table that is wider than the text is shrunk to it, by the package graphicx.
     """
-    is_wide = len(table.columns) > _WIDE
-    packages = r"\usepackage{booktabs}"
-    if is_wide:
-        packages += r", \usepackage{graphicx}"
-    text = [f"% {packages}"]
+    text = [r"% \usepackage{booktabs}, \usepackage{graphicx}"]
     if table.legend:
         text.append(f"% {table.legend}")
+    label = table.label or re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")
     text += [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.title)}}}"]
-    if is_wide:
-        text.append(r"\resizebox{\linewidth}{!}{%")
-    text += _tabular(table)
-    if is_wide:
-        text.append("}")
-    text.append(r"\end{table}")
+    text += [rf"\label{{tab:{label}}}", _SHRUNK, *_tabular(table), "}", r"\end{table}"]
     return "\n".join(text) + "\n"
 
 
@@ -138,7 +133,8 @@ FORMATS: dict[str, Callable[[PlainTable], str]] = {
 }
 """By the name that users choose."""
 
-_WIDE = 8  # columns from which a table does not fit a page as it is
+_SHRUNK = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+"""Begins what becomes as wide as the text where it is wider, and else stays as it is."""
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",

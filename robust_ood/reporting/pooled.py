@@ -25,8 +25,26 @@ def strongest_attack(data: ReportData, model: str, detector: str) -> str | None:
 def pooled(sets: list[SetScores]) -> ScoresBySide:
     """Return the scores of each side, all sets of a group together."""
     sides = {}
-    for side in ("id", *GROUPS):
+    for side in ("id", "shifted", *GROUPS):
         values = [scores.values for scores in sets if scores.group == side]
         if values:
             sides[side] = np.concatenate(values)
     return sides
+
+
+def separated(
+    sides: ScoresBySide, group: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Return scores of inliers and of a group's OOD sets, or None where some are missing.
+
+    sides: as `pooled` returns them.
+    """
+    outliers = sides.get(group.removeprefix("full-"))
+    inliers = sides.get("id")
+    if inliers is None or outliers is None:
+        return None
+    if group.startswith("full-"):
+        if "shifted" not in sides:
+            return None
+        inliers = np.concatenate([inliers, sides["shifted"]])
+    return inliers, outliers

@@ -18,7 +18,8 @@ from robust_ood.evaluation.results import CellFiles, Interval
 from robust_ood.metrics import deployed_threshold
 from robust_ood.texts import printable
 
-GROUPS = ("near", "far")
+GROUPS = ("near", "far", "full-near", "full-far")
+"""Groups of OOD sets; in the full ones, covariate-shifted inliers count as inliers, too."""
 
 # Fields whose texts may have several lines.
 _OF_LINES = ("traceback", "environment")
@@ -28,7 +29,7 @@ _RECORDS_OF_MODELS = ("rows", "classification", "intervals", "members", "failure
 
 
 class SetScores(NamedTuple):
-    """Scores `(N,)` of one set of images; group: "id", "near" or "far"."""
+    """Scores `(N,)` of one set of images; group: "id", "shifted", "near" or "far"."""
 
     images: str
     group: str
@@ -79,7 +80,7 @@ class ReportData:
 
     @property
     def groups(self) -> list[str]:
-        """Those of "near" and "far" that have rows."""
+        """Those of `GROUPS` that have rows."""
         present = {row.group for row in self.means}
         return [group for group in GROUPS if group in present]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from robust_ood.reporting.figures import Figure
 from robust_ood.reporting.figures.canvas import figure_names
 from robust_ood.reporting.figures.roc import Roc, mean_roc, roc, roc_figure
-from robust_ood.reporting.pooled import pooled, strongest_attack
+from robust_ood.reporting.pooled import pooled, separated, strongest_attack
 from robust_ood.reporting.report_data import ReportData
 
 ByLabel = dict[str, NDArray[np.float64]]
@@ -68,6 +68,7 @@ def _of_model(data: ReportData, model: str, detector: str) -> dict[str, ByLabel]
     for label, attack in attacks.items():
         sides = pooled(data.scores(model, detector, attack))
         for group in data.groups:
-            if "id" in sides and group in sides:
-                by_group.setdefault(group, {})[label] = roc(sides["id"], sides[group])
+            scores = separated(sides, group)
+            if scores is not None:
+                by_group.setdefault(group, {})[label] = roc(*scores)
     return by_group

@@ -113,10 +113,22 @@ def _contestants(data: ReportData, attack: str, attacked: str, group: str) -> It
     of_inliers, of_outliers = (labels[side] for side in SIDES[attacked])
     for model in data.models:
         for detector in data.detectors:
-            inliers = _of_group(data.scores(model, detector, of_inliers), "id")
-            outliers = _of_group(data.scores(model, detector, of_outliers), group)
-            if inliers and outliers:
-                yield Contestant(model, detector, next(iter(inliers.values())), outliers)
+            inliers = _inliers(data.scores(model, detector, of_inliers), group)
+            ood = group.removeprefix("full-")
+            outliers = _of_group(data.scores(model, detector, of_outliers), ood)
+            if inliers is not None and outliers:
+                yield Contestant(model, detector, inliers, outliers)
+
+
+def _inliers(scores: Sequence[SetScores], group: str) -> Tensor | None:
+    """Return the scores `(N,)` of what counts as inliers beside a group; None where some lack."""
+    inliers = list(_of_group(scores, "id").values())
+    shifted = list(_of_group(scores, "shifted").values())
+    if not inliers or (group.startswith("full-") and not shifted):
+        return None
+    if group.startswith("full-"):
+        inliers += shifted
+    return torch.cat(inliers)
 
 
 def _of_group(scores: Sequence[SetScores], group: str) -> dict[str, Tensor]:

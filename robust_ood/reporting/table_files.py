@@ -30,7 +30,10 @@ def table_files(data: ReportData, kind: str) -> dict[str, str]:
     texts = {}
     for name, table in report_tables(data).items():
         # CSV keeps the numbers as they are; the others show texts.
-        text = as_csv(table) if kind == "csv" else FORMATS[kind](plain_table(table))
+        if kind == "csv":
+            text = as_csv(table)
+        else:
+            text = FORMATS[kind](replace(plain_table(table), label=name.removeprefix("table-")))
         texts[f"{name}.{ENDINGS[kind]}"] = text
     return texts
 

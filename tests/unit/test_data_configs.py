@@ -30,7 +30,9 @@ def sources(specs):
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
 def test_names_are_known(path):
     data = read(path)
-    for source in sources([*data.names.values(), *data.near, *data.far, *data.validation_ood]):
+    for source in sources(
+        [*data.names.values(), *data.near, *data.far, *data.shifted, *data.validation_ood]
+    ):
         if not source.endswith((".npz", ".npy", ".txt")):
             assert source in EMBEDDED or find_part(source, CATALOGUE)
     assert data.names["train"]
@@ -52,7 +54,7 @@ def test_configs_of_the_papers_sets_have_the_catalogues_groups(name):
 
 def all_sets(data):
     inliers = [spec for spec in data.names.values() if spec is not None]
-    return [*inliers, *data.near, *data.far, *data.validation_ood]
+    return [*inliers, *data.near, *data.far, *data.shifted, *data.validation_ood]
 
 
 def write_lists(root, data):
@@ -84,7 +86,7 @@ def test_openood_lists_are_read_in_its_layout(path, tmp_path):
         assert len(images) == 2
     for part in ("train", "validation", "test"):
         assert load_set(data.names[part], tmp_path, size=data.size).labels.tolist() == [0, 1]
-    names = [spec.name for spec in (*data.near, *data.far)]
+    names = [spec.name for spec in (*data.near, *data.far, *data.shifted)]
     assert len(set(names)) == len(names)
     assert all(names)
 

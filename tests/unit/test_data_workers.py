@@ -1,5 +1,7 @@
 """Batches do not depend on who reads them: this process, worker processes, or the device."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from robust_ood.data import (
     ReadingOptions,
     TrainingLoader,
 )
+from robust_ood.data.memory import take_by_threads
 from robust_ood.data.sources.files import ImageFiles
 from robust_ood.data.sources.form import ImageForm
 from robust_ood.errors import UserError
@@ -153,3 +156,72 @@ def test_pinned_batches_are_the_same_and_nothing_of_them_is_left_out(monkeypatch
     found = epoch(loader(inliers, outliers, Reading(pin=True)), 1)
     assert all(map(same, found, epoch(loader(inliers, outliers), 1)))
     assert len(pinned) == 3 * len(found)  # images, labels, outliers
+
+
+def test_threads_take_what_one_thread_takes(in_files, tmp_path):
+    indices = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    alone = in_files.take(indices)
+    for threads in (0, 1, 3):
+        together = take_by_threads(in_files, indices, threads)
+        assert all(map(torch.equal, together[:3], alone[:3]))
+        assert together.unreadable == ()
+
+
+def test_threads_name_unreadable_images_in_order(tmp_path):
+    paths = [tmp_path / f"{index:02}.png" for index in range(40)]
+    for index, path in enumerate(paths):
+        if index % 9:
+            Image.fromarray(np.full((6, 6, 3), index, np.uint8)).save(path)
+        else:
+            path.write_bytes(b"no image")
+    images = ImageSet("pets", ImageFiles(paths, ImageForm(2), "pets"), np.arange(40) % 3)
+    alone = images.take(torch.arange(40))
+    together = take_by_threads(images, torch.arange(40), 3)
+    assert len(alone.unreadable) == 5
+    assert together.unreadable == alone.unreadable
+    assert all(map(torch.equal, together[:3], alone[:3]))
+
+
+def test_items_that_draw_are_read_by_one_thread(monkeypatch):
+    class Drawing:
+        draws = True
+        dtype = np.dtype(np.uint8)
+        shape = (40, 2, 2, 3)
+
+        def __len__(self):
+            return 40
+
+        def __getitem__(self, indices):
+            return np.random.randint(0, 256, (len(indices), 2, 2, 3), dtype=np.uint8)
+
+    images = ImageSet("drawing", Drawing(), None)
+    np.random.seed(0)
+    alone = images.take(torch.arange(40))
+    np.random.seed(0)
+    assert torch.equal(take_by_threads(images, torch.arange(40), 3).images, alone.images)
+
+
+def test_an_evaluation_has_the_same_rows_with_workers(tmp_path, make_net):
+    from robust_ood.detectors import MSP
+    from robust_ood.evaluation import Grid, Store
+
+    for name in ("test", "far"):
+        for index in range(36):
+            label = f"{index % 4}" if name == "test" else "."
+            path = tmp_path / name / label / f"{index:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(index).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+    net = make_net(dtype=torch.float32)
+    rows = []
+    for workers in (0, 3):
+        data = OODData(
+            root=tmp_path, test="test", far=["far"], num_classes=4, size=6,
+            reading=ReadingOptions(workers=workers, memory_limit=0),
+        )  # fmt: skip
+        grid = Grid(data, {}, Store())
+        grid.add("net", net, {"msp": MSP(net)})
+        grid.compute()
+        rows.append([replace(row, seconds=0.0) for row in grid.results().rows])
+        assert grid.sets[0].chunks[0].threads == workers
+    assert rows[0] == rows[1]

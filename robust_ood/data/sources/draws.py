@@ -23,11 +23,16 @@ def keyed(storage: Any, seed: int, *keys: Key) -> Any:
         storage: of an image set, or a part of one.
         seed, keys: what the draws are for.
     """
-    while hasattr(storage, "images"):  # a part of a storage
-        storage = storage.images
-    if getattr(storage, "draws", False):
+    if draws_when_read(storage):
         return seeded(derive_seed(seed, "items", *keys))
     return nullcontext()
+
+
+def draws_when_read(storage: Any) -> bool:
+    """Return whether the items of a storage may draw random numbers at each read."""
+    while hasattr(storage, "images"):  # a part of a storage
+        storage = storage.images
+    return bool(getattr(storage, "draws", False))
 
 
 @contextmanager

@@ -31,7 +31,7 @@ INLIERS = "#0068a8"
 NEAR = "#b8790b"
 FAR = "#c8501a"
 LINES = ("#0067a9", "#c84f19", "#0a8a63", "#a8559a", "#b8780a", "#3a9fd8", "#6b6f7a", "#7a5c1e")
-SIDES = {"in": INLIERS, "id": INLIERS, "near": NEAR, "far": FAR}
+SIDES = {"in": INLIERS, "id": INLIERS, "shifted": LINES[5], "near": NEAR, "far": FAR}
 _VARIABLES = {
     INK: "ink",
     MUTED: "muted",

@@ -25,11 +25,17 @@ from robust_ood.reporting.figures.canvas import (
 _BINS = 40
 _OUTERMOST = 0.005  # the share of the values at either end that the bins leave out
 _FILL = 0.28  # opacity of the inliers' bars
-_NAMES = {"id": "in-distribution", "in": "in-distribution", "near": "near OOD", "far": "far OOD"}
+_NAMES = {
+    "id": "in-distribution",
+    "in": "in-distribution",
+    "shifted": "shifted inliers",
+    "near": "near OOD",
+    "far": "far OOD",
+}
 _INLIERS = ("id", "in")
 
 Values = Mapping[str, NDArray[np.float64]]
-"""Values by side: "id" (or "in"), "near", "far"."""
+"""Values by side: "id" (or "in"), "shifted", "near", "far"."""
 
 
 def score_histograms(
