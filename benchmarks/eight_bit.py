@@ -60,7 +60,7 @@ def main() -> None:
         f"CIFAR-100 and SVHN, both sides attacked by PGD with {STEPS} steps in float32: AUROC of "
         "what the attack gives, and of the same images saved as PNG files and read again.",
         "",
-        "A file rounds each pixel to 8 bits. At 1/255 that is as much as the attack may change. "
+        "A file rounds each pixel to 8 bits, by up to half of what an attack of 1/255 may change. "
         "With `quantise: true` the attack chooses among images that a file can hold.",
         "",
         *table(header, rows),

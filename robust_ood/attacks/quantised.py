@@ -26,10 +26,11 @@ _ROUNDING = 1e-6  # of a radius or a pixel, what float32 leaves of whole levels
 class Quantised:
     """Settings of an attack on images `(N, C, H, W)` that are saved with 8 bits a pixel.
 
-    What an attack changes by less than a level is lost in a PNG file. Here the detector rounds what
-    it is given, so the attack chooses among images that stay as they are, and gradients pass the
-    rounding as if it were none (straight-through, Bengio et al. 2013). What it gives lies on the
-    levels k / 255, within the radius and in [0, 1]; the true score chooses after rounding.
+    What an attack changes by less than a level is lost in a PNG file. What this gives lies on the
+    levels k / 255, within the radius and in [0, 1]; the true score chooses after rounding. The
+    attack is run twice: as it is, and against a detector that rounds what it is given, with
+    gradients that pass the rounding as if it were none (straight-through, Bengio et al. 2013).
+    Neither is always the stronger.
 
     Args:
         attack: any attack within an Linf or L2 radius, or a suite.
@@ -78,18 +79,18 @@ class Quantised:
         Raises: `UserError` for clean images that are between two levels.
         """
         _require_levels(images)
-        for candidate in self.attack.on_score(
-            _RoundingDetector(detector), images, direction, indices
-        ):
-            yield self._rounded(candidate, images)
+        for subject in (detector, _RoundingDetector(detector)):
+            for candidate in self.attack.on_score(subject, images, direction, indices):
+                yield self._rounded(candidate, images)
 
     def on_label(
         self, net: nn.Module, images: Tensor, labels: Tensor, indices: Tensor
     ) -> Iterator[Candidate]:
         """Yield rounded candidates, as `on_score`."""
         _require_levels(images)
-        for candidate in self.attack.on_label(_RoundingNetwork(net), images, labels, indices):
-            yield self._rounded(candidate, images)
+        for subject in (net, _RoundingNetwork(net)):
+            for candidate in self.attack.on_label(subject, images, labels, indices):
+                yield self._rounded(candidate, images)
 
     def _rounded(self, candidate: Candidate, images: Tensor) -> Candidate:
         clean = images if candidate.at is None else images[candidate.at]
