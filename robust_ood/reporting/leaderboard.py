@@ -12,11 +12,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from robust_ood.errors import UserError
-from robust_ood.evaluation import Row
+from robust_ood.evaluation import Results, Row
 from robust_ood.metrics import auroc
 from robust_ood.reporting.report_data import ReportData, SetScores, read_folders
 from robust_ood.texts import radius_text
@@ -78,9 +79,8 @@ def seal(folder: Path) -> Path:
 
     Raises: `UserError` where the folder has no results.
     """
-    data = read_folders([folder])
     names = [RESULTS]
-    for cell in data.results.cells:
+    for cell in Results.read(folder).cells:
         names += cell.files
     hashes = {}
     for name in dict.fromkeys(names):
@@ -111,7 +111,7 @@ def standings(folders: Sequence[Path], weights: Mapping[str, str] | None = None)
                 kept[standing.subject] = standing
     threats = {"none": 0, "in": 1, "out": 1, "both": 2}
 
-    def position(standing: Standing) -> tuple[object, ...]:
+    def position(standing: Standing) -> tuple[Any, ...]:
         threat = (threats[standing.attacked], standing.norm, standing.radius, standing.attacked)
         return (*threat, -standing.lowest, standing.network, standing.detector)
 
@@ -189,7 +189,7 @@ def _check_hashes(folder: Path) -> None:
             raise UserError(f"leaderboard: {path} names a file outside of the folder: {name}")
         if _hash(folder, name) != expected:
             raise UserError(f"leaderboard: {folder / name} is not the file that was sealed")
-    for cell in read_folders([folder]).results.cells:
+    for cell in Results.read(folder).cells:
         for name in cell.files:
             if name not in hashes:
                 raise UserError(f"leaderboard: {path} has no hash of {name}; seal the folder again")
@@ -305,16 +305,19 @@ def _clean(data: ReportData, row: Row | None) -> float | None:
 
 def _accuracy(data: ReportData, row: Row) -> float | None:
     """Return the lowest accuracy under a row's threat; clean where inliers are not attacked."""
-    values = []
+    threat = (row.norm, row.radius)
+    clean = []
+    attacked = []
     for record in data.results.classification:
         if record.model != row.model:
             continue
-        is_clean = record.attack == "none"
-        same = (record.norm, record.radius) == (row.norm, row.radius) and not is_clean
-        attacked = row.attacked in ("in", "both")
-        if same if attacked else is_clean:
-            values.append(record.accuracy)
-    return min(values, default=None)
+        if record.attack == "none":
+            clean.append(record.accuracy)
+        elif (record.norm, record.radius) == threat:
+            attacked.append(record.accuracy)
+    if row.attacked in ("in", "both"):
+        return min(attacked, default=None)
+    return min(clean, default=None)
 
 
 def _sanity(data: ReportData, row: Row) -> str:

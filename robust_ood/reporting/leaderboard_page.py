@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
@@ -134,10 +134,9 @@ def _auroc(
     return TableCell(rate(value), value, note="\n".join(note), chance=value < CHANCE)
 
 
-def _number(value: float | None, write_number: object) -> TableCell:
+def _number(value: float | None, write_number: Callable[[float], str]) -> TableCell:
     if value is None:
         return TableCell("")
-    assert callable(write_number)
     return TableCell(write_number(value), value)
 
 

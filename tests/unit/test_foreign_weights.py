@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import pathlib
+import re
 import types
 import warnings
 from collections import OrderedDict, defaultdict
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from robust_ood.errors import Notice, UserError
 from robust_ood.models import (
+    DenseNet,
+    OutlierClass,
     ResNet18,
     ThinResNet,
     WideResNet,
@@ -25,6 +28,7 @@ from robust_ood.models import (
     read_checkpoint,
     wrap,
 )
+from robust_ood.randomness import generator
 
 State = dict[str, Tensor]
 
@@ -270,3 +274,62 @@ def test_weights_for_networks_of_ours_under_other_names_beside_other_things():
     with pytest.warns(Notice, match="criterion.weight"):
         load_weights(net, {"state_dict": prefixed("model.", theirs) | OTHER})
     assert same(net, ours.state_dict())
+
+
+def their_densenet(classes: int) -> State:
+    """Return random weights of a small DenseNet-BC under the names of ALOE's and ATOM's code."""
+    ours = unsettled_densenet(classes)
+    theirs = {}
+    for key, value in ours.state_dict().items():
+        if key.startswith("normalize."):
+            continue
+        key = re.sub(r"^block(\d)\.(\d+)\.", r"block\1.layer.\2.", key)
+        key = re.sub(r"^transition(\d)\.(bn|conv)\.", r"trans\1.\g<2>1.", key)
+        theirs[re.sub(r"^head\.", "fc.", re.sub(r"^bn\.", "bn1.", key))] = value
+    return theirs
+
+
+def unsettled_densenet(classes: int) -> nn.Module:
+    """Return a DenseNet whose every number is drawn, so that none may be lost unnoticed."""
+    net = DenseNet(depth=10, growth=4, num_classes=classes)
+    draws = generator(7, classes)
+    for name, value in net.state_dict().items():
+        if value.is_floating_point() and not name.startswith("normalize."):
+            value.copy_(torch.rand(value.shape, generator=draws) + 0.5)
+    return net.eval()
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_published_head_of_outliers_is_cut_before_its_last_row(prefix):
+    """ATOM's, NTOM's and ROWL's files: one layer of K + 1 outputs."""
+    theirs = their_densenet(6)
+    assert {"fc.weight", "bn1.weight", "trans1.conv1.weight", "block1.layer.0.conv1.weight"} <= set(
+        theirs
+    )
+    net = OutlierClass(DenseNet(depth=10, growth=4, num_classes=5)).eval()
+    load_weights(net, {"epoch": 100, "state_dict": prefixed(prefix, theirs)})
+    images = torch.rand(2, 3, 32, 32, generator=generator(3))
+    torch.testing.assert_close(net.joint_logits(images), unsettled_densenet(6)(images))
+    again = OutlierClass(DenseNet(depth=10, growth=4, num_classes=5)).eval()
+    load_weights(again, net.state_dict())  # our own files hold both layers
+    assert same(again, net.state_dict())
+
+
+def test_weights_that_do_not_fit_leave_a_network_with_outliers_as_it_was():
+    theirs = their_densenet(6)
+    del theirs["bn1.weight"]
+    net = OutlierClass(DenseNet(depth=10, growth=4, num_classes=5))
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(UserError, match="holds another network than DenseNet"):
+        load_weights(net, theirs)
+    assert same(net, before)
+
+
+def test_kuangliu_s_resnet18_is_read():
+    ours = ResNet18(num_classes=3)
+    theirs = {
+        key.replace("head.", "linear."): value
+        for key, value in ours.state_dict().items()
+        if not key.startswith("normalize.")
+    }
+    assert same(load_weights(ResNet18(num_classes=3), theirs), ours.state_dict())
