@@ -21,38 +21,74 @@ from typing import Any
 
 import torch
 from page import table, write_page
-from torch import nn
+from torch import Tensor, nn
 from workbench import Parts, parser, resnet20
 
 from robust_ood import detectors
 from robust_ood.data import EvaluationLoader, load_set
+from robust_ood.detectors import Detector, OutputsDetector
+from robust_ood.errors import UserError
 from robust_ood.evaluation.scoring import Scorer, as_input
 from robust_ood.models import outputs
 from robust_ood.modes import evaluating
 
-NAMES = (
-    "msp", "msp-t", "entropy", "gen", "maxlogit", "energy", "oe-score", "kl-matching",
-    "mahalanobis",
-    "relative-mahalanobis", "knn", "vim", "residual", "react", "ash-p", "ash-b", "ash-s", "scale",
-    "dice", "gradnorm",
-)  # fmt: skip
-LAYERED = (
-    "gram",
-    "mahalanobis-layers",
-)  # read feature maps, too: fitted with the others, not timed
+# Of networks with an outlier class; the same as others of other settings.
+LEFT_OUT = ("outlier-class",)
+GROUPS = {
+    "sums of features": ("mahalanobis", "relative-mahalanobis", "vim", "residual", "gmm", "pnml",
+                         "she", "fdbd", "nci", "cop", "corp"),
+    "sums and histograms": ("msp-t", "kl-matching", "dice", "line", "nac", "weiper"),
+    "streamed quantiles": ("react", "vra", "optfs"),
+    "banks of features": ("knn", "nnguide", "relation"),
+    "feature maps": ("gram", "mahalanobis-layers"),
+}  # fmt: skip
+BANK = 10_000  # features of each bank, whatever the number of images
 CPU = torch.device("cpu")
+
+
+class Small(nn.Module):
+    """A network with the ResNet-20's 64 features and 10 classes, and two layers of maps."""
+
+    feature_layers = ("first", "second")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 4, stride=4)
+        self.second = nn.Conv2d(16, 64, 2, stride=2)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits `(N, 10)` of images `(N, 3, H, W)`."""
+        maps: Tensor = self.second(self.first(images).relu()).relu()
+        logits: Tensor = self.head(maps.mean((2, 3)))
+        return logits
 
 
 def arguments() -> argparse.Namespace:
     made = parser(__doc__, limit=10_000, output="docs/results/detector_sharing.md")
     made.add_argument(
-        "--fit", type=int, nargs=2, default=(10_000, 50_000), help="images to fit on, few and many"
+        "--fit", type=int, nargs="+", default=(10_000, 25_000, 50_000), help="images to fit on"
     )
     made.add_argument("--repeats", type=int, default=3, help="pairs of timings, bare and shared")
-    made.add_argument(
-        "--fit-alone", type=int, help=argparse.SUPPRESS
-    )  # one fit, in a process of its own
+    # One fit, in a process of its own.
+    made.add_argument("--group", help=argparse.SUPPRESS)
+    made.add_argument("--count", type=int, help=argparse.SUPPRESS)
     return made.parse_args()
+
+
+def one_pass(net: nn.Module) -> dict[str, Detector]:
+    """Return the registered detectors that read what one pass gives, without feature maps."""
+    found: dict[str, Detector] = {}
+    for name in detectors.REGISTRY:
+        if name in LEFT_OUT:
+            continue
+        try:
+            detector = detectors.build(name, net)
+        except UserError:
+            continue  # it is made of other networks
+        if isinstance(detector, OutputsDetector) and not detector.layers:
+            found[name] = detector
+    return found
 
 
 def loader(name: str, chosen: argparse.Namespace, limit: int) -> EvaluationLoader:
@@ -65,22 +101,25 @@ def peak() -> float:
 
 
 def fit_alone(chosen: argparse.Namespace) -> dict[str, float]:
-    """Return the peak memory before and after a fit of all detectors; both fits fill KNN's bank."""
-    net = resnet20(chosen.weights)
-    images = loader("cifar10_train", chosen, chosen.fit_alone)
-    bare_pass(net, EvaluationLoader(images.images, batch_size=256, limit=512))
+    """Return the peak memory before and after a fit of a group's detectors."""
+    torch.manual_seed(0)
+    net = Small().eval()
+    images = loader("cifar10_train", chosen, chosen.count)
+    bare_pass(net, images)
     before = peak()
-    settings = {"knn": {"bank_size": min(chosen.fit)}}
-    detectors.fit(
-        [detectors.build(name, net, **settings.get(name, {})) for name in (*NAMES, *LAYERED)],
-        images,
-    )
+    built = []
+    for name in GROUPS[chosen.group]:
+        settings: dict[str, Any] = {}
+        if chosen.group == "banks of features":
+            settings["bank_size"] = BANK
+        built.append(detectors.build(name, net, **settings))
+    detectors.fit(built, images)
     return {"before": before, "after": peak()}
 
 
-def in_a_process(chosen: argparse.Namespace, count: int) -> dict[str, float]:
+def in_a_process(chosen: argparse.Namespace, group: str, count: int) -> dict[str, float]:
     """Fit in a fresh process, because a peak is never forgotten."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--fit-alone", str(count)]
+    command = [sys.executable, __file__, *sys.argv[1:], "--group", group, "--count", str(count)]
     found: dict[str, float] = json.loads(
         subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
     )
@@ -102,63 +141,85 @@ def seconds(run: Callable[[], object]) -> float:
 def timings(chosen: argparse.Namespace) -> dict[str, Any]:
     """Return processor seconds of a bare pass, of one with all scores, and of each score."""
     net = resnet20(chosen.weights)
-    ready = {name: detectors.build(name, net) for name in NAMES}
-    detectors.fit(
-        [d for name, d in ready.items() if name != "knn"], loader("cifar10_train", chosen, 2000)
-    )
-    ready["knn"].fit(
-        loader("cifar10_train", chosen, max(chosen.fit))
-    )  # the only one whose cost grows with the images
+    ready = one_pass(net)
+    # KNN's cost grows with the images that it is fitted on; that of others does not.
+    others = [detector for name, detector in ready.items() if name != "knn"]
+    detectors.fit(others, loader("cifar10_train", chosen, BANK // 2))
+    ready["knn"].fit(loader("cifar10_train", chosen, max(chosen.fit)))
     images = loader("cifar10_test", chosen, chosen.limit)
-    pairs = [
-        (seconds(lambda: bare_pass(net, images)), seconds(lambda: Scorer(CPU).score(ready, images)))
-        for _ in range(chosen.repeats)
-    ]
-    own = dict.fromkeys(NAMES, 0.0)
+    pairs = []
+    for _ in range(chosen.repeats):
+        alone = seconds(lambda: bare_pass(net, images))
+        shared = seconds(lambda: Scorer(CPU).score(ready, images))
+        pairs.append((alone, shared))
+    own = dict.fromkeys(ready, 0.0)
     with evaluating(net), torch.no_grad():
         for batch in images:
             out = outputs(net, as_input(batch.images, CPU))
             for name, detector in ready.items():
+                assert isinstance(detector, OutputsDetector)
                 own[name] += seconds(partial(detector.score, out))
     return {"pairs": pairs, "own": own}
 
 
 def main() -> None:
     chosen = arguments()
-    if chosen.fit_alone is not None:
+    if chosen.group is not None:
         print(json.dumps(fit_alone(chosen)))
         return
     settings = {"limit": chosen.limit, "fit": list(chosen.fit), "repeats": chosen.repeats}
-    parts = Parts(chosen.folder, settings, 3)
+    parts = Parts(chosen.folder, settings, 1 + len(GROUPS) * len(chosen.fit))
     timed = parts("timings", partial(timings, chosen))
-    few, many = (
-        parts(f"fit-{count}", partial(in_a_process, chosen, count)) for count in chosen.fit
-    )
+    fits = {}
+    for group in GROUPS:
+        for count in chosen.fit:
+            name = f"fit {group} {count}".replace(" ", "-")
+            fits[group, count] = parts(name, partial(in_a_process, chosen, group, count))
+    lines = [*time_lines(chosen, timed), *memory_lines(chosen, fits)]
+    write_page(chosen.output, "Sharing forward passes, and the memory of fitting", lines)
+
+
+def time_lines(chosen: argparse.Namespace, timed: dict[str, Any]) -> list[str]:
+    """Return the part on time: the ratios, and each detector's share of a pass."""
     bare = statistics.median(pair[0] for pair in timed["pairs"])
     ratios = [shared / alone for alone, shared in timed["pairs"]]
-    lines = [
+    dearest = sorted(timed["own"].items(), key=lambda item: -item[1])
+    return [
         f"ResNet-20, {chosen.limit:,} images in batches of 256, processor time. A bare forward "
-        f"pass takes {bare:.1f} s. Scoring with all {len(NAMES)} detectors that read logits or "
-        f"features takes **{statistics.median(ratios):.2f} times** as long (median of "
-        f"{len(ratios)} pairs of timings, {min(ratios):.2f} to {max(ratios):.2f}). What each "
-        f"adds, given the pass, in shares of it (KNN has a bank of {max(chosen.fit):,} "
-        "features):",
+        f"pass takes {bare:.1f} s. Scoring with all {len(timed['own'])} detectors that read the "
+        f"logits, features and head of one pass takes **{statistics.median(ratios):.2f} times** as "
+        f"long (median of {len(ratios)} pairs of timings, {min(ratios):.2f} to "
+        f"{max(ratios):.2f}). What each adds, given the pass, in shares of it (KNN has a bank of "
+        f"{max(chosen.fit):,} features, others of this kind their default):",
         "",
         *table(
-            ("detector", "share of a pass"),
-            [
-                (name, f"{own / bare:.4f}")
-                for name, own in sorted(timed["own"].items(), key=lambda item: -item[1])
-            ],
+            ("detector", "share of a pass"), [(name, f"{own / bare:.4f}") for name, own in dearest]
         ),
-        f"Fitting all of them together, and {' and '.join(LAYERED)}, raises the process's peak "
-        f"memory by {few['after'] - few['before']:.0f} MiB for {chosen.fit[0]:,} images and by "
-        f"{many['after'] - many['before']:.0f} MiB for {chosen.fit[1]:,} ({many['before']:.0f} "
-        f"MiB before, with data and network loaded). KNN keeps {min(chosen.fit):,} features in "
-        "both; its memory is that of its `bank_size`.",
-        "",
     ]
-    write_page(chosen.output, "Sharing forward passes, and the memory of fitting", lines)
+
+
+def memory_lines(
+    chosen: argparse.Namespace, fits: dict[tuple[str, int], dict[str, Any]]
+) -> list[str]:
+    """Return the part on memory: what fitting adds to the peak, by group and number of images."""
+    rows = []
+    for group, names in GROUPS.items():
+        added = []
+        for count in chosen.fit:
+            part = fits[group, count]
+            added.append(f"{part['after'] - part['before']:.0f}")
+        rows.append((group, ", ".join(names), *added))
+    return [
+        "Fitting raises a fresh process's peak memory, above that with the data read and a pass "
+        "done, by so many MiB. What fitting keeps depends on features and classes, so a small "
+        f"network with the ResNet-20's 64 features and 10 classes gives them; banks have {BANK:,} "
+        "features.",
+        "",
+        *table(
+            ("statistics", "detectors", *(f"{count:,} images" for count in chosen.fit)),
+            rows,
+        ),
+    ]
 
 
 if __name__ == "__main__":
