@@ -25,7 +25,17 @@ from robust_ood.detectors import REGISTRY
 from robust_ood.models import Glow, WideResNet, describe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FOLDERS = {"attacks", "base", "callbacks", "data", "evaluate", "experiments", "methods", "models"}
+FOLDERS = {
+    "attacks",
+    "base",
+    "callbacks",
+    "data",
+    "evaluate",
+    "experiments",
+    "methods",
+    "models",
+    "studies",
+}
 SMALL = [
     "--data.batch_size",
     "2",
