@@ -9,6 +9,7 @@ from robust_ood.callbacks.metrics_file import MetricsFile
 from robust_ood.callbacks.progress import EpochLines
 from robust_ood.callbacks.robust_validation import RobustValidation
 from robust_ood.callbacks.signals import Stopped
+from robust_ood.callbacks.stopwatch import Stopwatch
 
 __all__ = [
     "Averaging",
@@ -21,5 +22,6 @@ __all__ = [
     "MetricsFile",
     "RobustValidation",
     "Stopped",
+    "Stopwatch",
     "recent",
 ]

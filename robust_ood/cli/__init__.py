@@ -92,6 +92,26 @@ def search(arguments: Arguments = None) -> int:
     return _guarded("search", arguments)
 
 
+def study(arguments: Arguments = None) -> int:
+    """Train and compare methods under one budget: see `robust-ood study --help`.
+
+    Returns the exit code.
+    """
+    return _guarded("study", arguments)
+
+
+def check_evaluation(arguments: Arguments = None) -> int:
+    """Build all that an evaluation would use, and compute nothing. Returns the exit code."""
+
+    def build() -> int:
+        from robust_ood.cli.evaluate_command import check
+
+        check(_given(arguments))
+        return 0
+
+    return _in_one_line(build)
+
+
 def calibrate(arguments: Arguments = None) -> int:
     """Fit detectors and thresholds to be used: see `robust-ood calibrate --help`.
 
@@ -164,6 +184,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "compare": (compare, "test which detectors and networks differ by more than chance"),
     "leaderboard": (leaderboard, "rank results that are re-checked, as a page, Markdown and JSON"),
     "zoo": (zoo, "list, show and verify the trained networks that come with the package"),
+    "study": (study, "train and compare methods with several seeds under one budget"),
     "data": (data, "list, download, verify, preview and compare data sets"),
     "export": (export, "write a network as plain weights, or a guard for torch.export or ONNX"),
     "text-features": (text_features, "write features of words for zero-shot detection"),
@@ -193,11 +214,16 @@ def _guarded(command: str, arguments: Arguments) -> int:
         print(HELP[command], end="")
         return 0 if arguments else 2
 
+    return _in_one_line(lambda: _run(command, arguments))
+
+
+def _in_one_line(call: Callable[[], int]) -> int:
+    """Return the exit code of a call; a user's mistake becomes one line and exit code 2."""
     from robust_ood.errors import UserError
 
     try:
         _add_working_folder()
-        return _run(command, arguments)
+        return call()
     except SystemExit as stop:  # the parser's, once it has printed the settings
         return int(stop.code or 0)
     except UserError as error:

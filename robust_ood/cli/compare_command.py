@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from robust_ood.cli.arguments import parse_arguments
 from robust_ood.cli.output import check_file
@@ -14,21 +14,19 @@ from robust_ood.errors import UserError
 from robust_ood.reporting.formats import FORMATS, PlainTable
 from robust_ood.reporting.numbers import rate, signed
 from robust_ood.reporting.recipes import choose_folders, parse_recipes, read_recipes
+from robust_ood.reporting.reference import against_reference, reference_table
+from robust_ood.reporting.report_data import ReportData
 from robust_ood.reporting.significance import (
+    ATTACKED,
     Comparison,
     SeedStanding,
+    attacked_title,
     comparisons,
     over_seeds,
+    p_value_text,
 )
 from robust_ood.texts import printable
 from robust_ood.writing import replace_file
-
-_ATTACKED = {
-    "none": "clean",
-    "in": "inliers attacked",
-    "out": "outliers attacked",
-    "both": "both sides attacked",
-}
 
 
 def parser() -> CommandParser:
@@ -37,7 +35,8 @@ def parser() -> CommandParser:
         prog="robust-ood compare",
         description="Test which detectors and networks differ on the same images (DeLong), and "
         "which recipes differ over their checkpoints (Welch). What is in bold, or marked by *, is "
-        "not significantly worse than the best.",
+        "not significantly worse than the best. With --reference, recipes and networks are tested "
+        "against one of them (paired bootstrap over images, and variance over seeds).",
     )
     parser.add_argument(
         "results", type=Path, nargs="*", help="folders with a results.json and its store"
@@ -51,6 +50,13 @@ def parser() -> CommandParser:
     )
     parser.add_argument(
         "--level", type=float, default=0.95, help="confidence of tests and intervals, in (0, 1)"
+    )
+    parser.add_argument(
+        "--reference",
+        type=str | None,
+        default=None,
+        help="a recipe or network: test all others against it, over test images and seeds, instead "
+        "of against the best",
     )
     parser.add_argument(
         "--matrix", type=bool, default=False, help="also who beats whom, pair by pair"
@@ -77,13 +83,7 @@ def run(arguments: Sequence[str]) -> int:
     if config.output is not None:
         check_file(config.output)
     data = read_recipes(choose_folders(config.results, recipes))
-    tables: list[PlainTable] = []
-    for comparison in comparisons(data, config.attacked, config.level):
-        tables.append(_ranking(comparison))
-        if config.matrix:
-            tables.append(_matrix(comparison))
-    for subject, standings in over_seeds(data, config.attacked, config.level).items():
-        tables.append(_seeds(subject, config.attacked, standings))
+    tables = _tables(data, config)
     if not tables:
         raise UserError(
             "results: nothing to compare; expected scores of two or more networks or detectors "
@@ -99,15 +99,28 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _tables(data: ReportData, config: Any) -> list[PlainTable]:
+    tables: list[PlainTable] = []
+    if config.reference is not None:
+        for comparison in against_reference(data, config.reference, config.attacked, config.level):
+            tables.append(reference_table(comparison))
+        return tables
+    for ranking in comparisons(data, config.attacked, config.level):
+        tables.append(_ranking(ranking))
+        if config.matrix:
+            tables.append(_matrix(ranking))
+    for subject, standings in over_seeds(data, config.attacked, config.level).items():
+        tables.append(_seeds(subject, config.attacked, standings))
+    return tables
+
+
 def printable_lines(text: str) -> str:
     """Return a text of several lines as a terminal may show it."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def _title(comparison: Comparison) -> str:
-    under = "" if comparison.attack == "none" else f", {comparison.attack}"
-    sets = ", ".join(comparison.sets)
-    return f"{comparison.group} OOD ({sets}), {_ATTACKED[comparison.attacked]}{under}"
+    return attacked_title(comparison.group, comparison.sets, comparison.attacked, comparison.attack)
 
 
 def _ranking(comparison: Comparison) -> PlainTable:
@@ -119,7 +132,7 @@ def _ranking(comparison: Comparison) -> PlainTable:
         beaten = f"{standing.wins} / {standing.losses}"
         to_best = ("", "")
         if place:
-            to_best = (signed(standing.difference, 3), _p_value(standing.p_value))
+            to_best = (signed(standing.difference, 3), p_value_text(standing.p_value))
         lines.append((standing.name, rate(standing.auroc), interval, *to_best, beaten))
         if standing.is_best:
             bold.add(place)
@@ -154,20 +167,16 @@ def _seeds(
 ) -> PlainTable:
     attack, group, detector = subject
     under = "" if attack == "none" else f", {attack}"
-    title = f"Over checkpoints: {detector}, {group} OOD, {_ATTACKED[attacked]}{under}"
+    title = f"Over checkpoints: {detector}, {group} OOD, {ATTACKED[attacked]}{under}"
     lines = []
     bold = set()
     for place, standing in enumerate(standings):
         lines.append((
             standing.name, str(standing.checkpoints),
             f"{rate(standing.mean)} ± {rate(standing.deviation)}",
-            _p_value(standing.p_value) if place else "",
+            p_value_text(standing.p_value) if place else "",
         ))  # fmt: skip
         if standing.is_best:
             bold.add(place)
     columns = ("recipe", "checkpoints", "AUROC", "p (Welch, Holm)")
     return PlainTable(title, columns, tuple(lines), frozenset(bold))
-
-
-def _p_value(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -100,6 +100,15 @@ def run(arguments: Sequence[str]) -> int:
     return finish(request, grid, results, console)
 
 
+def check(arguments: Sequence[str]) -> None:
+    """Build networks, detectors, attacks and data of an evaluation, and compute nothing.
+
+    Raises: `UserError` for whatever is wrong with them.
+    """
+    quiet()
+    build(parse(arguments), Console(quiet=True))
+
+
 def parser() -> ArgumentParser:
     """Return the parser of the evaluate command."""
     register_types()

@@ -44,6 +44,7 @@ from robust_ood.metrics.rates import (
     fpr_at_tpr,
     ood_metrics,
 )
+from robust_ood.metrics.resampled import paired_bootstrap
 
 __all__ = [
     "AUROC",
@@ -66,5 +67,6 @@ __all__ = [
     "holm",
     "mean_rate_interval",
     "ood_metrics",
+    "paired_bootstrap",
     "rate_interval",
 ]

@@ -20,6 +20,14 @@ SIDES = {"none": ("none", "none"), "in": ("attack", "none"), "out": ("none", "at
          "both": ("attack", "attack")}  # fmt: skip
 """By the side that is attacked, under what inliers and outliers are scored."""
 
+ATTACKED = {
+    "none": "clean",
+    "in": "inliers attacked",
+    "out": "outliers attacked",
+    "both": "both sides attacked",
+}
+"""The same in words."""
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -96,15 +104,38 @@ def comparisons(data: ReportData, attacked: str, level: float) -> Iterator[Compa
 
     Raises: `UserError` where contestants were scored on other images.
     """
+    for (attack, group), contestants in contestants_of(data, attacked).items():
+        if len(contestants) > 1:
+            yield _compared(contestants, attack, attacked, group, level)
+
+
+def contestants_of(data: ReportData, attacked: str) -> dict[tuple[str, str], list[Contestant]]:
+    """Return who took part, by attack and group of OOD sets.
+
+    Raises: `UserError` where contestants were scored on other images.
+    """
     attacks = list(dict.fromkeys(row.attack for row in data.sets if row.attack != "none"))
     if attacked == "none":
         attacks = ["none"]
+    taking_part = {}
     for group in GROUPS:
         for attack in attacks:
             contestants = list(_contestants(data, attack, attacked, group))
-            if len(contestants) > 1:
+            if contestants:
                 _require_same_images(contestants)
-                yield _compared(contestants, attack, attacked, group, level)
+                taking_part[attack, group] = contestants
+    return taking_part
+
+
+def attacked_title(group: str, sets: Sequence[str], attacked: str, attack: str) -> str:
+    """Return in words on what, and with which side attacked, contestants are compared."""
+    under = "" if attack == "none" else f", {attack}"
+    return f"{group} OOD ({', '.join(sets)}), {ATTACKED[attacked]}{under}"
+
+
+def p_value_text(value: float) -> str:
+    """Return a p-value with three decimals."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _contestants(data: ReportData, attack: str, attacked: str, group: str) -> Iterator[Contestant]:

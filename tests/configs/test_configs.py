@@ -35,6 +35,7 @@ FOLDERS = {
     "methods",
     "models",
     "papers",
+    "studies",
 }
 SMALL = [
     "--data.batch_size",

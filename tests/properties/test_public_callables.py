@@ -204,6 +204,10 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
     "metrics.delong_test": {
         "id_scores": [SCORES, SCORES], "ood_scores": [[SCORES], [SCORES]], "level": 0.9,
     },
+    "metrics.paired_bootstrap": {
+        "id_scores": [[SCORES], [SCORES]], "ood_scores": [[[SCORES]], [[SCORES]]],
+        "samples": 10, "level": 0.9, "seed": 0,
+    },
     "metrics.holm": {"p_values": [0.1, 0.2]},
     "metrics.bootstrap_intervals": {
         **_SCORE_PAIR, "generator": torch.Generator(), "samples": 10, "level": 0.9,
@@ -453,6 +457,7 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
         "monitor": None,
     },
     "callbacks.Dashboard": {},
+    "callbacks.Stopwatch": {},
     "callbacks.EpochLines": {"minutes": 10.0},
     "callbacks.Guards": {"attacks_every_n_steps": 10, "limit": 5},
     "callbacks.MetricsFile": lambda folder: {"folder": folder},
