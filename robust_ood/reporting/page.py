@@ -25,10 +25,12 @@ from robust_ood.reporting.figures.canvas import slug
 from robust_ood.reporting.papers.comparison import comparisons
 from robust_ood.reporting.recipes import (
     Chosen,
+    first_checkpoints,
     headline,
     incomplete_means,
     read_recipes,
     single_checkpoints,
+    words_on_checkpoints,
 )
 from robust_ood.reporting.report_data import ReportData
 from robust_ood.reporting.roc_gallery import roc_figures
@@ -44,12 +46,13 @@ _VERBATIM = ("command", "config")  # facts shown as they are written, in a block
 
 
 class SectionKind(NamedTuple):
-    """A section of figures: how it is called and what draws it."""
+    """A section of figures: how it is called, what draws it, and whether that draws means."""
 
     name: str
     title: str
     words: str
     draw: Callable[[ReportData], Iterator[Figure]]
+    has_means: bool = False
 
 
 class Section(NamedTuple):
@@ -83,6 +86,7 @@ SECTIONS = (
         "What each threshold would give: how many inliers stay, and how many OOD images slip "
         "through. Under attack, a curve near the thin line is a coin, one below it is worse.",
         roc_figures,
+        has_means=True,
     ),
     SectionKind(
         "scores",
@@ -177,8 +181,7 @@ def check_output(path: Path, figures_folder: Path) -> None:
 def _check_replaceable(path: Path) -> None:
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise UserError(
-            f"output: {path} is a symbolic link or no ordinary file; remove it, or take another "
-            "output"
+            f"output: {path} is a symbolic link or no ordinary file; remove it, or take another"
         )
 
 
@@ -219,7 +222,6 @@ def draw_radius(data: ReportData) -> list[Figure]:
 
 
 def _write_board(folder: Path, figures: Sequence[Figure], data: ReportData) -> None:
-    """Write for TensorBoard what lies beside the page."""
     from robust_ood.reporting import board  # TensorBoard takes a second to import
 
     board.log(folder / _BESIDE / _TENSORBOARD, data, figures)
@@ -264,10 +266,12 @@ def move_into_place(made: Path, path: Path, figures_folder: Path) -> None:
 def _draw_sections(data: ReportData) -> list[Section]:
     """Return the sections that have figures."""
     sections = []
+    single = first_checkpoints(data)
     for kind in SECTIONS:
-        figures = list(kind.draw(data))
+        figures = list(kind.draw(data if kind.has_means else single))
+        words = kind.words if kind.has_means else kind.words + words_on_checkpoints(data)
         if figures:
-            sections.append(Section(kind.name, kind.title, kind.words, figures))
+            sections.append(Section(kind.name, kind.title, words, figures))
     return sections
 
 

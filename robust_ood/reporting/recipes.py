@@ -205,6 +205,34 @@ def single_checkpoints(data: ReportData) -> ReportData | None:
     return ReportData(replace(results, rows=rows, classification=accuracies), data.environments)
 
 
+def first_checkpoints(data: ReportData) -> ReportData:
+    """Return the data with one checkpoint of each recipe, the first, for figures of single images.
+
+    Five seeds would fill a page with pictures that look alike. Without recipes, that is the
+    report's data itself.
+    """
+    left_out = set()
+    for models in data.recipes.values():
+        left_out.update(models[1:])
+    if not left_out:
+        return data
+    rows = [row for row in data.results.rows if row.model not in left_out]
+    pictures = [picture for picture in data.pictures if picture.model not in left_out]
+    results = replace(data.results, rows=rows)
+    return replace(data, results=results, pictures=pictures, recipes={})
+
+
+def words_on_checkpoints(data: ReportData) -> str:
+    """Say which checkpoints `first_checkpoints` keeps; nothing without recipes."""
+    clauses = []
+    for recipe, models in data.recipes.items():
+        if len(models) > 1:
+            clauses.append(f"of {recipe}, {models[0]} stands for {len(models)} checkpoints")
+    if not clauses:
+        return ""
+    return f" Shown are single networks: {'; '.join(clauses)}, whose own reports show the others."
+
+
 def incomplete_means(data: ReportData) -> list[str]:
     """Return which detectors have no mean, because a checkpoint has no numbers of them."""
     notes = []

@@ -184,3 +184,13 @@ def test_screenshots_differ_between_themes(tab, page, tmp_path):
         pictures.append(tab.picture(tmp_path / f"{colours}.png").read_bytes())
     assert all(len(picture) > 10_000 for picture in pictures)
     assert pictures[0] != pictures[1]
+
+
+def test_a_caption_stays_in_view_while_its_table_scrolls(tab, page):
+    tab.open(page, 390, 844, phone=True)
+    scrolled = "document.querySelector('#survival .scroll')"
+    tab.run(f"{scrolled}.scrollLeft = 300")
+    assert tab.run(f"{scrolled}.scrollLeft") > 100
+    place = f"{scrolled}.querySelector('caption > span').getBoundingClientRect()"
+    assert 0 <= tab.run(f"{place}.left") < 40
+    assert tab.run(f"{place}.right") <= 390

@@ -14,6 +14,7 @@ import pytest
 from robust_ood import cli
 from robust_ood.errors import UserError
 from robust_ood.evaluation import Accuracy, Results, Row
+from robust_ood.evaluation.pictures import Picture
 from robust_ood.evaluation.results import Interval
 
 pytest.importorskip("matplotlib")
@@ -24,10 +25,12 @@ from robust_ood.reporting.figures.roc import GRID, mean_roc, roc
 from robust_ood.reporting.formats import PlainTable, as_latex
 from robust_ood.reporting.recipes import (
     choose_folders,
+    first_checkpoints,
     headline,
     incomplete_means,
     parse_recipes,
     read_recipes,
+    words_on_checkpoints,
 )
 from robust_ood.reporting.report_data import ReportData
 from robust_ood.reporting.table_files import table_files
@@ -106,6 +109,20 @@ def test_the_page_folds_single_checkpoints_and_its_figure_has_bands(root, tmp_pa
     assert [float(row["deviation"]) for row in aloe] == pytest.approx([0, DEVIATION])
     assert (beside / "auroc-by-radius-linf.pdf").read_bytes().startswith(b"%PDF")
     assert (beside / "auroc-by-radius-of-single-checkpoints-linf.png").is_file()
+
+
+def test_figures_of_images_show_one_checkpoint_of_each_recipe(root, tmp_path):
+    data = joined(root)
+    for place, model in enumerate(data.models):
+        arrays = {"offsets": np.zeros(5), "scores": np.full((8, 5, 5), float(place))}
+        data.pictures.append(Picture("landscape", model, "msp", arrays, {}))
+    single = first_checkpoints(data)
+    assert single.models == ["aloe-0", "oe-0"]
+    assert [picture.model for picture in single.drawn("landscape")] == single.models
+    assert "of aloe, aloe-0 stands for 3 checkpoints; of oe, oe-0" in words_on_checkpoints(data)
+    alone = read_recipes(choose_folders([root / "aloe-1"], {}))
+    assert first_checkpoints(alone) is alone
+    assert words_on_checkpoints(alone) == ""
 
 
 def test_a_mean_that_a_checkpoint_lacks_is_said(root, tmp_path):
