@@ -11,8 +11,9 @@ from robust_ood.cli.arguments import parse_arguments
 from robust_ood.cli.output import check_file, check_writable
 from robust_ood.cli.parsing import CommandParser
 from robust_ood.errors import UserError
-from robust_ood.reporting import write_report, write_tables
+from robust_ood.reporting import write_report, write_tables, write_training_report
 from robust_ood.reporting.recipes import choose_folders, parse_recipes
+from robust_ood.reporting.training_run import is_run
 from robust_ood.texts import printable
 
 RECIPES_HELP = (
@@ -26,13 +27,14 @@ def parser() -> CommandParser:
     parser = CommandParser(
         prog="robust-ood report",
         description="Write an HTML page, figures and their data from folders of results; or, with "
-        "--format, its tables for a paper.",
+        "--format, its tables for a paper; from the folder of a training run, its curves.",
     )
     parser.add_argument(
         "results",
         type=Path,
         nargs="*",
-        help="folders with a results.json; the page shows their models side by side",
+        help="folders with a results.json, whose models the page shows side by side; or the folder "
+        "of a training run",
     )
     parser.add_argument("--recipes", type=str, nargs="+", default=[], help=RECIPES_HELP)
     parser.add_argument(
@@ -68,6 +70,9 @@ def run(arguments: Sequence[str]) -> int:
     config = parse_arguments(parser(), _with_underscore(arguments))
     recipes = parse_recipes(config.recipes)
     check_folders(config.results, recipes)
+    runs = [folder for folder in config.results if is_run(folder)]
+    if runs:
+        return _write_run(config, runs[0])
     chosen = choose_folders(config.results, recipes)
     for folder in chosen.left_out:
         print(printable(f"left out: {folder} has no results.json"), file=sys.stderr)
@@ -75,6 +80,25 @@ def run(arguments: Sequence[str]) -> int:
         _write_page(config, recipes, chosen.folders[0])
     else:
         _write_tables(config, recipes, chosen.folders[0])
+    return 0
+
+
+def _write_run(config: Any, run: Path) -> int:
+    """Write the report of a training run."""
+    if len(config.results) > 1 or config.recipes:
+        raise UserError(
+            f"results: {run} is a training run, which has a report of its own; give it alone, or "
+            "folders with a results.json"
+        )
+    if config.format != "html" or config.figure_format not in (None, "png"):
+        raise UserError(f"format: {run} is a training run; its report is a page with PNG figures")
+    output = config.output or run / "report.html"
+    check_file(output)
+    print(printable(f"wrote {write_training_report(run, output)}"))
+    if config.tensorboard:
+        print(
+            printable(f"TensorBoard's curves are in the run's folder: tensorboard --logdir {run}")
+        )
     return 0
 
 

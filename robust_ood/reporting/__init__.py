@@ -18,7 +18,13 @@ from robust_ood.texts import shown
 if TYPE_CHECKING:
     from robust_ood.reporting.recipes import Chosen
 
-__all__ = ["check_installed", "write_encoder_report", "write_report", "write_tables"]
+__all__ = [
+    "check_installed",
+    "write_encoder_report",
+    "write_report",
+    "write_tables",
+    "write_training_report",
+]
 
 TABLE_FORMATS = ("latex", "markdown", "csv")
 FIGURE_FORMATS = ("png", "svg", "pdf")
@@ -128,6 +134,28 @@ def write_encoder_report(folder: Path | str, output: Path | str | None = None) -
     check_installed()
     page = None if output is None else as_path(output, "output")
     from robust_ood.reporting.encoder_page import write  # needs matplotlib and Jinja2
+
+    return write(as_path(folder, "results"), page)
+
+
+def write_training_report(folder: Path | str, output: Path | str | None = None) -> Path:
+    """Write the report of a training run and return its path.
+
+    Curves of losses, clean and robust AUROC, accuracies, learning rate and speed over the steps,
+    where catastrophic overfitting was seen, and the settings. The figures lie beside the page, as
+    with `write_report`. The same curves are in the run's folder for TensorBoard.
+
+    Args:
+        folder: of a training run, with a `metrics.csv`, also while it goes on.
+        output: the page; `report.html` in the folder by default.
+
+    Raises:
+        UserError: matplotlib or Jinja2 is missing; a `metrics.csv` that is missing, damaged or
+            empty; an output that is not an HTML file, is a symbolic link or no ordinary file.
+    """
+    check_installed()
+    page = None if output is None else as_path(output, "output")
+    from robust_ood.reporting.training_page import write  # needs matplotlib and Jinja2
 
     return write(as_path(folder, "results"), page)
 

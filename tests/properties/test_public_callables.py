@@ -609,6 +609,7 @@ LEFT_OUT = {
     "modes.differentiating",
     "models.EfficientNetLite0",  # as it is: weights of a package
     "reporting.write_encoder_report", "reporting.write_tables",
+    "reporting.write_training_report",
     "modes.evaluating", "modes.mode", "data.ImageSet", "reporting.write_report", "errors.Notice",
     # Code that raises messages calls them, no user.
     "errors.nearest", "errors.notify", "errors.unknown_name", "errors.unknown_setting",
