@@ -21,7 +21,7 @@ from robust_ood.cli.study_file import Settings, Study, StudyMethod
 from robust_ood.errors import UserError
 from robust_ood.writing import replace_file
 
-Call = Callable[[Sequence[str]], int]
+Call = Callable[[Sequence[str] | None], int]
 
 LENGTHS = "steps.json"
 """What a trial has measured, and how many steps follow from it, in a method's folder."""
@@ -76,15 +76,15 @@ class StudyFolder:
 
         Raises: `UserError` where the folder holds a method's runs under other settings.
         """
-        for method in self.study.methods:
-            trained_with = self._trained_with(method)
-            path = self.of(method) / SETTINGS
+        for name in self.study.methods:
+            trained_with = self._trained_with(name)
+            path = self.of(name) / SETTINGS
             if path.exists() and json.loads(path.read_text()) != trained_with:
                 raise UserError(
-                    f"output: {self.of(method)} holds runs of {method} under other settings; "
+                    f"output: {self.of(name)} holds runs of {name} under other settings; "
                     "choose another --output, or remove that folder"
                 )
-            self.of(method).mkdir(parents=True, exist_ok=True)
+            self.of(name).mkdir(parents=True, exist_ok=True)
             replace_file(path, json.dumps(trained_with, indent=1) + "\n")
         self._write_configs(self.folder, self.study.train, self.study.evaluate)
         for method in self.study.methods.values():
@@ -271,9 +271,8 @@ def in_process(command: Call, arguments: list[str], log: Path) -> int:
     # A copy of a process is safe on Linux, where nothing here has used a device or a thread yet.
     method = "fork" if sys.platform == "linux" else "spawn"
     os.environ[LAUNCHER] = str(os.getpid())
-    process = multiprocessing.get_context(method).Process(
-        target=_run, args=(command, arguments, log)
-    )
+    context: Any = multiprocessing.get_context(method)
+    process = context.Process(target=_run, args=(command, arguments, log))
     process.start()
     try:
         process.join()
@@ -283,13 +282,12 @@ def in_process(command: Call, arguments: list[str], log: Path) -> int:
         raise
     finally:
         os.environ.pop(LAUNCHER, None)
-    assert process.exitcode is not None
-    return process.exitcode
+    return int(process.exitcode)
 
 
 def _run(command: Call, arguments: list[str], log: Path) -> None:
     # A training over several processes starts the others by this process's own command line.
-    words = {cli.train: "train", cli.evaluate: "evaluate"}
+    words: dict[Call, str] = {cli.train: "train", cli.evaluate: "evaluate"}
     sys.argv = [sys.argv[0], words.get(command, "study"), *arguments]
     sys.stdout.flush()
     with log.open("ab") as file:
