@@ -184,7 +184,8 @@ class Guards(Callback):
         for images, attack, side in zip(sets, (inlier_attack, outlier_attack), _SIDES, strict=True):
             loader = data.evaluation_loader(images, self.limit)
             scores.append(scorer.score({name: detector}, loader, attack, side).scores[name])
-        auroc, _ = separation(*scores, module.device)
+        inliers, outliers = scores
+        auroc, _ = separation(inliers, outliers, module.device)
         return auroc
 
 

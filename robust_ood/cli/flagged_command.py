@@ -82,8 +82,9 @@ def _fit(chosen: Sequence[Detector], subject: Subject) -> None:
         return
     data = subject.data
     outliers = None
-    if data.names["outliers"] is not None:
-        outliers = data.evaluation_loader(data.outliers(), subject.config.limit)
+    images = data.outliers()
+    if images is not None:
+        outliers = data.evaluation_loader(images, subject.config.limit)
     validation = None
     if data.names["validation"] is not None:
         validation = data.evaluation_loader(data.inliers("validation"))
@@ -113,7 +114,7 @@ def _rejected(detector: Detector, clean: Tensor, moved: Tensor) -> float:
     if not len(moved):
         return float("nan")
     with evaluating(detector), torch.no_grad():
-        scores = torch.cat([detector(images) for images in clean.split(100)])
-        after = torch.cat([detector(images) for images in moved.split(100)])
+        scores = torch.cat([detector(images) for images in torch.split(clean, 100)])
+        after = torch.cat([detector(images) for images in torch.split(moved, 100)])
     threshold = scores.double().quantile(0.05, interpolation="lower")
     return float((after.double() < threshold).double().mean())

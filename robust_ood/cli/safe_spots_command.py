@@ -213,7 +213,8 @@ def _attacked(subject: Subject, images: Tensor, labels: Tensor, indices: Tensor)
 
 def _classes(subject: Subject, images: Tensor) -> Tensor:
     with torch.no_grad():
-        return logits_of(subject.net(images)).argmax(1)
+        classes: Tensor = logits_of(subject.net(images)).argmax(1)
+    return classes
 
 
 def _write_losses(subject: Subject) -> None:

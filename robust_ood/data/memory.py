@@ -69,7 +69,7 @@ def take_by_threads(images: ImageSet, indices: Tensor, threads: int) -> ReadImag
     if is_single or len(indices) <= _PIECE:
         return images.take(indices)
     with ThreadPoolExecutor(threads) as pool:
-        pieces = list(pool.map(images.take, indices.split(_PIECE)))
+        pieces = list(pool.map(images.take, torch.split(indices, _PIECE)))
     unreadable: tuple[str, ...] = ()
     for piece in pieces:
         unreadable += piece.unreadable

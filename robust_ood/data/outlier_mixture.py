@@ -108,7 +108,7 @@ def mixed(parts: Sequence[ImageSet], weights: Sequence[float]) -> MixedSet:
             )
     images: ImageStorage = JoinedStorage([part.images for part in parts])
     if all(part.in_memory for part in parts):
-        images = np.concatenate([part.images for part in parts])  # type: ignore[misc]  # arrays, here
+        images = np.concatenate([part.images for part in parts])
     return MixedSet(
         "+".join(part.name for part in parts),
         images,

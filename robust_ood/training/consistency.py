@@ -126,7 +126,8 @@ class HALO(ALOE):
 
         def of_clean() -> Tensor:
             with mode(self.net, training=self.attack_mode == "train"), torch.no_grad():
-                return logits_of(self.net(images))
+                logits: Tensor = logits_of(self.net(images))
+            return logits
 
         clean = self.weight_perturbation.once(purpose, of_clean)
         return lambda logits: -_divergence(clean, logits)

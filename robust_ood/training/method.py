@@ -269,7 +269,8 @@ class Method(OptimizedModule):
 
         def predicted() -> Tensor:
             with mode(self.net, training=False), torch.no_grad():
-                return logits_of(self.net(images)).argmax(1)
+                classes: Tensor = logits_of(self.net(images)).argmax(1)
+            return classes
 
         return self.weight_perturbation.once("predictions", predicted)
 
