@@ -95,11 +95,13 @@ def unit_embeddings(encoder: nn.Module, images: Tensor, width: int) -> Tensor:
     try:
         embeddings = embedding_of(encoder(images))
     except (AssertionError, ValueError, RuntimeError) as error:
-        if isinstance(error, UserError) or "size" not in str(error):
+        others = (UserError, torch.cuda.OutOfMemoryError)
+        if isinstance(error, others) or "size" not in str(error):
             raise
-        height = images.shape[-2]
+        sides = f"{images.shape[-2]} x {images.shape[-1]}"
         raise UserError(
-            f"size: the encoder refuses images of {height} pixels ({str(error).splitlines()[0]})"
+            f"size: the encoder refuses images of {sides} pixels ({str(error).splitlines()[0]}); "
+            "give as size what it takes, and images are resized first"
         ) from error
     if embeddings.ndim != 2 or embeddings.shape[1] != width:
         raise UserError(

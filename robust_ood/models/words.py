@@ -27,7 +27,10 @@ from robust_ood.writing import replace_file
 
 TEMPLATES = ("a photo of a {}.",)
 _AT_A_TIME = 256  # texts
-_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
+# AttributeError: a bare array (`.npy`) is no archive, in Python 3.10.
+_DAMAGED = (
+    OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

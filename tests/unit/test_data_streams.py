@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from robust_ood.data import EvaluationLoader, Reading, TrainingLoader, load_set
+from robust_ood.data.sources.hugging_face import ArrowImages
 from robust_ood.errors import UserError
 
 CLASSES = ("cat", "dog", "owl")
@@ -151,6 +152,37 @@ def test_labels_of_json_and_samples_without_images(tmp_path):
     assert read.name == "s"
 
 
+def write_members(path, members):
+    """Write members, pairs of name and bytes, in their order."""
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_members_that_begin_with_a_dot_part_no_sample(tmp_path):
+    """As tar of macOS writes them: `._NAME` before each file."""
+    members = []
+    for number, pixels in enumerate(pictures(3)):
+        for suffix, content in (("png", encoded(pixels)), ("cls", str(number).encode())):
+            members.append((f"./._{number:04}.{suffix}", b"attributes"))
+            members.append((f"./{number:04}.{suffix}", content))
+    write_members(tmp_path / "s.tar", members)
+    assert load_set("s.tar", tmp_path, size=16).labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("some", [0, 1])
+def test_labels_apart_from_their_images_are_not_lost(some, tmp_path):
+    image = encoded(pictures(1)[0])
+    members = [("9.png", image), ("9.cls", b"1")] * some
+    members += [("0.png", image), ("1.png", image), ("0.cls", b"0"), ("1.cls", b"1")]
+    write_members(tmp_path / "s.tar", members)
+    with pytest.raises(UserError, match=r"2 labels in the shards have no image .*--sort=name"):
+        load_set("s.tar", tmp_path, "train", size=16)
+
+
 def test_a_broken_image_is_left_out_and_named(tmp_path):
     good = encoded(pictures(1)[0])
     write_shard(tmp_path / "s.tar", [{"png": good}, {"png": good[:60]}, {"png": b""}])
@@ -241,6 +273,7 @@ def test_bad_shards_are_one_line(what, source, message, tmp_path):
     ("source", "arguments", "message"),
     [
         ("arrow", {"image": "img"}, "arguments: image: expected one of photo, kind, note"),
+        ("arrow", {"image": "kind"}, "arguments: image: kind does not hold images"),
         ("arrow", {"label": "note"}, "arguments: label: note does not hold integers"),
         ("arrow", {"split": "train"}, "arguments: expected image and label .* got split"),
         ("parts", {}, "holds several parts; expected one of parts/test, parts/train"),
@@ -261,6 +294,27 @@ def test_bad_hugging_face_sets_are_one_line(source, arguments, message, tmp_path
     with pytest.raises(UserError, match=message) as raised:
         load_set({"source": source, "arguments": arguments}, tmp_path, "test", size=16)
     assert "\n" not in str(raised.value)
+
+
+def test_a_row_without_an_image_is_named(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"bytes": encoded(pictures(1)[0]), "path": None}, None, None]
+    features = datasets.Features({"photo": datasets.Image()})
+    datasets.Dataset.from_dict({"photo": rows}, features).save_to_disk(tmp_path / "arrow")
+    source = {"source": "arrow", "max_unreadable": 0.7}
+    images = load_set(source, tmp_path, size=16, memory_limit=0)
+    read = images.take(torch.arange(3))
+    assert read.indices.tolist() == [0]
+    assert read.unreadable[0].startswith("row 1 (no image")
+
+
+def test_a_row_of_neither_bytes_nor_path_holds_no_image():
+    """As other programs than the library may write it."""
+    images = ArrowImages.__new__(ArrowImages)
+    images.column = [{"photo": {"bytes": None, "path": None}}]
+    images.image = "photo"
+    with pytest.raises(ValueError, match="no image"):
+        images.encoded(0)
 
 
 def test_the_missing_extra_is_named(tmp_path, monkeypatch):

@@ -281,12 +281,20 @@ def test_bad_settings_of_hugging_face_are_one_line(monkeypatch, settings, messag
     assert "\n" not in str(refused.value)
 
 
-def test_a_missing_library_names_its_extra(monkeypatch):
+@pytest.mark.parametrize(
+    ("library", "extra", "build"),
+    [
+        ("transformers", "huggingface", lambda: HuggingFace("google/vit-base-patch16-224")),
+        ("timm", "timm", lambda: Timm("resnet18")),
+    ],
+)
+def test_a_missing_library_names_its_extra(monkeypatch, library, extra, build):
     import sys
 
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"pip install 'robust-ood\[huggingface\]'"):
-        HuggingFace("google/vit-base-patch16-224")
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(UserError, match=rf"pip install 'robust-ood\[{extra}\]'") as refused:
+        build()
+    assert "\n" not in str(refused.value)
 
 
 def test_a_description_of_hugging_face_downloads_nothing(folder):

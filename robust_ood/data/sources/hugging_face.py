@@ -120,7 +120,7 @@ class ArrowImages(EncodedImages):
     def encoded(self, index: int) -> Path | BytesIO:
         """Return the bytes of an image, or the file that the data set names."""
         item = self.column[index][self.image]
-        if item is None:
+        if item is None or (item["bytes"] is None and item["path"] is None):
             raise ValueError("no image")
         if item["bytes"] is None:
             return Path(item["path"])
@@ -154,7 +154,11 @@ def _image_set(
             f"data.{field}: {name} has no column of images; it has "
             f"{', '.join(dataset.column_names)}"
         )
-    column = dataset.select_columns([image]).cast_column(image, library.Image(decode=False))
+    column = dataset.select_columns([image])
+    try:
+        column = column.cast_column(image, library.Image(decode=False))
+    except Exception as error:  # pyarrow's kinds, for a column that the user has named
+        raise UserError(f"data.{field}: arguments: image: {image} does not hold images") from error
     images = ArrowImages(column, image, form, name)
     label = _column(dataset, "label", library.ClassLabel, wanted[1], field)
     if label is None:

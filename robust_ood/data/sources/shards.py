@@ -58,9 +58,10 @@ def find_shards(pattern: Path) -> list[Path]:
 def load_shards(pattern: Path, form: ImageForm, field: str) -> ImageSet:
     """Return the images of tar shards, and their labels if they have any.
 
-    A sample is the members whose names are equal up to the first dot of the file's name. Its image
-    is the first member with the suffix of an image; its label the integer in `.cls`, or `label` in
-    `.json`.
+    A sample is the members, one after the other, whose names are equal up to the first dot of the
+    file's name. Its image is the first member with the suffix of an image; its label the integer in
+    `.cls`, or `label` in `.json`. Members whose names begin with a dot are no part of a sample, as
+    in WebDataset.
 
     Args:
         pattern: a shard, or several by a range `{000000..000146}` or by `*`.
@@ -68,8 +69,8 @@ def load_shards(pattern: Path, form: ImageForm, field: str) -> ImageSet:
         field: the config field, for messages.
 
     Raises:
-        UserError: a shard is missing, compressed, damaged or empty, or some samples have a label
-            and others have none.
+        UserError: a shard is missing, compressed, damaged or empty, some samples have a label and
+            others have none, or labels lie apart from their images.
     """
     shards = find_shards(pattern)
     if not shards:
@@ -83,7 +84,7 @@ def load_shards(pattern: Path, form: ImageForm, field: str) -> ImageSet:
         if len(index.sizes) == before:
             raise UserError(f"data.{field}: the shard {shard} holds no images")
     images = ShardImages(shards, index, form, name)
-    return ImageSet(name, images, _labels(index.labels, name))
+    return ImageSet(name, images, _labels(index, name))
 
 
 class ShardImages(EncodedImages):
@@ -139,10 +140,13 @@ class _Index:
     offsets: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     labels: list[int | None] = field(default_factory=list)
+    lone_labels: int = 0
+    """How many samples have a label and no image."""
 
     def add(self, shard: int, sample: _Sample) -> None:
         """Note one more image."""
         if sample.offset is None:  # a sample without an image, such as a note on the shard
+            self.lone_labels += sample.label is not None
             return
         self.shards.append(shard)
         self.offsets.append(sample.offset)
@@ -162,6 +166,8 @@ def _samples(shard: Path, field: str) -> Iterator[_Sample]:
                     continue
                 folder, _, file = member.name.rpartition("/")
                 stem, _, suffix = file.partition(".")
+                if not stem:  # such as `._0001.jpg`, which tar of macOS puts before `0001.jpg`
+                    continue
                 key = f"{folder}/{stem}"
                 if sample is None or sample.key != key:
                     if sample is not None:
@@ -226,8 +232,14 @@ def _is_compressed(shard: Path) -> bool:
         return file.read(2) == b"\x1f\x8b"  # gzip's mark
 
 
-def _labels(given: list[int | None], name: str) -> NDArray[np.int64] | None:
+def _labels(index: _Index, name: str) -> NDArray[np.int64] | None:
+    given = index.labels
     labels = [label for label in given if label is not None]
+    if index.lone_labels and len(labels) != len(given):
+        raise UserError(
+            f"{name}: {index.lone_labels} labels in the shards have no image of their name beside "
+            "them; expected the members of a sample one after the other (tar --sort=name)"
+        )
     if labels and len(labels) != len(given):
         raise UserError(
             f"{name}: {len(labels)} of the {len(given)} images in the shards have a label (.cls, "
