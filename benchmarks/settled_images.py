@@ -33,7 +33,7 @@ SAME = ("auroc", "fpr95", "detection_error")
 
 
 def main() -> int:
-    arguments = parser(__doc__, limit=32, output="docs/performance/settled_images.md")
+    arguments = parser(__doc__, limit=32, output="docs/results/settled_images.md")
     arguments.add_argument("--checkpoint", nargs="*", metavar="NAME=PATH", help="more networks")
     arguments.add_argument("--only", nargs="+", default=["energy", "knn"], help="detectors")
     arguments.add_argument("--radii", nargs="+", type=int, default=list(RADII), help="of 255")
