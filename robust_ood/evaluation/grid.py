@@ -333,11 +333,12 @@ class Grid:
     def _missing_sources(self, model: Model) -> list[str]:
         """Say what detectors do for want of images that the data does not name."""
         notes = []
+        given = {**self.data.names, "outliers": self.data.auxiliary}
         for label, detector in model.detectors.items():
             if detector.fitted:
                 continue
             for split, instead in detector.learns_from.items():
-                if self.data.names[split] is None:
+                if given[split] is None:
                     missing = f"data.{split} is not given"
                     notes.append(f"{model.name}, {label}: {missing}, so {instead}")
         return notes

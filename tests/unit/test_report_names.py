@@ -268,8 +268,8 @@ def test_a_report_that_fails_leaves_the_one_before(reported, monkeypatch, step):
 
     module, name = step.split(".")
     if step == "gallery.landscape_figures":
-        sections = [kind._replace(draw=fail) for kind in page._SECTIONS]
-        monkeypatch.setattr(page, "_SECTIONS", sections)
+        sections = [kind._replace(draw=fail) for kind in page.SECTIONS]
+        monkeypatch.setattr(page, "SECTIONS", sections)
     else:
         monkeypatch.setattr({"board": board, "page": page, "gallery": gallery}[module], name, fail)
     results = Results.read(reported)
