@@ -20,6 +20,15 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+LARGEST = 40 * 2**20  # bytes of a wheel, with the weights of the zoo
+ATTACK = """
+import torch
+import robust_ood as ro
+detector = ro.detectors.MSP(ro.models.pretrained("digits-standard"))
+images = ro.data.to_float(ro.data.load_set("digits/test", ".").read(torch.arange(8)))
+attacked = ro.attacks.lower_score(detector, images, ro.attacks.PGD(ro.Linf("16/255"), steps=10))
+assert bool((detector(attacked) < detector(images)).all())
+"""
 
 
 def main() -> int:
@@ -69,6 +78,8 @@ def check_contents(sdist: Path, wheel: Path) -> None:
     found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     if found != wanted:
         sys.exit(f"wheel: missing {sorted(wanted - found)}, not wanted {sorted(found - wanted)}")
+    if wheel.stat().st_size > LARGEST:
+        sys.exit(f"wheel: {wheel.stat().st_size:,} bytes, more than {LARGEST:,}")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     missing = {
@@ -110,6 +121,8 @@ def check_use(python: Path, folder: Path) -> None:
     run("robust-ood --help", [command, "--help"], cwd=folder)
     if "cifar10" not in run("robust-ood data list", [command, "data", "list"], cwd=folder):
         sys.exit("data list: does not name cifar10")
+    run("robust-ood zoo verify", [command, "zoo", "verify"], cwd=folder)
+    run("a network of the zoo under attack", [str(python), "-c", ATTACK], cwd=folder)
     config = ["-c", "configs/experiments/digits_aloe.yaml", "--print_config"]
     if "outlier_weight" not in run(
         "robust-ood train fit", [command, "train", "fit", *config], cwd=folder
