@@ -162,8 +162,8 @@ def attack_score(
     Args:
         detector, images, attack, indices: as in `lower_score`.
         direction: +1 to lower scores, -1 to raise them.
-        enough: a score beyond which nobody asks how far an image goes; a suite leaves it alone
-            from there on. None attacks every image to the end.
+        enough: a score beyond which it does not matter how far an image goes. A suite leaves
+            such images alone. None attacks every image to the end.
     """
     if direction not in (1, -1) or isinstance(direction, bool):
         raise UserError(f"direction: {direction!r} is neither 1 (lower scores) nor -1 (raise them)")

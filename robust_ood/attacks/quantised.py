@@ -68,8 +68,10 @@ class Quantised:
         return replace(self, attack=self.attack.until(enough))
 
     def settings(self) -> Settings:
-        """Return the settings of the attack that is rounded."""
-        return self.attack.settings()
+        """Return the settings of the attack that is rounded; its two runs count as restarts."""
+        settings = self.attack.settings()
+        settings["restarts"] *= 2
+        return settings
 
     def on_score(
         self, detector: Detector, images: Tensor, direction: Direction, indices: Tensor

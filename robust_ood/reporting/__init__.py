@@ -146,7 +146,7 @@ def write_training_report(folder: Path | str, output: Path | str | None = None) 
     with `write_report`. The same curves are in the run's folder for TensorBoard.
 
     Args:
-        folder: of a training run, with a `metrics.csv`, also while it goes on.
+        folder: of a training run, finished or not, with a `metrics.csv`.
         output: the page; `report.html` in the folder by default.
 
     Raises:

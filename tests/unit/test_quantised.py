@@ -145,8 +145,9 @@ def test_what_no_file_could_hold_is_refused(net, images):
         attack_score(detector, images * 0.999, attack, 1)
 
 
-def test_settings_are_those_of_the_attack():
+def test_settings_are_those_of_the_attack_run_twice():
     attack = attacks.build({"name": "standard", "radius": "8/255", "quantise": True})
-    assert attack.settings() == attacks.standard("8/255").settings()
+    whole = attacks.standard("8/255").settings()
+    assert attack.settings() == {**whole, "restarts": 2 * whole["restarts"]}
     assert attack.stops_early
     assert not Quantised(PGD(Linf(8 / 255))).stops_early
