@@ -68,7 +68,7 @@ def arguments() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--flat", type=int, nargs="*", default=[100_000, 1_000_000])
-    parser.add_argument("--ivf", type=int, nargs="*", default=[100_000])
+    parser.add_argument("--ivf", type=int, nargs="*", default=[100_000, 1_000_000])
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--centres", type=int, default=1000)
     parser.add_argument("--queries", type=int, default=100)

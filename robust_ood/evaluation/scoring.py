@@ -22,6 +22,7 @@ from robust_ood.data.limits import limited
 from robust_ood.data.memory import take_by_threads
 from robust_ood.data.sets import ReadImages
 from robust_ood.detectors import Detector
+from robust_ood.detectors.fitting.heap import give_back
 from robust_ood.detectors.sharing import score_images
 from robust_ood.errors import UserError
 from robust_ood.evaluation.fingerprints import content
@@ -179,6 +180,7 @@ class Batches:
                     raise
             else:
                 start += size
+                give_back()
                 continue
             # Out of the handler, whose traceback holds on to the tensors.
             self._fitting[kind] = max(1, len(batch.images) // 2)

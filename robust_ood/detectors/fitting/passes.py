@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_ood.arguments import typed
+from robust_ood.detectors.fitting.heap import give_back
 from robust_ood.detectors.fitting.processes import total
 from robust_ood.detectors.fitting.statistics import Statistic
 from robust_ood.errors import UserError
@@ -168,7 +169,7 @@ def _stream(loader: Iterable[Any], passes: Sequence[Pass], number: int, field: s
     for item in passes:
         by_module.setdefault(id(item.module), []).append(item)
     count = 0
-    ranges: list[Tensor] = []
+    pixels: Tensor | None = None  # the smallest and the largest so far, (2,)
     for batch in loader:
         images, labels = unpack(batch, field)
         count += len(images)
@@ -180,20 +181,19 @@ def _stream(loader: Iterable[Any], passes: Sequence[Pass], number: int, field: s
         if images.dtype != torch.uint8:
             check_form(images, field)
             if images.numel():
-                ranges.append(pixel_range(images))
+                pixels = _widened(pixels, pixel_range(images))
         for members in by_module.values():
-            seen = _see(members, images, labels)
-            for item in members:
-                item.statistic.add(*item.read(seen))
+            _add(members, images, labels)
+        give_back()
     problem = "gives no images" if number == 0 else "gives no images when it is iterated again"
     require_images(
         count,
         field,
         f"{problem}; give a list, a DataLoader or another iterable that starts again each time",
     )
-    if ranges:  # read once, because each read waits for the device
-        low, high = torch.stack(ranges).T.to("cpu", torch.float64)
-        check_range(float(low.amin()), float(high.amax()), field)
+    if pixels is not None:  # read once, because each read waits for the device
+        low, high = pixels.tolist()
+        check_range(low, high, field)
     for item in passes:
         item.statistic.reduce()
 
@@ -205,6 +205,23 @@ def require_images(count: int, field: str, problem: str) -> None:
     """
     if int(total(torch.tensor(count), "min")) == 0:
         raise UserError(f"{field}: {problem}")
+
+
+def _widened(known: Tensor | None, seen: Tensor) -> Tensor:
+    """Return the smallest and the largest pixel `(2,)` of two ranges; NaN where one is NaN."""
+    if known is None:
+        return seen
+    return torch.stack([torch.minimum(known[0], seen[0]), torch.maximum(known[1], seen[1])])
+
+
+def _add(members: Sequence[Pass], images: Tensor, labels: Tensor | None) -> None:
+    """Give one batch to all that read the same module.
+
+    A function of its own, so that maps and features are gone before the next batch is computed.
+    """
+    seen = _see(members, images, labels)
+    for item in members:
+        item.statistic.add(*item.read(seen))
 
 
 def _see(members: Sequence[Pass], images: Tensor, labels: Tensor | None) -> SeenBatch:
