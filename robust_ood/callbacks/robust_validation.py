@@ -18,7 +18,7 @@ from robust_ood.callbacks.dashboard import add_scores, add_strips
 from robust_ood.data import ImageSet, OODData
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
-from robust_ood.evaluation.grid import check_attacks
+from robust_ood.evaluation.grid_checks import check_attacks
 from robust_ood.evaluation.scoring import Scorer
 from robust_ood.metrics import AUROC, FPR95
 from robust_ood.training import Method

@@ -41,10 +41,12 @@ from robust_ood.deprecation import warn_renamed
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
 from robust_ood.evaluation import CHUNK, FolderStore, Grid, ProgressBar, Results, print_results
+from robust_ood.evaluation.attacked_images import check_form
 from robust_ood.evaluation.certificates import Certificate, build_certificates
-from robust_ood.evaluation.grid import check_count
+from robust_ood.evaluation.grid_checks import check_count
 from robust_ood.evaluation.summaries import summarise
 from robust_ood.evaluation.terminal import describe_failure
+from robust_ood.evaluation.transfer_rows import check_sources, read_sources
 
 Specs = list[str | dict[str, Any]]
 
@@ -148,6 +150,16 @@ _OPTIONS: dict[str, tuple[Any, Any, str]] = {
         True,
         "let suites leave alone images that can no longer change a number",
     ),
+    "save_attacked": (
+        Literal["npz", "png"] | None,
+        None,
+        "also write the attacked images: npz, or png of attacks with quantise: true",
+    ),
+    "transfer": (
+        str | list[str],
+        [],
+        "all, or networks or network/detector whose attacked images the others score, too",
+    ),
     "intervals": (bool | int, True, "95 % intervals of the rates"),
     "batch_size": (int | None, None, "images of a batch (default: found; halved if too large)"),
     "chunk": (int, CHUNK, "images that are computed and stored at a time"),
@@ -239,6 +251,8 @@ def build(request: Request, console: Console) -> Subjects:
         chosen[name] = {}
         if config.detectors:  # without any, the classifier alone is evaluated
             chosen[name] = dict(detectors.build_all(config.detectors, net))
+    check_form(config.save_attacked, against)
+    check_sources(read_sources(config.transfer), chosen, against)
     check_figures(config.figures, chosen)
     if not config.replace:
         check_output(config.output, nets, inliers.name)
@@ -272,6 +286,8 @@ def compute(request: Request, subjects: Subjects, progress: ProgressBar) -> tupl
         chunk=config.chunk,
         certificates=subjects.certificates,
         skip_settled=config.skip_settled,
+        save_attacked=config.save_attacked,
+        transfer=config.transfer,
     )
     try:
         for name, net in subjects.nets.items():
@@ -311,6 +327,10 @@ def finish(request: Request, grid: Grid, results: Results, console: Console) -> 
     if not results.complete:
         print("stopped: what is done is kept; the same command computes the rest", file=sys.stderr)
         return STOPPED
+    saved = grid.write_attacked(folder)
+    if saved:
+        where = folder / "attacked"
+        console.print(f"wrote {len(saved)} sets of attacked images into {where}", markup=False)
     for failure in results.failures:
         print(f"failed: {describe_failure(failure)}", file=sys.stderr)
     if results.rows:

@@ -121,3 +121,20 @@ def other_form(field: str, images: ImageSet, inliers: ImageSet) -> UserError:
         f"data.{field}: images of {images.name} have {images.channels} channel(s), those "
         f"of {inliers.name} {inliers.channels}; data.channels makes them equal"
     )
+
+
+_EVALUATED = ("test", "near", "far", "shifted")
+"""The parts of data that only evaluations read."""
+
+
+def evaluated_only(field: str, images: ImageSet) -> ImageSet:
+    """Return a set; refuse attacked images as floats in a part that training reads.
+
+    field: of `data`, for the message.
+    """
+    if images.is_float and field not in _EVALUATED:
+        raise UserError(
+            f"data.{field}: {images.name} holds attacked images as floats, which are for "
+            f"evaluation alone; accepted: data.{', data.'.join(_EVALUATED)}"
+        )
+    return images

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,10 +33,10 @@ def read_into_memory(images: ImageSet, limit: int) -> ImageSet:
 
     Raises: `UserError` when more images cannot be read than the set's share.
     """
-    size = int(np.prod(images.images.shape))
+    size = int(np.prod(images.images.shape)) * images.images.dtype.itemsize
     if isinstance(images.images, np.ndarray) or size > limit:
         return images
-    pixels = np.empty(images.images.shape, np.uint8)
+    pixels = np.empty(images.images.shape, images.images.dtype)
     unreadable: list[int] = []
 
     def read_block(start: int) -> tuple[list[int], tuple[str, ...]]:
@@ -82,7 +83,7 @@ def take_by_threads(images: ImageSet, indices: Tensor, threads: int) -> ReadImag
 
 
 def _read_block(
-    images: ImageStorage, pixels: NDArray[np.uint8], start: int
+    images: ImageStorage, pixels: NDArray[Any], start: int
 ) -> tuple[list[int], tuple[str, ...]]:
     """Read one block into `pixels`; return the indices of unreadable images and the reasons."""
     indices = np.arange(start, min(start + _BLOCK, len(images)))

@@ -18,6 +18,7 @@ from robust_ood.data.class_names import bind_labels, class_names_of
 from robust_ood.data.fields import (
     DeprecatedReadingOptions,
     check_form,
+    evaluated_only,
     naming_field,
     other_form,
     read_one,
@@ -334,7 +335,7 @@ class OODData(LightningDataModule):
                 self._loaded[key] = load_set(
                     spec, self.root, field, self.size, limit, self.channels
                 )
-        return self._loaded[key]
+        return evaluated_only(field, self._loaded[key])
 
     def _mixed(self, mixture: OutlierMixture) -> ImageSet:
         key = repr(mixture)

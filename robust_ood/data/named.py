@@ -73,6 +73,7 @@ def load_set(
         labels = arrays.load_array(located(root, spec.labels), f"data.{field}: labels")
         # The names of the source's own classes say nothing of these.
         images = replace(images, labels=labels, class_names=())
+    _require_form(images, form, spec)
     images = bring_to_form(images, form)
     if spec.corruption is not None:
         images = corrupted(images, spec.corruption, spec.severity or 3, spec.seed)
@@ -189,6 +190,22 @@ def _load_source(spec: SetSpec, root: Path, field: str, form: ImageForm) -> Imag
         form = _require_size(form, source, field)
         return load_dataset(source, spec.arguments, form, spec.name, kept=spec.cache)
     raise _unknown_source(source, root, field)
+
+
+def _require_form(images: ImageSet, form: ImageForm, spec: SetSpec) -> None:
+    """Refuse to resize, to convert or to corrupt attacked images, which would undo the attack."""
+    if not images.is_float:
+        return
+    if bring_to_form(images, form) is not images:
+        height, width = images.image_shape
+        raise UserError(
+            f"{images.name}: attacked images are taken as they are, {images.channels} channels of "
+            f"{height} x {width}; give the set this `size` and `channels: {images.channels}`"
+        )
+    if spec.corruption is not None:
+        raise UserError(
+            f"corruption: {images.name} holds attacked images as floats; expected uint8"
+        )
 
 
 def _load_path(path: Path, spec: SetSpec, root: Path, field: str, form: ImageForm) -> ImageSet:

@@ -19,7 +19,7 @@ class ReadImages(NamedTuple):
     """The images of a request that could be read, and a description of each that could not.
 
     Args:
-        images: `uint8 (n, C, H, W)`.
+        images: `uint8 (n, C, H, W)`, or float32 in [0, 1] of a set of attacked images.
         labels: `(n,)`, -1 where the set has none.
         indices: `(n,)`, places in the set.
         unreadable: which images are missing, and why.
@@ -43,6 +43,8 @@ class ImageSet:
         class_names: one name for each class, or none.
         max_unreadable: the share of the images that may turn out to be unreadable before reading
             stops, in [0, 1].
+        attack: the label of the attack that made the images, which may then be float32 in [0, 1]:
+            8 bits would take back what it did between two levels.
     """
 
     name: str
@@ -51,6 +53,7 @@ class ImageSet:
     class_names: tuple[str, ...] = ()
     max_unreadable: float = 0.01
     unreadable: dict[str, None] = field(default_factory=dict, repr=False, compare=False)
+    attack: str | None = None
 
     def __post_init__(self) -> None:
         self._check_images()
@@ -61,7 +64,7 @@ class ImageSet:
         return len(self.images)
 
     def read(self, indices: Tensor) -> Tensor:
-        """Return the images at `indices` as `uint8 (n, C, H, W)` in channels-last memory.
+        """Return the images at `indices`, `(n, C, H, W)`, in channels-last memory, as stored.
 
         Raises: `UserError` naming the first image that cannot be read.
         """
@@ -109,6 +112,11 @@ class ImageSet:
         return isinstance(self.images, np.ndarray) and not isinstance(self.images, np.memmap)
 
     @property
+    def is_float(self) -> bool:
+        """Whether the pixels are float32 in [0, 1], as attacked images may be."""
+        return bool(self.images.dtype == np.float32)
+
+    @property
     def image_shape(self) -> tuple[int, int]:
         """Height and width."""
         return (self.images.shape[1], self.images.shape[2])
@@ -141,7 +149,14 @@ class ImageSet:
             images = self.images[indices]
         else:
             images = SubsetStorage(self.images, np.asarray(indices))
-        return ImageSet(name or self.name, images, labels, self.class_names, self.max_unreadable)
+        return ImageSet(
+            name or self.name,
+            images,
+            labels,
+            self.class_names,
+            self.max_unreadable,
+            attack=self.attack,
+        )
 
     def _pixels(self, indices: Tensor) -> Tensor:
         images = torch.from_numpy(self.images[indices.numpy()])  # (n, H, W, 3)
@@ -155,7 +170,7 @@ class ImageSet:
                 f"{type(self.images).__name__}"
             )
         shape = tuple(self.images.shape)
-        if self.images.dtype != np.uint8:
+        if self.images.dtype != np.uint8 and not (self.is_float and self.attack is not None):
             raise UserError(
                 f"{self.name}: expected images of dtype uint8 in 0..255, got {self.images.dtype}"
             )

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 class ImageStorage(Protocol):
     """What holds the pixels: indexed by an integer array, it gives `uint8 (n, H, W, C)`.
 
-    An array or a memory map is one; image files that are decoded when asked for are another.
+    Attacked images may be float32 in [0, 1]. An array or a memory map is one; image files that are
+    decoded when asked for are another.
     """
 
     @property

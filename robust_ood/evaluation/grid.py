@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +10,30 @@ import torch
 from torch import nn
 
 from robust_ood.arguments import typed
-from robust_ood.attacks import Attack, Budget
-from robust_ood.attacks.apply import StopsEarly
+from robust_ood.attacks import Attack
 from robust_ood.data import OODData
-from robust_ood.data.limits import must_draw
 from robust_ood.deprecation import warn_renamed
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
+from robust_ood.evaluation.attacked_images import Form, check_form, write_attacked
 from robust_ood.evaluation.certificates import Certificate, Cost, build_certificates
 from robust_ood.evaluation.certified import cost_of
 from robust_ood.evaluation.certifying import CertifiedModel, plan, with_attacks
 from robust_ood.evaluation.chance import check_accuracy
 from robust_ood.evaluation.fitting import FitTask
+from robust_ood.evaluation.grid_checks import check_attacks, check_count, describe_draws
+from robust_ood.evaluation.planning import Planner
 from robust_ood.evaluation.results import Results, Row, describe_environment
 from robust_ood.evaluation.rows import ModelRecords, interval_of
 from robust_ood.evaluation.runner import Runner
 from robust_ood.evaluation.sanity import check_bracket
-from robust_ood.evaluation.scoring import CHUNK, Scorer, chunks, proposal_group, test_sets
-from robust_ood.evaluation.settled import Bars
+from robust_ood.evaluation.scoring import CHUNK, Scorer, test_sets
 from robust_ood.evaluation.store import FolderStore, Store
-from robust_ood.evaluation.tasks import (
-    AccuracyTask,
-    Model,
-    SanityTask,
-    ScoreTask,
-    Task,
-)
+from robust_ood.evaluation.tasks import Model, Task
 from robust_ood.evaluation.terminal import Progress
+from robust_ood.evaluation.transfer_rows import check_sources, read_sources, transfers
 from robust_ood.models.wrap import as_network
 from robust_ood.settings import PartSpec
-
-FEW = 16  # images of each side that the sanity checks use
 
 
 def evaluate(  # noqa: PLR0913
@@ -60,6 +52,8 @@ def evaluate(  # noqa: PLR0913
     checks: bool | None = None,
     certificates: Sequence[PartSpec] = (),
     skip_settled: bool = True,
+    save_attacked: Form | None = None,
+    transfer: str | Sequence[str] = (),
 ) -> Results:
     """Score every detector on clean and attacked images and return the results.
 
@@ -85,6 +79,10 @@ def evaluate(  # noqa: PLR0913
         checks: the old name of `sanity`, for one release.
         skip_settled: let attacks of several members leave alone images that can no longer change a
             reported number; see `evaluation.settled`.
+        save_attacked: also write the attacked images into `folder`, with their scores before and
+            after: "npz", or "png" where all attacks are quantised.
+        transfer: detectors, as `model/detector`, whose attacked images the others score, too, or
+            "all".
         certificates: as configs write them: `{"name": "smoothing", "sigma": 0.25, "radius": [0.1]}`
             or `{"name": "interval", "radius": "1/255"}`.
 
@@ -110,9 +108,15 @@ def evaluate(  # noqa: PLR0913
         progress=progress,
         certificates=build_certificates(certificates),
         skip_settled=skip_settled,
+        save_attacked=save_attacked,
+        transfer=transfer,
     )
+    if save_attacked is not None and folder is None:
+        raise UserError("save_attacked: needs the folder that the images are written into")
     grid.add(model, net, detectors)
     grid.compute()
+    if folder is not None:
+        grid.write_attacked(Path(folder))
     return grid.results(intervals)
 
 
@@ -120,7 +124,8 @@ class Grid:
     """Networks, detectors, attacks and sets whose scores lie in one store.
 
     Args:
-        data, attacks, limit, device, sanity, progress, checks, skip_settled: as in `evaluate`.
+        data, attacks, limit, device, sanity, progress, checks, skip_settled, save_attacked,
+            transfer: as in `evaluate`.
         store: where cells are kept.
         batch_size: images of a batch, halved where they do not fit into memory. None begins on a
             GPU with a whole chunk and on the CPU with `data.evaluation_batch_size`.
@@ -147,6 +152,8 @@ class Grid:
         checks: bool | None = None,
         certificates: Sequence[Certificate] = (),
         skip_settled: bool = True,
+        save_attacked: Form | None = None,
+        transfer: str | Sequence[str] = (),
     ) -> None:
         if checks is not None:
             warn_renamed("Grid(checks=...)", "Grid(sanity=...)")
@@ -155,7 +162,11 @@ class Grid:
         check_count("batch_size", batch_size)
         check_count("chunk", chunk)
         check_attacks(attacks)
+        check_form(save_attacked, attacks)
         self.data = data
+        self.save_attacked = save_attacked
+        self.own_attacks = dict(attacks)
+        self.sources = read_sources(transfer)
         self.certificates = list(certificates)
         self.attacks = with_attacks(attacks, self.certificates)
         self.store = store
@@ -165,7 +176,6 @@ class Grid:
         except RuntimeError as error:
             raise UserError(f"device: {device!r} is no kind of device") from error
         self.sanity = sanity
-        self.skip_settled = skip_settled
         if batch_size is None and self.device.type == "cpu":
             batch_size = data.evaluation_batch_size
         elif batch_size is None:
@@ -173,9 +183,22 @@ class Grid:
         self.scorer = Scorer(self.device, batch_size)
         self.runner = Runner(store, progress or Progress())
         self.sets = test_sets(data, limit, chunk)
+        self._planner = Planner(
+            self.sets,
+            self.attacks,
+            store,
+            self.scorer,
+            limit,
+            sanity,
+            skip_settled,
+            kept=frozenset(attacks),
+            saves=save_attacked is not None,
+            sources=self.sources,
+        )
         self.models: list[Model] = []
+        self._carried: dict[str, dict[str, Attack]] = {}  # by network, attacks of other detectors
         self.certified: list[CertifiedModel] = []
-        self._notes = list(_draws(data, limit))
+        self._notes = list(describe_draws(data, limit))
         if data.names["validation"] is None:
             self._notes.append(
                 "data.validation is not given, so thresholds accept 95 % of the very images that "
@@ -195,7 +218,7 @@ class Grid:
             fit = FitTask(added, self.data, self.scorer)
             self.runner.run([fit])
             fit.load(self.store)
-        added.tasks += self._tasks(added)
+        added.tasks += self._planner.tasks(added)
         self.models.append(added)
         if added.detectors:
             planned, notes = plan(added, self.certificates, self.sets, self.scorer)
@@ -203,8 +226,22 @@ class Grid:
             self._notes += notes
 
     def compute(self) -> None:
-        """Compute what is missing in the store, unless another process does."""
+        """Compute what is missing in the store, unless another process does.
+
+        Raises: `UserError` for sources of transfer that are none of the grid's.
+        """
+        self._plan_transfers()
         self.runner.run(self._all_tasks())
+
+    def write_attacked(self, folder: Path) -> list[Path]:
+        """Write the attacked images that are asked for, and return the files.
+
+        folder: of the results.
+        """
+        if self.save_attacked is None:
+            return []
+        form = self.save_attacked
+        return write_attacked(folder, form, self.models, self.sets, self.own_attacks, self.store)
 
     def cost(self) -> Cost | None:
         """Return what the certificates that are missing will cost; None without any."""
@@ -219,7 +256,8 @@ class Grid:
         results = Results()
         precisions: dict[str, set[str]] = {}
         for model in self.models:
-            records = ModelRecords(model, self.sets, self.attacks, self.store)
+            attacks = {**self.attacks, **self._carried.get(model.name, {})}
+            records = ModelRecords(model, self.sets, attacks, self.store)
             accuracies = list(records.accuracies())
             results.classification += accuracies
             for accuracy in accuracies:
@@ -255,80 +293,26 @@ class Grid:
         """Move a model of the grid to the device, and the one before back."""
         self.scorer.bring(model.net, model.detectors)
 
+    def _plan_transfers(self) -> None:
+        """Add the tasks of transfer, which need all networks' attacked images, once."""
+        if self._carried or not self.sources:
+            return
+        chosen = {model.name: model.detectors for model in self.models}
+        check_sources(self.sources, chosen, self.own_attacks)
+        planned = transfers(self.models, self.sources, self.own_attacks, self.scorer, self.store)
+        for model, task in list(planned):
+            model.tasks.append(task)
+            self._carried.setdefault(model.name, {})[task.attack] = task.carried
+
     def _all_tasks(self) -> list[Task]:
         tasks: list[Task] = []
         for model in self.models:
             tasks += model.tasks
+        # Last, because another network's images are computed first.
+        tasks.sort(key=lambda task: task.stage == "transfer")
         for certified in self.certified:
             tasks += certified.model.tasks
         return tasks
-
-    def _tasks(self, model: Model) -> Iterator[Task]:
-        """Yield the tasks in the order in which results become complete."""
-        fingerprints = {label: model.fingerprint(label) for label in model.detectors}
-        bars: dict[str, Bars] = {}
-        budgets: dict[str, Attack | None] = {"none": None, **self.attacks}
-        for label, attack in budgets.items():
-            # A flow or an auto-encoder has no classes.
-            labelled = self.sets[0].chunks if getattr(model.net, "classifies", True) else []
-            for chunk in labelled:
-                yield AccuracyTask(model, chunk, label, attack, self.scorer)
-            for names in self._groups(model, attack):
-                group = {name: fingerprints[name] for name in names}
-                stop = None
-                if isinstance(attack, StopsEarly) and attack.stops_early:
-                    stop = bars[names[0]]
-                tasks = list(self._score_tasks(model, group, label, attack, stop))
-                if attack is None:
-                    bars = self._bars(tasks, names)
-                yield from tasks
-        if self.sanity:
-            yield from self._sanity_tasks(model)
-
-    def _score_tasks(
-        self,
-        model: Model,
-        group: Mapping[str, str],
-        label: str,
-        attack: Attack | None,
-        bars: Bars | None,
-    ) -> Iterator[ScoreTask]:
-        """Yield the tasks of detectors, by label their fingerprints, under one attack."""
-        # Validation images first: without a threshold there are no rows.
-        in_order = sorted(enumerate(self.sets), key=lambda numbered: numbered[1].is_tested)
-        for index, test_set in in_order:
-            if attack is not None and not test_set.is_tested:
-                continue
-            for chunk in test_set.chunks:
-                images = (test_set, index, chunk)
-                yield ScoreTask(model, group, *images, label, attack, self.scorer, bars)
-
-    def _bars(self, clean: Sequence[ScoreTask], labels: Sequence[str]) -> dict[str, Bars]:
-        """Return the bars of detectors, by label, from the tasks of their clean scores."""
-        bars = {}
-        for label in labels:
-            keys: dict[int, list[str]] = {}
-            for task in clean:
-                keys.setdefault(task.set_index, []).append(task.keys[label])
-            bars[label] = Bars(self.store, self.sets, keys, skip=self.skip_settled)
-        return bars
-
-    def _groups(self, model: Model, attack: Attack | None) -> list[list[str]]:
-        """Return the labels of detectors, those together that are scored on the same images."""
-        groups: dict[Hashable, list[str]] = {}
-        for name, detector in model.detectors.items():
-            group: Hashable = None  # clean images serve all
-            if attack is not None:
-                group = proposal_group(attack, detector) or name
-            groups.setdefault(group, []).append(name)
-        return list(groups.values())
-
-    def _sanity_tasks(self, model: Model) -> Iterator[SanityTask]:
-        few = min(FEW, self.limit or FEW)
-        (inliers,) = chunks(self.sets[0].images, few)
-        (outliers,) = chunks(self.sets[1].images, few)
-        for label in model.detectors:
-            yield SanityTask(model, label, inliers, outliers, self.attacks, self.scorer)
 
     def _missing_sources(self, model: Model) -> list[str]:
         """Say what detectors do for want of images that the data does not name."""
@@ -359,37 +343,3 @@ class Grid:
             "attack_precisions": detectors_by_precision,
         }
         return describe_environment(settings)
-
-
-def _draws(data: OODData, limit: int | None) -> Iterator[str]:
-    """Say of which sets images are drawn, because the first ones are of few classes."""
-    tested = [data.inliers("test"), *(images for _, images in data.ood_sets())]
-    for images in [*tested, *data.shifted_sets()]:
-        if must_draw(images, limit):
-            yield (
-                f"{images.name}: it is sorted by class, so the {limit} images that are used are "
-                "drawn from all of them instead of the first ones"
-            )
-
-
-def check_count(field: str, number: int | None) -> None:
-    """Raise `UserError` unless a number of images is absent or at least one."""
-    if number is not None and number < 1:
-        raise UserError(f"{field}: {number} is not a number of images >= 1")
-
-
-def check_attacks(attacks: Mapping[str, Attack], field: str = "attacks") -> None:
-    """Raise `UserError`, naming the field, for attacks, by label, that no row could describe."""
-    if "none" in attacks:
-        raise UserError(
-            f"{field}: 'none' is the label of clean images; give the attack another 'label'"
-        )
-    for label, attack in attacks.items():
-        if not hasattr(attack, "settings"):
-            raise UserError(f"{field}.{label}: expected an attack, got a {type(attack).__name__}")
-        if not math.isfinite(attack.settings()["radius"]):
-            raise UserError(
-                f"{field}.{label}: no radius; accepted: attacks within an Linf or L2 radius"
-            )
-        if isinstance(attack, Budget):
-            attack.warn_if_short(f"{field}.{label}")

@@ -30,6 +30,7 @@ from robust_ood.evaluation.tasks import (
     SanityTask,
     ScoreTask,
 )
+from robust_ood.evaluation.transfer_rows import TransferTask
 from robust_ood.metrics import (
     auroc_interval,
     deployed_rates,
@@ -88,7 +89,7 @@ class ModelRecords:
         # By detector ("" for the network), attack and position of the set, the keys of its chunks.
         self.keys: dict[tuple[str, str, int], list[str]] = {}
         for task in model.tasks:
-            if isinstance(task, ScoreTask | AccuracyTask):
+            if isinstance(task, ScoreTask | AccuracyTask | TransferTask):
                 for label, key in task.keys.items():
                     column = (label, task.attack, task.set_index)
                     self.keys.setdefault(column, []).append(key)
@@ -98,12 +99,13 @@ class ModelRecords:
     def column(self, detector: str, attack: str, set_index: int) -> Column | None:
         """Return the scores of a set, or None where some are missing."""
         cells = []
-        for key in self.keys[detector, attack, set_index]:
+        keys = self.keys.get((detector, attack, set_index), [])
+        for key in keys:
             cell = self.store.read(key)
             if cell is None:
                 return None
             cells.append(cell)
-        return joined(cells)
+        return joined(cells) if cells else None
 
     def rows(self) -> Iterator[ScoredRow]:
         """Yield the rows of all detectors, those of means after the sets that they are of."""

@@ -83,7 +83,9 @@ class Runner:
                 "stage": task.stage,
                 "process": f"{platform.node()}:{os.getpid()}",
             }
-            self.store.write(task.keys[label], Cell(cell.arrays, {**provenance, **cell.about}))
+            cell = Cell(cell.arrays, {**provenance, **cell.about})
+            for key, part in task.stored(label, cell).items():
+                self.store.write(key, part)
             self.computed += 1
 
     def _note(self, task: Task, label: str, error: Exception) -> None:

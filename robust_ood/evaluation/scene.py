@@ -12,8 +12,9 @@ from torch import Tensor
 
 from robust_ood.attacks import PGD, Attack, LowResolution, attack_score
 from robust_ood.attacks.objectives import Direction
-from robust_ood.data import ImageSet, OODData, to_float
+from robust_ood.data import ImageSet, OODData
 from robust_ood.data.limits import limited
+from robust_ood.data.transforms import as_float
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
 from robust_ood.evaluation.curves import ScoreTrace, concatenate, loss_of_auroc, trace
@@ -142,7 +143,7 @@ def _in_turn(sets: Sequence[tuple[str, ImageSet]], count: int) -> list[tuple[str
 
 def _take(images: ImageSet, start: int, stop: int, device: torch.device | str) -> Tensor:
     indices = torch.arange(start, min(stop, len(images)))
-    return to_float(images.take(indices).images.to(device))
+    return as_float(images.take(indices).images.to(device))
 
 
 def shift(detector: Detector, scene: Scene) -> Drawing:

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from robust_ood.attacks import PGD, LabelAttack, ScoreAttack, attack_labels, attack_score
 from robust_ood.attacks.apply import Attacked
 from robust_ood.attacks.objectives import READ_CLASSIFIERS, Direction
-from robust_ood.data import ImageSet, OODData, to_float
+from robust_ood.data import ImageSet, OODData
 from robust_ood.data.limits import limited
 from robust_ood.data.memory import take_by_threads
 from robust_ood.data.sets import ReadImages
+from robust_ood.data.transforms import as_float
 from robust_ood.detectors import Detector
 from robust_ood.detectors.fitting.heap import give_back
 from robust_ood.detectors.sharing import score_images
@@ -139,7 +140,8 @@ class Scored(NamedTuple):
 
     scores: `(N,)` by detector. precisions: those of the attack's gradients. members: what found the
     images under an attack that sees this score, else none; winners: `(N,)` positions in it;
-    attempts: on how many images each was run.
+    attempts: on how many images each was run. images: the attacked ones `(N, C, H, W)`, where they
+    are asked for.
     """
 
     scores: dict[str, Tensor]
@@ -147,6 +149,7 @@ class Scored(NamedTuple):
     members: tuple[str, ...] = ()
     winners: Tensor | None = None
     attempts: tuple[int, ...] = ()
+    images: Tensor | None = None
 
 
 class Batches:
@@ -238,6 +241,8 @@ class Scorer:
         attack: ScoreAttack | None = None,
         direction: Direction = 1,
         enough: float | None = None,
+        *,
+        keep_images: bool = False,
     ) -> Scored:
         """Return the true scores of several detectors on the same images.
 
@@ -247,8 +252,9 @@ class Scorer:
             attack: None leaves the images clean; else they are attacked through the first detector.
             direction: +1 where the attack lowers scores, -1 where it raises them.
             enough: as in `attack_score`.
+            keep_images: also return the attacked images, which are large.
         """
-        work = partial(self._score, detectors, attack, direction, enough)
+        work = partial(self._score, detectors, attack, direction, enough, keep_images)
         return _joined(detectors, self._results((*detectors, id(attack)), batches, work))
 
     def correct(
@@ -272,6 +278,7 @@ class Scorer:
         attack: ScoreAttack | None,
         direction: Direction,
         enough: float | None,
+        keep_images: bool,
         batch: ReadImages,
     ) -> Scored:
         images = as_input(batch.images, self.device)
@@ -290,8 +297,12 @@ class Scorer:
                 attacked = run()
                 scores = score_images(detectors, attacked.images)
         if proposal_group(attack, first) is not None:
-            return Scored(scores, attacked.precisions)
-        return _of_attack(scores, attacked)
+            scored = Scored(scores, attacked.precisions)
+        else:
+            scored = _of_attack(scores, attacked)
+        if keep_images:
+            scored = scored._replace(images=attacked.images.cpu().contiguous())
+        return scored
 
     def _classify(self, net: nn.Module, attack: LabelAttack | None, batch: ReadImages) -> Scored:
         images = as_input(batch.images, self.device)
@@ -338,7 +349,11 @@ def _joined(labels: Iterable[str], batches: list[Scored]) -> Scored:
             winners.append(positions[batch.winners])
     joined = torch.cat(winners) if winners else None
     tried = tuple(attempts[name] for name in members)
-    return Scored(scores, tuple(sorted(precisions)), tuple(members), joined, tried)
+    images = None
+    kept = [batch.images for batch in batches if batch.images is not None]
+    if kept:
+        images = torch.cat(kept)
+    return Scored(scores, tuple(sorted(precisions)), tuple(members), joined, tried, images)
 
 
 def proposal_group(attack: ScoreAttack, detector: Detector) -> Hashable | None:
@@ -355,5 +370,8 @@ def proposal_group(attack: ScoreAttack, detector: Detector) -> Hashable | None:
 
 
 def as_input(images: Tensor, device: torch.device) -> Tensor:
-    """Return images `(N, C, H, W)` as floats in [0, 1], channels last, on the device."""
-    return to_float(images.to(device)).contiguous(memory_format=torch.channels_last)
+    """Return images `(N, C, H, W)`, uint8 or attacked ones in [0, 1], as floats on the device.
+
+    Their memory is channels last.
+    """
+    return as_float(images.to(device)).contiguous(memory_format=torch.channels_last)

@@ -33,6 +33,8 @@ _STALE = 600.0
 
 _REQUIRED = {
     "score": ("scores", "indices"),
+    "transfer": ("scores", "indices"),
+    "images": ("images", "indices", "labels"),
     "classify": ("scores", "indices"),
     "check": ("warnings",),
     "certify": ("lower", "upper", "clean_lower", "clean_upper", "seconds"),

@@ -21,6 +21,8 @@ from robust_ood.evaluation.settled import Bars
 from robust_ood.evaluation.store import Cell, Store
 from robust_ood.evaluation.versions import code_version
 
+ATTACKED_ARRAYS = ("images", "labels")
+"""What a cell of attacked images holds beside `indices`: `(n, C, H, W)` in [0, 1], and `(n,)`."""
 _SANITY_WORK = 32 * 200.0  # in clean scores, for each attack
 
 
@@ -67,6 +69,10 @@ class Task(ABC):
     def run(self, labels: Sequence[str]) -> Mapping[str, Cell]:
         """Return the cells of some detectors, by label; given are all those that are missing."""
 
+    def stored(self, label: str, cell: Cell) -> Mapping[str, Cell]:
+        """Return what is kept of a detector's cell, by key, the cell itself last."""
+        return {self.keys[label]: cell}
+
     def missing(self, store: Store, failed: Container[str] = ()) -> list[str]:
         """Return the labels whose cells are to be computed."""
         labels = []
@@ -76,8 +82,8 @@ class Task(ABC):
         return labels
 
 
-class _ImagesTask(Task):
-    """Scores of one chunk of a set."""
+class ImagesTask(Task):
+    """Scores of one chunk of a set, clean or under an attack."""
 
     set_index: int
     chunk: Chunk
@@ -108,7 +114,7 @@ class _ImagesTask(Task):
         return cells
 
 
-class ScoreTask(_ImagesTask):
+class ScoreTask(ImagesTask):
     """The scores of detectors on one chunk, clean or under an attack.
 
     Args:
@@ -119,6 +125,7 @@ class ScoreTask(_ImagesTask):
         label, attack: the attack; "none" and None for clean images.
         scorer: computes.
         bars: which images need no more of the attack; None attacks all to the end.
+        keeps_images: also store the attacked images, under keys of their own.
     """
 
     stage = "score"
@@ -134,12 +141,15 @@ class ScoreTask(_ImagesTask):
         attack: Attack | None,
         scorer: Scorer,
         bars: Bars | None = None,
+        *,
+        keeps_images: bool = False,
     ) -> None:
         self.subject = model
         self.model = model.name
         self.attack = label
         self.perturbation = attack
         self.bars = bars
+        self.keeps_images = keeps_images
         self.direction = test_set.direction
         self.set_index = set_index
         self.chunk = chunk
@@ -162,6 +172,11 @@ class ScoreTask(_ImagesTask):
     def missing(self, store: Store, failed: Container[str] = ()) -> list[str]:
         """Return the labels whose cells are to be computed, also those cut short too early."""
         labels = super().missing(store, failed)
+        if self.keeps_images:
+            for label in self.keys:
+                known = label in failed or label in labels
+                if not known and not store.has(self.images_key(label)):
+                    labels.append(label)
         if self.bars is None:
             return labels
         for label, key in self.keys.items():
@@ -172,8 +187,28 @@ class ScoreTask(_ImagesTask):
                 labels.append(label)
         return labels
 
+    def images_key(self, label: str) -> str:
+        """Return the key of the images that were attacked through a detector."""
+        return fingerprint(["attacked images", self.keys[label]])
+
+    def stored(self, label: str, cell: Cell) -> Mapping[str, Cell]:
+        """Return the attacked images, if they are kept, and the scores."""
+        arrays = dict(cell.arrays)
+        images: dict[str, Any] = {}
+        for name in ATTACKED_ARRAYS:
+            if name in arrays:
+                images[name] = arrays.pop(name)
+        if not images:
+            return {self.keys[label]: cell}
+        images["indices"] = arrays["indices"]
+        about = {**cell.about, "stage": "images"}
+        return {
+            self.images_key(label): Cell(images, about),
+            self.keys[label]: Cell(arrays, cell.about),
+        }
+
     def run(self, labels: Sequence[str]) -> Mapping[str, Cell]:
-        """Return the scores.
+        """Return the scores, and the attacked images with them.
 
         Raises: `UserError` for scores that are not finite.
         """
@@ -184,20 +219,32 @@ class ScoreTask(_ImagesTask):
         enough = None
         if self.bars is not None:
             enough = self.bars.of(self.direction)
-        scored = self.scorer.score(detectors, [images], self.perturbation, self.direction, enough)
+        scored = self.scorer.score(
+            detectors,
+            [images],
+            self.perturbation,
+            self.direction,
+            enough,
+            keep_images=self.keeps_images,
+        )
         seconds = (time.perf_counter() - begin) / len(detectors)
         for scores in scored.scores.values():
             broken = int((~scores.isfinite()).sum())
             if broken:
                 raise UserError(f"{broken} of {len(scores)} scores are not finite")
         cells = self.cells(scored, images.indices, seconds)
-        if enough is not None:
-            for label, cell in cells.items():
-                cells[label] = Cell(cell.arrays, {**cell.about, "enough": enough})
+        more: dict[str, Any] = {}
+        if scored.images is not None:
+            more = {"images": scored.images.float().numpy(), "labels": images.labels.numpy()}
+        for label, cell in cells.items():
+            about = dict(cell.about)
+            if enough is not None:
+                about["enough"] = enough
+            cells[label] = Cell({**cell.arrays, **more}, about)
         return cells
 
 
-class AccuracyTask(_ImagesTask):
+class AccuracyTask(ImagesTask):
     """Which images of one chunk the network classifies correctly, clean or under an attack.
 
     Args:

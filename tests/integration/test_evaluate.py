@@ -357,3 +357,39 @@ def test_the_script_prints_a_table_and_nothing_else(grid, trained_run, tmp_path)
         assert words in done.stdout
     assert "mean of" not in done.stdout  # of single sets
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_attacked_images_are_saved_read_again_and_carried_over(capsys, grid, trained_run, tmp_path):
+    shared = ["-c", str(grid), "--checkpoint", str(trained_run / "last.ckpt"), "--sanity", "false"]
+    shared += ["--limit", "6", "--name", "tiny"]
+    first = tmp_path / "first"
+    options = [
+        "--detectors",
+        "[msp, energy]",
+        "--save_attacked",
+        "npz",
+        "--transfer",
+        "tiny/energy",
+    ]
+    assert cli.evaluate([*shared, "--output", str(first), *options]) == 0
+    assert "sets of attacked images" in capsys.readouterr().out
+    before = Results.read(first)
+    carried = [row for row in before.rows if row.attack == "pgd-8/255 from tiny/energy"]
+    assert {row.detector for row in carried} == {"msp"}
+    (folder,) = (first / "attacked" / "tiny" / "energy").iterdir()
+    near = [str(path) for path in sorted(folder.glob("*.npz"))]
+    inliers = {row.id for row in before.rows}
+    (test,) = [path for path in near if Path(path).stem in inliers]
+    near.remove(test)
+    second = tmp_path / "second"
+    sets = ["--data.test", test, "--data.near", str(near), "--data.far", "[]", "--attacks", "[]"]
+    options = ["--detectors", "[msp, energy]", *sets]
+    assert cli.evaluate([*shared, "--output", str(second), *options]) == 0
+    after = {(row.detector, row.ood): row.auroc for row in Results.read(second).rows}
+    compared = 0
+    for row in before.rows:
+        is_direct = row.detector == "energy" and row.attack == "pgd-8/255"
+        if row.attacked == "both" and (is_direct or row in carried) and row.ood != row.group:
+            assert after[row.detector, row.ood] == row.auroc
+            compared += 1
+    assert compared == 2 * len(near)

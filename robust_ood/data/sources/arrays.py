@@ -1,4 +1,7 @@
-"""Image arrays on disk: `.npz` with `images` (and `labels`, `class_names`), and bare `.npy`."""
+"""Image arrays on disk: `.npz` with `images` (and `labels`, `class_names`), and bare `.npy`.
+
+Attacked images are float32 in [0, 1], in a file whose `attack` says by what they were attacked.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from robust_ood.errors import UserError
 from robust_ood.texts import printable
 
 SUFFIXES = (".npz", ".npy")
-_ARRAYS = ("images", "labels", "class_names")
+_ARRAYS = ("images", "labels", "class_names", "attack")
 # All that NumPy and zipfile raise on a file that is not what it claims to be; a damaged length may
 # ask for any amount of memory.
 DAMAGE = (
@@ -40,7 +43,8 @@ def load_arrays(path: Path | str, name: str | None = None) -> ImageSet:
         path: `.npz` holding `images` uint8 (N, H, W, 3), or grey (N, H, W) or (N, H, W, 1), and
             optionally `labels` (N,) and `class_names` (K,), or `.npy` holding the images alone
             (such as `300K_random_images.npy`), which is memory-mapped, not read. Labels that are
-            all -1 mean that the set has none. Pickled objects are refused.
+            all -1 mean that the set has none. Pickled objects are refused. Where `attack` holds the
+            label of an attack, as in files of `save_attacked`, `images` may be float32 in [0, 1].
         name: what the set is called; the file's stem by default.
 
     Raises:
@@ -60,8 +64,9 @@ def load_arrays(path: Path | str, name: str | None = None) -> ImageSet:
     if "images" not in arrays:
         names = ", ".join(arrays) or "nothing"
         raise UserError(f"{name}: {path} has no array 'images'; it has: {names}")
-    images = checked(arrays["images"], name)
-    return ImageSet(name, images, _labels(arrays), _class_names(arrays, name))
+    attack = _attack(arrays, name)
+    images = checked(arrays["images"], name, attacked=attack is not None)
+    return ImageSet(name, images, _labels(arrays), _class_names(arrays, name), attack=attack)
 
 
 def load_array(path: Path, name: str) -> NDArray[Any]:
@@ -80,18 +85,27 @@ def load_array(path: Path, name: str) -> NDArray[Any]:
     raise UserError(f"{name}: {path} is an archive of arrays; expected one bare .npy array")
 
 
-def checked(images: NDArray[Any], name: str) -> NDArray[np.uint8]:
+def checked(images: NDArray[Any], name: str, *, attacked: bool = False) -> NDArray[Any]:
     """Return the images `(N, H, W, C)`, refusing floats with advice; `ImageSet` checks the rest.
 
-    Images `(N, H, W)` are grey.
+    Images `(N, H, W)` are grey. Floats in [0, 1] are accepted where an attack made them.
     """
-    if not np.issubdtype(images.dtype, np.floating) or not images.size:
+    is_float = bool(np.issubdtype(images.dtype, np.floating))
+    if is_float and attacked and images.size and images.min() >= 0 and images.max() <= 1:
+        is_float = False
+        images = images.astype(np.float32, copy=False)
+    if not is_float or not images.size:
         # Three columns are the channels of a single image rather than a picture.
         return images[..., None] if images.ndim == 3 and images.shape[2] != 3 else images
     sample = np.asarray(images[:4096])
     if not np.isfinite(sample).all():
         raise UserError(
             f"{name}: images hold NaN or infinite values; expected dtype uint8 in 0..255"
+        )
+    if attacked:
+        raise UserError(
+            f"{name}: expected attacked images as floats in [0, 1], got values in "
+            f"{images.min():g}..{images.max():g}"
         )
     raise UserError(
         f"{name}: expected images of dtype uint8 in 0..255, got {images.dtype} with values in "
@@ -119,6 +133,16 @@ def _class_names(arrays: dict[str, NDArray[Any]], name: str) -> tuple[str, ...]:
             f"{names.shape}"
         )
     return tuple(map(str, names))
+
+
+def _attack(arrays: dict[str, NDArray[Any]], name: str) -> str | None:
+    """Return the label of the attack that made the images, if the file has one."""
+    attack = arrays.get("attack")
+    if attack is None:
+        return None
+    if attack.ndim or attack.dtype.kind != "U" or not str(attack):
+        raise UserError(f"{name}: attack: expected one text, the attack's label")
+    return str(attack)
 
 
 def _labels(arrays: dict[str, NDArray[Any]]) -> NDArray[np.int64] | None:
