@@ -46,7 +46,7 @@ PARTS = {
     "data": Part(2, ("data/sources/files.py", "data/sources/form.py", "data/loaders.py")),
     "scoring": Part(1, ("evaluation/scoring.py", "evaluation/settled.py")),
     "metrics": Part(1, ("metrics",)),
-    "sanity": Part(1, ("evaluation/sanity.py",)),
+    "sanity": Part(2, ("evaluation/sanity.py",)),
     "certificates": Part(1, ("certify", "bounds")),
     "pictures": Part(
         1,

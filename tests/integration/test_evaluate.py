@@ -275,7 +275,7 @@ def test_checks_warn_in_the_file_and_below_the_table(capsys, grid, trained_run, 
     assert cli.evaluate([*arguments, "--attacks", feeble]) == 0
     content = json.loads((tmp_path / "results.json").read_text())
     assert content["environment"]["sanity"] is content["environment"]["checks"] is True
-    assert any("reported attack" in warning for warning in content["warnings"])
+    assert any("reported attack PGD" in warning for warning in content["warnings"])
     assert "warning: tiny, msp:" in " ".join(capsys.readouterr().out.split())
 
 
