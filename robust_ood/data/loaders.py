@@ -36,10 +36,12 @@ class TrainingLoader:
         seed: the run's seed.
         rank, world: this process and the number of processes.
         reading: how the images are read; the batches do not depend on it.
+        augment: what each batch goes through where it is read, in the worker if there are any; it
+            draws by the batch's keys.
     """
 
     @typed
-    def __init__(
+    def __init__(  # noqa: PLR0913  # each argument is a setting of its own
         self,
         inliers: ImageSet,
         outliers: ImageSet | None,
@@ -50,6 +52,7 @@ class TrainingLoader:
         rank: int = 0,
         world: int = 1,
         reading: Reading | None = None,
+        augment: Callable[[Batch], Batch] | None = None,
     ) -> None:
         require_batch("batch_size", batch_size)
         require_batch("outlier_batch_size", outlier_batch_size, 0)
@@ -71,7 +74,7 @@ class TrainingLoader:
         self.choose_outliers: Callable[[int], Tensor] | None = None
         """An epoch to the indices of its outliers, asked before its first batch; None for all."""
         self._chosen: Tensor | None = None
-        self._reader = Reader(inliers, self.outliers, reading or Reading(), seed, rank)
+        self._reader = Reader(inliers, self.outliers, reading or Reading(), seed, rank, augment)
         if len(self) == 0:
             raise UserError(
                 f"batch_size: {batch_size} on {world} process(es) is more than the {len(inliers)} "
@@ -197,5 +200,5 @@ def to_float(images: Tensor) -> Tensor:
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
         kind = getattr(images, "dtype", type(images).__name__)
         raise UserError(f"images: expected a tensor of uint8 in 0..255, got {kind}")
-    # Dividing integers gives floats already: one pass over the images instead of two.
-    return images.div(255).float()
+    # Converting first: on the CPU, torch divides integers by a loop that is not vectorised.
+    return images.float().div_(255)

@@ -4,14 +4,15 @@ OOD test sets.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
-from torch import Tensor
 from typing_extensions import Unpack
 
 from robust_ood.data.class_names import bind_labels, class_names_of
@@ -143,6 +144,7 @@ class OODData(LightningDataModule):
         self._digests: dict[str, frozenset[bytes]] = {}
         self._compared: set[str] = set()
         self._training_loader: TrainingLoader | None = None
+        self._augmented_by_workers = False
         self._resume: dict[str, int] | None = None
         if not allow_overlap:
             tests = {"near": self.near, "far": self.far}
@@ -210,6 +212,9 @@ class OODData(LightningDataModule):
     def train_dataloader(self) -> TrainingLoader:
         """Return the training loader of this process."""
         rank, world = self._rank_and_world()
+        reading = self._training_reading()
+        # On the CPU, training would wait for the augmentation. A GPU is faster than the workers.
+        self._augmented_by_workers = reading.workers > 0 and self._device().type == "cpu"
         self._training_loader = TrainingLoader(
             self.inliers("train"),
             self._training_outliers(),
@@ -218,7 +223,8 @@ class OODData(LightningDataModule):
             seed=self.seed,
             rank=rank,
             world=world,
-            reading=self._training_reading(),
+            reading=reading,
+            augment=self._augmenting() if self._augmented_by_workers else None,
         )
         if self._resume is not None:
             self._training_loader.load_state_dict(self._resume)
@@ -251,15 +257,14 @@ class OODData(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Return a batch as floats on its device, augmented while training."""
-        images = batch.images
-        outliers = batch.outliers
         training = self.trainer is not None and self.trainer.training
-        if training and self._augmentation.changes:
-            images = self._augment(images, "augment inliers", batch)
-            outliers = self._augment(outliers, "augment outliers", batch)
-        batch = batch._replace(images=as_float(images), outliers=as_float(outliers))
+        if training and not self._augmented_by_workers:
+            batch = self._augmenting()(batch)
+        batch = batch._replace(images=as_float(batch.images), outliers=as_float(batch.outliers))
         if training and self._augmentation.mixes:
-            batch = self._mix(batch)
+            keys = (batch.epoch, batch.step, self._rank_and_world()[0])
+            images, labels = self._augmentation.mixed(batch.images, batch.labels, self.seed, *keys)
+            batch = batch._replace(images=images, labels=labels)
         return batch
 
     def evaluation_loader(self, images: ImageSet, limit: int | None = None) -> EvaluationLoader:
@@ -284,16 +289,10 @@ class OODData(LightningDataModule):
             reading=Reading(workers, pin=self._device().type == "cuda"),
         )
 
-    def _augment(self, images: Tensor, purpose: str, batch: Batch) -> Tensor:
+    def _augmenting(self) -> Callable[[Batch], Batch]:
+        """Return what augments a batch of this process."""
         rank, _ = self._rank_and_world()
-        keys = (batch.epoch, batch.step, rank)
-        return self._augmentation.transformed(images, self.seed, purpose, *keys)
-
-    def _mix(self, batch: Batch) -> Batch:
-        rank, _ = self._rank_and_world()
-        keys = (batch.epoch, batch.step, rank)
-        images, labels = self._augmentation.mixed(batch.images, batch.labels, self.seed, *keys)
-        return batch._replace(images=images, labels=labels)
+        return partial(self._augmentation.augmented, seed=self.seed, rank=rank)
 
     def _training_outliers(self) -> ImageSet | None:
         return self.outliers() if self.outlier_batch_size else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -111,7 +111,7 @@ class Reading:
             raise UserError(f"workers: expected a number of processes >= 0, got {self.workers}")
 
 
-class Reader(Dataset[ReadBatch]):
+class Reader(Dataset["ReadBatch | UserError"]):
     """Reads planned batches, in order.
 
     Args:
@@ -119,6 +119,7 @@ class Reader(Dataset[ReadBatch]):
         outliers: the set of its `outliers`, or None.
         reading: how.
         seed, rank: of what a data set of the user's draws when it is read.
+        augment: what each batch goes through once it is read, or None.
     """
 
     def __init__(
@@ -128,7 +129,9 @@ class Reader(Dataset[ReadBatch]):
         reading: Reading,
         seed: int = 0,
         rank: int = 0,
+        augment: Callable[[Batch], Batch] | None = None,
     ) -> None:
+        self.augment = augment
         self.seed = seed
         self.rank = rank
         self.inliers = inliers
@@ -145,13 +148,26 @@ class Reader(Dataset[ReadBatch]):
         Raises: `UserError` when more images of a set cannot be read than its share.
         """
         pin_here = self.reading.pin and not self.reading.workers  # else the workers' loader does
-        for batch, unreadable_inliers, unreadable_outliers in self._read(plans):
+        for read in self._read(plans):
+            if isinstance(read, UserError):
+                raise read
+            batch, unreadable_inliers, unreadable_outliers = read
             self.inliers.note_unreadable(unreadable_inliers)
             if self.outliers is not None:
                 self.outliers.note_unreadable(unreadable_outliers)
             yield _pinned(batch) if pin_here else batch
 
-    def __getitem__(self, plan: BatchPlan) -> ReadBatch:
+    def __getitem__(self, plan: BatchPlan) -> ReadBatch | UserError:
+        """Return a batch, or the user's mistake: what a worker raises comes with its traceback."""
+        try:
+            read = self._read_batch(plan)
+            if self.augment is None:
+                return read
+            return read._replace(batch=self.augment(read.batch))
+        except UserError as error:
+            return error
+
+    def _read_batch(self, plan: BatchPlan) -> ReadBatch:
         keys = (plan.epoch, plan.step, self.rank)
         with keyed(self.inliers.images, self.seed, "inliers", *keys):
             inliers = self._inlier_source.take(torch.from_numpy(plan.inliers))
@@ -168,7 +184,7 @@ class Reader(Dataset[ReadBatch]):
         )
         return ReadBatch(batch, inliers.unreadable, unreadable)
 
-    def _read(self, plans: Iterable[BatchPlan]) -> Iterable[ReadBatch]:
+    def _read(self, plans: Iterable[BatchPlan]) -> Iterable[ReadBatch | UserError]:
         if not self.reading.workers:
             return map(self.__getitem__, plans)
         # Forked workers share arrays and memory maps instead of copying them.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from robust_ood.data.augment import crop_and_flip
 from robust_ood.data.loaders import to_float
+from robust_ood.data.reading import Batch
 from robust_ood.errors import UserError, unknown_name
 from robust_ood.randomness import Key, generator, seed_torch
 from robust_ood.settings import Part, PartSpec, configured, import_path, read_part
@@ -65,6 +66,24 @@ class Augmentation:
     def mixes(self) -> bool:
         """Whether labels become shares of classes."""
         return bool(self._mixing)
+
+    def augmented(self, batch: Batch, seed: int, rank: int) -> Batch:
+        """Return a batch with inliers and outliers transformed, on whatever device it is.
+
+        A worker process that reads the batch may do it as well as the process that trains.
+
+        Args:
+            batch: as the loader gives it.
+            seed: the run's seed.
+            rank: of the training process; images of other processes are drawn for apart.
+        """
+        if not self._steps:
+            return batch
+        keys = (batch.epoch, batch.step, rank)
+        return batch._replace(
+            images=self.transformed(batch.images, seed, "augment inliers", *keys),
+            outliers=self.transformed(batch.outliers, seed, "augment outliers", *keys),
+        )
 
     def transformed(self, images: Tensor, seed: int, purpose: str, *keys: Key) -> Tensor:
         """Return images `(N, C, H, W)`, uint8 or float, each transformed by its own draws.
@@ -119,20 +138,26 @@ def _listed(given: Any) -> Sequence[PartSpec]:
     return given
 
 
-def _crop_and_flip(part: Part) -> Callable[..., Tensor]:
-    """Return `crop_and_flip` with its settings."""
+class _CropAndFlip:
+    """`crop_and_flip` with its settings, as a user's own class would be written."""
 
-    def make(padding: int = 4) -> Callable[..., Tensor]:
+    batched = True
+
+    def __init__(self, padding: int = 4) -> None:
         if padding < 0:
             raise UserError(f"padding: {padding} is not a number of pixels >= 0")
+        self.padding = padding
 
-        def crop(images: Tensor, source: torch.Generator) -> Tensor:
-            return crop_and_flip(images, source, padding)
+    def __call__(self, images: Tensor, source: torch.Generator) -> Tensor:
+        return crop_and_flip(images, source, self.padding)
 
-        crop.batched = True  # type: ignore[attr-defined]  # as a user's own class says it
-        return crop
 
-    return configured(f"{_FIELD}.crop_and_flip", make, settings=part.settings)
+def _crop_and_flip(part: Part) -> Callable[..., Tensor]:
+    """Return `crop_and_flip` with its settings."""
+    made: Callable[..., Tensor] = configured(
+        f"{_FIELD}.crop_and_flip", _CropAndFlip, settings=part.settings
+    )
+    return made
 
 
 def _made(part: Part) -> Callable[..., Any]:

@@ -302,8 +302,8 @@ def test_batches_augmentation_and_validation_of_one_channel(tmp_path):
     assert moved.images.shape == (3, 1, 8, 8)
     assert moved.outliers.shape == (2, 1, 8, 8)
     assert moved.images.dtype == torch.float32
-    augmented = data._augment(batch.images, "augment inliers", batch)
-    assert augmented.shape == (3, 1, 8, 8)
+    augmented = data._augmenting()(batch)
+    assert augmented.images.shape == (3, 1, 8, 8)
 
 
 def test_pictures_and_overlap_of_one_channel():

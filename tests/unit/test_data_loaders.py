@@ -234,3 +234,12 @@ def test_a_part_that_is_not_named_is_refused_only_where_it_is_needed(tmp_path):
     data.setup("fit")
     with pytest.raises(UserError, match=r"data\.test: not given"):
         data.setup("test")
+
+
+def test_pixels_become_the_nearest_floats_of_their_fractions():
+    values = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    expected = values.double().div(255).float()  # rounded once
+    assert torch.equal(to_float(values), expected)
+    images = values.expand(2, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    assert to_float(images).is_contiguous(memory_format=torch.channels_last)
+    assert images[0, 0, 0, 1] == 1  # what was given is left alone

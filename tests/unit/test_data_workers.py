@@ -1,5 +1,6 @@
 """Batches do not depend on who reads them: this process, worker processes, or the device."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from robust_ood.data import (
 from robust_ood.data.memory import take_by_threads
 from robust_ood.data.sources.files import ImageFiles
 from robust_ood.data.sources.form import ImageForm
+from robust_ood.data.transforms import Augmentation
 from robust_ood.errors import UserError
 
 
@@ -109,6 +111,94 @@ def test_workers_leave_the_global_generator_alone(in_files):
 def test_a_negative_number_of_workers_is_refused():
     with pytest.raises(UserError, match=r"workers: expected .* >= 0, got -1"):
         Reading(-1)
+
+
+# Augmentation by workers
+# ---------------------------------------------------------------------------------------------------------
+
+
+class OnCPU:
+    """What the module asks of a trainer on the CPU; the second of two processes."""
+
+    class strategy:  # noqa: N801  # an attribute of trainers
+        root_device = torch.device("cpu")
+
+    global_rank, world_size, training = 1, 2, True
+
+
+AUGMENTATIONS = [
+    "crop_and_flip",
+    "none",
+    ["RandAugment", {"name": "GaussianBlur", "kernel_size": 3}, {"name": "mixup", "alpha": 0.5}],
+    [
+        {"name": "RandomResizedCrop", "size": 8},
+        {"name": "ToDtype", "dtype": torch.float32, "scale": True},
+    ],
+]
+
+
+def augmented(in_files, augmentation, workers):
+    data = OODData(
+        augmentation=augmentation,
+        num_classes=3,
+        batch_size=4,
+        outlier_batch_size=6,
+        reading=ReadingOptions(workers=workers),
+    )
+    data.names["train"] = "pets"
+    data.auxiliary = "pets"
+    data._loaded["'pets'"] = in_files
+    data.trainer = OnCPU()
+    source = data.train_dataloader()
+    source.set_epoch(1)
+    return [data.on_after_batch_transfer(batch, 0) for batch in source]
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=str)
+def test_who_augments_does_not_matter(large_files, augmentation):
+    expected = augmented(large_files, augmentation, 0)
+    assert len(expected) == 5
+    assert all(map(same, augmented(large_files, augmentation, 2), expected))
+    plain = augmented(large_files, "none", 0)
+    assert same(expected[0], plain[0]) == (augmentation == "none")
+
+
+@pytest.fixture(scope="module")
+def large_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("large")
+    draw = np.random.default_rng(0)
+    paths = [folder / f"{index:02}.png" for index in range(40)]
+    for path in paths:
+        Image.fromarray(draw.integers(0, 256, (9, 8, 3), dtype=np.uint8)).save(path)
+    return ImageSet("pets", ImageFiles(paths, ImageForm(8), "pets"), np.arange(40) % 3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mistake_in_an_augmentation_is_one_line_from_workers_too(in_files, workers):
+    def ragged(batch):
+        raise UserError("data.augmentation: Ragged gives images of several shapes")
+
+    source = TrainingLoader(
+        in_files,
+        None,
+        batch_size=8,
+        outlier_batch_size=0,
+        seed=1,
+        reading=Reading(workers),
+        augment=ragged,
+    )
+    with pytest.raises(UserError) as caught:
+        list(source)
+    assert str(caught.value) == "data.augmentation: Ragged gives images of several shapes"
+
+
+def test_augmentations_reach_workers_that_do_not_fork():
+    images = torch.arange(192, dtype=torch.uint8).reshape(1, 3, 8, 8).repeat(4, 1, 1, 1)
+    for given in AUGMENTATIONS[:3]:
+        augmentation = Augmentation(given, 3)
+        copied = pickle.loads(pickle.dumps(augmentation))
+        expected = augmentation.transformed(images, 0, "augment inliers", 1, 2, 3)
+        assert torch.equal(copied.transformed(images, 0, "augment inliers", 1, 2, 3), expected)
 
 
 # On a GPU

@@ -259,7 +259,9 @@ def to_bytes(image: Image.Image, bits: int | None = None) -> Image.Image:
             raise ValueError(f"more than {used} bits a channel: values reach {values.max()}")
         return Image.fromarray((values >> (used - 8)).astype(np.uint8))
     if image.mode == "L" and "transparency" not in image.info:
-        return image.convert("L")  # a copy, which outlives an opened file
+        return image
+    if image.mode == "RGB":  # without looking at transparency, as Pillow's conversion does
+        return image
     return image.convert("RGB")
 
 
