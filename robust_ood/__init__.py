@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from robust_ood.deployment import load_guard
     from robust_ood.evaluation import evaluate
     from robust_ood.perturb import minimize
-    from robust_ood.regions import L2, Linf, Unbounded
+    from robust_ood.regions import L1, L2, Linf, Unbounded
 
 __all__ = [
+    "L1",
     "L2",
     "Linf",
     "Unbounded",
@@ -47,6 +48,7 @@ __all__ = [
 ]
 
 _PLACES = {
+    "L1": "robust_ood.regions",
     "L2": "robust_ood.regions",
     "Linf": "robust_ood.regions",
     "Unbounded": "robust_ood.regions",

@@ -87,6 +87,18 @@ class Region(ABC):
                 f"radius: {self.radius} is negative; a radius is >= 0 in pixel fractions"
             )
 
+    @property
+    def title(self) -> str:
+        """What rows call the region's kind."""
+        return self.name
+
+    def at(self, indices: Tensor) -> Region:
+        """Return the region of images with these sample indices `(N,)`.
+
+        It is the region itself, where it is not one that is elsewhere in each image.
+        """
+        return self
+
     def scaled(self, factor: float) -> Region:
         """Return the region of `factor` times the radius, or of the largest radius it may have."""
         return replace(self, radius=factor * self.radius)
@@ -115,6 +127,14 @@ class Region(ABC):
     @abstractmethod
     def steepest(self, gradient: Tensor) -> Tensor:
         """Return the unit step along which a linear function of this gradient grows fastest."""
+
+    def move(self, images: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
+        """Return images `(N, C, H, W)` one steepest step of this size down the gradient.
+
+        They may be outside the region; `project` brings them back. A size `(N, 1, 1, 1)` is one for
+        each image.
+        """
+        return images - self.steepest(gradient) * size
 
     @abstractmethod
     def norm(self, perturbation: Tensor) -> Tensor:
@@ -200,6 +220,121 @@ class L2(Region):
 
 
 @dataclass(frozen=True)
+class L1(Region):
+    """All images that differ by at most `radius`, summed over all channels and pixels.
+
+    Source: Croce and Hein 2021 ("Mind the box"). A radius is a sum: 12 is usual for images of
+    32 x 32, and the sum over an Linf ball of 8/255 is 96 there.
+
+    Args:
+        radius: of the ball, >= 0.
+        clip: whether pixels stay in [0, 1].
+    """
+
+    radius: float | Fraction
+    clip: bool = True
+    name: ClassVar[str] = "L1"
+
+    def project(self, images: Tensor, center: Tensor) -> Tensor:
+        """Return the nearest images of both the ball and the pixel range.
+
+        Source: Croce and Hein 2021, Prop. 2.1. Clipping after the ball would give a point of both,
+        and not the nearest: it leaves a part of the radius unspent.
+        """
+        if not self.clip:
+            return self._onto_ball(images, center)
+        perturbation = images - center
+        room = torch.where(perturbation > 0, 1 - center, center).clamp_min(0)
+        return (center + _within_l1(perturbation, room, self.radius)).clamp_(0, 1)
+
+    def _onto_ball(self, images: Tensor, center: Tensor) -> Tensor:
+        perturbation = images - center
+        room = torch.full_like(perturbation, math.inf)
+        return center + _within_l1(perturbation, room, self.radius)
+
+    def sample(self, center: Tensor, generators: Generators) -> Tensor:
+        """Draw uniformly from the ball around each image, then clip.
+
+        Of D + 1 exponential draws divided by their sum, D are uniform where the sum is <= 1.
+        """
+        dimensions = math.prod(center.shape[1:])
+        uniform = _draw((dimensions + 1,), generators, center, normal=False)  # (N, D + 1)
+        signed = (2 * uniform - 1).clamp(-1 + 1e-7, 1 - 1e-7)
+        heights = -torch.log1p(-signed.abs())
+        total = heights.sum(1, keepdim=True).clamp_min(torch.finfo(center.dtype).tiny)
+        ball = heights[:, :dimensions] / total * signed[:, :dimensions].sign()
+        return self.project(center + self.radius * ball.view_as(center), center)
+
+    def move(self, images: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
+        """Return images moved by this sum, so that a linear function falls as far as it can.
+
+        Source: Croce and Hein 2021, Prop. 2.3. Pixels of the largest gradient go to the end of
+        their range, one after the other, until the size is spent.
+        """
+        if not self.clip:
+            return images - self.steepest(gradient) * size
+        slopes = gradient.flatten(1)  # (N, D)
+        order = slopes.abs().argsort(dim=1, descending=True, stable=True)
+        pixels = images.flatten(1)
+        room = torch.where(slopes > 0, pixels, 1 - pixels).clamp_min(0) * (slopes != 0)
+        room = room.gather(1, order)
+        budget = torch.as_tensor(size, dtype=images.dtype, device=images.device).reshape(-1, 1)
+        spent_before = room.cumsum(1) - room
+        used = torch.minimum((budget - spent_before).clamp_min(0), room)
+        step = torch.zeros_like(slopes).scatter(1, order, used) * slopes.sign()
+        return images - step.view_as(images)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """Return the sign of the largest entry, and zero elsewhere."""
+        slopes = gradient.flatten(1)  # (N, D)
+        if not slopes.numel():
+            return gradient.clone()
+        place = slopes.abs().argmax(dim=1, keepdim=True)
+        step = torch.zeros_like(slopes).scatter(1, place, slopes.gather(1, place).sign())
+        return step.view_as(gradient)
+
+    def norm(self, perturbation: Tensor) -> Tensor:
+        """Return the sum of absolute pixel differences of each image, `(N,)`."""
+        return perturbation.flatten(1).abs().sum(1)
+
+
+def _within_l1(perturbation: Tensor, room: Tensor, radius: float) -> Tensor:
+    """Return the nearest perturbations of at most this L1 size, each value within its room.
+
+    They are `sign(d) min(max(|d| - t, 0), room)` with one threshold t >= 0 an image. What is spent
+    falls with t, and is linear between the breakpoints |d| and |d| - room: sorted, they give t
+    exactly.
+
+    Args:
+        perturbation, room: `(N, C, H, W)`, room >= 0.
+        radius: >= 0.
+    """
+    # Sums of many pixels lose what the last steps of an attack gain. Apple's devices have no more.
+    exact = torch.float32 if perturbation.device.type == "mps" else torch.float64
+    sizes = perturbation.flatten(1).abs().to(exact)  # (N, D)
+    rooms = room.flatten(1).to(exact)
+    if not sizes.numel():
+        return perturbation
+    ends = torch.cat([sizes, (sizes - rooms).clamp_min(0)], dim=1)  # (N, 2 D)
+    # Stable: of equal ones those that add come first, so that counts are never negative.
+    points, order = ends.sort(dim=1, descending=True, stable=True)
+    signs = torch.where(order < sizes.shape[1], 1.0, -1.0).to(exact)
+    counts = signs.cumsum(1)
+    totals = (signs * points).cumsum(1)
+    # With the threshold at each breakpoint; it does not fall, but by rounding.
+    spent = (totals - counts * points).cummax(1).values
+    limit = max(radius, torch.finfo(exact).tiny)  # of radius 0, the last that spends nothing
+    last = ((spent < limit).sum(1, keepdim=True) - 1).clamp_min(0)  # (N, 1)
+    count = counts.gather(1, last)
+    threshold = (totals.gather(1, last) - radius) / count.clamp_min(1)
+    threshold = torch.where(count > 0, threshold, points.gather(1, last))
+    is_outside = torch.minimum(sizes, rooms).sum(1, keepdim=True) > radius
+    threshold = torch.where(is_outside, threshold.clamp_min(0), 0.0)
+    kept = torch.minimum((sizes - threshold).clamp_min(0), rooms)
+    return perturbation.sign() * kept.view_as(perturbation).to(perturbation.dtype)
+
+
+@dataclass(frozen=True)
 class Unbounded(Region):
     """No limit on the perturbation; `clip=False` also allows pixels outside `[0, 1]`.
 
@@ -214,7 +349,7 @@ class Unbounded(Region):
         if not isinstance(self.radius, float) or self.radius != math.inf:
             raise UserError(
                 f"radius: {shown(self.radius)} given, but an Unbounded region has none; "
-                "use Linf or L2"
+                "use Linf, L2 or L1"
             )
 
     def _onto_ball(self, images: Tensor, center: Tensor) -> Tensor:
@@ -223,7 +358,7 @@ class Unbounded(Region):
     def sample(self, center: Tensor, generators: Generators) -> Tensor:
         """Refuse: an unbounded set has no uniform distribution."""
         raise UserError(
-            "random_start: an Unbounded region cannot be sampled; use Linf or L2, or "
+            "random_start: an Unbounded region cannot be sampled; use Linf, L2 or L1, or "
             "random_start=False"
         )
 
@@ -231,11 +366,11 @@ class Unbounded(Region):
     norm = Linf.norm
 
 
-NORMS: dict[str, type[Linf | L2]] = {region.name: region for region in (Linf, L2)}
+NORMS: dict[str, type[Linf | L2 | L1]] = {region.name: region for region in (Linf, L2, L1)}
 
 
 @typed
-def region_of(norm: str, radius: float | str) -> Linf | L2:
+def region_of(norm: str, radius: float | str) -> Linf | L2 | L1:
     """Return the region that a config names by norm and radius.
 
     Raises: `UserError` for an unknown norm (with the nearest known one) or a bad radius.

@@ -19,7 +19,7 @@ from torch import Tensor
 from robust_ood.arguments import check_fields
 from robust_ood.errors import UserError
 from robust_ood.randomness import Key, generator
-from robust_ood.regions import Region
+from robust_ood.regions import L1, Region
 
 Stepper = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -70,7 +70,7 @@ class Steepest(Rule):
                 mean = gradient.abs().mean((1, 2, 3), keepdim=True)  # (N, 1, 1, 1)
                 mean = mean.clamp_min(torch.finfo(gradient.dtype).tiny)
                 gradient = velocity.mul_(self.momentum).add_(gradient / mean)
-            return region.project(images - region.steepest(gradient) * size, center)
+            return region.project(region.move(images, gradient, size), center)
 
         return step
 
@@ -161,6 +161,9 @@ class AutoPGD(Rule):
     deviation from that code: in the first window, the first step is compared with the start's value
     (as in the paper) and not with zero.
 
+    In L1 it is the rule of Croce and Hein 2021 (Alg. 1), which has no inertia and no share of
+    progress: steps change a share of the pixels' values that follows how sparse the best image is.
+
     Args:
         inertia: share of each step that comes from the new gradient step, in (0, 1]; the rest
             repeats the last move.
@@ -174,7 +177,9 @@ class AutoPGD(Rule):
     def begin(
         self, region: Region, center: Tensor, steps: int, step_size: float | Tensor
     ) -> Stepper:
-        """Return the stepper of one run."""
+        """Return the stepper of one run; in L1, the one of sparse steps."""
+        if isinstance(region, L1):
+            return _SparseStepper(region, center, steps, step_size)
         return _AutoStepper(self, region, center, steps, step_size)
 
 
@@ -246,6 +251,89 @@ class _AutoStepper:
         back = _wide(self.halved)
         images = torch.where(back, self.best, images)
         return images, torch.where(back, self.best_gradient, gradient)
+
+
+class _SparseStepper:
+    """Auto-PGD in L1: what it remembers of the best image, and how many values a step changes.
+
+    Source: Croce and Hein 2021, Alg. 1, with the constants of the authors' code. At each checkpoint
+    the share of changed values becomes that of the best image / 1.5. Where that image became
+    sparser, the step is as long as in the beginning and goes on from there; elsewhere it shrinks.
+    One deviation: pixels that cannot move are not counted among those of the largest gradient.
+    """
+
+    SHARE = 0.2
+    SPARSER = 1.5
+    SHORTER = 1.5
+    SHORTEST = 10.0
+
+    def __init__(self, region: Region, center: Tensor, steps: int, size: float | Tensor) -> None:
+        self.region = region
+        self.center = center
+        self.longest = torch.zeros_like(center[:, :1, :1, :1]) + size  # (N, 1, 1, 1)
+        self.size = self.longest
+        self.count = center[0].numel() if len(center) else 1
+        self.shares = self.size.new_full((len(center),), self.SHARE)  # (N,)
+        self.changed = torch.full_like(self.shares, self.count)
+        self.window = max(int(0.04 * steps), 1)
+        self.waited = 0
+        self.best: Tensor | None = None
+
+    def __call__(self, images: Tensor, gradient: Tensor, values: Tensor) -> Tensor:
+        if self.best is None:
+            self.best = images
+            self.best_values = values
+            self.best_gradient = gradient
+        else:
+            better = values < self.best_values
+            self.best = torch.where(_wide(better), images, self.best)
+            self.best_gradient = torch.where(_wide(better), gradient, self.best_gradient)
+            self.best_values = torch.where(better, values, self.best_values)
+            self.waited += 1
+            if self.waited == self.window:
+                images, gradient = self._check(images, gradient)
+        step = self.size * _sparse_step(_followed(images, gradient), self.shares)
+        return self.region.project(images - step, self.center)
+
+    def _check(self, images: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Adapt share and size, and go back to the best image where it became sparser."""
+        assert self.best is not None
+        changed = (self.best != self.center).flatten(1).sum(1).to(self.shares)  # (N,)
+        is_sparser = _wide(changed / self.changed.clamp_min(1) < 0.95)
+        self.shares = changed / self.count / self.SPARSER
+        shorter = torch.maximum(self.size / self.SHORTER, self.longest / self.SHORTEST)
+        self.size = torch.where(is_sparser, self.longest, shorter)
+        self.changed = changed
+        self.waited = 0
+        images = torch.where(is_sparser, self.best, images)
+        return images, torch.where(is_sparser, self.best_gradient, gradient)
+
+
+def _followed(images: Tensor, gradient: Tensor) -> Tensor:
+    """Return the gradient without pixels at the end of their range, which a step cannot move."""
+    ends = torch.where(gradient > 0, 0.0, 1.0).to(images)
+    return gradient.masked_fill(images == ends, 0.0)
+
+
+def _sparse_step(gradient: Tensor, shares: Tensor) -> Tensor:
+    """Return the step of L1 size 1 that changes a share of each image's values equally.
+
+    Source: Croce and Hein 2021, Alg. 1: those of the largest gradient, by its sign; ties of the
+    smallest of them belong to it.
+
+    Args:
+        gradient: `(N, C, H, W)`.
+        shares: `(N,)`, in [0, 1]; one value is changed at least.
+    """
+    sizes = gradient.flatten(1).abs()  # (N, D)
+    if not sizes.numel():
+        return gradient.clone()
+    count = sizes.shape[1]
+    place = ((1 - shares) * count).long().clamp(0, count - 1)[:, None]
+    smallest = sizes.sort(dim=1).values.gather(1, place)  # (N, 1)
+    signs = gradient.flatten(1).sign() * (sizes >= smallest)
+    changed = signs.abs().sum(1, keepdim=True).clamp_min(1)
+    return (signs / changed).view_as(gradient)
 
 
 def _wide(chosen: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ from robust_ood.rules import Optimizer
 Method = Literal["fgsm", "pgd", "full"]
 STEPS = {"fgsm": 1, "pgd": 20, "full": 100}
 _LEARNING_RATE = {"Linf": 0.1, "L2": 0.001}
+NORMS = tuple(_LEARNING_RATE)
+"""Norms that the search has a step size for."""
 
 
 class Smoothing(NamedTuple):
@@ -95,7 +97,7 @@ def search(  # noqa: PLR0913  # the settings that the paper and its code have
     Raises:
         UserError: unknown norm or method, `attacks` below 1.
     """
-    region = region_of(norm, radius)
+    region = _region(norm, radius)
     if method not in STEPS:
         raise unknown_name("method", method, STEPS)
     if attacks < 1:
@@ -114,7 +116,7 @@ def search(  # noqa: PLR0913  # the settings that the paper and its code have
             return minimum.images
         attacker = region
         if attack_radius is not None:
-            attacker = region_of(norm, attack_radius)
+            attacker = _region(norm, attack_radius)
         objective = _after_attack(loss, attacker, attack_steps, attacks)
         descend = _descend_in_box if norm == "Linf" else _descend
         return descend(objective, images, region, steps, step_size, keep)
@@ -143,7 +145,13 @@ def attack(  # noqa: PLR0913  # the settings that the paper and its code have
     with evaluating(net), differentiating():
         images = accepted(ordinary(checked(images) if check else images), net)
         loss = _Loss(net, _one_each(ordinary(labels), images), smoothing, seed, indices)
-        return loss.attack(images, region_of(norm, radius), steps)
+        return loss.attack(images, _region(norm, radius), steps)
+
+
+def _region(norm: str, radius: float | str) -> Region:
+    if norm not in NORMS:
+        raise unknown_name("norm", norm, NORMS)
+    return region_of(norm, radius)
 
 
 def _one_each(labels: Tensor, images: Tensor) -> Tensor:

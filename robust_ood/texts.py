@@ -51,7 +51,9 @@ def first_sentence(error: BaseException, length: int = 200) -> str:
 
 
 def radius_text(norm: str, radius: float) -> str:
-    """Return norm and radius in words, an Linf radius in 255ths."""
+    """Return norm and radius in words, an Linf radius in 255ths; a free patch needs no radius."""
+    if norm.startswith("patch "):
+        return norm if radius >= 1 else f"{norm}, {radius * 255:.4g}/255"
     if norm == "Linf":
         return f"{norm} {radius * 255:.4g}/255"
     return f"{norm} {radius:g}"

@@ -16,6 +16,7 @@ from robust_ood.attacks.apply import (
 from robust_ood.attacks.budget import Budget
 from robust_ood.attacks.encoder import EncoderAttack, encoder, mape
 from robust_ood.attacks.in_loop import BudgetConfig, InLoopAttack, budget_of
+from robust_ood.attacks.patches import Patch, PatchAttack, patch
 from robust_ood.attacks.pgd import PGD
 from robust_ood.attacks.published import aloe_mahalanobis, aloe_softmax, apgd, fgsm, transferred
 from robust_ood.attacks.quantised import Quantised
@@ -38,6 +39,8 @@ __all__ = [
     "InLoopAttack",
     "LabelAttack",
     "LowResolution",
+    "Patch",
+    "PatchAttack",
     "Quantised",
     "ScoreAttack",
     "Settings",
@@ -58,6 +61,7 @@ __all__ = [
     "lower_score",
     "mape",
     "misclassify",
+    "patch",
     "raise_score",
     "standard",
     "transferred",

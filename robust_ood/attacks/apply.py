@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from robust_ood.errors import UserError
 from robust_ood.inputs import accepted, check_labels, checked, logits_of, sample_indices
 from robust_ood.models.wrap import Network, as_network
 from robust_ood.modes import evaluating, ordinary
+from robust_ood.regions import NORMS, Region, region_of
 
 
 class Settings(TypedDict):
@@ -113,6 +114,23 @@ class Attacked(NamedTuple):
         """Return for how many images each member's candidate was kept."""
         counts = torch.bincount(self.winners, minlength=len(self.members)).tolist()
         return dict(zip(self.members, counts, strict=True))
+
+
+def region_of_attack(attack: Any) -> Region:
+    """Return where an attack searches: the ball of its norm and radius, or a region of its own.
+
+    Raises: `UserError` for an attack that has neither.
+    """
+    settings = attack.settings()
+    if settings["norm"] in NORMS:
+        return region_of(settings["norm"], settings["radius"])
+    inner = attack
+    while not hasattr(inner, "region") and hasattr(inner, "attack"):
+        inner = inner.attack
+    region = getattr(inner, "region", None)
+    if not isinstance(region, Region):
+        raise UserError(f"attack: expected an Linf, L2 or L1 budget, got {settings['norm']}")
+    return region
 
 
 @typed

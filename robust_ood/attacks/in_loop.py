@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from robust_ood.attacks.budget import Budget
+from robust_ood.attacks.patches import Patch
 from robust_ood.attacks.pgd import PGD
 from robust_ood.attacks.registry import REGISTRY, make_attack
 from robust_ood.attacks.training_budget import TrainingBudget
@@ -30,7 +31,7 @@ class BudgetConfig:
 
     Args:
         name: pgd, fgsm or apgd, or the import path of a function that returns such an attack.
-        norm: Linf or L2; Linf by default.
+        norm: Linf, L2 or L1; Linf by default.
         radius: in pixel fractions; 8/255 by default.
         region: a region of your own in place of norm and radius, as a name (an import path) with
             settings.
@@ -143,6 +144,8 @@ def _no_budget(field: str, name: str) -> UserError:
 
 def _plain_budget(field: str, attack: Budget) -> Budget:
     """Return a budget without what evaluations alone use, where that is as it is by default."""
+    if isinstance(attack.region, Patch):
+        raise UserError(f"{field}.region: patches belong to evaluations; accepted: Linf, L2, L1")
     if not isinstance(attack, PGD):
         return attack
     for setting, default in _PGD_DEFAULTS.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -137,7 +137,7 @@ class PGD(Budget):
     def settings(self) -> Settings:
         """Return norm, radius, steps and restarts."""
         return Settings(
-            norm=self.region.name,
+            norm=self.region.title,
             radius=self.region.radius,
             steps=self.steps,
             restarts=self.restarts,
@@ -202,6 +202,7 @@ class PGD(Budget):
         start: Tensor | None = None,
     ) -> Iterator[Candidate]:
         """Yield candidates that make `direction * score` small, from `start` if it is given."""
+        attack = self.at_images(indices)
         # An attack on the classifiers is the same whichever detector reads them.
         reads_classifiers = self.objective in READ_CLASSIFIERS
         attacked = nn.ModuleList(detector.networks) if reads_classifiers else detector
@@ -217,7 +218,7 @@ class PGD(Budget):
             judge = None
         for objective in SCORE_OBJECTIVES[self.objective](detector, direction, images):
             draws = self.draws(indices)
-            yield from self._candidates(objective, judge, images, draws, precision, start)
+            yield from attack._candidates(objective, judge, images, draws, precision, start)
             if self.keep != "best":
                 # A transferred attack follows one source: to choose between two, it would have to
                 # look at the true score.
@@ -240,7 +241,8 @@ class PGD(Budget):
         make_objective = wrong_label_judged if judged else wrong_label
         objective = make_objective(net, labels, self.loss)
         draws = self.draws(indices)
-        yield from self._candidates(objective, None, images, draws, precision, start)
+        attack = self.at_images(indices)
+        yield from attack._candidates(objective, None, images, draws, precision, start)
 
     def _candidates(
         self,
@@ -263,6 +265,13 @@ class PGD(Budget):
         best = torch.stack(values).argmin(0)  # (restarts, N) to (N,)
         kept = torch.stack([minimum.images for minimum in minima])  # (restarts, N, C, H, W)
         yield Candidate(kept[best, torch.arange(len(images))], "pgd", precision)
+
+    def at_images(self, indices: Tensor) -> PGD:
+        """Return the attack in the region of the images with these sample indices `(N,)`."""
+        region = self.region.at(indices)
+        if region is self.region:
+            return self
+        return replace(self, region=region)
 
     def draws(self, indices: Tensor) -> Draws:
         """Return what keys the random starts: seed, restart and sample index."""

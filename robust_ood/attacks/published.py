@@ -9,7 +9,7 @@ from robust_ood.arguments import typed
 from robust_ood.attacks.budget import Steps
 from robust_ood.attacks.pgd import PGD, LabelLoss, ScoreObjective
 from robust_ood.attacks.precision import Precision
-from robust_ood.regions import Fraction, Region
+from robust_ood.regions import L1, Fraction, Region
 from robust_ood.rules import AutoPGD
 
 
@@ -41,12 +41,14 @@ def apgd(
 ) -> PGD:
     """Return the settings of Auto-PGD: the first step is twice the radius, later ones adapt.
 
-    Source: Croce and Hein 2020, Alg. 1. The arguments are those of `PGD`.
+    In L1 it is the radius. Source: Croce and Hein 2020, Alg. 1, and 2021, Alg. 1 for L1. The
+    arguments are those of `PGD`.
     """
+    longest = region.radius if isinstance(region, L1) else 2 * region.radius
     return PGD(
         region,
         steps=steps,
-        step_size=2 * region.radius,
+        step_size=longest,
         restarts=restarts,
         objective=objective,
         loss=loss,

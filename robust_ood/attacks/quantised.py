@@ -10,13 +10,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from robust_ood.arguments import check_fields
-from robust_ood.attacks.apply import Attack, Candidate, Settings, StopsEarly
+from robust_ood.attacks.apply import (
+    Attack,
+    Candidate,
+    Settings,
+    StopsEarly,
+    region_of_attack,
+)
 from robust_ood.attacks.objectives import Direction
 from robust_ood.attacks.suite import Suite
 from robust_ood.detectors import AttackSurface, Detector, Surrogate, surface_of
 from robust_ood.errors import UserError
 from robust_ood.inputs import logits_of
-from robust_ood.regions import region_of
+from robust_ood.regions import NORMS, Linf, region_of
 
 LEVELS = 255
 _ROUNDING = 1e-6  # of a radius or a pixel, what float32 leaves of whole levels
@@ -33,7 +39,7 @@ class Quantised:
     Neither is always the stronger.
 
     Args:
-        attack: any attack within an Linf or L2 radius, or a suite.
+        attack: any attack within an Linf, L2 or L1 radius, or a suite.
 
     Raises:
         UserError: a radius below 1/255, within which there is no other 8-bit image.
@@ -44,7 +50,7 @@ class Quantised:
     def __post_init__(self) -> None:
         check_fields(self)
         settings = self.attack.settings()
-        region_of(settings["norm"], settings["radius"])
+        region_of_attack(self.attack)
         if settings["radius"] < (1 - _ROUNDING) / LEVELS:
             raise UserError(
                 f"quantise: no other 8-bit image is within the radius {settings['radius']:g}; "
@@ -97,7 +103,10 @@ class Quantised:
     def _rounded(self, candidate: Candidate, images: Tensor) -> Candidate:
         clean = images if candidate.at is None else images[candidate.at]
         settings = self.attack.settings()
-        moved = within(candidate.images, clean, settings["norm"], settings["radius"])
+        norm = settings["norm"]
+        if norm not in NORMS:  # a patch, whose radius holds for each pixel
+            norm = Linf.name
+        moved = within(candidate.images, clean, norm, settings["radius"])
         return candidate._replace(images=moved)
 
 

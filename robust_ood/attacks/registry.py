@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from robust_ood.arguments import typed
 from robust_ood.attacks.apply import Attack
+from robust_ood.attacks.patches import Patch, patch
 from robust_ood.attacks.pgd import PGD
 from robust_ood.attacks.published import aloe_mahalanobis, aloe_softmax, apgd, fgsm
 from robust_ood.attacks.quantised import Quantised
@@ -18,7 +19,7 @@ from robust_ood.attacks.square import Square
 from robust_ood.attacks.suite import standard
 from robust_ood.attacks.targeted import Targeted
 from robust_ood.errors import UserError
-from robust_ood.regions import L2, Linf, Region, Unbounded, region_of
+from robust_ood.regions import L1, L2, Linf, Region, Unbounded, region_of
 from robust_ood.rules import AutoPGD, Rule, Steepest
 from robust_ood.settings import Part, PartSpec, UnknownSettingError, configured, read_part
 from robust_ood.texts import shown
@@ -59,6 +60,7 @@ REGISTRY: dict[str, Callable[..., Attack]] = {
     "apgd": apgd,
     "targeted": targeted,
     "square": Square,
+    "patch": patch,
     "standard": standard_of,
     "aloe-softmax": aloe_softmax,
     "aloe-mahalanobis": aloe_mahalanobis,
@@ -68,7 +70,13 @@ REGISTRY: dict[str, Callable[..., Attack]] = {
 }
 """Attacks by the names that configs use; each takes a region first."""
 
-REGIONS: dict[str, Callable[..., Region]] = {"Linf": Linf, "L2": L2, "Unbounded": Unbounded}
+REGIONS: dict[str, Callable[..., Region]] = {
+    "Linf": Linf,
+    "L2": L2,
+    "L1": L1,
+    "Unbounded": Unbounded,
+    "patch": Patch,
+}
 RULES: dict[str, Callable[..., Rule]] = {"steepest": Steepest, "auto": AutoPGD}
 DEFAULT_NORM = "Linf"
 DEFAULT_RADIUS = "8/255"
@@ -182,6 +190,11 @@ def _take_region(field: str, settings: dict[str, Any]) -> Region:
             size[name] = settings.pop(name)
     region = settings.pop("region", None)
     if region is None:
+        if size.get("norm") == L1.name and "radius" not in size:
+            raise UserError(
+                f"{field}.radius: not given; an L1 radius is a sum over all pixels, such as 12 for "
+                "images of 32 x 32"
+            )
         size = {"norm": DEFAULT_NORM, "radius": DEFAULT_RADIUS, **size}
         return configured(field, region_of, settings=size)
     if size:

@@ -20,7 +20,7 @@ from robust_ood.attacks.targeted import Targeted
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
 from robust_ood.inputs import logits_of
-from robust_ood.regions import region_of
+from robust_ood.regions import L1, region_of
 from robust_ood.rules import Steepest
 
 
@@ -178,6 +178,10 @@ def standard(radius: float | str, norm: str = "Linf") -> Suite:
         norm: "Linf" or "L2".
     """
     region = region_of(norm, radius)
+    if isinstance(region, L1):
+        raise UserError(
+            "norm: the standard suite attacks in Linf and L2; in L1, take apgd with restarts"
+        )
     if not region.radius > 0:
         raise UserError(f"radius: {radius} leaves a suite nothing to do; expected one > 0")
     published = 1 / 255 if norm == "Linf" else None

@@ -119,7 +119,7 @@ class Targeted:
     ) -> Iterator[Candidate]:
         draws = self.attack.draws(indices)
         precision = resolve(self.attack.precision, images, attacked)
-        minima = self.attack.run(
+        minima = self.attack.at_images(indices).run(
             computed_in(precision, objective),
             images,
             lambda restart: draws(rank + restart * self.classes),

@@ -301,6 +301,11 @@ def read_radii(radius: Radius | Sequence[Radius], norm: str, images: Tensor) -> 
         raise UserError(f"radius: {min(radii):g} is negative; a radius is >= 0 in pixel fractions")
     if norm not in NORMS:
         raise unknown_name("norm", norm, NORMS)
+    if norm == "L1":  # an L1 ball lies inside the L2 ball of its radius
+        raise UserError(
+            f"norm: Gaussian smoothing certifies L2, not L1; the L1 radius {max(radii):.4g} is "
+            "covered by the same L2 radius: ask for norm L2 with that"
+        )
     if norm != "L2":
         # A cube of this half-width lies inside the ball through its corners.
         size = math.prod(images.shape[1:])

@@ -320,7 +320,7 @@ def _read_attack(spec: PartSpec) -> Attack:
     except UserError as error:  # which names the list of an evaluation
         raise UserError(str(error).replace("attacks", "attack", 1)) from error
     if not math.isfinite(attack.settings()["radius"]):
-        raise UserError("attack: no radius; accepted: attacks within an Linf or L2 radius")
+        raise UserError("attack: no radius; accepted: attacks within an Linf, L2 or L1 radius")
     return attack
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from robust_ood.data.loaders import EvaluationLoader
 from robust_ood.data.reading import Reading
-from robust_ood.data.sets import ImageSet
+from robust_ood.data.sets import ImageSet, as_levels
 from robust_ood.errors import UserError
 
 BITS = 63  # of the perceptual hash
@@ -129,9 +129,10 @@ def _hash_set(images: ImageSet, workers: int) -> _Hashes:
     structured: list[Tensor] = []
     for batch in EvaluationLoader(images, batch_size=512, reading=Reading(workers)):
         indices += batch.indices.tolist()
-        pixels = batch.images.permute(0, 2, 3, 1).contiguous().numpy()  # (n, H, W, C)
+        levels = as_levels(batch.images)
+        pixels = levels.permute(0, 2, 3, 1).contiguous().numpy()  # (n, H, W, C)
         digests += [hashlib.blake2b(image, digest_size=16).digest() for image in pixels]
-        batch_signs, batch_structured = perceptual_hash(batch.images)
+        batch_signs, batch_structured = perceptual_hash(levels)
         signs.append(batch_signs)
         structured.append(batch_structured)
     return _Hashes(indices, digests, torch.cat(signs), torch.cat(structured))

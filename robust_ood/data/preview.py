@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from robust_ood.data.fields import require_count
-from robust_ood.data.sets import ImageSet
+from robust_ood.data.sets import ImageSet, as_levels
 from robust_ood.randomness import generator
 
 _GAP = 4  # pixels between tiles
@@ -29,7 +29,7 @@ def contact_sheet(images: ImageSet, rows: int = 8, columns: int = 8, seed: int =
     drawn = torch.randperm(len(images), generator=generator(seed, "contact sheet"))[:count]
     readable = images.take(drawn.sort().values)
     order = readable.labels.argsort(stable=True)
-    channels_last = readable.images[order].permute(0, 2, 3, 1)
+    channels_last = as_levels(readable.images)[order].permute(0, 2, 3, 1)
     pixels = channels_last.expand(-1, -1, -1, 3).numpy()  # (n, H, W, 3)
     indices = readable.indices[order].tolist()
     labels = readable.labels[order].tolist()

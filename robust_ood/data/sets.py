@@ -31,6 +31,13 @@ class ReadImages(NamedTuple):
     unreadable: tuple[str, ...] = ()
 
 
+def as_levels(images: Tensor) -> Tensor:
+    """Return images as `uint8`, those that are floats in [0, 1] to the nearest of 256 levels."""
+    if not images.is_floating_point():
+        return images
+    return images.mul(255).round().to(torch.uint8)
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Images of one size in memory, memory-mapped or in files, with labels if there are any.

@@ -77,6 +77,8 @@ class SafeSpot(Detector):
         _require_count("attack_steps", attack_steps)
         if steps is not None:
             _require_count("steps", steps)
+        if norm not in safe_spots.NORMS:
+            raise unknown_name("norm", norm, safe_spots.NORMS)
         region_of(norm, radius)  # raises for a norm or radius that does not exist
         if attack_radius is not None:
             region_of(norm, attack_radius)

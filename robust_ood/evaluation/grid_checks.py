@@ -39,7 +39,7 @@ def check_attacks(attacks: Mapping[str, Attack], field: str = "attacks") -> None
             raise UserError(f"{field}.{label}: expected an attack, got a {type(attack).__name__}")
         if not math.isfinite(attack.settings()["radius"]):
             raise UserError(
-                f"{field}.{label}: no radius; accepted: attacks within an Linf or L2 radius"
+                f"{field}.{label}: no radius; accepted: attacks within an Linf, L2 or L1 radius"
             )
         if isinstance(attack, Budget):
             attack.warn_if_short(f"{field}.{label}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from robust_ood.arguments import check_fields
@@ -96,6 +96,8 @@ class CurveSettings:
             )
         if radius is None:
             return region.scaled(2)
+        if norm not in NORMS:  # a patch, of which the settings give another reach of its pixels
+            return replace(region, radius=radius)
         return NORMS[norm](radius)
 
 

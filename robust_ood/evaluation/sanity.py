@@ -15,6 +15,7 @@ from torch import Tensor
 
 from robust_ood.arguments import typed
 from robust_ood.attacks import PGD, ScoreAttack, Square, attack_score
+from robust_ood.attacks.apply import region_of_attack
 from robust_ood.attacks.objectives import Direction
 from robust_ood.attacks.precision import resolve
 from robust_ood.attacks.quantised import suite_of
@@ -25,7 +26,7 @@ from robust_ood.inputs import checked
 from robust_ood.metrics import auroc
 from robust_ood.modes import differentiating, evaluating, ordinary
 from robust_ood.randomness import generators
-from robust_ood.regions import Linf, Region, region_of
+from robust_ood.regions import L2, Linf, Region
 
 _STEPS = 5
 _SLACK = 0.03  # of AUROC: what two honest attacks on few images may differ by
@@ -67,7 +68,7 @@ def check(
     probe = _Probe(detector, inliers, outliers.to(inliers.dtype))
     budgets: dict[Region, list[ScoreAttack]] = {}
     for attack in attacks:
-        budgets.setdefault(_region(attack), []).append(attack)
+        budgets.setdefault(region_of_attack(attack), []).append(attack)
     with evaluating(detector):
         warnings = list(_of_scores(probe))
         # Without gradients there is no white-box attack to compare with.
@@ -199,11 +200,6 @@ class _Probe:
         return gradient is not None
 
 
-def _region(attack: ScoreAttack) -> Region:
-    settings = attack.settings()
-    return region_of(settings["norm"], settings["radius"])
-
-
 def _of_scores(probe: _Probe) -> Iterator[str]:
     first = probe.scores()
     second = probe.scores()
@@ -247,7 +243,7 @@ def _of_gradients(probe: _Probe, region: Region) -> Iterator[str]:
     # Short enough for the gradient to hold, long enough not to be rounded away.
     step = 0.1 * max(region.radius, 1e-3)
     with torch.no_grad():
-        moved = probe.detector(probe.images - step * region.steepest(gradients))
+        moved = probe.detector(region.move(probe.images, gradients, step))
     wrong = (moved > probe.scores()).float().mean().item()
     if wrong > 0.6:
         yield (
@@ -309,8 +305,8 @@ def _of_weak_attacks(probe: _Probe, attacks: list[ScoreAttack], adaptive: float)
         if reported > adaptive + _FAR:
             yield (
                 f"the reported attack {type(attack).__name__} (AUROC {reported:.2f}) is far weaker "
-                f"than one through the detector ({adaptive:.2f}); report an adaptive attack, such as "
-                "pgd, too"
+                f"than one through the detector ({adaptive:.2f}); report an adaptive attack, such "
+                "as pgd, too"
             )
 
 
@@ -347,7 +343,8 @@ def _plain(attack: ScoreAttack) -> bool:
 def _blind_beats(probe: _Probe, region: Region, attacked: float) -> Iterator[str]:
     """Compare with attacks that should be weaker than those through the detector."""
     values = {"random noise": _under_noise(probe, region)}
-    values["Square"] = probe.probed(Square(region, queries=4 * _STEPS))
+    if _knows_square(region):
+        values["Square"] = probe.probed(Square(region, queries=4 * _STEPS))
     if probe.detector.classifiers and not isinstance(probe.detector, MSP):
         transferred = _exact(region, steps=_STEPS, objective="msp", keep="objective")
         values["the attack transferred from MSP"] = probe.attacked(transferred)
@@ -360,7 +357,15 @@ def _blind_beats(probe: _Probe, region: Region, attacked: float) -> Iterator[str
             )
 
 
+def _knows_square(region: Region) -> bool:
+    """Return whether Square attacks in the region."""
+    return isinstance(region, (Linf, L2))
+
+
 def _of_black_boxes(probe: _Probe, region: Region) -> Iterator[str]:
+    if not _knows_square(region):
+        yield f"no black-box attack is known in {region.name}; report Square in Linf or L2, too"
+        return
     attacked = probe.probed(Square(region, queries=10 * _STEPS))
     yield (
         f"only black-box attacks apply to it: AUROC {attacked:.2f} under Square; "

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robust_ood.attacks import PGD, Attack, LowResolution, attack_score
+from robust_ood.attacks.apply import region_of_attack
 from robust_ood.attacks.objectives import Direction
 from robust_ood.data import ImageSet, OODData
 from robust_ood.data.limits import limited
@@ -75,8 +76,7 @@ class Scene(NamedTuple):
         """The attack's region; without an attack, Linf 8/255."""
         if self.attack is None:
             return Linf(8 / 255)
-        settings = self.attack.settings()
-        return NORMS[settings["norm"]](settings["radius"])
+        return region_of_attack(self.attack)
 
 
 def set_scene(
@@ -110,8 +110,14 @@ def set_scene(
     label = "none"
     attack = None
     if attacks:
-        label, attack = max(attacks.items(), key=lambda item: item[1].settings()["radius"])
+        label, attack = max(attacks.items(), key=_by_radius)
     return Scene(sides, shown, attack, label, data.evaluation_batch_size)
+
+
+def _by_radius(labelled: tuple[str, Attack]) -> tuple[bool, float]:
+    """Return the order of attacks: balls by radius, after patches, whose radius says little."""
+    settings = labelled[1].settings()
+    return settings["norm"] in NORMS, settings["radius"]
 
 
 def _shown(

@@ -1,10 +1,10 @@
-"""Our attacks against torchattacks, iterate for iterate, from the same start."""
+"""Our attacks against torchattacks, and in L1 AutoAttack, iterate for iterate, from one start."""
 
 import pytest
 import torch
 from torch import nn
 
-from robust_ood import L2, Linf, losses, minimize
+from robust_ood import L1, L2, Linf, losses, minimize, rules
 from robust_ood.attacks import Square
 from robust_ood.attacks.square import _bump
 from robust_ood.rules import AutoPGD
@@ -134,3 +134,72 @@ def test_square_lowers_margins_as_far_as_theirs_where_neither_stops_early(norm, 
         our_best = Square(region(radius), queries=150).run(margins, images, torch.arange(32))
         falls = [(margins(images) - margins(best)).mean() for best in (their_best, our_best)]
     assert falls[1] > 0.9 * falls[0] > 0
+
+
+@pytest.mark.parametrize("radius", [0.3, 2.0, 12.0, 60.0])
+def test_l1_projection_is_autoattacks(radius):
+    theirs = pytest.importorskip("pyautoattack.autopgd_base")
+    torch.manual_seed(3)
+    for scale in (0.01, 0.3, 1.0, 5.0):
+        images = torch.rand(8, 3, 6, 6).round(decimals=1)
+        moved = images + scale * torch.randn(images.shape)
+        expected = moved + theirs.L1_projection(images, moved - images, radius)
+        torch.testing.assert_close(L1(radius).project(moved, images), expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("radius", [1.0, 6.0])
+@pytest.mark.parametrize("loss", ["ce", "dlr"])
+@pytest.mark.parametrize("steps", [20, 100])
+def test_auto_pgd_in_l1_finds_what_autoattack_finds(problem, radius, loss, steps, monkeypatch):
+    # Their steps count pixels that cannot move.
+    monkeypatch.setattr(rules, "_followed", lambda images, gradient: gradient)
+    theirs = pytest.importorskip("pyautoattack.autopgd_base")
+    net, images, labels = problem
+    attack = theirs.APGDAttack(
+        net, n_iter=steps, norm="L1", eps=radius, loss=loss, device="cpu", rho=0.75
+    )
+    attack.init_hyperparam(images)
+    torch.manual_seed(7)
+    their_best, _, their_loss, _ = attack.attack_single_run(images, labels)
+    torch.manual_seed(7)
+    start = L1(radius).project(images + torch.randn(images.shape), images)
+
+    def objective(x):
+        if loss == "ce":
+            return -losses.cross_entropy(net(x), labels)
+        return losses.difference_of_logits_ratio(net(x), labels)
+
+    ours = minimize(
+        objective,
+        images,
+        L1(radius),
+        steps=steps,
+        step_size=radius,
+        rule=AutoPGD(),
+        start=start,
+    )
+    close = torch.isclose(-ours.values, their_loss, rtol=0, atol=2e-3)
+    # Theirs counts rounding as changed pixels, of which a later step depends.
+    assert close.float().mean() > 0.7
+    torch.testing.assert_close(-ours.values.mean(), their_loss.mean(), rtol=0.01, atol=0.005)
+    same = torch.isclose(ours.images, their_best, atol=1e-3).flatten(1).all(1)
+    assert same.float().mean() > 0.7
+
+
+def test_auto_pgd_in_l1_is_stronger_than_autoattack_where_pixels_saturate(problem):
+    theirs = pytest.importorskip("pyautoattack.autopgd_base")
+    net, images, labels = problem
+    for radius in (12.0, 30.0):
+        attack = theirs.APGDAttack(net, n_iter=50, norm="L1", eps=radius, loss="ce", device="cpu")
+        attack.init_hyperparam(images)
+        torch.manual_seed(7)
+        _, _, their_loss, _ = attack.attack_single_run(images, labels)
+        ours = minimize(
+            lambda x: -losses.cross_entropy(net(x), labels),
+            images,
+            L1(radius),
+            steps=50,
+            step_size=radius,
+            rule=AutoPGD(),
+        )
+        assert -ours.values.mean() >= their_loss.mean() - 0.01

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from robust_ood import L2, Linf, Unbounded, minimize
+from robust_ood import L1, L2, Linf, Unbounded, minimize
 from robust_ood.errors import UserError
 from robust_ood.randomness import generators
 from robust_ood.rules import Optimizer, Steepest
@@ -69,7 +69,7 @@ RULES = [
 radii = st.one_of(st.sampled_from([0.0, 8 / 255, 1.0]), st.floats(0, 3))
 bounded = st.builds(  # an Linf radius above 1 is refused where pixels are clipped
     lambda kind, radius, clip: kind(min(radius, 1) if kind is Linf and clip else radius, clip=clip),
-    st.sampled_from([Linf, L2]),
+    st.sampled_from([Linf, L2, L1]),
     radii,
     st.booleans(),
 )
@@ -94,6 +94,8 @@ def assert_inside(images, center, region):
     assert (moved.norm(dim=1) <= region.radius * (1 + 1e-5) + 1e-6).all() or not isinstance(
         region, L2
     )
+    if isinstance(region, L1):
+        assert (moved.abs().sum(1) <= region.radius * (1 + 1e-5) + 1e-6).all()
     if region.clip:
         assert images.min() >= 0
         assert images.max() <= 1

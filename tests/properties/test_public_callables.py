@@ -103,6 +103,7 @@ def grid_settings(folder: Path) -> Arguments:
     return {
         "data": sets, "attacks": {"pgd": PGD}, "store": evaluation.FolderStore(folder / "cells"),
         "limit": 2, "device": "cpu", "sanity": False, "progress": None, "batch_size": 2, "chunk": 4,
+        "save_attacked": "npz", "transfer": ["model/msp"],
     }  # fmt: skip
 
 
@@ -161,6 +162,7 @@ def certified() -> certify.ScoreBounds:
 # By name, the callable's valid arguments; those that need files get a folder.
 VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
     # regions and the engine
+    "regions.L1": {"radius": 0.5, "clip": True},
     "regions.L2": {"radius": 0.5, "clip": True},
     "regions.Linf": {"radius": 0.1, "clip": True},
     "regions.Unbounded": {"radius": math.inf, "clip": True},
@@ -480,6 +482,17 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
     "attacks.EncoderAttack": {
         "region": REGION, "steps": 1, "learning_rate": 0.1, "random_start": True, "seed": 0,
         "restarts": 1,
+    },
+    "attacks.Patch": {
+        "radius": 1.0, "clip": True, "side": 3, "share": None, "position": "random", "seed": 0,
+        "trial": 0,
+    },
+    "attacks.PatchAttack": {
+        "attack": attacks.PGD(attacks.Patch(side=3), steps=1), "positions": 2,
+    },
+    "attacks.patch": {
+        "side": 3, "share": None, "position": "center", "radius": 1.0, "positions": 1, "steps": 1,
+        "seed": 0,
     },
     "attacks.LowResolution": {"attack": PGD, "size": 3},
     "attacks.Quantised": {"attack": PGD},

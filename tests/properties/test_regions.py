@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from robust_ood import L2, Linf, Unbounded
+from robust_ood import L1, L2, Linf, Unbounded
 from robust_ood.errors import UserError
 from robust_ood.randomness import generator, generators
 from robust_ood.regions import NORMS, Fraction
@@ -23,7 +23,7 @@ SHAPE = (3, 2, 2)
 SIZE = 12
 
 radii = st.one_of(st.sampled_from([0.0, 8 / 255]), st.floats(0, 2))
-kinds = st.sampled_from([Linf, L2])
+kinds = st.sampled_from([Linf, L2, L1])
 
 
 def build(kind, radius, clip=True):
@@ -42,6 +42,8 @@ def clean(count, seed):
 
 def length(perturbation, kind):
     flat = perturbation.flatten(1)
+    if kind is L1:
+        return flat.abs().sum(1)
     return flat.abs().amax(1) if kind is Linf else flat.square().sum(1).sqrt()
 
 
@@ -94,27 +96,30 @@ def test_steepest_step_has_unit_size_and_attains_the_dual_norm(kind, seed, scale
     torch.testing.assert_close(size[alive], torch.ones_like(size[alive]), rtol=1e-5, atol=0)
     wide = gradient.double()
     gained = (step.double() * wide).flatten(1).sum(1)
-    best = wide.flatten(1).abs().sum(1) if kind is Linf else wide.flatten(1).norm(dim=1)
+    best = wide.flatten(1).norm(dim=1, p={Linf: 1, L2: 2, L1: math.inf}[kind])
     torch.testing.assert_close(gained[alive], best[alive], rtol=1e-5, atol=0)
     assert (size <= 1 + 1e-5).all()
 
 
 @pytest.mark.parametrize(
-    "region", [Linf(0.1), L2(0.1), Unbounded()], ids=["Linf", "L2", "Unbounded"]
+    "region", [Linf(0.1), L2(0.1), L1(0.1), Unbounded()], ids=["Linf", "L2", "L1", "Unbounded"]
 )
 def test_no_gradient_is_no_step(region):
     assert torch.equal(region.steepest(torch.zeros(2, *SHAPE)), torch.zeros(2, *SHAPE))
 
 
-@pytest.mark.parametrize("kind", [Linf, L2])
+@pytest.mark.parametrize("kind", [Linf, L2, L1])
 def test_norm_equals_a_loop(kind):
     perturbation = noise(3, 0)
     expected = []
     for one in perturbation:
         values = [abs(value) for value in one.flatten().tolist()]
-        expected.append(
-            max(values) if kind is Linf else math.sqrt(sum(value**2 for value in values))
-        )
+        norms = {
+            Linf: max(values),
+            L2: math.sqrt(sum(value**2 for value in values)),
+            L1: sum(values),
+        }
+        expected.append(norms[kind])
     torch.testing.assert_close(
         kind(1.0).norm(perturbation), torch.tensor(expected, dtype=torch.float64)
     )
@@ -181,7 +186,7 @@ def test_draws_are_inside_and_one_image_alone_draws_the_same(kind, radius, seed,
         torch.testing.assert_close(alone[0], batch[place], rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", [Linf, L2])
+@pytest.mark.parametrize("kind", [Linf, L2, L1])
 def test_draws_differ_between_images_and_repeat_with_the_same_generators(kind):
     center = torch.full((3, *SHAPE), 0.5)
     first, second = (kind(0.1).sample(center, generators(0, indices=range(3))) for _ in range(2))
@@ -190,7 +195,7 @@ def test_draws_differ_between_images_and_repeat_with_the_same_generators(kind):
     assert not torch.allclose(kind(0.1).sample(center, generators(1, indices=range(3))), first)
 
 
-@pytest.mark.parametrize("kind", [Linf, L2])
+@pytest.mark.parametrize("kind", [Linf, L2, L1])
 def test_no_images_draw_nothing(kind):
     empty = torch.empty(0, *SHAPE)
     assert kind(0.1).sample(empty, generators(0, indices=[])).shape == (0, *SHAPE)
@@ -264,7 +269,7 @@ def test_tiny_numbers_are_read_at_once(written):
         [8],
     ],
 )
-@pytest.mark.parametrize("kind", [Linf, L2])
+@pytest.mark.parametrize("kind", [Linf, L2, L1])
 def test_a_radius_that_is_no_number(kind, written):
     with pytest.raises(
         UserError, match=r"^radius: .* is not a finite number or a fraction such as 8/255"
@@ -275,7 +280,7 @@ def test_a_radius_that_is_no_number(kind, written):
 
 
 @pytest.mark.parametrize("written", [-1, -1e-9, "-8/255"])
-@pytest.mark.parametrize("kind", [Linf, L2])
+@pytest.mark.parametrize("kind", [Linf, L2, L1])
 def test_a_negative_radius(kind, written):
     with pytest.raises(UserError, match=r"^radius: -.* is negative"):
         kind(written)
@@ -290,7 +295,7 @@ def test_an_unbounded_region_takes_no_radius(radius):
 def test_regions_are_equal_settings():
     assert Linf("8/255") == Linf(8 / 255)
     assert Linf(0.1) != L2(0.1)
-    assert {"Linf": Linf, "L2": L2} == NORMS
+    assert {"Linf": Linf, "L2": L2, "L1": L1} == NORMS
 
 
 @given(kinds, radii, st.floats(0.1, 4), st.booleans())

@@ -14,6 +14,8 @@ import robust_ood
 from robust_ood import attacks, detectors
 from robust_ood.attacks import PGD, Quantised, Suite, attack_score
 from robust_ood.data import OODData, load_set
+from robust_ood.data.overlap import overlap
+from robust_ood.data.preview import contact_sheet
 from robust_ood.detectors import MSP, Energy
 from robust_ood.errors import UserError
 from robust_ood.evaluation import FolderStore, Grid, Store
@@ -359,3 +361,15 @@ def test_only_evaluations_read_attacked_floats(tmp_path, arrays, part):
     data = data_of(arrays, **{part: path})
     with pytest.raises(UserError, match=f"data.{part}: others holds attacked images"):
         data.outliers() if part == "outliers" else data.inliers(part)
+
+
+def test_attacked_floats_are_shown_and_compared_as_8_bits(tmp_path):
+    levels = np.random.default_rng(2).integers(0, 256, (5, 40, 40, 3))
+    floats = (levels + np.random.default_rng(3).uniform(-0.4, 0.4, levels.shape)).clip(0, 255) / 255
+    attacked = load_set(attacked_file(tmp_path / "others.npz", floats), tmp_path)
+    np.savez(tmp_path / "clean.npz", images=levels.astype(np.uint8))
+    clean = load_set("clean.npz", tmp_path)
+    shown = np.asarray(contact_sheet(attacked))
+    np.testing.assert_array_equal(shown[30:], np.asarray(contact_sheet(clean))[30:])
+    found = overlap(attacked, clean)
+    assert found.exact.tolist() == [[index, index] for index in range(5)]

@@ -826,7 +826,7 @@ def test_rows_without_their_clean_row_can_be_printed(net, arrays):
 def test_every_registered_attack_tells_what_a_row_needs():
     for name in registry.REGISTRY:
         settings = registry.build(
-            name, **({"size": 4} if name == "pgd-low-resolution" else {})
+            name, **{"pgd-low-resolution": {"size": 4}, "patch": {"side": 3}}.get(name, {})
         ).settings()
         assert set(settings) == {"norm", "radius", "steps", "restarts"}
 

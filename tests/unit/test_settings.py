@@ -173,7 +173,7 @@ def test_a_bug_in_a_maker_stays_a_bug():
 
 @pytest.mark.parametrize("name", attacks.REGISTRY)
 def test_every_setting_of_every_attack_is_checked(name):
-    given = {"size": 4} if name == "pgd-low-resolution" else {}
+    given = {"pgd-low-resolution": {"size": 4}, "patch": {"side": 3}}.get(name, {})
     check_all_settings(
         lambda **settings: attacks.build(name, **{**given, **settings}), f"attacks.{name}"
     )
