@@ -24,7 +24,9 @@ class NAC(OutputsDetector):
     f_i dKL/df_i)`, where KL is the divergence from uniform to the softmax; for a linear head the
     derivative is `W' (p - 1/K)`, so no backward pass is needed. The states of training images are
     counted in `bins` of equal width in [0, 1], and a state's coverage is its bin's count over
-    `filled`, at most 1. pytorch-ood's bins are denser towards 0 and 1.
+    `filled`, at most 1. The authors' code makes M edges of them, which is one bin less, and gives a
+    state of exactly 1 no coverage; here it belongs to the last bin. pytorch-ood's bins are denser
+    towards 0 and 1.
 
     Of the paper's layers this is the last one, `avgpool` in its code; the others need a gradient of
     feature maps. Coverage is constant within a bin: attackers get it interpolated.

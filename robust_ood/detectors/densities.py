@@ -27,8 +27,10 @@ class GMM(OutputsDetector):
 
     `log sum over c of pi_c N(f; mu_c, S_c)`, where pi_c is the share of class c among the training
     images. Source: Mukhoti et al. 2023 (DDU), Alg. 1, with a covariance of each class's own; GMM in
-    pytorch-ood. Lee et al. 2018 and OpenOOD's `gmm` share one covariance (`covariance="tied"`);
-    OpenOOD's components are found by EM without labels, and not normalised.
+    pytorch-ood. The authors' code leaves the shares out, which is the same for classes of equal
+    size, and divides covariances by one image less. Lee et al. 2018 and OpenOOD's `gmm` share one
+    covariance (`covariance="tied"`); OpenOOD's components are found by EM without labels, and not
+    normalised.
 
     Fitting holds one `(D, D)` matrix a class, whatever the number of images.
 

@@ -271,6 +271,12 @@ REGISTRY: dict[str, Registered] = {
     ),
     # of words
     "zero-shot": Registered(ZeroShot, "Fort Eq. 6-7; Ming et al. 2022"),
+    "neglabel": Registered(
+        ZeroShot,
+        "Jiang et al. 2024",
+        {"groups": (1, 20, 100)},
+        defaults={"rule": "softmax", "scale": 100.0, "groups": 100},
+    ),
     # of several scores or networks
     "mean": Registered(mean, "Fort Eq. 8"),
     "deep-ensemble": Registered(ensemble, "Lakshminarayanan et al. 2017; OOD-attack paper App. F"),

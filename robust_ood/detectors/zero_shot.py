@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust_ood import losses
@@ -17,6 +18,7 @@ from robust_ood.errors import UserError
 from robust_ood.models.image_text import ImageText, image_tower, unit_embeddings
 from robust_ood.models.words import WordFeatures, read_words
 from robust_ood.models.wrap import Network, Wrapped, as_network
+from robust_ood.randomness import generator
 
 _SHARP = 100.0  # factor of the cosines in the smooth stand-in: a temperature of 0.01
 
@@ -33,6 +35,9 @@ class ZeroShot(Detector):
       minus the sum over the out-words, of Fort et al. 2021; without out-words the largest softmax
       probability over in-words, MCM of Ming et al. 2022 (whose temperature 1 is `scale=1`).
       `published` gives it in (0, 1]; the score is its log-odds, unbounded, in the same order.
+      With `groups`, the share is the mean of those that the in-words have beside each group of
+      out-words: NegLabel of Jiang et al. 2024, whose negative words are mined by
+      `WordFeatures.with_negative_words`.
 
     Args:
         encoder: images `(N, C, H, W)` in [0, 1] to embeddings `(N, D)`, a module or a function; or
@@ -40,10 +45,13 @@ class ZeroShot(Detector):
         words: unit text features, or the file of them; by default those of the `ImageText`.
         rule: "difference", "max" or "softmax".
         scale: the factor before the cosines, > 0; by default the model's own.
+        groups: into how many groups of equal size the out-words are drawn, >= 1; the authors take
+            100 of about 10,000. As many as are left over are in no group, as in their code.
+        seed: of that draw.
 
     Raises:
-        UserError: no text features, the rule "difference" without out-words, or, in a call,
-            embeddings of another width.
+        UserError: no text features, the rule "difference" without out-words, more groups than
+            out-words, groups of another rule, or, in a call, embeddings of another width.
     """
 
     in_features: Tensor
@@ -56,6 +64,8 @@ class ZeroShot(Detector):
         words: WordFeatures | Path | str | None = None,
         rule: Rule = "difference",
         scale: float | None = None,
+        groups: int = 1,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.net = as_network(encoder, "encoder")
@@ -74,10 +84,16 @@ class ZeroShot(Detector):
             )
         if scale is not None and not 0 < scale < float("inf"):
             raise UserError(f"scale: expected a number > 0, got {scale}")
+        _check_groups(groups, rule, len(words.out_words))
         self.rule = rule
+        self.groups = groups
         self.scale = float(words.logit_scale if scale is None else scale)
         self.register_buffer("in_features", words.in_features.clone())
-        self.register_buffer("out_features", words.out_features.clone())
+        out_features = words.out_features
+        if groups > 1:
+            order = torch.randperm(len(out_features), generator=generator(seed, "groups of words"))
+            out_features = out_features[order[: len(order) // groups * groups]]
+        self.register_buffer("out_features", out_features.clone())
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -111,10 +127,14 @@ class ZeroShot(Detector):
                 return inside.amax(1)
             if self.rule == "difference":
                 return inside.amax(1) - outside.amax(1)
-            if outside.shape[1]:
-                # log of the in-words' share over that of the out-words
-                return inside.logsumexp(1) - outside.logsumexp(1)
-            return tempered_log_odds(inside)
+            if not outside.shape[1]:
+                return tempered_log_odds(inside)
+            # The log-odds of the in-words' share beside each group of out-words
+            log_odds = self._log_odds(inside, outside)  # (N, groups)
+            if self.groups == 1:
+                return log_odds[:, 0]
+            in_share = F.logsigmoid(log_odds).logsumexp(1)
+            return in_share - F.logsigmoid(-log_odds).logsumexp(1)
 
     def published_forward(self, images: Tensor) -> Tensor:
         """Return the published value `(N,)`: of `softmax` the probability, of others the score."""
@@ -123,10 +143,16 @@ class ZeroShot(Detector):
             return scores
         inside, outside = self.cosines(images)
         with full_precision(images):
-            p = torch.cat([inside, outside], dim=1).mul(self.scale).softmax(1)  # (N, K + M)
+            inside = self.scale * inside
+            outside = self.scale * outside
             if outside.shape[1]:
-                return p[:, : inside.shape[1]].sum(1)
-            return p.amax(1)
+                return torch.sigmoid(self._log_odds(inside, outside)).mean(1)
+            return inside.softmax(1).amax(1)
+
+    def _log_odds(self, inside: Tensor, outside: Tensor) -> Tensor:
+        """Return the log-odds `(N, groups)` of the in-words beside each group of out-words."""
+        by_group = outside.unflatten(1, (self.groups, -1))  # (N, groups, M / groups)
+        return inside.logsumexp(1)[:, None] - by_group.logsumexp(2)
 
     def smooth(self, images: Tensor) -> Tensor:
         """Return a stand-in without the maxima's edges, `(N,)`: sums of exponentials instead."""
@@ -142,6 +168,17 @@ class ZeroShot(Detector):
         if self.rule == "softmax":
             return AttackSurface((self.surrogate,), exact=True)
         return AttackSurface((self.surrogate, self.smooth), exact=True)
+
+
+def _check_groups(groups: int, rule: str, out_words: int) -> None:
+    if groups < 1:
+        raise UserError(f"groups: expected a whole number >= 1, got {groups}")
+    if groups > 1 and rule != "softmax":
+        raise UserError(f"groups: expected 1 with the rule {rule!r}, got {groups}")
+    if groups > max(1, out_words):
+        raise UserError(
+            f"groups: expected at most the number of out-words ({out_words}), got {groups}"
+        )
 
 
 def _words_of(net: nn.Module, words: WordFeatures | Path | str | None) -> WordFeatures:

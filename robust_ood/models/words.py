@@ -10,7 +10,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,42 @@ class WordFeatures:
             )
         if not 0 < self.logit_scale < float("inf"):
             raise UserError(f"logit_scale: expected a number > 0, got {self.logit_scale}")
+
+    def with_negative_words(self, share: float = 0.15, percentile: float = 95.0) -> WordFeatures:
+        """Return the in-words, and of the out-words those that are farthest from them.
+
+        Source: Jiang et al. 2024 (NegLabel), the mining of negative labels: a candidate is as near
+        to the in-words as that percentile of its cosines to them says, and the given share with
+        the lowest values is kept, the farthest first. Nouns and adjectives are mined apart there:
+        call it for each list.
+
+        Args:
+            share: of the out-words `(M, D)` that is kept, in (0, 1]; rounded down, at least one.
+            percentile: in [0, 100]; at 100 the nearest in-word counts, below it few similar
+                in-words do not.
+
+        Raises:
+            UserError: no out-words, or a setting outside its range.
+        """
+        if not self.out_words:
+            raise UserError(
+                "out_words: none given; expected the candidates that negative words are mined from"
+            )
+        if not 0 < share <= 1:
+            raise UserError(f"share: expected a number in (0, 1], got {share}")
+        if not 0 <= percentile <= 100:
+            raise UserError(f"percentile: expected a number in [0, 100], got {percentile}")
+        nearness = []
+        for rows in self.out_features.split(_AT_A_TIME):
+            cosines = rows @ self.in_features.T  # (B, K), never (M, K)
+            nearness.append(torch.quantile(cosines, percentile / 100, dim=1))
+        order = torch.cat(nearness).argsort(stable=True)
+        kept = order[: max(1, int(len(order) * share))]
+        return replace(
+            self,
+            out_features=self.out_features[kept],
+            out_words=tuple(self.out_words[row] for row in kept.tolist()),
+        )
 
     def save(self, path: Path | str) -> Path:
         """Write them as an `.npz` file, in place of an earlier one, and return its path."""

@@ -959,6 +959,7 @@ def test_every_registered_score_has_a_reference():
     # test_energy_models.py, test_training_outliers.py, test_dropout.py
     elsewhere = {
         "zero-shot",
+        "neglabel",
         "likelihood",
         "complexity",
         "reconstruction",

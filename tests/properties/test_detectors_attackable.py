@@ -113,16 +113,16 @@ SETTINGS = {
 }
 
 
-def zero_shot(net, loader):
-    """Return the difference of cosines of the logits to classes 0-7 and to a mean outlier."""
+def zero_shot(net, loader, groups=1, **settings):
+    """Return a score of cosines of the logits to classes 0-7 and to a mean outlier of each group."""
     embeddings, labels = net(torch.cat([x for x, _ in loader])), torch.cat([y for _, y in loader])
     means = torch.stack([embeddings[labels == label].mean(0) for label in range(10)]).detach()
     flower = small(photograph_patches("flower", 60, "flower"), 60)[COUNT:]
     names = tuple(f"digit {label}" for label in range(10))
-    known = WordFeatures(
-        means, net(flower).mean(0, keepdim=True).detach(), 10.0, names, ("flower",)
-    )
-    return detectors.ZeroShot(net, known)
+    flowers = torch.stack([part.mean(0) for part in net(flower).detach().chunk(groups)])
+    others = tuple(f"flower {number}" for number in range(groups))
+    known = WordFeatures(means, flowers, 10.0, names, others)
+    return detectors.ZeroShot(net, known, groups=groups, **settings)
 
 
 def build(name, net, loader):
@@ -132,6 +132,8 @@ def build(name, net, loader):
         return detectors.DeepEnsemble([net, net], "msp", sizes=[None, 12])
     if name == "zero-shot":
         return zero_shot(net, loader)
+    if name == "neglabel":
+        return zero_shot(net, loader, groups=2, rule="softmax")
     noise = torch.rand(200, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     return detectors.build(name, net, **SETTINGS.get(name, {})).fit(loader, outliers=[noise])
 

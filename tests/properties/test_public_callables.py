@@ -366,7 +366,8 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
     "detectors.Likelihood": {"net": FLOW},
     "detectors.Complexity": {"net": FLOW, "code": "deflate"},
     "detectors.ReconstructionError": {"net": AUTO_ENCODER, "p": 2.0, "distance": "norm"},
-    "detectors.ZeroShot": {"encoder": NET, "words": WORDS, "rule": "max", "scale": 2.0},
+    "detectors.ZeroShot": {"encoder": NET, "words": WORDS, "rule": "max", "scale": 2.0,
+                           "groups": 1, "seed": 0},
     "models.AutoEncoder": {
         "image_size": 8, "widths": (4,), "latent_size": 3, "channels": 3,
     },

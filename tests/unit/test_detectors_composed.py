@@ -17,6 +17,7 @@ OF_OTHER_NETWORKS = (
     "outlier-class",
     "reconstruction",
     "zero-shot",
+    "neglabel",
 )
 
 

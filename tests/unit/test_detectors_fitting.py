@@ -44,6 +44,7 @@ OF_OTHER_NETWORKS = (
     "outlier-class",
     "reconstruction",
     "zero-shot",
+    "neglabel",
 )
 
 NAMES = [name for name in detectors.REGISTRY if name not in OF_OTHER_NETWORKS]
@@ -237,6 +238,56 @@ def test_the_fit_does_not_depend_on_batches_order_or_kind_of_loader(problem, nam
         torch.testing.assert_close(
             build(name, net).fit(shuffled)(images), expected, rtol=1e-4, atol=1e-4
         )
+
+
+def numbers_held(value):
+    """Return how many numbers the tensors hold that a statistic refers to."""
+    if isinstance(value, torch.Tensor):
+        return value.numel()
+    if isinstance(value, np.ndarray):
+        return value.size
+    if isinstance(value, dict):
+        return sum(map(numbers_held, value.values()))
+    if isinstance(value, (list, tuple)):
+        return sum(map(numbers_held, value))
+    return 0
+
+
+class Watched(nn.Module):
+    """A detector, and what its statistics hold when a round ends."""
+
+    def __init__(self, detector):
+        super().__init__()
+        self.detector, self.held = detector, []
+
+    def learn(self):
+        for passes in self.detector.learn():
+            yield passes
+            self.held.append(sum(numbers_held(vars(item.statistic)) for item in passes))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fitting_holds_as_much_of_many_images_as_of_few(problem, name):
+    net, loader, _ = problem
+    bounded = {
+        "knn": {"neighbours": 5, "bank_size": 60},
+        "nnguide": {"bank_size": 60},
+        "relation": {"bank_size": 60},
+    }
+    held = []
+    for times in (1, 4):
+        # Shifted a little, so that no image comes twice.
+        batches = [(x * (1 - 0.01 * n), y) for n in range(times) for x, y in loader]
+        chosen = bounded.get(name)
+        detector = build(name, net) if chosen is None else detectors.build(name, net, **chosen)
+        watched = Watched(detector)
+        detectors.fit([watched], batches)
+        kept = sum(buffer.numel() for buffer in detector.buffers())
+        held.append((*watched.held, kept))
+    few, many = held
+    assert len(few) == len(many)
+    for before, after in zip(few, many, strict=True):
+        assert after <= 1.25 * before + 64  # four times the images; a subspace may gain a direction
 
 
 def test_whole_numbers_are_pixels_of_255(problem):

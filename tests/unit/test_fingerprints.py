@@ -39,6 +39,7 @@ NAMES = sorted(
         "outlier-class",
         "reconstruction",
         "zero-shot",
+        "neglabel",
     }
 )
 

@@ -143,6 +143,7 @@ def test_detectors_are_called_as_in_the_registry():
         "odin",
         "mahalanobis-layers",
         "zero-shot",
+        "neglabel",
         "log",
         "minus",
     }

@@ -185,6 +185,7 @@ def test_every_setting_of_every_detector_is_checked(name, make_net):
     needed = {
         "deep-ensemble": {"checkpoints": []},
         "zero-shot": {"words": words_of(net), "rule": "max"},
+        "neglabel": {"words": words_of(net), "groups": 1},
         "mahalanobis-layers": {"layers": "conv"},
         "gram": {"layers": "conv"},
         "rankfeat": {"layers": "conv"},

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,45 @@ def images():
 def cosines(images, known):
     embeddings = F.normalize(Tower()(images), dim=1).detach()
     return embeddings @ known.in_features.T, embeddings @ known.out_features.T
+
+
+def test_groups_of_out_words_are_averaged_and_left_over_words_are_in_none(images):
+    known = words()
+    detector = detectors.build("neglabel", Tower(), words=known, groups=2)
+    inside, outside = cosines(images, known)
+    shares = []  # of the in-words and of the out-words, in each group
+    for column in outside.T:  # two words, one a group
+        softmax = (100 * torch.cat([inside, column[:, None]], dim=1).double()).softmax(1)
+        shares.append(torch.stack([softmax[:, :3].sum(1), softmax[:, 3]]))
+    inner, outer = torch.stack(shares).mean(0)
+    assert torch.allclose(detector.published(images).double(), inner, atol=1e-5)
+    expected = inner.log() - outer.log()
+    assert torch.allclose(detector(images).double(), expected, rtol=1e-3, atol=1e-3)
+    draws = torch.Generator().manual_seed(0)
+    many = WordFeatures(
+        torch.randn(2, 5, generator=draws), torch.randn(11, 5, generator=draws), 1.0, ("a", "b"), tuple("cdefghijklm"),
+    )  # fmt: skip
+    assert detectors.build("neglabel", Tower(), words=many, groups=3).out_features.shape == (9, 5)
+    lost = lower_score(detector, images, PGD(Linf(0.1), steps=5))
+    assert detector(lost).mean() < detector(images).mean()
+
+
+@pytest.mark.parametrize("percentile", [0.0, 60.0, 100.0])
+def test_negative_words_are_the_farthest_by_a_naive_loop(percentile):
+    draws = torch.Generator().manual_seed(3)
+    names = tuple(f"word {number}" for number in range(20))
+    known = WordFeatures(
+        torch.randn(4, 6, generator=draws), torch.randn(20, 6, generator=draws), 1.0, ("a", "b", "c", "d"), names,
+    )  # fmt: skip
+    nearness = {}
+    for name, row in zip(names, known.out_features.numpy().astype(np.float64), strict=True):
+        values = [row @ other for other in known.in_features.numpy().astype(np.float64)]
+        nearness[name] = np.percentile(values, percentile)
+    mined = known.with_negative_words(share=0.25, percentile=percentile)
+    assert mined.out_words == tuple(sorted(names, key=nearness.get)[:5])
+    assert mined.in_words == known.in_words
+    rows = [names.index(name) for name in mined.out_words]
+    assert torch.allclose(mined.out_features, known.out_features[rows])
 
 
 def test_each_rule_is_its_formula(images):
@@ -245,6 +285,12 @@ def test_a_file_gives_back_what_was_saved(tmp_path):
         (lambda: detectors.ZeroShot(Tower()), "words: not given"),
         (lambda: detectors.ZeroShot(Tower(), words(out=())), "rule: 'difference' needs out-words"),
         (lambda: detectors.ZeroShot(Tower(), words(), scale=0.0), "scale: expected a number > 0"),
+        (lambda: words(out=()).with_negative_words(), "out_words: none given"),
+        (lambda: words().with_negative_words(share=0.0), "share: expected a number in (0, 1], got 0.0"),
+        (lambda: words().with_negative_words(percentile=101.0), "percentile: expected a number in"),
+        (lambda: detectors.build("neglabel", Tower(), words=words()), "groups: expected at most the number of out-words (2), got 100"),
+        (lambda: detectors.ZeroShot(Tower(), words(), groups=2), "groups: expected 1 with the rule 'difference'"),
+        (lambda: detectors.ZeroShot(Tower(), words(), rule="softmax", groups=0), "groups: expected a whole number >= 1"),
         (lambda: read_words("nowhere.npz"), "words: nowhere.npz is no file"),
         (lambda: read_words(Path(__file__)), "is not a file of text features"),
         (lambda: text_features(Tower(), Letters("open_clip"), IN), "model: Tower has no text tower"),
