@@ -189,9 +189,15 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, required=True, help="where the files are written")
     parser.add_argument("--output", type=Path, default=Path("docs/results/two_towers.md"))
+    parser.add_argument("--steps", type=int, default=400, help="of the training")
+    parser.add_argument(
+        "--measure", default="true", choices=["true", "false"], help="make the page"
+    )
     options = parser.parse_args()
-    net = train()
+    net = train(options.steps)
     write(net, options.folder)
+    if options.measure == "false":
+        return
     inliers, labels = images_of("digits-0-7/test")
     outliers, _ = images_of("digits-0-7/held-out")
     with torch.no_grad():

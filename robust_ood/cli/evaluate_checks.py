@@ -15,10 +15,13 @@ from robust_ood.cli.bounds import check_name
 from robust_ood.errors import UserError
 from robust_ood.evaluation import Accuracy, Results, Row
 from robust_ood.evaluation.fingerprints import fingerprint
+from robust_ood.reporting.papers.checkpoints import find_claim
 
 
 def check_names(config: Any) -> None:
-    """Refuse names of networks, detectors and attacks that are none: paths, or unreadable."""
+    """Refuse names of networks, detectors, attacks and claims that are none."""
+    if config.published is not None:
+        find_claim(config.published)
     if config.name is not None:
         check_name("name", config.name)
     for name in config.models or {}:

@@ -138,6 +138,11 @@ _OPTIONS: dict[str, tuple[Any, Any, str]] = {
         "folder of results.json, results.csv and what is computed",
     ),
     "replace": (bool, False, "replace results of other models or data in the output folder"),
+    "published": (
+        str | None,
+        None,
+        "the published claim whose weights these are; configs/published/ sets it",
+    ),
     "name": (str | None, None, "model name in the rows (default: checkpoint's folder)"),
     "detectors": (Specs, ["msp"], "names, or name and settings"),
     "attacks": (Specs, ["pgd"], "names, or name and settings; radius may be a list"),

@@ -14,6 +14,7 @@ from torch import nn
 
 from robust_ood.errors import UserError
 from robust_ood.models import Wrapped, load_network, wrap
+from robust_ood.models.misfit import has_weights
 from robust_ood.models.zoo import located
 from robust_ood.settings import import_path
 
@@ -75,7 +76,7 @@ def load(
         raise UserError(
             "checkpoint: not given, and neither is a network with weights of its own (--net)"
         )
-    if not getattr(net, "pretrained", False):
+    if not has_weights(net):
         raise UserError(
             f"checkpoint: not given, and the weights of {type(net).__name__} would be random; "
             "a class that loads its own says so with an attribute `pretrained = True`"

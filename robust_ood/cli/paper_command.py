@@ -13,7 +13,7 @@ from robust_ood import cli, reporting
 from robust_ood.cli.arguments import parse_arguments
 from robust_ood.cli.interrupts import STOPPED
 from robust_ood.cli.output import check_writable
-from robust_ood.cli.papers.items import Item, find_item, item_files, read_item
+from robust_ood.cli.papers.items import SIZES, Item, find_item, item_files, read_item
 from robust_ood.cli.papers.plan import Plan, read_variables
 from robust_ood.cli.papers.running import Command, check_needs, run_script, run_steps
 from robust_ood.cli.parsing import CommandParser
@@ -87,7 +87,7 @@ def commands() -> dict[str, Command]:
 
 
 def list_items(paper: str | None, console: Console) -> None:
-    """Print every item, or those of a paper: its title, and what its size as published needs."""
+    """Print every item, or those of a paper: its title, and what both sizes need."""
     files = item_files()
     if paper is not None and paper not in files:
         find_item(paper, "")  # raises
@@ -99,10 +99,30 @@ def list_items(paper: str | None, console: Console) -> None:
 
 def _print_item(item: Item, console: Console) -> None:
     console.print(plain(f"{item.paper} {item.name}: {item.title}"), soft_wrap=True)
-    recipe = item.recipes["paper"]
-    needs = [*recipe.data, *recipe.needs]
+    for size in SIZES:
+        console.print(plain(f"    {size}: {_needed(item, size)}"), soft_wrap=True)
+
+
+def _needed(item: Item, size: str) -> str:
+    """Return what a size of an item computes, what the user has to give, and the minutes."""
+    recipe = item.recipes[size]
+    plan = Plan(item, size, Path("runs/papers"))
+    counts: dict[str, int] = {}
+    for step in plan.steps():
+        counts[step.command] = counts.get(step.command, 0) + 1
+    parts = [", ".join(f"{count} {command}" for command, count in counts.items())]
+    if recipe.data:
+        parts.append(f"data {', '.join(recipe.data)}")
+    needs = [name for name in plan.missing() if name in recipe.needs]
     if needs:
-        console.print(plain(f"    --size paper needs {', '.join(needs)}"), soft_wrap=True)
+        parts.append(f"--set {', '.join(needs)}")
+    if recipe.minutes is None:
+        parts.append("time not measured")
+    elif recipe.minutes < 1:
+        parts.append("less than a minute")
+    else:
+        parts.append(f"{recipe.minutes:g} minutes")
+    return "; ".join(parts)
 
 
 def show_plan(plan: Plan, console: Console) -> None:

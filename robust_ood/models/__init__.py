@@ -19,9 +19,11 @@ from robust_ood.models.key_maps import KEY_MAPS
 from robust_ood.models.libraries import Timm, Torchvision
 from robust_ood.models.loading import load_network
 from robust_ood.models.mixtures import MixtureRatio
+from robust_ood.models.neural_ode import NeuralODENet
 from robust_ood.models.normalize import Normalize
 from robust_ood.models.outlier_class import OutlierClass
 from robust_ood.models.outputs import Outputs, count_classes, find_layers, outputs
+from robust_ood.models.preact_resnet import PreActResNet
 from robust_ood.models.resnet import ResNet18, ResNet34, ThinResNet
 from robust_ood.models.robustbench import RobustBench
 from robust_ood.models.spatial_transformer import SpatialTransformerNet
@@ -47,9 +49,11 @@ __all__ = [
     "HuggingFace",
     "ImageText",
     "MixtureRatio",
+    "NeuralODENet",
     "Normalize",
     "OutlierClass",
     "Outputs",
+    "PreActResNet",
     "ResNet18",
     "ResNet34",
     "RobustBench",

@@ -27,6 +27,14 @@ from robust_ood.models.matching import (
     without_any_prefix,
     without_prefixes,
 )
+from robust_ood.models.misfit import (
+    check,
+    check_agreement,
+    has_weights,
+    listed,
+    note_weights,
+    of_part,
+)
 from robust_ood.models.outlier_class import OutlierClass
 from robust_ood.models.wrap import Wrapped
 from robust_ood.models.zoo import PREFIX, WEIGHTS, located
@@ -203,7 +211,8 @@ def load_weights(
     Prefixes before the network's keys are found and taken off, whatever they are, and so are those
     of `torch.compile` and DataParallel inside them. Keys that belong to something else, such as a
     loss, are left out, and a warning names them. A `Wrapped` network takes the weights of what it
-    wraps, too; an `OutlierClass` also those of a published head of K + 1 outputs.
+    wraps, too; an `OutlierClass` also those of a published head of K + M outputs; a network with a
+    `separate_part` those of that part alone, where the network below has weights of its own.
 
     Args:
         net: the network.
@@ -234,22 +243,31 @@ def load_weights(
         if joint is not None:
             load_weights(net.net, joint.classes, key_map, source)
             net.outlier.load_state_dict(joint.outliers)
+            note_weights(net)
             return net
-    targets = {"": net}
-    if isinstance(net, Wrapped):
-        targets["module."] = net.module
-    found = {}
-    for prefix, target in targets.items():
-        found[prefix] = best(_readings(target, tensors, key_map), averaged=averaged)
-    prefix = min(found, key=lambda name: found[name].rank)
-    match = found[prefix]
-    inner = targets[prefix]
-    _check(match, inner, source)
+    found = []
+    for target in _targets(net):
+        readings = _readings(*target, tensors, key_map)
+        found.append((best(readings, averaged=averaged), target[0]))
+    match, inner = min(found, key=lambda pair: pair[0].rank)
+    check(match, inner, source, tensors)
     if averaged and not _is_average(content, match):
         raise UserError(f"averaged: {source} holds no averaged weights (state_dict_ema, ...)")
     inner.load_state_dict(_converted(inner.state_dict(), match.state, source))
     _report(match, inner, source)
+    note_weights(net)
     return net
+
+
+def _targets(net: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Return what a file may hold the weights of: networks, and the part of each that is meant."""
+    targets = [(net, "")]
+    if isinstance(net, Wrapped):
+        targets.append((net.module, ""))
+    part = getattr(net, "separate_part", None)
+    if part is not None and has_weights(net.get_submodule("net")):
+        targets.append((net, f"{part}."))
+    return targets
 
 
 def _with_own_head(
@@ -281,21 +299,6 @@ def _is_average(content: Mapping[str, Any], match: Match) -> bool:
     return is_average(match.prefix) or any(is_average(name) for name in names)
 
 
-def _check(match: Match, net: nn.Module, source: Path | str) -> None:
-    """Refuse weights of another network."""
-    if not match.problems:
-        return
-    first = "; ".join(match.problems[:3])
-    more = "; ..." if len(match.problems) > 3 else ""
-    if match.left_out:
-        more += f"; in the file, but not in the network: {_listed(match.left_out)}"
-    raise UserError(
-        f"checkpoint: {source} holds another network than {type(net).__name__}: "
-        f"{len(match.problems)} names or shapes differ from its {len(net.state_dict())} weights "
-        f"({first}{more})"
-    )
-
-
 def _report(match: Match, net: nn.Module, source: Path | str) -> None:
     """Say what of a file was left out, except what our own training keeps beside the network."""
     if not match.left_out or match.prefix == "net.":
@@ -304,23 +307,25 @@ def _report(match: Match, net: nn.Module, source: Path | str) -> None:
     entries = "1 entry is" if count == 1 else f"{count} entries are"
     notify(
         f"checkpoint: {source}: {entries} no weight of {type(net).__name__} and left out "
-        f"({_listed(match.left_out)})"
+        f"({listed(match.left_out)})"
     )
 
 
-def _listed(keys: list[str]) -> str:
-    more = ", ..." if len(keys) > 3 else ""
-    return ", ".join(keys[:3]) + more
-
-
 def _readings(
-    net: nn.Module, tensors: dict[str, Tensor], key_map: str | Mapping[str, str] | None
+    net: nn.Module,
+    part: str,
+    tensors: dict[str, Tensor],
+    key_map: str | Mapping[str, str] | None,
 ) -> list[Match]:
-    """Return the readings of tensors under the names that the network may know them by."""
-    expected = net.state_dict()
+    """Return the readings of tensors under the names that a part of the network may have."""
+    expected = of_part(net.state_dict(), part)
     found: list[Match] = []
     if key_map is not None:
-        patterns = find_key_map(key_map) if isinstance(key_map, str) else key_map
+        patterns = key_map
+        if isinstance(patterns, str):
+            patterns = find_key_map(patterns)
+            if KEY_MAPS[str(key_map)].network == type(net).__name__:
+                check_agreement(KEY_MAPS[str(key_map)], net)
         for reading in without_prefixes(tensors):
             found += matches(expected, rename(reading, patterns))
         return found
@@ -330,7 +335,10 @@ def _readings(
         return found
     for published in KEY_MAPS.values():
         if published.network == type(net).__name__:
-            found += _mapped(expected, tensors, published.patterns)
+            readings = list(_mapped(expected, tensors, published.patterns))
+            if any(not match.problems for match in readings):
+                check_agreement(published, net)
+            found += readings
     return found
 
 

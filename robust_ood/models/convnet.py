@@ -33,7 +33,7 @@ class NonPositiveLinear(nn.Linear):
 
 
 class ConvNet(nn.Module):
-    """3 x 3 convolutions and linear layers, images `(N, 3, H, W)` in [0, 1] to logits `(N, K)`.
+    """3 x 3 convolutions and linear layers, images `(N, C, H, W)` in [0, 1] to logits `(N, K)`.
 
     Source: the XL network of GOOD (Bitterwolf et al. 2020) by default; with other settings its L
     network and the discriminator of ProoD (Meinke et al. 2022).
@@ -46,7 +46,7 @@ class ConvNet(nn.Module):
         num_classes: K; 1 for a discriminator.
         nonpositive_head: let the last layer's weights be <= 0.
         image_size: H = W of the images.
-        mean, std: the normalisation that is the first layer.
+        mean, std: the normalisation that is the first layer; C values each.
         activation: "relu", "silu" (smooth: for energies), "elu" or "leaky_relu"; `bounds` knows
             ReLU only.
     """
@@ -89,7 +89,7 @@ class ConvNet(nn.Module):
         }
         self.normalize = Normalize(mean, std)
         self.convolutions = nn.Sequential()
-        inputs = 3
+        inputs = len(mean)
         side = image_size
         for outputs, stride in zip(channels, strides, strict=True):
             convolution = nn.Conv2d(inputs, outputs, 3, stride, 1)

@@ -19,7 +19,9 @@ from robust_ood.models.glow import Glow
 from robust_ood.models.hugging_face import HuggingFace
 from robust_ood.models.libraries import Timm, Torchvision
 from robust_ood.models.mixtures import MixtureRatio
+from robust_ood.models.neural_ode import NeuralODENet
 from robust_ood.models.outlier_class import OutlierClass
+from robust_ood.models.preact_resnet import PreActResNet
 from robust_ood.models.resnet import ResNet18, ResNet34, ThinResNet
 from robust_ood.models.spatial_transformer import SpatialTransformerNet
 from robust_ood.models.vgg import VGG
@@ -37,7 +39,9 @@ BUILDABLE: dict[str, type[nn.Module]] = {
         Glow,
         HuggingFace,
         MixtureRatio,
+        NeuralODENet,
         OutlierClass,
+        PreActResNet,
         ResNet18,
         ResNet34,
         SpatialTransformerNet,

@@ -38,12 +38,13 @@ class Match(NamedTuple):
     misfits: int
 
     @property
-    def rank(self) -> tuple[bool, int, int, bool, bool, int]:
+    def rank(self) -> tuple[bool, int, int, bool, bool, int, int]:
         """What makes one reading better than another: smaller is better."""
         unusual = self.prefix not in _USUAL
         count = len(self.problems)
         average = is_average(self.prefix)
-        return count > 0, self.misfits, count, average, unusual, len(self.prefix)
+        size = len(self.prefix)
+        return count > 0, self.misfits, count, average, unusual, size, len(self.left_out)
 
 
 def is_average(name: str) -> bool:
@@ -90,7 +91,8 @@ def matches(expected: Mapping[str, Tensor], tensors: dict[str, Tensor]) -> Itera
         inside = {}
         for key, value in tensors.items():
             if key.startswith(prefix):
-                inside[key.removeprefix(prefix)] = value
+                name = key.removeprefix(prefix)
+                inside[name] = _laid_out(value, expected.get(name))
         beside = [key for key in tensors if not key.startswith(prefix)]
         foreign = [key for key in inside if key not in expected]
         belonging = [key for key in foreign if _belongs(key, expected)]
@@ -100,6 +102,13 @@ def matches(expected: Mapping[str, Tensor], tensors: dict[str, Tensor]) -> Itera
         for key in belonging:
             problems.append(f"{key}: {_shape(inside[key])} in the file only")
         yield Match(prefix, inside, left_out, problems, misfits)
+
+
+def _laid_out(value: Tensor, wanted: Tensor | None) -> Tensor:
+    """Return the weights of a 1 x 1 convolution as those of the linear layer that is wanted."""
+    if wanted is not None and value.shape == (*wanted.shape, 1, 1):
+        return value.flatten(1)
+    return value
 
 
 def without_any_prefix(
@@ -133,7 +142,7 @@ def _problems(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> li
     for key, value in expected.items():
         if key not in state:
             # The normalisation is a setting, not learned, and old files lack BatchNorm's counter.
-            if not key.startswith("normalize.") and not key.endswith("num_batches_tracked"):
+            if "normalize." not in key and not key.endswith("num_batches_tracked"):
                 missing.append(f"{key}: {_shape(value)}, not in the file")
         elif value.shape != state[key].shape:
             different.append(f"{key}: {_shape(state[key])} in the file, {_shape(value)} expected")

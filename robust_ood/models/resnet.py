@@ -121,7 +121,7 @@ class ThinResNet(_ResNet):
 
 
 class _BasicResNet(_ResNet):
-    """A ResNet of basic blocks with a 3 x 3 stem and no max-pooling, 64 to 512 channels."""
+    """A ResNet of basic blocks with a 3 x 3 stem and no max-pooling, four stages."""
 
     blocks: ClassVar[tuple[int, ...]]
 
@@ -132,10 +132,16 @@ class _BasicResNet(_ResNet):
         mean: Sequence[float] = CIFAR_MEAN,
         std: Sequence[float] = CIFAR_STD,
         channels: int | None = None,
+        width: int = 64,
     ) -> None:
         mean, std = for_channels(channels, mean, std)
-        super().__init__((64, 128, 256, 512), self.blocks, None, num_classes, mean, std)
+        check_settings(num_classes, width=width)
+        widths = (width, 2 * width, 4 * width, 8 * width)
+        super().__init__(widths, self.blocks, None, num_classes, mean, std)
         self.settings = {"num_classes": num_classes, "mean": list(mean), "std": list(std)}
+        # Written only where it differs: what was computed of earlier networks keeps its name.
+        if width != 64:
+            self.settings["width"] = width
 
 
 class ResNet18(_BasicResNet):
@@ -146,6 +152,8 @@ class ResNet18(_BasicResNet):
         mean, std: the normalisation that is the first layer.
         channels: of the images; by default as many as `mean` has values, 3. For another number,
             the default mean and std are the averages of CIFAR's.
+        width: channels of the first stage; each later one has twice as many. 128 for LRR
+            (Diffenderfer et al. 2021).
     """
 
     blocks = (2, 2, 2, 2)
@@ -157,7 +165,7 @@ class ResNet34(_BasicResNet):
     Source: Lee et al. 2018 (Mahalanobis), whose CIFAR networks it is.
 
     Args:
-        num_classes, mean, std, channels: as of `ResNet18`.
+        num_classes, mean, std, channels, width: as of `ResNet18`.
     """
 
     blocks = (3, 4, 6, 3)

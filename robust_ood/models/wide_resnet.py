@@ -12,6 +12,7 @@ from robust_ood.arguments import typed
 from robust_ood.errors import UserError
 from robust_ood.models.activation import Activation, activation_named, check_choice
 from robust_ood.models.normalize import CIFAR_MEAN, CIFAR_STD, Normalize, for_channels
+from robust_ood.models.padding import Padding, SameConv2d
 
 Norm = Literal["batch", "none"]
 
@@ -64,6 +65,8 @@ class WideResNet(nn.Module):
         norm: "batch" for BatchNorm; "none" for convolutions with biases and torch's own initial
             weights, as energy-based classifiers have it (JEM).
         activation: "relu", "silu" (smooth), "elu" or "leaky_relu" (slope 0.2, as in JEM's code).
+        padding: "symmetric"; "same" pads convolutions of stride 2 right and bottom only, as the
+            networks of Gowal et al. 2020 do. It needs `norm` "batch".
     """
 
     feature_layers = ("group1", "group2", "group3")
@@ -80,10 +83,14 @@ class WideResNet(nn.Module):
         channels: int | None = None,
         norm: Norm = "batch",
         activation: Activation = "relu",
+        padding: Padding = "symmetric",
     ) -> None:
         super().__init__()
         check_settings(num_classes, dropout, width=width)
         check_choice("norm", norm, ("batch", "none"))
+        check_choice("padding", padding, ("symmetric", "same"))
+        if padding == "same" and norm == "none":
+            raise UserError("padding: 'same' is for networks with norm 'batch'")
         if depth < 10 or (depth - 4) % 6:
             raise UserError(f"depth: {depth} is not 6n + 4 for n >= 1 blocks in each group")
         mean, std = for_channels(channels, mean, std)
@@ -97,6 +104,9 @@ class WideResNet(nn.Module):
             "norm": norm,
             "activation": activation,
         }
+        # Written only where it differs: what was computed of earlier networks keeps its name.
+        if padding != "symmetric":
+            self.settings["padding"] = padding
         blocks = (depth - 4) // 6
         widths = (16, 16 * width, 32 * width, 64 * width)
         self.normalize = Normalize(mean, std)
@@ -107,6 +117,8 @@ class WideResNet(nn.Module):
             outputs = widths[number]
             stride = 1 if number == 1 else 2
             group = nn.Sequential(_Block(inputs, outputs, stride, dropout, norm, activation))
+            if stride == 2 and padding == "same":
+                group[0].conv1 = SameConv2d(inputs, outputs)
             for _ in range(blocks - 1):
                 group.append(_Block(outputs, outputs, 1, dropout, norm, activation))
             self.add_module(f"group{number}", group)

@@ -13,11 +13,11 @@ from markupsafe import Markup
 
 from robust_ood.evaluation.encoder_results import SIDES, EncoderResults
 from robust_ood.evaluation.terminal import describe_failure
+from robust_ood.reporting.facts import facts_of
 from robust_ood.reporting.figures import encoder
 from robust_ood.reporting.figures.canvas import Figure, slug
 from robust_ood.reporting.page import (
     check_output,
-    facts_of,
     move_into_place,
     resource,
     write_page,
@@ -55,8 +55,13 @@ def write(folder: Path, output: Path | None = None) -> Path:
     return path
 
 
-def draw(results: EncoderResults) -> Iterator[Figure]:
-    """Yield the figures: pairs and losses of each attack, errors, and scores of each detector."""
+def draw(results: EncoderResults, kind: str = "") -> Iterator[Figure]:
+    """Yield the figures: pairs and losses of each attack, errors, and scores of each detector.
+
+    Args:
+        results: the rows and their arrays.
+        kind: only those whose names begin so; drawing takes longer than reading.
+    """
     errors: dict[str, dict[str, Any]] = {}
     subjects = {}
     for row in results.rows:
@@ -64,16 +69,23 @@ def draw(results: EncoderResults) -> Iterator[Figure]:
             continue
         arrays = results.arrays[row.result]
         subject = _subject(row, "pairs")
+        losses = _subject(row, "loss")
         subjects[row.result] = subject
         errors.setdefault(row.matched, {})[row.start] = arrays["mape"]
-        yield encoder.pairs(arrays, subject)
-        yield encoder.losses(arrays, _subject(row, "loss"))
+        if subject.name.startswith(kind):
+            yield encoder.pairs(arrays, subject)
+        if losses.name.startswith(kind):
+            yield encoder.losses(arrays, losses)
     for matched, by_start in errors.items():
-        yield encoder.error_histograms(by_start, matched, f"errors-{slug(matched)}")
+        name = f"errors-{slug(matched)}"
+        if name.startswith(kind):
+            yield encoder.error_histograms(by_start, matched, name)
     for row in results.rows:
         arrays = results.arrays[row.result]
-        scores = {side: arrays[f"scores: {row.detector}: {side}"] for side in SIDES}
         subject = _subject(row, f"scores-{slug(row.detector)}")
+        if not subject.name.startswith(kind):
+            continue
+        scores = {side: arrays[f"scores: {row.detector}: {side}"] for side in SIDES}
         yield encoder.score_histograms(scores, row.detector, row.auroc, subject)
 
 

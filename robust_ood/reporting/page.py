@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
@@ -20,8 +18,10 @@ from robust_ood.evaluation.terminal import describe_failure
 from robust_ood.reporting import gallery, summary, tables
 from robust_ood.reporting.brackets import bracket_figures, bracket_sentences
 from robust_ood.reporting.definitions import DEFINITIONS
+from robust_ood.reporting.facts import Fact, facts_of
 from robust_ood.reporting.figures import Figure
 from robust_ood.reporting.figures.canvas import slug
+from robust_ood.reporting.papers.checkpoints import checked_claims
 from robust_ood.reporting.papers.comparison import comparisons
 from robust_ood.reporting.recipes import (
     Chosen,
@@ -42,7 +42,6 @@ _PAGE = "page.html"
 _BESIDE = "files"
 _TENSORBOARD = "tensorboard"
 SINGLE = "auroc by radius of single checkpoints"
-_VERBATIM = ("command", "config")  # facts shown as they are written, in a block of their own
 
 
 class SectionKind(NamedTuple):
@@ -62,14 +61,6 @@ class Section(NamedTuple):
     title: str
     words: str
     figures: list[Figure]
-
-
-class Fact(NamedTuple):
-    """An entry of the environment. verbatim: keep its line breaks."""
-
-    name: str
-    text: str
-    verbatim: bool
 
 
 SECTIONS = (
@@ -302,6 +293,7 @@ def page(
         **_figures(radius, sections, figures_folder),
         findings=[*summary.sentences(first), *bracket_sentences(data)],
         comparisons=comparisons(first),
+        claims=checked_claims(data.environments),
         definitions=DEFINITIONS,
         environments=_environments(data),
     )
@@ -369,29 +361,6 @@ def _environments(data: ReportData) -> list[tuple[str, list[Fact]]]:
     for models, entries in data.environments:
         environments.append((models, facts_of(entries)))
     return environments
-
-
-def facts_of(environment: Mapping[str, object]) -> list[Fact]:
-    """Return the entries of an environment as text."""
-    facts = []
-    for name, value in environment.items():
-        facts.append(Fact(name, _text(name, value), name in _VERBATIM))
-    return facts
-
-
-def _text(name: str, value: object) -> str:
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, dict):
-        return json.dumps(value)
-    if name == "config":
-        return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).strip()
-    entries = []
-    for key, entry in value.items():
-        if isinstance(entry, list):
-            entry = ", ".join(map(str, entry))
-        entries.append(f"{key} {entry}")
-    return "; ".join(entries)
 
 
 def resource(name: str) -> str:

@@ -9,9 +9,10 @@ from tempfile import TemporaryDirectory
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from robust_ood.reporting.facts import Fact
 from robust_ood.reporting.figures.canvas import Figure
 from robust_ood.reporting.figures.training import group_of, training_figures
-from robust_ood.reporting.page import Fact, check_output, move_into_place, resource, write_page
+from robust_ood.reporting.page import check_output, move_into_place, resource, write_page
 from robust_ood.reporting.training_run import SPEED, TrainingRun, read_run
 from robust_ood.writing import naming
 

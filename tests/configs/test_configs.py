@@ -18,11 +18,15 @@ import pytest
 import torch
 import yaml
 
-from robust_ood import cli
+from robust_ood import cli, detectors
 from robust_ood.attacks import build_all
+from robust_ood.cli import evaluate_command
+from robust_ood.cli.arguments import parse_arguments
 from robust_ood.cli.models import each_radius
 from robust_ood.detectors import REGISTRY
+from robust_ood.evaluation.certificates import build_certificates
 from robust_ood.models import Glow, WideResNet, describe
+from robust_ood.reporting.papers.checkpoints import checklist, published_checkpoints
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FOLDERS = {
@@ -35,6 +39,7 @@ FOLDERS = {
     "methods",
     "models",
     "papers",
+    "published",
     "studies",
 }
 SMALL = [
@@ -345,6 +350,34 @@ def test_evaluation(path, root, tmp_path, capsys):
     ]
     assert set(wanted) <= {row["detector"] for row in found["rows"]}
     assert {row["attacked"] for row in found["rows"]} == {"none", "in", "out", "both"}
+
+
+@pytest.mark.parametrize("path", files("published"))
+def test_published(path):
+    """The network of each can be built, without its memory, and its detectors read it."""
+    config = parse_arguments(evaluate_command.parser(), ["-c", str(path)])
+    assert config.published == path.stem
+    net = build_without_memory(without_files(config.as_dict()["net"]))
+    assert detectors.build_all(config.detectors, net)
+    assert build_all(each_radius(config.attacks))
+    assert len(build_certificates(config.certificates)) == len(config.certificates)
+
+
+def without_files(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return a network's settings with those of networks that files give in their places."""
+    arguments = {}
+    for key, value in spec.get("init_args", {}).items():
+        arguments[key] = without_files(value) if isinstance(value, dict) else value
+    if spec["class_path"].endswith("load_network"):
+        return arguments["net"]
+    return {"class_path": spec["class_path"], "init_args": arguments}
+
+
+def test_every_published_claim_has_a_config():
+    stems = {path.stem for path in (CONFIGS / "published").iterdir()}
+    assert stems == set(published_checkpoints())
+    used = {name for claim in published_checkpoints().values() for name in claim.failures}
+    assert used <= set(checklist())
 
 
 METHODS = ["standard", "oe", "aloe"]

@@ -267,8 +267,14 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
         "channels": (4, 4), "strides": (1, 2), "pooling": 1, "hidden": (8,), "num_classes": 4,
         "nonpositive_head": False, "image_size": 8, **_SIZES,
     },
-    "models.Discriminated": {"net": NET, "hidden": (8,)},
-    "models.OutlierClass": {"net": NET},
+    "models.Discriminated": {
+        "net": NET, "hidden": (8,), "activation": "relu", "norm": "none", "bias": True,
+    },
+    "models.NeuralODENet": {"net": NET, "width": 4, "num_classes": 3, "time": 1.0, "steps": 2},
+    "models.OutlierClass": {"net": NET, "outliers": 2},
+    "models.PreActResNet": {
+        "depth": 18, "num_classes": 4, "activation": "relu", "padding": "symmetric", **_SIZES,
+    },
     "models.Gated": lambda folder: {"classifier": NET, "gate": one_logit(), "shift": 0.0},
     "models.MixtureRatio": {
         "image_shape": (3, 6, 6), "components": 2, "directions": 4, "prior_ratio": 1.0,
@@ -556,12 +562,12 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
     },
     "models.DenseNet": {"depth": 10, "growth": 4, "num_classes": 4, **_SIZES},
     "models.Normalize": _SIZES,
-    "models.ResNet18": {"num_classes": 4, **_SIZES},
-    "models.ResNet34": {"num_classes": 4, **_SIZES},
+    "models.ResNet18": {"num_classes": 4, "width": 4, **_SIZES},
+    "models.ResNet34": {"num_classes": 4, "width": 4, **_SIZES},
     "models.SpatialTransformerNet": {"num_classes": 4, "features": 8, **_SIZES},
     "models.ThinResNet": {"depth": 8, "num_classes": 4, **_SIZES},
     "models.WideResNet": {
-        "depth": 10, "width": 1, "num_classes": 4, "dropout": 0.1, **_SIZES,
+        "depth": 10, "width": 1, "num_classes": 4, "dropout": 0.1, "padding": "symmetric", **_SIZES,
     },
     "models.Wrapped": {"module": NET, "head": "head", "layers": ("conv",), **_SIZES},
     "models.count_classes": {"net": NET, "image_shape": (6, 6)},

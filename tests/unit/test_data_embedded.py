@@ -126,4 +126,6 @@ DIGESTS = {
     "digits-0-7/validation": "7dbeb874746727ff",
     "digits-0-7/test": "271d3d152d02ee65",
     "digits-0-7/held-out": "b80514b23cbc78aa",
+    "digits-8-9/validation": "92e1627988fef887",
+    "digits-8-9/test": "aa8bf7c475d473c9",
 }

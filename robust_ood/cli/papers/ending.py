@@ -52,7 +52,7 @@ def end(plan: Plan, console: Console) -> None:
     replace_file(page, _markdown(plan, table, figures, name))
     if table.lines:
         console.print(plain_lines(as_text(table)), soft_wrap=True)
-    for words in notes(plan):
+    for words in notes(plan, table):
         console.print(plain(words))
     for path in paths:
         console.print(plain(f"wrote {path}"), soft_wrap=True)
@@ -66,8 +66,8 @@ def plain_lines(text: str) -> str:
     return escape("\n".join(printable(line) for line in text.splitlines()))
 
 
-def notes(plan: Plan) -> list[str]:
-    """Return how the numbers came about: in the paper, and here."""
+def notes(plan: Plan, table: PlainTable) -> list[str]:
+    """Return how the numbers of a table came about: in the paper, and here."""
     words = []
     if plan.item.printed:
         title, protocol = paper(plan.item.printed["paper"])
@@ -75,10 +75,13 @@ def notes(plan: Plan) -> list[str]:
     if plan.recipe.note:
         words.append(f"Here: {plan.recipe.note}")
     replaced = []
+    shown = " | ".join(" | ".join(line) for line in table.lines)
     for name, stands_for in plan.recipe.stands_for.items():
+        last = stands_for
         if isinstance(stands_for, list):
+            last = stands_for[-1]
             stands_for = " with ".join(stands_for)
-        if name != stands_for:
+        if name != stands_for and last in shown:
             replaced.append(f"{name} for {stands_for}")
     if replaced and plan.item.printed:
         words.append(f"In the place of the paper's: {', '.join(replaced)}.")
@@ -116,9 +119,7 @@ def _section(
 def _encoder_figures(folders: list[Path], kind: str) -> Iterator[Figure]:
     """Yield the figures of encoder attacks whose names begin with a word."""
     for folder in folders:
-        for figure in encoder_page.draw(EncoderResults.read(folder)):
-            if figure.name.startswith(kind):
-                yield figure
+        yield from encoder_page.draw(EncoderResults.read(folder), kind)
 
 
 def _write_figures(folder: Path, figures: list[Figure]) -> list[Path]:
@@ -138,7 +139,7 @@ def _markdown(plan: Plan, table: PlainTable, figures: list[Figure], name: str) -
         lines += [as_markdown(table)]
     for figure in figures:
         lines += [f"![{figure.alt}]({name}/{figure.name}.png)", "", f"*{figure.caption}*", ""]
-    lines += [f"- {words}" for words in notes(plan)]
+    lines += [f"- {words}" for words in notes(plan, table)]
     lines += ["", "Made by:", "", "```"]
     lines += [step.line for step in plan.steps()]
     return "\n".join([*lines, "```", ""])

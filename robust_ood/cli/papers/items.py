@@ -33,6 +33,7 @@ class Recipe:
             two is network and detector.
         averages: by name of a mean, the groups of OOD sets that it is over.
         note: how the size differs from the paper.
+        minutes: of the item alone, on one core, as it was measured; None where it was not.
     """
 
     reads: Sequence[str]
@@ -43,6 +44,7 @@ class Recipe:
     stands_for: Mapping[str, Any] = field(default_factory=dict)
     averages: Mapping[str, Sequence[str]] = field(default_factory=dict)
     note: str = ""
+    minutes: float | None = None
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,10 @@ class Plan:
         """Return the folder of a step's results."""
         return self.folder / step
 
+    def value(self, name: str) -> str | None:
+        """Return the text that a variable stands for; None where it has none."""
+        return self._values.get(name)
+
     def missing(self) -> list[str]:
         """Return the variables of the item's steps that have no value, in order."""
         missing: dict[str, None] = {}
@@ -154,6 +158,15 @@ def _expanded(steps: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str
         for values in product(*each.values()):
             words = dict(zip(each, map(str, values), strict=True))
             yield _replaced(name, words), _replaced(step["run"], words)
+
+
+def templates(recipe: Recipe) -> dict[str, str]:
+    """Return, for every step of a recipe, the name that it has before values take their places."""
+    found = {}
+    for name, step in recipe.steps.items():
+        for expanded, _ in _expanded({name: step}):
+            found[expanded] = name
+    return found
 
 
 def _replaced(text: str, words: Mapping[str, str]) -> str:

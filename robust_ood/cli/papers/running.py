@@ -27,6 +27,10 @@ def check_needs(plan: Plan, root: Path | None) -> None:
         if name == "root":
             raise UserError(f"root: not given; expected the folder of {', '.join(recipe.data)}")
         raise UserError(f"set: {name} has no value: {recipe.needs[name]}; give --set {name}=VALUE")
+    for name, how in recipe.needs.items():
+        value = plan.value(name)
+        if value is not None and not Path(value).exists():
+            raise UserError(f"set: {name}: no such file or folder: {value}; expected {how}")
     if not recipe.data:
         return
     if root is None:

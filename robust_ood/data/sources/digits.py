@@ -119,6 +119,8 @@ def _digit_sets() -> dict[str, Callable[[], ImageSet]]:
     for part in _PARTS:
         sets[f"digits-0-7/{part}"] = partial(digits, part, range(8), "digits-0-7")
     sets["digits-0-7/held-out"] = _held_out
+    for part in ("validation", "test"):  # of it, to choose settings and to test
+        sets[f"digits-8-9/{part}"] = partial(digits, part, range(8, 10), "digits-8-9")
     sets["photographs/outliers"] = partial(
         photograph_patches, "china", 4000, "china-patches", varied=True
     )

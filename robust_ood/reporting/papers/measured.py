@@ -161,7 +161,8 @@ def _of_file(path: Path, names: Names) -> Iterator[Measurement]:
 
 def _of_encoder(row: EncoderRow, names: Names) -> Measurement:
     network, detector = names.pair(row.model, row.detector)
-    ood = f"{names.image_set(row.start)} with the {names.image_set(row.matched)} of inliers"
+    matched = row.matched.partition(" of ")[0]  # without the detector whose code it is
+    ood = f"{names.image_set(row.start)} with the {names.image_set(matched)} of inliers"
     inliers = names.image_set(row.id)
     key = ResultKey(network, detector, inliers, ood, *_ENCODER_BUDGET)
     values = {"auroc": row.auroc, "MAPE, median": row.mape_median}
