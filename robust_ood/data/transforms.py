@@ -25,6 +25,7 @@ AugmentationSpec = str | Sequence[PartSpec]
 _FIELD = "data.augmentation"
 _MIXING = {"mixup": "MixUp", "cutmix": "CutMix"}
 """What mixes images of a batch, by its name here: torchvision's class."""
+_SMOOTHING = "label_smoothing"
 
 
 class Augmentation:
@@ -33,11 +34,12 @@ class Augmentation:
     A transform of torchvision draws once for whatever it is called with, so each image goes
     through it on its own, on the device that the batch is on. `crop_and_flip`, and a class of the
     user's own that has `batched = True`, take all images at once, with a generator. `mixup` and
-    `cutmix` come last and mix inliers alone: outliers stay outliers.
+    `cutmix` come after them and mix inliers alone: outliers stay outliers. `label_smoothing`, last
+    of all, changes inliers' labels and no image.
 
     Args:
         given: as configs write it.
-        num_classes: K, for labels of mixed images.
+        num_classes: K, for labels that are shares of classes.
     """
 
     def __init__(self, given: AugmentationSpec, num_classes: int) -> None:
@@ -47,10 +49,16 @@ class Augmentation:
         for spec in _listed(given):
             part = read_part(_FIELD, spec)
             name = _MIXING.get(part.name, part.name)
+            if self._smooths:
+                raise UserError(f"{_FIELD}: {part.name} after {_SMOOTHING}, which comes last")
             if name in _MIXING.values():
                 self._mixing.append((name, self._mixer(part, name)))
+            elif name == _SMOOTHING:
+                self._mixing.append((name, _smoother(part, num_classes)))
             elif self._mixing:
-                raise UserError(f"{_FIELD}: {part.name} after mixing; mixup and cutmix come last")
+                raise UserError(
+                    f"{_FIELD}: {part.name} after mixing; mixup and cutmix come after transforms"
+                )
             elif name == "crop_and_flip":
                 self._steps.append((name, _crop_and_flip(part)))
             elif name != "none":
@@ -65,6 +73,10 @@ class Augmentation:
     def mixes(self) -> bool:
         """Whether labels become shares of classes."""
         return bool(self._mixing)
+
+    @property
+    def _smooths(self) -> bool:
+        return any(name == _SMOOTHING for name, _ in self._mixing)
 
     def transformed(self, images: Tensor, seed: int, purpose: str, *keys: Key) -> Tensor:
         """Return images `(N, C, H, W)`, uint8 or float, each transformed by its own draws.
@@ -84,7 +96,7 @@ class Augmentation:
         return images
 
     def mixed(self, images: Tensor, labels: Tensor, seed: int, *keys: Key) -> tuple[Tensor, Tensor]:
-        """Return inliers `(N, C, H, W)` mixed with each other, and their labels.
+        """Return inliers `(N, C, H, W)`, mixed with each other or as they are, and their labels.
 
         Labels `(N,)` become `(N, K)`: each image's shares of the classes.
         """
@@ -135,6 +147,27 @@ def _crop_and_flip(part: Part) -> Callable[..., Tensor]:
     return configured(f"{_FIELD}.crop_and_flip", make, settings=part.settings)
 
 
+def _smoother(part: Part, num_classes: int) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return label smoothing with its setting.
+
+    Source: Szegedy et al. 2016, "Rethinking the Inception architecture for computer vision",
+    section 7: `(1 - share) y + share / K`.
+    """
+
+    def make(share: float = 0.1) -> Callable[..., tuple[Tensor, Tensor]]:
+        if not 0 < share < 1:
+            raise UserError(f"share: {share} is not a share in (0, 1)")
+
+        def smooth(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            if labels.ndim == 1:
+                labels = torch.nn.functional.one_hot(labels, num_classes).to(images.dtype)
+            return images, (1 - share) * labels + share / num_classes  # (N, K)
+
+        return smooth
+
+    return configured(f"{_FIELD}.{_SMOOTHING}", make, settings=part.settings)
+
+
 def _made(part: Part) -> Callable[..., Any]:
     """Return a transform of torchvision, by name, or a user's own, by import path."""
     from torchvision.transforms import v2
@@ -147,7 +180,8 @@ def _made(part: Part) -> Callable[..., Any]:
             if isinstance(value, type) and issubclass(value, v2.Transform):
                 names.append(name)
         if part.name not in names:
-            raise unknown_name(_FIELD, part.name, ["crop_and_flip", *_MIXING, *names])
+            ours = ["crop_and_flip", *_MIXING, _SMOOTHING]
+            raise unknown_name(_FIELD, part.name, [*ours, *names])
         make = getattr(v2, part.name)
     try:
         made: Callable[..., Any] = configured(f"{_FIELD}.{part.name}", make, settings=part.settings)
