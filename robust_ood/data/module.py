@@ -80,8 +80,8 @@ class OODData(LightningDataModule):
             does not read them.
         evaluation_batch_size: images per batch where no parameter gradient is needed.
         augmentation: of training images, inliers and outliers alike: "crop_and_flip", "none", or a
-            list of torchvision's transforms by name, of classes of your own by import path, and of
-            "mixup" or "cutmix", which mix inliers alone.
+            list of torchvision's transforms by name, of classes of your own by import path, of
+            "mixup" or "cutmix", which mix inliers alone, and of "label_smoothing".
         seed: seed of order and augmentation; the commands set it to the run's `seed_everything`.
         allow_overlap: let an OOD test also be auxiliary outliers, validation OOD or an inlier set.
         reading: workers, memory limit and device; the batches do not depend on them.

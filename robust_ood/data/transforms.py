@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from robust_ood.data.augment import crop_and_flip
@@ -26,6 +27,7 @@ AugmentationSpec = str | Sequence[PartSpec]
 _FIELD = "data.augmentation"
 _MIXING = {"mixup": "MixUp", "cutmix": "CutMix"}
 """What mixes images of a batch, by its name here: torchvision's class."""
+_SMOOTHING = "label_smoothing"
 
 
 class Augmentation:
@@ -34,11 +36,12 @@ class Augmentation:
     A transform of torchvision draws once for whatever it is called with, so each image goes
     through it on its own, on the device that the batch is on. `crop_and_flip`, and a class of the
     user's own that has `batched = True`, take all images at once, with a generator. `mixup` and
-    `cutmix` come last and mix inliers alone: outliers stay outliers.
+    `cutmix` come after them and mix inliers alone: outliers stay outliers. `label_smoothing`, last
+    of all, changes inliers' labels and no image.
 
     Args:
         given: as configs write it.
-        num_classes: K, for labels of mixed images.
+        num_classes: K, for labels that are shares of classes.
     """
 
     def __init__(self, given: AugmentationSpec, num_classes: int) -> None:
@@ -48,10 +51,16 @@ class Augmentation:
         for spec in _listed(given):
             part = read_part(_FIELD, spec)
             name = _MIXING.get(part.name, part.name)
+            if self._smooths:
+                raise UserError(f"{_FIELD}: {part.name} after {_SMOOTHING}, which comes last")
             if name in _MIXING.values():
                 self._mixing.append((name, self._mixer(part, name)))
+            elif name == _SMOOTHING:
+                self._mixing.append((name, _smoother(part, num_classes)))
             elif self._mixing:
-                raise UserError(f"{_FIELD}: {part.name} after mixing; mixup and cutmix come last")
+                raise UserError(
+                    f"{_FIELD}: {part.name} after mixing; mixup and cutmix come after transforms"
+                )
             elif name == "crop_and_flip":
                 self._steps.append((name, _crop_and_flip(part)))
             elif name != "none":
@@ -85,6 +94,10 @@ class Augmentation:
             outliers=self.transformed(batch.outliers, seed, "augment outliers", *keys),
         )
 
+    @property
+    def _smooths(self) -> bool:
+        return any(name == _SMOOTHING for name, _ in self._mixing)
+
     def transformed(self, images: Tensor, seed: int, purpose: str, *keys: Key) -> Tensor:
         """Return images `(N, C, H, W)`, uint8 or float, each transformed by its own draws.
 
@@ -103,7 +116,7 @@ class Augmentation:
         return images
 
     def mixed(self, images: Tensor, labels: Tensor, seed: int, *keys: Key) -> tuple[Tensor, Tensor]:
-        """Return inliers `(N, C, H, W)` mixed with each other, and their labels.
+        """Return inliers `(N, C, H, W)`, mixed with each other or as they are, and their labels.
 
         Labels `(N,)` become `(N, K)`: each image's shares of the classes.
         """
@@ -160,6 +173,32 @@ def _crop_and_flip(part: Part) -> Callable[..., Tensor]:
     return made
 
 
+class _LabelSmoothing:
+    """Label smoothing: `(1 - share) y + share / K`.
+
+    Source: Szegedy et al. 2016, "Rethinking the Inception architecture for computer vision",
+    section 7.
+    """
+
+    def __init__(self, num_classes: int, share: float = 0.1) -> None:
+        if not 0 < share < 1:
+            raise UserError(f"share: {share} is not a share in (0, 1)")
+        self.num_classes = num_classes
+        self.share = share
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if labels.ndim == 1:
+            labels = F.one_hot(labels, self.num_classes).to(images.dtype)
+        return images, (1 - self.share) * labels + self.share / self.num_classes  # (N, K)
+
+
+def _smoother(part: Part, num_classes: int) -> Callable[..., tuple[Tensor, Tensor]]:
+    made: Callable[..., tuple[Tensor, Tensor]] = configured(
+        f"{_FIELD}.{_SMOOTHING}", _LabelSmoothing, num_classes, settings=part.settings
+    )
+    return made
+
+
 def _made(part: Part) -> Callable[..., Any]:
     """Return a transform of torchvision, by name, or a user's own, by import path."""
     from torchvision.transforms import v2
@@ -172,7 +211,8 @@ def _made(part: Part) -> Callable[..., Any]:
             if isinstance(value, type) and issubclass(value, v2.Transform):
                 names.append(name)
         if part.name not in names:
-            raise unknown_name(_FIELD, part.name, ["crop_and_flip", *_MIXING, *names])
+            ours = ["crop_and_flip", *_MIXING, _SMOOTHING]
+            raise unknown_name(_FIELD, part.name, [*ours, *names])
         make = getattr(v2, part.name)
     try:
         made: Callable[..., Any] = configured(f"{_FIELD}.{part.name}", make, settings=part.settings)

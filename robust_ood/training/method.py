@@ -63,7 +63,7 @@ class Method(OptimizedModule):
 
     _run: Objective
     takes_mixed_labels = True
-    """Whether the loss takes shares of classes `(N, K)`, which mixup and cutmix give, as labels."""
+    """Whether the loss takes shares of classes `(N, K)` as labels: of mixup, or smoothed ones."""
 
     @typed
     def __init__(  # noqa: PLR0913  # the settings that users have
@@ -316,7 +316,7 @@ class Method(OptimizedModule):
         if batch.labels.ndim == 2 and not self.takes_mixed_labels:
             raise UserError(
                 f"data.augmentation: {type(self).__name__} needs one class for each image, and "
-                "mixup and cutmix give shares of two"
+                "mixup, cutmix and label_smoothing give shares of several"
             )
         batch = batch._replace(
             images=self._laid_out(batch.images),

@@ -84,6 +84,28 @@ def test_mixing_gives_shares_of_classes(name):
     assert torch.allclose(_cross_entropy(logits, shares), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_label_smoothing_is_torchs_and_leaves_images(dtype):
+    augmentation = Augmentation([{"name": "label_smoothing", "share": 0.2}], 5)
+    images = as_float(pixels(8)).to(dtype)
+    labels = torch.arange(8) % 5
+    same, shares = augmentation.mixed(images, labels, 0, *KEYS)
+    assert torch.equal(same, images)
+    logits = torch.randn(8, 5, generator=generator(0, "logits"), dtype=dtype)
+    expected = F.cross_entropy(logits, labels, reduction="none", label_smoothing=0.2)
+    assert torch.allclose(_cross_entropy(logits, shares.float()), expected.float(), atol=1e-6)
+
+
+def test_labels_of_mixed_images_are_smoothed():
+    mixing = {"name": "mixup", "alpha": 0.7}
+    images = as_float(pixels(8))
+    labels = torch.arange(8) % 4
+    mixed, shares = Augmentation([mixing], 4).mixed(images, labels, 0, *KEYS)
+    again, smooth = Augmentation([mixing, "label_smoothing"], 4).mixed(images, labels, 0, *KEYS)
+    assert torch.equal(mixed, again)
+    assert torch.allclose(smooth, 0.9 * shares + 0.1 / 4)
+
+
 OWN = """
 class Darker:
     def __init__(self, factor: float = 0.5):
@@ -137,7 +159,9 @@ def test_classes_of_the_users_own(tmp_path, monkeypatch):
         ([{"name": "RandAugment", "magnitud": 3}], "did you mean 'magnitude'"),
         ([{"name": "crop_and_flip", "padding": -1}], "padding: -1"),
         (["mixup", "cutmix"], "one of mixup, cutmix"),
-        (["mixup", "RandAugment"], "come last"),
+        (["mixup", "RandAugment"], "come after transforms"),
+        (["label_smoothing", "mixup"], "label_smoothing, which comes last"),
+        ([{"name": "label_smoothing", "share": 1.0}], "label_smoothing.share: 1.0"),
         (["no_module.X"], "cannot import"),
         ([{"name": "RandomHorizontalFlip", "p": 2.0}], "data.augmentation.RandomHorizontalFlip"),
         ([{"size": 3}], "has no 'name'"),
