@@ -151,7 +151,7 @@ class ZeroShot(Detector):
 
     def _log_odds(self, inside: Tensor, outside: Tensor) -> Tensor:
         """Return the log-odds `(N, groups)` of the in-words beside each group of out-words."""
-        by_group = outside.unflatten(1, (self.groups, -1))  # (N, groups, M / groups)
+        by_group = outside.reshape(len(outside), self.groups, -1)  # (N, groups, M / groups)
         return inside.logsumexp(1)[:, None] - by_group.logsumexp(2)
 
     def smooth(self, images: Tensor) -> Tensor:

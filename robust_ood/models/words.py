@@ -102,7 +102,7 @@ class WordFeatures:
         if not 0 <= percentile <= 100:
             raise UserError(f"percentile: expected a number in [0, 100], got {percentile}")
         nearness = []
-        for rows in self.out_features.split(_AT_A_TIME):
+        for rows in torch.split(self.out_features, _AT_A_TIME):
             cosines = rows @ self.in_features.T  # (B, K), never (M, K)
             nearness.append(torch.quantile(cosines, percentile / 100, dim=1))
         order = torch.cat(nearness).argsort(stable=True)

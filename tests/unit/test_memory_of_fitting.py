@@ -34,6 +34,7 @@ OF_OTHER_NETWORKS = (
     "outlier-class",
     "reconstruction",
     "zero-shot",
+    "neglabel",
 )
 NAMES = [name for name in detectors.REGISTRY if name not in OF_OTHER_NETWORKS]
 MIB = 2**20
