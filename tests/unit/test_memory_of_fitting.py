@@ -39,9 +39,9 @@ NAMES = [name for name in detectors.REGISTRY if name not in OF_OTHER_NETWORKS]
 MIB = 2**20
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def new_objects_only():
-    """Have the garbage collector look at nothing made before the test: it would take seconds."""
+    """Have the garbage collector look at nothing made before: each look would take a second."""
     gc.collect()
     gc.freeze()
     yield
