@@ -3,9 +3,10 @@
     python benchmarks/fitting_memory.py --output docs/results/fitting_memory.md
     python benchmarks/fitting_memory.py --network resnet18 --images 1000 4000
 
-Mahalanobis, KNN, ViM and Gram over a random network, small or torchvision's, images read from a
-memory-mapped file, each number of images in a process of its own. What is compared is the process's
-anonymous memory (`RssAnon`), sampled every 20 ms; the pages of a mapped file are not its own.
+Mahalanobis, KNN, ViM and Gram over a random network, small or torchvision's, fitted on images and
+scoring them as evaluations do, read from a memory-mapped file, each number of images in a process
+of its own. What is compared is the process's anonymous memory (`RssAnon`), sampled every 20 ms; the
+pages of a mapped file are not its own.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from workbench import Parts
 
 from robust_ood import detectors
 from robust_ood.data import EvaluationLoader, ImageSet, to_float
-from robust_ood.models import outputs
+from robust_ood.evaluation.scoring import Scorer
 
 CLASSES = 1000
 SIDE = 224
+BATCH = 50
 NETWORKS = {
     "small": "a network of two convolutions and 64 features",
     "resnet18": "ResNet-18 (512 features, convolutions in bfloat16)",
@@ -140,18 +142,15 @@ def fit_and_score(path: Path, name: str) -> None:
     images = ImageSet("images", pixels, labels)
     net = network(name)
     layers = ("0", "2") if name == "small" else ("module.layer3", "module.layer4")
-    built: list[detectors.OutputsDetector] = [
+    built: list[detectors.Detector] = [
         detectors.Mahalanobis(net),
         detectors.KNN(net, neighbours=5, bank_size=1000),
         detectors.ViM(net, dimensions=16),
         detectors.Gram(net, layers=layers),
     ]
     detectors.fit(built, Batches(images))
-    with torch.no_grad():
-        for shown, _ in Batches(images):
-            out = outputs(net, shown, layers)  # one pass, which the four share
-            for detector in built:
-                detector.score(out)
+    by_name = {type(detector).__name__: detector for detector in built}
+    Scorer("cpu").score(by_name, EvaluationLoader(images, batch_size=BATCH))
 
 
 class Batches:
@@ -161,7 +160,7 @@ class Batches:
         self.images = images
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in EvaluationLoader(self.images, batch_size=50):
+        for batch in EvaluationLoader(self.images, batch_size=BATCH):
             yield to_float(batch.images), batch.labels
 
 

@@ -1,6 +1,6 @@
 """KNN by faiss against exact search: recall, seconds and memory over 100,000 features or more.
 
-    python benchmarks/neighbour_recall.py --output docs/results/neighbour_recall.md
+    python benchmarks/neighbour_recall.py --folder FOLDER --output docs/results/neighbour_recall.md
 
 The bank holds features of unit length around random centres, as those of classes are. Recall is the
 share of the k nearest that an index finds, of queries drawn as the bank is; the exact search is
@@ -10,21 +10,24 @@ ours (`index: exact`), in float32.
 from __future__ import annotations
 
 import argparse
-import gc
 import resource
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from page import table, write_page
 from torch import Tensor
+from workbench import Parts
 
 from robust_ood.detectors.neighbour_index import IndexKind, NeighbourIndex
 from robust_ood.detectors.neighbours import smallest
 
 PROBES = 32  # the default of `knn`
+SETTINGS = ("width", "centres", "queries", "neighbours")  # what a row depends on, beside its index
 HEADER = ("features", "index", "probes", "recall", "built in, s", "a query, ms", "exact, ms")
 
 
@@ -38,17 +41,19 @@ class Found(NamedTuple):
 def main() -> None:
     options = arguments().parse_args()
     torch.set_num_threads(1)
-    rows: list[tuple[object, ...]] = []
-    for index, count in plan(options):
-        bank = features(count, options.width, options.centres, seed=0)
-        queries = features(options.queries, options.width, options.centres, seed=1)
-        rows.append(compared(index, bank, queries, options.neighbours))
-        print(*rows[-1], flush=True)
-        del bank
-        gc.collect()
+    planned = plan(options)
+    with tempfile.TemporaryDirectory() as temporary:
+        settings = {name: getattr(options, name) for name in SETTINGS}
+        parts = Parts(options.folder or Path(temporary), settings, len(planned))
+        measured = []
+        for index, count in planned:
+            measured.append(parts(f"{index}-{count}", partial(part, options, index, count)))
+    rows = [kept["row"] for kept in measured]
+    for row in rows:
+        print(*row, flush=True)
     if options.output is None:
         return
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = max(kept["peak"] for kept in measured)  # GiB
     lines = [
         f"Features of {options.width} dimensions and unit length around {options.centres} random "
         f"centres; {options.queries} queries drawn in the same way, k = {options.neighbours}; one "
@@ -62,6 +67,14 @@ def main() -> None:
     write_page(options.output, "KNN by faiss against exact search", lines, "faiss-cpu")
 
 
+def part(options: argparse.Namespace, index: IndexKind, count: int) -> dict[str, Any]:
+    """Return one row, and the peak of the process so far in GiB."""
+    bank = features(count, options.width, options.centres, seed=0)
+    queries = features(options.queries, options.width, options.centres, seed=1)
+    row = compared(index, bank, queries, options.neighbours)
+    return {"row": row, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+
+
 def arguments() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = argparse.ArgumentParser(
@@ -73,6 +86,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--centres", type=int, default=1000)
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--neighbours", type=int, default=50)
+    parser.add_argument("--folder", type=Path, help="where finished parts are kept")
     parser.add_argument("--output", type=Path)
     return parser
 

@@ -14,7 +14,13 @@ from robust_ood.cli.output import check_writable
 from robust_ood.cli.parsing import CommandParser
 from robust_ood.errors import UserError
 from robust_ood.models.image_text import load_image_text
-from robust_ood.models.words import TEMPLATES, WordFeatures, check_words, text_features
+from robust_ood.models.words import (
+    TEMPLATES,
+    WordFeatures,
+    check_templates,
+    check_words,
+    text_features,
+)
 
 
 def parser() -> CommandParser:
@@ -47,6 +53,7 @@ def run(arguments: Sequence[str]) -> int:
     out_words = _lines("out_words", config.out_words)
     templates = _lines("templates", config.templates)
     check_words(in_words, out_words)
+    check_templates(templates)
     if config.output.suffix != ".npz":
         raise UserError(f"output: expected a file that ends in .npz, got {config.output}")
     check_writable(config.output.absolute().parent)

@@ -50,8 +50,9 @@ class ZeroShot(Detector):
         seed: of that draw.
 
     Raises:
-        UserError: no text features, the rule "difference" without out-words, more groups than
-            out-words, groups of another rule, or, in a call, embeddings of another width.
+        UserError: no text features, those of another width than an `ImageText` has, the rule
+            "difference" without out-words, more groups than out-words, groups of another rule, or,
+            in a call, embeddings of another width.
     """
 
     in_features: Tensor
@@ -73,8 +74,10 @@ class ZeroShot(Detector):
         if isinstance(self.net, Wrapped) and isinstance(self.net.module, ImageText):
             self.net = self.net.module
         words = _words_of(self.net, words)
-        if not isinstance(self.net, ImageText):
-            self.net = image_tower(self.net)
+        if isinstance(self.net, ImageText):
+            _require_width(words, self.net.head.in_features)
+        else:
+            self.net = image_tower(self.net)  # its width shows in the first call
         if rule not in ("difference", "max", "softmax"):
             raise UserError(f"rule: expected 'difference', 'max' or 'softmax', got {rule!r}")
         if rule == "difference" and not words.out_words:
@@ -106,11 +109,6 @@ class ZeroShot(Detector):
             embeddings = self.net.encode(images)  # (N, D)
         else:
             embeddings = unit_embeddings(self.net, images, self.in_features.shape[1])
-        if embeddings.shape[1] != self.in_features.shape[1]:
-            raise UserError(
-                f"words: the text features have width {self.in_features.shape[1]}, the encoder "
-                f"gives {embeddings.shape[1]}; they are of another model"
-            )
         with full_precision(images):
             wide = losses.wide(embeddings)
             inside = wide @ self.in_features.to(wide).T
@@ -178,6 +176,15 @@ def _check_groups(groups: int, rule: str, out_words: int) -> None:
     if groups > max(1, out_words):
         raise UserError(
             f"groups: expected at most the number of out-words ({out_words}), got {groups}"
+        )
+
+
+def _require_width(words: WordFeatures, width: int) -> None:
+    """Raise `UserError` for text features of another width than the network's embeddings."""
+    if words.in_features.shape[1] != width:
+        raise UserError(
+            f"words: the text features have width {words.in_features.shape[1]}, the encoder gives "
+            f"{width}; they are of another model"
         )
 
 

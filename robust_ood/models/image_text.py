@@ -195,6 +195,8 @@ def _from_open_clip(name: str, weights: str | None) -> tuple[nn.Module, Any, Map
     names = open_clip.list_models()
     if name not in names:
         raise unknown_model("open_clip", name, names)
+    if weights is not None and not Path(weights).exists():
+        _require_tag(name, weights, open_clip.list_pretrained_tags_by_model(name))
     model = build_module(
         f"open_clip's {name}",
         lambda: open_clip.create_model(name, pretrained=weights, precision="fp32"),
@@ -207,6 +209,15 @@ def _from_open_clip(name: str, weights: str | None) -> tuple[nn.Module, Any, Map
     mean = getattr(visual, "image_mean", None) or CLIP_MEAN
     std = getattr(visual, "image_std", None) or CLIP_STD
     return model, open_clip.get_tokenizer(name), {"size": int(size), "mean": mean, "std": std}
+
+
+def _require_tag(name: str, weights: str, tags: Sequence[str]) -> None:
+    """Raise `UserError` for weights that open_clip does not know; it prints a page of them."""
+    if weights.lower().replace("-", "_") not in tags:  # as open_clip itself reads a tag
+        known = ", ".join(tags) or "none"
+        raise UserError(
+            f"weights: {weights!r} is no file and none of open_clip's weights for {name}: {known}"
+        )
 
 
 def _from_transformers(name: str) -> tuple[nn.Module, Any, Mapping[str, Any]]:

@@ -187,6 +187,15 @@ def check_words(in_words: Sequence[str], out_words: Sequence[str]) -> None:
             seen[plain] = field
 
 
+def check_templates(templates: Sequence[str]) -> None:
+    """Raise `UserError` for no template, or one without its one `{}`."""
+    if not templates:
+        raise UserError("templates: none given; expected sentences with one {}")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise UserError(f"templates: expected one {{}} for the word, got {template!r}")
+
+
 def plain_word(word: str) -> str:
     """Return a class name as a text has it: `aquarium_fish` is "aquarium fish"."""
     return " ".join(word.replace("_", " ").split())
@@ -214,11 +223,7 @@ def text_features(
         UserError: no words, a template without its `{}`, or a model without a text tower.
     """
     check_words(words, ())
-    if not templates:
-        raise UserError("templates: none given; expected sentences with one {}")
-    for template in templates:
-        if template.count("{}") != 1:
-            raise UserError(f"templates: expected one {{}} for the word, got {template!r}")
+    check_templates(templates)
     total: Tensor | None = None
     for template in templates:
         texts = [template.replace("{}", plain_word(word)) for word in words]

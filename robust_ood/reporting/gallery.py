@@ -141,14 +141,14 @@ def trace_figures(data: ReportData) -> Iterator[Figure]:
 
 
 def _curve_panels(pictures: list[Picture], norm: str, *, both: bool) -> Panels:
-    # The sizes are the same for all detectors: up to the largest median size that any of them has.
-    reach = max(_reaches(pictures, norm))
+    # One grid for all detectors, up to the largest median size that any of them has.
+    grid = np.linspace(0, max(_reaches(pictures, norm)), _CURVE_POINTS)
     panels: dict[tuple[str, str], dict[str, Points]] = {}
     for picture in pictures:
         for group in GROUPS:
             if f"{group}_scores" in picture.arrays:
                 lines = panels.setdefault((picture.model, group), {})
-                lines[picture.subject] = _curve(picture, group, norm, reach, both=both)
+                lines[picture.subject] = _curve(picture, group, norm, grid, both=both)
     return panels
 
 
@@ -161,10 +161,14 @@ def _reaches(pictures: list[Picture], norm: str) -> Iterator[float]:
                 yield float(np.median(picture.arrays[name][-1]))
 
 
-def _curve(picture: Picture, group: str, norm: str, reach: float, *, both: bool) -> Points:
+def _curve(
+    picture: Picture, group: str, norm: str, grid: NDArray[np.float64], *, both: bool
+) -> Points:
     inliers = _trace(picture.arrays, "in")
     outliers = _trace(picture.arrays, group)
-    sizes = np.linspace(0, reach, _CURVE_POINTS).tolist()
+    # It ends where its own images have ended: beyond, nothing was measured.
+    end = float(np.median(picture.arrays[f"{group}_{norm.lower()}"][-1]))
+    sizes = [*grid[grid < end].tolist(), end]
     # The first step's scores are those of the clean images.
     moved: ScoreTrace | torch.Tensor = inliers.scores[0]
     if both:

@@ -281,7 +281,7 @@ def test_a_file_gives_back_what_was_saved(tmp_path):
         (lambda: WordFeatures(torch.ones(1, 2), torch.ones(1, 3), 1.0, ("a",), ("b",)), "out_features: expected 2 columns"),
         (lambda: WordFeatures(torch.ones(1, 2), torch.ones(0, 2), 0.0, ("a",)), "logit_scale: expected a number > 0"),
         (lambda: detectors.ZeroShot(Tower(4), words())(torch.rand(1, 3, 6, 6)), "words: the text features have width 5"),
-        (lambda: detectors.ZeroShot(ImageText(Tower(), words()), words(4))(torch.rand(1, 3, 6, 6)), "words: the text features have width 4"),
+        (lambda: detectors.ZeroShot(ImageText(Tower(), words()), words(4)), "words: the text features have width 4, the encoder gives 5"),
         (lambda: detectors.ZeroShot(Tower()), "words: not given"),
         (lambda: detectors.ZeroShot(Tower(), words(out=())), "rule: 'difference' needs out-words"),
         (lambda: detectors.ZeroShot(Tower(), words(), scale=0.0), "scale: expected a number > 0"),
@@ -298,6 +298,7 @@ def test_a_file_gives_back_what_was_saved(tmp_path):
         (lambda: ImageText(tiny("open_clip"), words(8))(torch.rand(1, 3, 32, 32)), "size: the encoder refuses images of 32"),
         (lambda: ImageText(tiny("transformers"), words(8))(torch.rand(1, 3, 20, 20)), "size: the encoder refuses images of 20"),
         (lambda: (pytest.importorskip("open_clip"), CLIP("ViT-B-1000", "words.npz")), "unknown name 'ViT-B-1000' in open_clip; the nearest"),
+        (lambda: (pytest.importorskip("open_clip"), CLIP("ViT-B-32", "words.npz", weights="mine.pt")), "weights: 'mine.pt' is no file and none of open_clip's weights for ViT-B-32: openai, "),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_that_names_the_field(wrong, said):
@@ -344,6 +345,18 @@ def test_the_command_writes_text_features(tmp_path, monkeypatch, capsys):
     assert read_words(path).in_words == saved.in_words
     assert cli.main([*given[:3], *given[5:], "--output", str(path)]) == 2
     assert "weights: not given" in capsys.readouterr().err
+
+
+def test_templates_are_checked_before_anything_is_downloaded(tmp_path, monkeypatch, capsys):
+    from robust_ood.cli import text_features_command
+
+    monkeypatch.setattr(text_features_command, "load_image_text", None)
+    given = ["text-features", "--name", "ViT-B-32", "--weights", "openai", "--in_words", "[cat]"]
+    wrong = ["--templates", "[a photo]", "--output", str(tmp_path / "words.npz")]
+    assert cli.main([*given, *wrong]) == 2
+    assert capsys.readouterr().err == (
+        "error: templates: expected one {} for the word, got 'a photo'\n"
+    )
 
 
 # --- the two towers

@@ -16,7 +16,8 @@ from functools import cache
 from typing import NamedTuple
 
 FREE = 128 * 2**20
-"""Bytes. Less is kept: fresh pages cost time, a quarter of a second a gigabyte."""
+"""Bytes. Less is kept: a gigabyte costs a tenth of a second to give back and half a second to get
+again. So networks of small images pay nothing, and those of large ones a few per cent."""
 _FIELDS = (
     "arena",
     "ordblks",

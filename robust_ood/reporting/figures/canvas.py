@@ -82,6 +82,7 @@ _UNDATED: Mapping[str, Any] = {
 }
 
 _LONGEST_NAME = 100  # letters of a figure's name; its files have a suffix, too
+_LEGEND_LINE = 0.3  # inches of a legend of one line
 _LONGEST_LINE = 120  # letters of a line in a drawing; more leave no room for the data
 
 
@@ -158,10 +159,24 @@ def gridlines(axes: Axes, axis: Literal["x", "y"] = "y") -> None:
 
 
 def legend(drawing: Drawing, axes: Axes, columns: int = 4) -> None:
-    """Put one legend below all panels."""
+    """Put one legend below all panels, in so many columns or in fewer where names are long.
+
+    The drawing grows by what the lines after the first need, so that panels keep their height.
+    """
     handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        drawing.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
+    if not handles:
+        return
+    with warnings.catch_warnings():
+        # Letters that the font lacks are measured as boxes.
+        warnings.simplefilter("ignore", UserWarning)
+        for count in range(min(columns, len(labels)), 0, -1):
+            box = drawing.legend(handles, labels, loc="outside lower center", ncols=count)
+            size = box.get_window_extent()
+            if count == 1 or size.width <= drawing.bbox.width:
+                break
+            box.remove()
+    height = size.height / drawing.dpi  # inches
+    drawing.set_figheight(drawing.get_figheight() + max(height - _LEGEND_LINE, 0))
 
 
 def finish(

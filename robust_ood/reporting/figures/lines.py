@@ -92,8 +92,9 @@ def auroc_by_size(lines: Panels, norm: str, name: str, attacked: str, images: in
         title=f"AUROC against {norm} norm, {attacked} perturbed",
         caption=f"AUROC as {attacked} move away from the clean image in equal gradient steps, at "
         f"each {norm} size of the perturbation (Fort 2022, Fig. 7), from {images} images on each "
-        "side. A steep beginning is a vulnerable detector.",
-        alt=f"Lines of AUROC against the {norm} norm of the perturbation. At the right end "
+        "side. A steep beginning is a vulnerable detector. A line ends at the median size that its "
+        "perturbations reach.",
+        alt=f"Lines of AUROC against the {norm} norm of the perturbation. Where they end, "
         f"{_subject(highest)} is highest with {highest[0]:.3f}, {_subject(lowest)} lowest with "
         f"{lowest[0]:.3f}.",
     )
