@@ -128,7 +128,9 @@ class Universal:
         number = 0
         while True:
             source = generator(self.seed, "universal", int(direction), number)
-            yield from torch.randperm(count, generator=source).split(self.batch_size)
+            order = torch.randperm(count, generator=source)
+            for start in range(0, count, self.batch_size):
+                yield order[start : start + self.batch_size]
             number += 1
 
     def on_score(

@@ -111,9 +111,9 @@ def set_scene(
     label = "none"
     attack = None
     # A universal perturbation is not made for the few images that are shown.
-    shown = {name: attack for name, attack in attacks.items() if not needs_fit(attack)}
-    if shown:
-        label, attack = max(shown.items(), key=_by_radius)
+    ready = {name: given for name, given in attacks.items() if not needs_fit(given)}
+    if ready:
+        label, attack = max(ready.items(), key=_by_radius)
     return Scene(sides, shown, attack, label, data.evaluation_batch_size)
 
 

@@ -51,7 +51,7 @@ def fitting_images(data: OODData, label: str) -> FittingImages:
     """
     for part in ("train", "validation"):
         if data.names[part] is not None:
-            inliers = data.inliers(part)  # type: ignore[arg-type]
+            inliers = data.inliers(part)
             break
     else:
         raise UserError(
