@@ -26,6 +26,7 @@ from robust_ood.attacks.square import Square
 from robust_ood.attacks.suite import Suite, standard
 from robust_ood.attacks.targeted import Targeted
 from robust_ood.attacks.training_budget import TrainingBudget
+from robust_ood.attacks.universal import Universal
 
 __all__ = [
     "PGD",
@@ -48,6 +49,7 @@ __all__ = [
     "Suite",
     "Targeted",
     "TrainingBudget",
+    "Universal",
     "aloe_mahalanobis",
     "aloe_softmax",
     "apgd",

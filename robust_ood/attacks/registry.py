@@ -18,6 +18,7 @@ from robust_ood.attacks.resolution import LowResolution
 from robust_ood.attacks.square import Square
 from robust_ood.attacks.suite import standard
 from robust_ood.attacks.targeted import Targeted
+from robust_ood.attacks.universal import Universal
 from robust_ood.errors import UserError
 from robust_ood.regions import L1, L2, Linf, Region, Unbounded, region_of
 from robust_ood.rules import AutoPGD, Rule, Steepest
@@ -61,6 +62,7 @@ REGISTRY: dict[str, Callable[..., Attack]] = {
     "targeted": targeted,
     "square": Square,
     "patch": patch,
+    "universal": Universal,
     "standard": standard_of,
     "aloe-softmax": aloe_softmax,
     "aloe-mahalanobis": aloe_mahalanobis,

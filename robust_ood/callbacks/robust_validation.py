@@ -18,7 +18,7 @@ from robust_ood.callbacks.dashboard import add_scores, add_strips
 from robust_ood.data import ImageSet, OODData
 from robust_ood.detectors import Detector
 from robust_ood.errors import UserError
-from robust_ood.evaluation.grid_checks import check_attacks
+from robust_ood.evaluation.grid_checks import check_attacks, refuse_unfitted
 from robust_ood.evaluation.scoring import Scorer
 from robust_ood.metrics import AUROC, FPR95
 from robust_ood.training import Method
@@ -70,6 +70,8 @@ class RobustValidation(Callback):
             attacks = attack_registry.build_all(attacks or [])
         self.attacks: dict[str, Any] = dict(attacks)
         check_attacks(self.attacks, "robust_validation.attacks")
+        for label, attack in self.attacks.items():
+            refuse_unfitted(f"robust_validation.attacks.{label}", attack)
         self.every_n_epochs = every_n_epochs
         self.limit = limit
         self._detectors: dict[str, Detector] = {}

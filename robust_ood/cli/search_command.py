@@ -40,6 +40,7 @@ from robust_ood.detectors.fitting import Split
 from robust_ood.detectors.registry import REGISTRY, Ranges
 from robust_ood.detectors.search import Scorer, SearchResult, Trial, clean_score, search
 from robust_ood.errors import UserError
+from robust_ood.evaluation.grid_checks import refuse_unfitted
 from robust_ood.settings import PartSpec, read_part
 from robust_ood.writing import replace_file
 
@@ -321,6 +322,7 @@ def _read_attack(spec: PartSpec) -> Attack:
         raise UserError(str(error).replace("attacks", "attack", 1)) from error
     if not math.isfinite(attack.settings()["radius"]):
         raise UserError("attack: no radius; accepted: attacks within an Linf, L2 or L1 radius")
+    refuse_unfitted("attack", attack)
     return attack
 
 

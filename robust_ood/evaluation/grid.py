@@ -32,6 +32,7 @@ from robust_ood.evaluation.store import FolderStore, Store
 from robust_ood.evaluation.tasks import Model, Task
 from robust_ood.evaluation.terminal import Progress
 from robust_ood.evaluation.transfer_rows import check_sources, read_sources, transfers
+from robust_ood.evaluation.universal_fits import all_fitting_images
 from robust_ood.models.wrap import as_network
 from robust_ood.settings import PartSpec
 
@@ -194,8 +195,10 @@ class Grid:
             kept=frozenset(attacks),
             saves=save_attacked is not None,
             sources=self.sources,
+            fitting=all_fitting_images(data, attacks),
         )
         self.models: list[Model] = []
+        self._given: dict[str, Mapping[str, Detector]] = {}
         self._carried: dict[str, dict[str, Attack]] = {}  # by network, attacks of other detectors
         self.certified: list[CertifiedModel] = []
         self._notes = list(describe_draws(data, limit))
@@ -213,6 +216,7 @@ class Grid:
         Raises: `UserError` for a detector to fit without training images.
         """
         added = Model(model, as_network(net), dict(detectors))
+        self._given[model] = detectors
         if not all(detector.fitted for detector in detectors.values()):
             self._notes += self._missing_sources(added)
             fit = FitTask(added, self.data, self.scorer)
@@ -297,8 +301,8 @@ class Grid:
         """Add the tasks of transfer, which need all networks' attacked images, once."""
         if self._carried or not self.sources:
             return
-        chosen = {model.name: model.detectors for model in self.models}
-        check_sources(self.sources, chosen, self.own_attacks)
+        # As they were given: one that could not be fitted is a failure of its own.
+        check_sources(self.sources, self._given, self.own_attacks)
         planned = transfers(self.models, self.sources, self.own_attacks, self.scorer, self.store)
         for model, task in list(planned):
             model.tasks.append(task)

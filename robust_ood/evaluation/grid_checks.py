@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from robust_ood.attacks import Attack, Budget
+from robust_ood.attacks.universal import needs_fit
 from robust_ood.data import OODData
 from robust_ood.data.limits import must_draw
 from robust_ood.errors import UserError
@@ -26,6 +27,14 @@ def check_count(field: str, number: int | None) -> None:
     """Raise `UserError` unless a number of images is absent or at least one."""
     if number is not None and number < 1:
         raise UserError(f"{field}: {number} is not a number of images >= 1")
+
+
+def refuse_unfitted(field: str, attack: Attack) -> None:
+    """Raise `UserError`, naming the field, for an attack that only an evaluation makes ready."""
+    if needs_fit(attack):
+        raise UserError(
+            f"{field}: a universal perturbation is found by evaluations; expected another attack"
+        )
 
 
 def check_attacks(attacks: Mapping[str, Attack], field: str = "attacks") -> None:

@@ -12,6 +12,7 @@ from robust_ood.evaluation.settled import Bars
 from robust_ood.evaluation.store import Store
 from robust_ood.evaluation.tasks import AccuracyTask, Model, SanityTask, ScoreTask, Task
 from robust_ood.evaluation.transfer_rows import is_source
+from robust_ood.evaluation.universal_fits import FittingImages, UniversalTask
 
 FEW = 16  # images of each side that the sanity checks use
 
@@ -22,7 +23,7 @@ class Planner:
 
     sets, scorer, store: those of the grid. attacks: by label. limit, sanity, skip_settled: as in
     `evaluate`. kept: labels of the attacks whose images are kept, all of them if `saves`, else
-    those of `sources`.
+    those of `sources`. fitting: by attack, the images that universal perturbations are found on.
     """
 
     sets: Sequence[TestSet]
@@ -35,6 +36,7 @@ class Planner:
     kept: frozenset[str]
     saves: bool
     sources: Sequence[str]
+    fitting: Mapping[str, FittingImages]
 
     def tasks(self, model: Model) -> Iterator[Task]:
         """Yield the tasks in the order in which results become complete."""
@@ -43,7 +45,8 @@ class Planner:
         budgets: dict[str, Attack | None] = {"none": None, **self.attacks}
         for label, attack in budgets.items():
             # A flow or an auto-encoder has no classes.
-            labelled = self.sets[0].chunks if getattr(model.net, "classifies", True) else []
+            has_accuracy = getattr(model.net, "classifies", True) and label not in self.fitting
+            labelled = self.sets[0].chunks if has_accuracy else []
             for chunk in labelled:
                 yield AccuracyTask(model, chunk, label, attack, self.scorer)
             for names in self._groups(model, attack):
@@ -51,7 +54,14 @@ class Planner:
                 stop = None
                 if isinstance(attack, StopsEarly) and attack.stops_early:
                     stop = bars[names[0]]
-                tasks = list(self._score_tasks(model, group, label, attack, stop))
+                preparation = None
+                if attack is not None and label in self.fitting:
+                    (name,) = names
+                    found_on = self.fitting[label]
+                    subject = (model, name, label, attack)
+                    preparation = UniversalTask(*subject, found_on, self.scorer, self.store)
+                    yield preparation
+                tasks = list(self._score_tasks(model, group, label, attack, stop, preparation))
                 if attack is None:
                     bars = self._bars(tasks, names)
                 yield from tasks
@@ -65,6 +75,7 @@ class Planner:
         label: str,
         attack: Attack | None,
         bars: Bars | None,
+        preparation: UniversalTask | None,
     ) -> Iterator[ScoreTask]:
         """Yield the tasks of detectors, by label their fingerprints, under one attack."""
         # Validation images first: without a threshold there are no rows.
@@ -84,6 +95,7 @@ class Planner:
                     self.scorer,
                     None if keeps else bars,  # images that are kept are attacked to the end
                     keeps_images=keeps,
+                    preparation=preparation,
                 )
 
     def _keeps_images(self, model: str, labels: Iterable[str]) -> bool:
@@ -115,5 +127,10 @@ class Planner:
         few = min(FEW, self.limit or FEW)
         (inliers,) = chunks(self.sets[0].images, few)
         (outliers,) = chunks(self.sets[1].images, few)
+        # A universal perturbation has an alarm of its own, where it is found.
+        attacks = {}
+        for label, attack in self.attacks.items():
+            if label not in self.fitting:
+                attacks[label] = attack
         for label in model.detectors:
-            yield SanityTask(model, label, inliers, outliers, self.attacks, self.scorer)
+            yield SanityTask(model, label, inliers, outliers, attacks, self.scorer)

@@ -194,8 +194,8 @@ class Failure:
     """A detector that could not be fitted, scored or checked: it has no rows, the rest has.
 
     detector: None where it is the network's accuracy that failed. stage: "fit", "score",
-    "classify", "check", "transfer" or "certify". attack: "none" where it failed on clean images or
-    in fitting.
+    "classify", "check", "transfer", "universal" or "certify". attack: "none" where it failed on
+    clean images or in fitting.
     """
 
     model: str

@@ -31,6 +31,7 @@ from robust_ood.evaluation.tasks import (
     ScoreTask,
 )
 from robust_ood.evaluation.transfer_rows import TransferTask
+from robust_ood.evaluation.universal_fits import UniversalTask
 from robust_ood.metrics import (
     auroc_interval,
     deployed_rates,
@@ -165,7 +166,7 @@ class ModelRecords:
         """Return the alarms of every detector, each once."""
         lines = []
         for task in self.model.tasks:
-            if isinstance(task, SanityTask):
+            if isinstance(task, SanityTask | UniversalTask):
                 for label, key in task.keys.items():
                     for alarm in self._alarms(key):
                         lines.append(f"{self.model.name}, {label}: {alarm}")

@@ -13,6 +13,7 @@ from torch import Tensor
 from robust_ood.attacks import PGD, Attack, LowResolution, attack_score
 from robust_ood.attacks.apply import region_of_attack
 from robust_ood.attacks.objectives import Direction
+from robust_ood.attacks.universal import needs_fit
 from robust_ood.data import ImageSet, OODData
 from robust_ood.data.limits import limited
 from robust_ood.data.transforms import as_float
@@ -109,8 +110,10 @@ def set_scene(
     shown = _shown(sets, min(SHOWN, limit or SHOWN), device)
     label = "none"
     attack = None
-    if attacks:
-        label, attack = max(attacks.items(), key=_by_radius)
+    # A universal perturbation is not made for the few images that are shown.
+    ready = {name: given for name, given in attacks.items() if not needs_fit(given)}
+    if ready:
+        label, attack = max(ready.items(), key=_by_radius)
     return Scene(sides, shown, attack, label, data.evaluation_batch_size)
 
 

@@ -37,6 +37,7 @@ _REQUIRED = {
     "images": ("images", "indices", "labels"),
     "classify": ("scores", "indices"),
     "check": ("warnings",),
+    "universal": ("lower", "raise", "warnings"),
     "certify": ("lower", "upper", "clean_lower", "clean_upper", "seconds"),
 }
 """What a cell of a stage has to hold, as arrays or in `about`."""

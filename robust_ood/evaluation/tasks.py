@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -114,6 +114,18 @@ class ImagesTask(Task):
         return cells
 
 
+class Preparation(Protocol):
+    """What an attack needs before it can be used on a detector.
+
+    keys: of its cells, by the detector's label.
+    """
+
+    keys: Mapping[str, str]
+
+    def fitted(self, label: str) -> Attack:
+        """Return the attack, ready for a detector."""
+
+
 class ScoreTask(ImagesTask):
     """The scores of detectors on one chunk, clean or under an attack.
 
@@ -126,6 +138,7 @@ class ScoreTask(ImagesTask):
         scorer: computes.
         bars: which images need no more of the attack; None attacks all to the end.
         keeps_images: also store the attacked images, under keys of their own.
+        preparation: what makes the attack ready for the one detector; None where it is.
     """
 
     stage = "score"
@@ -143,6 +156,7 @@ class ScoreTask(ImagesTask):
         bars: Bars | None = None,
         *,
         keeps_images: bool = False,
+        preparation: Preparation | None = None,
     ) -> None:
         self.subject = model
         self.model = model.name
@@ -150,12 +164,15 @@ class ScoreTask(ImagesTask):
         self.perturbation = attack
         self.bars = bars
         self.keeps_images = keeps_images
+        self.preparation = preparation
         self.direction = test_set.direction
         self.set_index = set_index
         self.chunk = chunk
         self.scorer = scorer
         direction = self.direction if attack else 0  # clean scores have none
         images = [fingerprint(attack), direction, chunk.content]
+        if preparation is not None:
+            images += preparation.keys.values()
         self.keys = {}
         for name, detector in fingerprints.items():
             self.keys[name] = fingerprint(["score", code_version(), detector, *images])
@@ -219,10 +236,14 @@ class ScoreTask(ImagesTask):
         enough = None
         if self.bars is not None:
             enough = self.bars.of(self.direction)
+        attack = self.perturbation
+        if self.preparation is not None:
+            (label,) = labels
+            attack = self.preparation.fitted(label)
         scored = self.scorer.score(
             detectors,
             [images],
-            self.perturbation,
+            attack,
             self.direction,
             enough,
             keep_images=self.keeps_images,

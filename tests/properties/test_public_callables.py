@@ -497,6 +497,10 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
     "attacks.PatchAttack": {
         "attack": attacks.PGD(attacks.Patch(side=3), steps=1), "positions": 2,
     },
+    "attacks.Universal": {
+        "region": regions.Linf(0.1), "steps": 1, "batch_size": 2, "images": 4, "seed": 0,
+        "precision": "float32",
+    },
     "attacks.patch": {
         "side": 3, "share": None, "position": "center", "radius": 1.0, "positions": 1, "steps": 1,
         "seed": 0,

@@ -293,6 +293,19 @@ def test_a_source_that_fails_costs_its_transfers_alone(make_net, arrays):
     assert not rows_by(results, model="b", attack="pgd from a/broken")
 
 
+def test_a_source_that_cannot_be_fitted_costs_its_transfers_alone(make_net, arrays):
+    net = make_net(0, dtype=torch.float32)
+    data = data_of(arrays, train="test.npz", allow_overlap=True)
+    unfit = detectors.build("knn", net, neighbours=1000)  # of 10 images
+    settings = {"sanity": False, "transfer": ["a/unfit", "a/msp"]}
+    grid = Grid(data, {"pgd": PGD_ATTACK}, Store(), **settings)
+    grid.add("a", net, {"unfit": unfit, "msp": MSP(net), "energy": Energy(net)})
+    grid.compute()
+    results = grid.results()
+    assert {failure.stage for failure in results.failures} == {"fit"}
+    assert rows_by(results, detector="energy", attack="pgd from a/msp")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
