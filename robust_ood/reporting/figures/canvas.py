@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as Drawing
 from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter
 from numpy.typing import NDArray
 
 from robust_ood.names import digest_of, spreadsheet_cell
@@ -82,6 +83,7 @@ _UNDATED: Mapping[str, Any] = {
 }
 
 _LONGEST_NAME = 100  # letters of a figure's name; its files have a suffix, too
+_LETTER_WIDTH = 0.067  # inches, of the legend's text
 _LONGEST_LINE = 120  # letters of a line in a drawing; more leave no room for the data
 
 
@@ -160,8 +162,22 @@ def gridlines(axes: Axes, axis: Literal["x", "y"] = "y") -> None:
 def legend(drawing: Drawing, axes: Axes, columns: int = 4) -> None:
     """Put one legend below all panels."""
     handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        drawing.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
+    if not handles:
+        return
+    # What is wider than the drawing would be cut off; a handle is as wide as seven letters.
+    letters = max(len(label) for label in labels) + 7
+    fitting = int(drawing.get_figwidth() / _LETTER_WIDTH) // letters
+    ncols = max(1, min(columns, len(labels), fitting))
+    drawing.legend(handles, labels, loc="outside lower center", ncols=ncols)
+
+
+def _write_powers_plainly(drawing: Drawing) -> None:
+    """Label logarithmic axes with plain numbers: texts are never read as formulas."""
+    for axes in drawing.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == "log":
+                axis.set_major_formatter(LogFormatter())
+                axis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
 
 
 def finish(
@@ -172,6 +188,7 @@ def finish(
     rows: Sequence[Sequence[object]],
 ) -> Figure:
     """Save a drawing and return the figure."""
+    _write_powers_plainly(drawing)
     for text in drawing.findobj(Text):
         assert isinstance(text, Text)
         if len(text.get_text()) > _LONGEST_LINE:
