@@ -94,7 +94,8 @@ def _figures(plan: Plan, folders: list[Path], measurements: list[Measurement]) -
     for section in plan.item.draw:
         for figure in _section(section, folders, measurements, plan):
             title = f"{figure.name} {figure.title}"
-            if all(words in title for words in plan.item.words):
+            is_wanted = all(words in title for words in plan.item.words)
+            if is_wanted and not any(words in title for words in plan.item.without):
                 figures.append(figure)
     return figures
 

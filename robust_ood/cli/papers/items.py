@@ -60,7 +60,8 @@ class Item:
         metrics: the columns; those that the paper prints by default.
         only: for tables, what rows must agree with, by field of `ResultKey`.
         draw: sections of figures.
-        words: what a figure's title has to hold, to be one of the item's.
+        words: what a figure's name and title have to hold, to be one of the item's.
+        without: what they may not hold.
     """
 
     paper: str
@@ -72,6 +73,7 @@ class Item:
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)
     draw: Sequence[str] = ()
     words: Sequence[str] = ()
+    without: Sequence[str] = ()
 
 
 @cache

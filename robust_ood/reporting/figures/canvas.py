@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as Drawing
 from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter
 from numpy.typing import NDArray
 
 from robust_ood.names import digest_of, spreadsheet_cell
@@ -179,6 +180,15 @@ def legend(drawing: Drawing, axes: Axes, columns: int = 4) -> None:
     drawing.set_figheight(drawing.get_figheight() + max(height - _LEGEND_LINE, 0))
 
 
+def _write_powers_plainly(drawing: Drawing) -> None:
+    """Label logarithmic axes with plain numbers: texts are never read as formulas."""
+    for axes in drawing.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == "log":
+                axis.set_major_formatter(LogFormatter())
+                axis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+
+
 def finish(
     drawing: Drawing,
     name: str,
@@ -187,6 +197,7 @@ def finish(
     rows: Sequence[Sequence[object]],
 ) -> Figure:
     """Save a drawing and return the figure."""
+    _write_powers_plainly(drawing)
     for text in drawing.findobj(Text):
         assert isinstance(text, Text)
         if len(text.get_text()) > _LONGEST_LINE:
