@@ -180,13 +180,22 @@ def legend(drawing: Drawing, axes: Axes, columns: int = 4) -> None:
     drawing.set_figheight(drawing.get_figheight() + max(height - _LEGEND_LINE, 0))
 
 
+class _PlainPowers(LogFormatter):
+    """Labels as matplotlib chooses them, such as 0.01, and none where they would be too many."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Return the label of a place; "" for none."""
+        chosen = super().__call__(x, pos)
+        return f"{x:g}" if chosen else ""
+
+
 def _write_powers_plainly(drawing: Drawing) -> None:
     """Label logarithmic axes with plain numbers: texts are never read as formulas."""
     for axes in drawing.axes:
         for axis in (axes.xaxis, axes.yaxis):
             if axis.get_scale() == "log":
-                axis.set_major_formatter(LogFormatter())
-                axis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+                axis.set_major_formatter(_PlainPowers())
+                axis.set_minor_formatter(_PlainPowers(labelOnlyBase=False))
 
 
 def finish(
