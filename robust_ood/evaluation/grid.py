@@ -36,6 +36,7 @@ from robust_ood.evaluation.tasks import (
     SanityTask,
     ScoreTask,
     Task,
+    labelled_chunks,
 )
 from robust_ood.evaluation.terminal import Progress
 from robust_ood.models.wrap import as_network
@@ -222,6 +223,7 @@ class Grid:
             records = ModelRecords(model, self.sets, self.attacks, self.store)
             accuracies = list(records.accuracies())
             results.classification += accuracies
+            results.shifted_classification += records.shifted_accuracies()
             for accuracy in accuracies:
                 results.warnings += check_accuracy(accuracy, self.data.num_classes)
             results.warnings += records.warnings()
@@ -269,10 +271,8 @@ class Grid:
         bars: dict[str, Bars] = {}
         budgets: dict[str, Attack | None] = {"none": None, **self.attacks}
         for label, attack in budgets.items():
-            # A flow or an auto-encoder has no classes.
-            labelled = self.sets[0].chunks if getattr(model.net, "classifies", True) else []
-            for chunk in labelled:
-                yield AccuracyTask(model, chunk, label, attack, self.scorer)
+            for set_index, chunk in labelled_chunks(self.sets, model.net):
+                yield AccuracyTask(model, chunk, label, attack, self.scorer, set_index)
             for names in self._groups(model, attack):
                 group = {name: fingerprints[name] for name in names}
                 stop = None

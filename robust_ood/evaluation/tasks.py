@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -197,6 +197,21 @@ class ScoreTask(_ImagesTask):
         return cells
 
 
+def labelled_chunks(sets: Sequence[TestSet], net: nn.Module) -> Iterator[tuple[int, Chunk]]:
+    """Yield the chunks that a network has an accuracy on, with the positions of their sets.
+
+    Those are the in-distribution's and, where they have labels, shifted inliers'. A flow or an
+    auto-encoder has no classes.
+    """
+    if not getattr(net, "classifies", True):
+        return
+    for set_index, images in enumerate(sets):
+        is_labelled = images.group == "shifted" and images.images.labels is not None
+        if images.group == "id" or is_labelled:
+            for chunk in images.chunks:
+                yield set_index, chunk
+
+
 class AccuracyTask(_ImagesTask):
     """Which images of one chunk the network classifies correctly, clean or under an attack.
 
@@ -205,10 +220,10 @@ class AccuracyTask(_ImagesTask):
         chunk: labelled images.
         label, attack: the attack; "none" and None for clean images.
         scorer: computes.
+        set_index: position of the set among the evaluation's.
     """
 
     stage = "classify"
-    set_index = 0
 
     def __init__(
         self,
@@ -217,7 +232,9 @@ class AccuracyTask(_ImagesTask):
         label: str,
         attack: Attack | None,
         scorer: Scorer,
+        set_index: int = 0,
     ) -> None:
+        self.set_index = set_index
         self.subject = model
         self.model = model.name
         self.attack = label
