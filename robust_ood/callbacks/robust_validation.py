@@ -92,7 +92,8 @@ class RobustValidation(Callback):
             data.outliers()
         if not data.validation_ood_sets():
             raise UserError(
-                "data.validation_ood: not given, and robust_validation needs OOD images"
+                "data.validation_ood: not given, and robust_validation needs OOD images; "
+                "--robust_validation.detectors null switches it off"
             )
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:

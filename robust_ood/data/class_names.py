@@ -7,6 +7,7 @@ missing from the test set, all later classes would silently get other numbers th
 from __future__ import annotations
 
 import os
+import warnings
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -68,3 +69,19 @@ def bind_labels(images: ImageSet, training_names: tuple[str, ...]) -> ImageSet:
         [training_names.index(name) for name in images.class_names]
     )  # (K of images,)
     return replace(images, labels=numbers[images.labels], class_names=training_names)
+
+
+def bind_shifted(images: ImageSet, training_names: tuple[str, ...], num_classes: int) -> ImageSet:
+    """Return inliers of another look with labels of the training set's classes, or without labels.
+
+    Their labels are needed for accuracies alone, so those that do not fit are a warning.
+    """
+    if images.labels is None:
+        return images
+    try:
+        bound = bind_labels(images, training_names)
+        bound.require_classes(num_classes)
+    except UserError as error:
+        warnings.warn(f"data.shifted: {error}; no accuracy is given on this set", stacklevel=2)
+        return replace(images, labels=None, class_names=())
+    return bound

@@ -15,7 +15,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 from typing_extensions import Unpack
 
-from robust_ood.data.class_names import bind_labels, class_names_of
+from robust_ood.data.class_names import bind_labels, bind_shifted, class_names_of
 from robust_ood.data.fields import (
     DeprecatedReadingOptions,
     check_form,
@@ -194,7 +194,10 @@ class OODData(LightningDataModule):
     def shifted_sets(self) -> list[ImageSet]:
         """Return the inliers of other looks, which evaluations of the full spectrum accept, too."""
         sources: dict[str, str] = {}
-        return [self._load_apart("shifted", spec, sources) for spec in self.shifted]
+        train = self.names["train"]
+        names = () if train is None else class_names_of(train, self.root)
+        sets = [self._load_apart("shifted", spec, sources) for spec in self.shifted]
+        return [bind_shifted(images, names, self.num_classes) for images in sets]
 
     def setup(self, stage: str) -> None:
         """Read what the stage needs, so that mistakes show before any work starts."""
@@ -291,8 +294,7 @@ class OODData(LightningDataModule):
 
     def _augmenting(self) -> Callable[[Batch], Batch]:
         """Return what augments a batch of this process."""
-        rank, _ = self._rank_and_world()
-        return partial(self._augmentation.augmented, seed=self.seed, rank=rank)
+        return partial(self._augmentation.augmented, seed=self.seed, rank=self._rank_and_world()[0])
 
     def _training_outliers(self) -> ImageSet | None:
         return self.outliers() if self.outlier_batch_size else None

@@ -65,8 +65,8 @@ class ReadingOptions:
 
     Args:
         workers: processes that read images that are not in memory, to train, validate and fit
-            detectors, >= 0. Evaluations read the images that they score by so many threads. Sets in
-            memory are read without.
+            detectors, >= 0. Where training is on the CPU, they augment what they read. Evaluations
+            read the images that they score by so many threads. Sets in memory are read without.
         memory_limit: bytes up to which a set of files is read into memory once, >= 0.
         on_device: keep the training sets in the GPU's memory if together they take less than a
             quarter of what is free.

@@ -264,6 +264,7 @@ class Grid:
             records = ModelRecords(model, self.sets, attacks, self.store)
             accuracies = list(records.accuracies())
             results.classification += accuracies
+            results.shifted_classification += records.shifted_accuracies()
             for accuracy in accuracies:
                 results.warnings += check_accuracy(accuracy, self.data.num_classes)
             results.warnings += records.warnings()

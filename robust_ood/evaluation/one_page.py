@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from robust_ood.evaluation.results import Results
+from robust_ood.evaluation.results import Accuracy, Results
 from robust_ood.evaluation.survivors import Outcome, Survivor, accurate, fitted, survivors
 from robust_ood.evaluation.text_tables import counted, empty_table, plain, rate
 from robust_ood.texts import radius_text
@@ -44,6 +44,8 @@ def page(results: Results) -> Iterator[RenderableType]:
         yield _accuracies(accuracies[:_MOST_ACCURACIES])
         if len(accuracies) > _MOST_ACCURACIES:
             yield plain(f"and {len(accuracies) - _MOST_ACCURACIES} more in results.json")
+    if results.shifted_classification:
+        yield _shifted(results.shifted_classification)
 
 
 def _has_recipes(lines: Sequence[Survivor]) -> bool:
@@ -164,4 +166,25 @@ def _accuracies(lines: Sequence[Survivor]) -> Table:
             record = line.worst.attack
             attack = f"{record.attack}, {radius_text(record.norm, record.radius)}"
         table.add_row(plain(line.subject), *cells, plain(attack))
+    return table
+
+
+def _shifted(rows: Sequence[Accuracy]) -> Table:
+    """Return the accuracy on shifted inliers, clean and under the worst attack."""
+    titles = ("network", "shifted inliers")
+    table = empty_table("Accuracy on shifted inliers", titles, ("clean", "attacked"))
+    clean: dict[tuple[str, str], float] = {}
+    worst: dict[tuple[str, str], float] = {}
+    for row in rows:
+        line = (row.model, row.id)
+        if row.attack == "none":
+            clean[line] = row.accuracy
+        else:
+            worst[line] = min(row.accuracy, worst.get(line, 1.0))
+    for line in list(clean)[:_MOST_ACCURACIES]:
+        attacked = rate(worst[line]) if line in worst else ""
+        table.add_row(plain(line[0]), plain(line[1]), rate(clean[line]), attacked)
+    left_out = len(clean) - _MOST_ACCURACIES
+    if left_out > 0:
+        table.add_row(f"and {left_out} more in results.json", "", "", "")
     return table

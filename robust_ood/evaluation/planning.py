@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from robust_ood.attacks import Attack
 from robust_ood.attacks.apply import StopsEarly
-from robust_ood.evaluation.scoring import Scorer, TestSet, chunks, proposal_group
+from robust_ood.evaluation.scoring import Chunk, Scorer, TestSet, chunks, proposal_group
 from robust_ood.evaluation.settled import Bars
 from robust_ood.evaluation.store import Store
 from robust_ood.evaluation.tasks import AccuracyTask, Model, SanityTask, ScoreTask, Task
@@ -44,11 +46,9 @@ class Planner:
         bars: dict[str, Bars] = {}
         budgets: dict[str, Attack | None] = {"none": None, **self.attacks}
         for label, attack in budgets.items():
-            # A flow or an auto-encoder has no classes.
-            has_accuracy = getattr(model.net, "classifies", True) and label not in self.fitting
-            labelled = self.sets[0].chunks if has_accuracy else []
-            for chunk in labelled:
-                yield AccuracyTask(model, chunk, label, attack, self.scorer)
+            if label not in self.fitting:
+                for set_index, chunk in labelled_chunks(self.sets, model.net):
+                    yield AccuracyTask(model, chunk, label, attack, self.scorer, set_index)
             for names in self._groups(model, attack):
                 group = {name: fingerprints[name] for name in names}
                 stop = None
@@ -134,3 +134,18 @@ class Planner:
                 attacks[label] = attack
         for label in model.detectors:
             yield SanityTask(model, label, inliers, outliers, attacks, self.scorer)
+
+
+def labelled_chunks(sets: Sequence[TestSet], net: nn.Module) -> Iterator[tuple[int, Chunk]]:
+    """Yield the chunks that a network has an accuracy on, with the positions of their sets.
+
+    Those are the in-distribution's and, where they have labels, shifted inliers'. A flow or an
+    auto-encoder has no classes.
+    """
+    if not getattr(net, "classifies", True):
+        return
+    for set_index, images in enumerate(sets):
+        is_labelled = images.group == "shifted" and images.images.labels is not None
+        if images.group == "id" or is_labelled:
+            for chunk in images.chunks:
+                yield set_index, chunk

@@ -53,7 +53,7 @@ LARGEST = 2**30
 """Bytes of a `results.json` that are read; more is no file of ours."""
 
 _REQUIRED = ("environment", "rows", "classification", "warnings")
-_LISTS = ("intervals", "members", "failures", "summary", "cells")
+_LISTS = ("intervals", "members", "failures", "summary", "cells", "shifted_classification")
 """The lists that older files may lack."""
 
 _REFUSAL = re.compile(r"(?P<what>.*?)(, got (`\w+`|\d+))?( - at `\$\.?(?P<place>[^`]*)`)?$")
@@ -77,6 +77,7 @@ class Results:
     failures: list[Failure] = field(default_factory=list)
     summary: list[Summary] = field(default_factory=list)
     cells: list[CellFiles] = field(default_factory=list)
+    shifted_classification: list[Accuracy] = field(default_factory=list)
     complete: bool = True
 
     def extend(self, other: Results) -> None:

@@ -136,13 +136,21 @@ class ModelRecords:
             return None
         return Threshold(deployed_threshold(column.scores), self.sets[index].images.name)
 
-    def accuracies(self) -> list[Accuracy]:
-        """Return the accuracy, clean and under each attack."""
+    def shifted_accuracies(self) -> list[Accuracy]:
+        """Return the accuracy on each set of shifted inliers that has labels."""
+        records = []
+        for index, images in enumerate(self.sets):
+            if images.group == "shifted":
+                records += self.accuracies(index)
+        return records
+
+    def accuracies(self, set_index: int = 0) -> list[Accuracy]:
+        """Return the accuracy on a set, clean and under each attack."""
         records = []
         for label in ("none", *self.attacks):
-            if ("", label, 0) not in self.keys:
+            if ("", label, set_index) not in self.keys:
                 continue  # the network is no classifier
-            right = self.column("", label, 0)
+            right = self.column("", label, set_index)
             if right is None:
                 continue
             attack = self.attacks.get(label)
@@ -152,7 +160,7 @@ class ModelRecords:
                 budget = suite.settings_on_classifiers()
             record = Accuracy(
                 model=self.model.name,
-                id=self.sets[0].images.name,
+                id=self.sets[set_index].images.name,
                 attack=label,
                 n=len(right.scores),
                 accuracy=right.scores.double().mean().item(),

@@ -273,10 +273,10 @@ class AccuracyTask(ImagesTask):
         chunk: labelled images.
         label, attack: the attack; "none" and None for clean images.
         scorer: computes.
+        set_index: position of the set among the evaluation's.
     """
 
     stage = "classify"
-    set_index = 0
 
     def __init__(
         self,
@@ -285,7 +285,9 @@ class AccuracyTask(ImagesTask):
         label: str,
         attack: Attack | None,
         scorer: Scorer,
+        set_index: int = 0,
     ) -> None:
+        self.set_index = set_index
         self.subject = model
         self.model = model.name
         self.attack = label

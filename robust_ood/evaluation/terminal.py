@@ -20,7 +20,7 @@ from rich.text import Text
 
 from robust_ood.arguments import typed
 from robust_ood.evaluation.one_page import page
-from robust_ood.evaluation.results import Failure, Results, Row
+from robust_ood.evaluation.results import Accuracy, Failure, Results, Row
 from robust_ood.evaluation.text_tables import counted, empty_table, plain, rate
 from robust_ood.texts import printable, radius_text
 
@@ -129,7 +129,10 @@ def _print_tables(results: Results, console: Console) -> None:
     for table in _detection_tables(results.rows):
         console.print(table, "")
     if results.classification:
-        console.print(_accuracy(results))
+        console.print(_accuracy("classification accuracy", results.classification))
+    for name in dict.fromkeys(row.id for row in results.shifted_classification):
+        shifted = [row for row in results.shifted_classification if row.id == name]
+        console.print(_accuracy(f"classification accuracy, shifted inliers: {name}", shifted))
     if results.summary:
         console.print(_summary(results), "")
 
@@ -262,11 +265,11 @@ def _cell(row: Row | None) -> str:
     return f"{rate(row.auroc)}/{rate(row.fpr95)}"
 
 
-def _accuracy(results: Results) -> Table:
-    table = empty_table("classification accuracy")
+def _accuracy(title: str, rows: Sequence[Accuracy]) -> Table:
+    table = empty_table(title)
     by_model: dict[str, dict[str, str]] = {}
     attacks: dict[str, None] = {}  # in order, each once
-    for row in results.classification:
+    for row in rows:
         by_model.setdefault(row.model, {})[row.attack] = rate(row.accuracy)
         attacks[row.attack] = None
     table.add_column("model")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -75,12 +76,14 @@ def as_markdown(table: PlainTable) -> str:
 def as_latex(table: PlainTable) -> str:
     """Return a `table` environment with the rules of the package booktabs.
 
-    A table that is wider than the text is shrunk to it, by the package graphicx.
+    A table that is wider than the text is shrunk to it, by the package graphicx. Letters beyond
+    Latin and Greek stay as they are, for which LuaLaTeX and XeLaTeX have fonts and pdfLaTeX has
+    none.
     """
     text = [r"% \usepackage{booktabs}, \usepackage{graphicx}"]
     if table.legend:
-        text.append(f"% {table.legend}")
-    label = table.label or re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")
+        text.append(f"% {' '.join(table.legend.split())}")  # a second line would be no comment
+    label = re.sub(r"[^a-z0-9]+", "-", (table.label or table.title).lower()).strip("-") or "table"
     text += [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.title)}}}"]
     text += [rf"\label{{tab:{label}}}", _SHRUNK, *_tabular(table), "}", r"\end{table}"]
     return "\n".join(text) + "\n"
@@ -111,7 +114,8 @@ def _spanning(heads: Sequence[tuple[str, int]]) -> list[str]:
         if title:
             rules.append(rf"\cmidrule(lr){{{first}-{first + span - 1}}}")
         first += span
-    return [_ampersands(cells), " ".join(rules)]
+    # An empty line would be a paragraph of the first cell.
+    return [_ampersands(cells), " ".join(rules)] if rules else [_ampersands(cells)]
 
 
 def as_csv(table: PlainTable) -> str:
@@ -144,7 +148,27 @@ _LATEX = {
     "\N{RIGHTWARDS ARROW}": r"$\rightarrow$", "\N{MULTIPLICATION SIGN}": r"$\times$",
     "\N{LEFT DOUBLE QUOTATION MARK}": "``", "\N{RIGHT DOUBLE QUOTATION MARK}": "''",
     "\N{NO-BREAK SPACE}": "~", "\N{HORIZONTAL ELLIPSIS}": r"\ldots{}",
+    "\N{LESS-THAN OR EQUAL TO}": r"$\le$", "\N{GREATER-THAN OR EQUAL TO}": r"$\ge$",
+    "\N{INFINITY}": r"$\infty$", "\N{MIDDLE DOT}": r"$\cdot$",
+    # In the first cell, `\\` and `\midrule` before it would take these as their own arguments.
+    "[": "{[}", "]": "{]}", "*": "{*}",
 }  # fmt: skip
+_GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau"
+_GREEK += " upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"
+_UNICODE = {"lambda": "LAMDA"}  # as Unicode spells it
+
+
+def _greek() -> dict[str, str]:
+    """Return Greek letters by their symbols in formulas; the others look like Latin ones."""
+    letters = {}
+    for name in _GREEK.split():
+        case = "SMALL" if name.islower() else "CAPITAL"
+        spelt = _UNICODE.get(name.lower(), name.upper())
+        letters[unicodedata.lookup(f"GREEK {case} LETTER {spelt}")] = rf"$\{name}$"
+    return letters
+
+
+_LATEX.update(_greek())
 
 
 def _latex(text: str) -> str:

@@ -34,6 +34,7 @@ from robust_ood.reporting.recipes import (
 )
 from robust_ood.reporting.report_data import ReportData
 from robust_ood.reporting.roc_gallery import roc_figures
+from robust_ood.reporting.shifted import shifted_accuracies
 from robust_ood.reporting.table_files import single_tables, table_files
 from robust_ood.reporting.transfer import transfers
 from robust_ood.writing import naming, replace_file
@@ -316,7 +317,7 @@ def _tables(data: ReportData, first: ReportData) -> dict[str, Any]:
         "survival": tables.survival(first),
         "by_attack": tables.by_attack(first),
         "single": single_tables(data),
-        "accuracies": tables.accuracies(first),
+        "accuracies": [tables.accuracies(first), shifted_accuracies(data)],
         "metrics": tables.metrics(data),
         "losses": tables.losses(data),
         "transfers": transfers(data),
@@ -365,5 +366,4 @@ def _environments(data: ReportData) -> list[tuple[str, list[Fact]]]:
 
 def resource(name: str) -> str:
     """Return the text of a file of the template."""
-    path = files("robust_ood.reporting").joinpath("template").joinpath(name)
-    return path.read_text(encoding="utf-8")
+    return files("robust_ood.reporting").joinpath("template", name).read_text(encoding="utf-8")

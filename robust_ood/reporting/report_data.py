@@ -25,7 +25,9 @@ GROUPS = ("near", "far", "full-near", "full-far")
 _OF_LINES = ("traceback", "environment")
 
 # The lists of `Results` whose records name a model.
-_RECORDS_OF_MODELS = ("rows", "classification", "intervals", "members", "failures", "cells")
+_RECORDS_OF_MODELS = (
+    "rows", "classification", "shifted_classification", "intervals", "members", "failures", "cells",
+)  # fmt: skip
 
 
 class SetScores(NamedTuple):

@@ -14,6 +14,7 @@ from robust_ood.reporting.formats import FORMATS, PlainTable
 from robust_ood.reporting.papers.comparison import comparisons
 from robust_ood.reporting.recipes import headline, single_checkpoints
 from robust_ood.reporting.report_data import ReportData
+from robust_ood.reporting.shifted import shifted_accuracies
 from robust_ood.reporting.tables import Table, TableCell
 
 ENDINGS = {"latex": "tex", "markdown": "md", "csv": "csv"}
@@ -44,6 +45,7 @@ def report_tables(data: ReportData) -> dict[str, Table]:
     named: list[tuple[str, Table | None]] = [
         ("survival", tables.survival(first)),
         ("accuracy", tables.accuracies(first)),
+        ("accuracy on shifted inliers", shifted_accuracies(data)),
         ("recipes", tables.recipes(data)),
         ("metrics", tables.metrics(data)),
         ("suite members", tables.winners(data)),

@@ -51,6 +51,8 @@ SMALL = [
     "4",
 ]
 TRIAL = [
+    "--robust_validation.limit",
+    "2",
     "--trainer.fast_dev_run",
     "true",
     "--trainer.accelerator",
@@ -289,8 +291,29 @@ def test_data(path, root, capsys):
 
 @pytest.mark.parametrize("path", files("callbacks"))
 def test_callback(path):
-    light = ["--robust_validation.limit", "4"] if path.stem == "robust_validation" else []
-    assert fit(*file("experiments", "digits_standard"), "-c", str(path), *light) == 0
+    assert fit(*file("experiments", "digits_standard"), "-c", str(path)) == 0
+
+
+NO_CLASSIFIERS = {"digits_flow", "digits_autoencoder"}
+
+
+@pytest.mark.parametrize("path", files("experiments"))
+def test_cheap_recipes_validate_robustly(path):
+    parts = [content.get("robust_validation", {}) for content in included(path)]
+    settings = {name: value for part in reversed(parts) for name, value in part.items()}
+    if not path.stem.startswith("digits_") or path.stem in NO_CLASSIFIERS:
+        assert not settings
+        return
+    assert settings["detectors"]
+    assert settings["limit"] <= 50
+    assert settings["every_n_epochs"] >= 4
+
+
+def test_robust_validation_can_be_switched_off(capsys):
+    off = ["--robust_validation.detectors", "null"]
+    settings = parsed(capsys, *file("experiments", "digits_aloe"), *off)
+    assert settings["robust_validation"]["detectors"] is None
+    assert settings["checkpoints"]["monitor"] is None  # which would wait for its number
 
 
 @pytest.mark.parametrize("path", files("data"))

@@ -163,6 +163,15 @@ def test_who_augments_does_not_matter(large_files, augmentation):
     assert same(expected[0], plain[0]) == (augmentation == "none")
 
 
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_mixing_leaves_outliers_alone(large_files, name):
+    plain = augmented(large_files, "none", 0)
+    for mixed, batch in zip(augmented(large_files, [name], 0), plain, strict=True):
+        assert torch.equal(mixed.outliers, batch.outliers)
+        assert not torch.equal(mixed.images, batch.images)
+        assert mixed.labels.shape == (4, 3)  # shares of the classes
+
+
 @pytest.fixture(scope="module")
 def large_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("large")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +20,9 @@ from robust_ood.regions import Linf
 from robust_ood.reporting import write_report
 from robust_ood.reporting.report_data import read_folders
 from robust_ood.reporting.roc_gallery import roc_figures
+from robust_ood.reporting.shifted import shifted_accuracies
 from robust_ood.reporting.significance import comparisons
+from robust_ood.reporting.table_files import table_files
 
 SIZES = {"test": 10, "near": 6, "far": 7, "far2": 4, "fog": 5, "snow": 3, "validation": 8}
 ATTACK = PGD(Linf(16 / 255), steps=2)
@@ -154,3 +160,73 @@ def test_two_shifted_sets_of_one_name_are_refused(arrays):
     data = data_of(arrays, shifted=["fog.npz", {"source": "snow.npz", "name": "fog"}])
     with pytest.raises(UserError, match=r"data\.shifted: .* both called 'fog'"):
         data.shifted_sets()
+
+
+def test_labelled_shifted_inliers_have_accuracies_beside_the_test_sets(evaluated, make_net):
+    results = Results.read(evaluated)
+    assert [(row.id, row.attack) for row in results.classification] == [
+        ("test", "none"),
+        ("test", "pgd"),
+    ]
+    shifted = results.shifted_classification  # fog has no labels
+    assert [(row.id, row.attack, row.n) for row in shifted] == [
+        ("snow", "none", 3),
+        ("snow", "pgd", 3),
+    ]
+    net = make_net(dtype=torch.float32).eval()
+    images = data_of(evaluated.parent).shifted_sets()[1]
+    pixels = images.read(torch.arange(3)) / 255
+    right = net(pixels).argmax(1) == images.read_labels(torch.arange(3))
+    assert shifted[0].accuracy == pytest.approx(right.double().mean().item())
+    assert shifted[1].accuracy <= shifted[0].accuracy
+    assert (shifted[1].norm, shifted[1].radius) == ("Linf", 16 / 255)
+
+
+def test_shifted_accuracies_are_in_report_csv_and_terminal(evaluated, capsys):
+    (row, _) = Results.read(evaluated).shifted_classification
+    page = write_report([evaluated], evaluated / "report.html").read_text()
+    assert "Accuracy on shifted inliers" in page
+    texts = table_files(read_folders([evaluated]), "csv")
+    lines = list(csv.DictReader(io.StringIO(texts["table-accuracy-on-shifted-inliers.csv"])))
+    assert [line["Images"] for line in lines] == ["test", "snow"]
+    assert float(lines[1]["clean"]) == row.accuracy
+    for full in (False, True):
+        print_results(Results.read(evaluated), full=full)
+        assert "shifted inliers" in capsys.readouterr().out
+
+
+def test_shifted_accuracies_of_seeds_are_a_mean(evaluated):
+    one = read_folders([evaluated])
+    other = [replace(row, model="net 2", accuracy=1.0) for row in one.results.classification]
+    shifted = [
+        replace(row, model="net 2", accuracy=1.0) for row in one.results.shifted_classification
+    ]
+    first = one.results.shifted_classification[0].accuracy
+    one.results.classification += other
+    one.results.shifted_classification += shifted
+    one.recipes["recipe"] = ["net", "net 2"]
+    table = shifted_accuracies(one)
+    assert [[cell.text for cell in row[:2]] for row in table.rows] == [
+        ["recipe", "test"],
+        ["recipe", "snow"],
+    ]
+    assert table.rows[1][2].value == pytest.approx((first + 1) / 2)
+    assert "\N{PLUS-MINUS SIGN}" in table.rows[1][2].text
+
+
+def test_labels_of_other_classes_give_a_warning_and_no_accuracy(arrays):
+    images = np.zeros((2, 6, 6, 3), np.uint8)
+    np.savez(arrays / "snow.npz", images=images, labels=np.array([0, 7]))
+    with pytest.warns(UserWarning, match=r"data\.shifted: snow: labels reach 7.*no accuracy"):
+        fog, snow = data_of(arrays).shifted_sets()
+    assert fog.labels is None
+    assert snow.labels is None
+
+
+def test_class_names_bind_the_labels_of_shifted_inliers(arrays):
+    names = np.array(["a", "b", "c", "d"])
+    for name, classes in (("train", names), ("snow", names[::-1])):
+        content = dict(np.load(arrays / f"{name}.npz"))
+        np.savez(arrays / f"{name}.npz", **content, class_names=classes)
+    _, snow = data_of(arrays).shifted_sets()
+    assert snow.labels.tolist() == [3, 2, 1]
