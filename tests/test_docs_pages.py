@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -238,6 +239,20 @@ def test_options_are_the_commands_own(capsys):
                     assert (
                         f"--{option}" in known or option.startswith("net.") or "init_args" in option
                     ), f"{path.name}: --{option}"
+
+
+@pytest.mark.parametrize("name", ["front", "fpr95", "fpr95_ood_positive", "deployed"])
+def test_words_of_pictures_are_within_them(name):
+    """With letters as wide as those of the widest usual fonts."""
+    root = ElementTree.parse(DOCS / "figures" / f"{name}.svg").getroot()
+    width = float(root.get("viewBox").split()[2])
+    for words in root.iter("{http://www.w3.org/2000/svg}text"):
+        size = float(words.get("font-size") or root.get("font-size"))
+        length = 0.58 * size * len("".join(words.itertext()))
+        share = {"start": 0, "middle": 0.5, "end": 1}[words.get("text-anchor", "start")]
+        left = float(words.get("x")) - share * length
+        assert left >= 0, words.text
+        assert left + length <= width, words.text
 
 
 def test_pictures_are_what_the_script_draws(tmp_path, monkeypatch):

@@ -16,14 +16,15 @@ NUMBERS = HERE / "quickstart.json"
 
 THREADS = 1  # of the run whose numbers are kept: OMP_NUM_THREADS=1
 
-WIDTH = 800
-HEIGHT = 372
-LEFT = 284  # x of the lowest AUROC
-RIGHT = 726  # x of AUROC 1
-LOWEST = 0.3
-ROW = 34
-TOP = 100  # y of the first row
-GAP = 22  # between the two networks
+# Narrow, with large letters, so that it can be read on a phone.
+WIDTH = 600
+HEIGHT = 444
+MARGIN = 22
+LEFT = 84  # x of AUROC 0
+RIGHT = 518  # x of AUROC 1
+ROW = 36
+TOP = 112  # y of the first network's name
+GAP = 14  # between the two networks
 
 INK = "#24292f"
 GREY = "#6e7781"
@@ -60,11 +61,10 @@ def auroc(numbers: dict[str, Any], model: str, detector: str, attacked: str) -> 
 
 def across(value: float) -> float:
     """Return the x of an AUROC."""
-    share = (value - LOWEST) / (1 - LOWEST)
-    return round(LEFT + share * (RIGHT - LEFT), 1)
+    return round(LEFT + value * (RIGHT - LEFT), 1)
 
 
-def text(x: float, y: float, words: str, size: int = 15, colour: str = INK, rest: str = "") -> str:
+def text(x: float, y: float, words: str, size: int = 18, colour: str = INK, rest: str = "") -> str:
     """Return words at a point."""
     return f'<text x="{x}" y="{y}" font-size="{size}" fill="{colour}"{rest}>{words}</text>'
 
@@ -77,27 +77,27 @@ def line(x1: float, y1: float, x2: float, y2: float, colour: str, rest: str = ""
 def axis(top: float, bottom: float) -> list[str]:
     """Draw the scale, and the line of a detector that guesses."""
     shapes = []
-    for tick in (0.4, 0.6, 0.7, 0.8, 0.9, 1.0):
+    for tick in (0.0, 0.2, 0.8, 1.0):
         x = across(tick)
         shapes.append(line(x, top, x, bottom, PALE))
-        shapes.append(text(x, bottom + 20, f"{tick:.1f}", 13, GREY, ' text-anchor="middle"'))
+        shapes.append(text(x, bottom + 20, f"{tick:.1f}", 16, GREY, ' text-anchor="middle"'))
     chance = across(0.5)
     shapes.append(line(chance, top, chance, bottom, INK, ' stroke-dasharray="4 4"'))
-    shapes.append(text(chance, bottom + 20, "0.5 = chance", 13, INK, ' text-anchor="middle"'))
+    shapes.append(text(chance, bottom + 20, "0.5 = chance", 16, INK, ' text-anchor="middle"'))
     middle = (LEFT + RIGHT) / 2
     words = "AUROC, digits against patches of a photograph"
-    shapes.append(text(middle, bottom + 42, words, 13, GREY, ' text-anchor="middle"'))
+    shapes.append(text(middle, bottom + 44, words, 16, GREY, ' text-anchor="middle"'))
     return shapes
 
 
 def legend(y: float) -> list[str]:
     """Name the two kinds of points."""
     return [
-        f'<circle cx="{LEFT + 8}" cy="{y - 5}" r="7" fill="#fff" stroke="{GREY}" '
+        f'<circle cx="{MARGIN + 8}" cy="{y - 5}" r="7" fill="#fff" stroke="{GREY}" '
         'stroke-width="2.5"/>',
-        text(LEFT + 22, y, "clean images", 14),
-        f'<circle cx="{LEFT + 148}" cy="{y - 5}" r="8" fill="{GREY}"/>',
-        text(LEFT + 162, y, "inliers and outliers attacked, 16/255", 14),
+        text(MARGIN + 24, y, "clean images", 17),
+        f'<circle cx="{MARGIN + 170}" cy="{y - 5}" r="8" fill="{GREY}"/>',
+        text(MARGIN + 186, y, "inliers and outliers attacked, 16/255", 17),
     ]
 
 
@@ -107,23 +107,24 @@ def comparison(y: float, name: str, clean: float, attacked: float, colour: str) 
     right = across(clean)
     bold = ' font-weight="bold" text-anchor="end"'
     return [
-        text(LEFT - 18, y + 5, name, 15, INK, ' text-anchor="end"'),
+        text(LEFT - 12, y + 6, name, 18, INK, ' text-anchor="end"'),
         line(left, y, right, y, colour, ' stroke-width="4" stroke-opacity="0.35"'),
         f'<circle cx="{right}" cy="{y}" r="7" fill="#fff" stroke="{colour}" stroke-width="2.5"/>',
         f'<circle cx="{left}" cy="{y}" r="8" fill="{colour}"/>',
-        text(left - 14, y + 5, f"{attacked:.2f}", 15, colour, bold),
-        text(RIGHT + 16, y + 5, f"{clean:.2f}", 15, GREY),
+        text(left - 14, y + 6, f"{attacked:.2f}", 18, colour, bold),
+        text(RIGHT + 18, y + 6, f"{clean:.2f}", 18, GREY),
     ]
 
 
 def picture(numbers: dict[str, Any]) -> str:
     """Return the whole drawing."""
-    bottom = TOP + 6 * ROW + GAP - 12
-    shapes = axis(TOP - 22, bottom)
+    bottom = TOP + 8 * ROW + GAP - 22
+    shapes = axis(TOP + 16, bottom)
     y = float(TOP)
     for model, colour in COLOURS.items():
-        shapes.append(text(28, y + 5, model, 20, colour, ' font-weight="bold"'))
-        shapes.append(text(28, y + 26, SUBTITLES[model], 14, GREY))
+        subtitle = f'<tspan font-weight="normal" fill="{GREY}">, {SUBTITLES[model]}</tspan>'
+        shapes.append(text(MARGIN, y + 6, model + subtitle, 18, colour, ' font-weight="bold"'))
+        y += ROW
         for detector, name in DETECTORS.items():
             clean = auroc(numbers, model, detector, "none")
             attacked = auroc(numbers, model, detector, "both")
@@ -141,8 +142,8 @@ def picture(numbers: dict[str, Any]) -> str:
                 f"<title>{title}</title>",
                 f"<desc>{source}</desc>",
                 f'<rect width="{WIDTH}" height="{HEIGHT}" rx="6" fill="#fff"/>',
-                text(28, 34, title, 18, INK, ' font-weight="bold"'),
-                *legend(64),
+                text(MARGIN, 38, title, 20, INK, ' font-weight="bold"'),
+                *legend(74),
                 *shapes,
                 "</svg>",
             ]

@@ -86,7 +86,7 @@ def fpr95() -> str:
         curve(ID, GREEN),
         text(across(-2.4), 90, "OOD", RED),
         text(across(3.0), 60, "ID", GREEN),
-        text(across(4.5), 130, f"fpr95 = {share:.2f}", RED),
+        text(WIDTH - 6, 108, f"fpr95 = {share:.2f}", RED, "end"),
     ]
     return picture("FPR95, ID positive", threshold, "accepts 95 % of ID", shapes)
 
@@ -101,7 +101,7 @@ def fpr95_ood_positive() -> str:
         curve(ID, GREEN),
         text(across(-2.4), 90, "OOD", RED),
         text(across(3.0), 60, "ID", GREEN),
-        text(across(4.5), 130, f"fpr95_ood_positive = {share:.2f}", GREEN),
+        text(WIDTH - 6, 108, f"fpr95_ood_positive = {share:.2f}", GREEN, "end"),
     ]
     return picture("FPR95, OOD positive", threshold, "rejects 95 % of OOD", shapes)
 
@@ -118,7 +118,7 @@ def deployed() -> str:
         text(across(-3.2), 120, "OOD", RED),
         text(across(3.2), 60, "clean ID", GREEN),
         text(across(-1.2), 46, "attacked ID", GREEN),
-        text(across(4.6), 130, f"tpr_deployed = {share:.2f}", GREEN),
+        text(WIDTH - 6, 108, f"tpr_deployed = {share:.2f}", GREEN, "end"),
     ]
     return picture("Rates at the deployed threshold", threshold, "accepts 95 % of clean ID", shapes)
 

@@ -21,6 +21,7 @@ from robust_ood.arguments import check_fields
 from robust_ood.data.memory import MEMORY_LIMIT
 from robust_ood.data.sets import ImageSet, ReadImages
 from robust_ood.data.sources.draws import keyed
+from robust_ood.data.worker_signals import leave_signals_to_parent
 from robust_ood.errors import UserError
 from robust_ood.randomness import generator
 
@@ -196,6 +197,7 @@ class Reader(Dataset["ReadBatch | UserError"]):
             num_workers=self.reading.workers,
             pin_memory=self.reading.pin,
             multiprocessing_context=context,
+            worker_init_fn=leave_signals_to_parent,
             # Without one, it would draw from the global generator.
             generator=generator(0, "worker processes"),
         )

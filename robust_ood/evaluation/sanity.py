@@ -305,8 +305,8 @@ def _of_weak_attacks(probe: _Probe, attacks: list[ScoreAttack], adaptive: float)
         if reported > adaptive + _FAR:
             yield (
                 f"the reported attack {type(attack).__name__} (AUROC {reported:.2f}) is far weaker "
-                f"than one through the detector ({adaptive:.2f}); report an adaptive attack, such "
-                "as pgd, too"
+                f"than one through the detector ({adaptive:.2f}); report an adaptive one, such as "
+                "pgd, too"
             )
 
 

@@ -18,6 +18,7 @@ from robust_ood.evaluation.terminal import describe_failure
 from robust_ood.reporting import gallery, summary, tables
 from robust_ood.reporting.brackets import bracket_figures, bracket_sentences
 from robust_ood.reporting.definitions import DEFINITIONS
+from robust_ood.reporting.doubts import warnings_of
 from robust_ood.reporting.facts import Fact, facts_of
 from robust_ood.reporting.figures import Figure
 from robust_ood.reporting.figures.canvas import slug
@@ -34,6 +35,7 @@ from robust_ood.reporting.recipes import (
 )
 from robust_ood.reporting.report_data import ReportData
 from robust_ood.reporting.roc_gallery import roc_figures
+from robust_ood.reporting.seed_sentences import detector_sentences
 from robust_ood.reporting.shifted import shifted_accuracies
 from robust_ood.reporting.table_files import single_tables, table_files
 from robust_ood.reporting.transfer import transfers
@@ -284,6 +286,7 @@ def page(
     environment.filters["whole"] = _whole
     template = environment.from_string(resource("table.html.j2") + resource("page.html.j2"))
     first = headline(data)
+    findings = [*summary.sentences(first), *detector_sentences(data), *bracket_sentences(data)]
     return template.render(
         css=Markup(resource("page.css")),
         js=Markup(resource("page.js")),
@@ -292,7 +295,7 @@ def page(
         **_trust(data),
         **_tables(data, first),
         **_figures(radius, sections, figures_folder),
-        findings=[*summary.sentences(first), *bracket_sentences(data)],
+        findings=findings,
         comparisons=comparisons(first),
         claims=checked_claims(data.environments),
         definitions=DEFINITIONS,
@@ -305,7 +308,7 @@ def _trust(data: ReportData) -> dict[str, Any]:
     failures = list(map(describe_failure, data.results.failures))
     return {
         "caveats": [*summary.caveats(data), *incomplete_means(data)],
-        "warnings": list(dict.fromkeys(data.results.warnings)),
+        "warnings": warnings_of(data),
         "failures": failures + gallery.failures(data),
         "tested": all(setting is True for setting in summary.sanity_settings(data)),
     }
@@ -327,18 +330,13 @@ def _tables(data: ReportData, first: ReportData) -> dict[str, Any]:
 
 
 def _figures(radius: Sequence[Figure], sections: Sequence[Section], folder: str) -> dict[str, Any]:
-    drawn = []
-    scored = False
-    for section in sections:
-        drawn.append((section, _with_svg(section.figures)))
-        if section.name == "scores":
-            scored = True
+    drawn = [(section, _with_svg(section.figures)) for section in sections]
     single = [figure for figure in radius if figure.name.startswith(slug(SINGLE))]
     return {
         "radius": _with_svg([figure for figure in radius if figure not in single]),
         "single_radius": _with_svg(single),
         "sections": drawn,
-        "scored": scored,
+        "scored": any(section.name == "scores" for section in sections),
         "figures_folder": quote(folder),
     }
 

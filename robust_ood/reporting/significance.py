@@ -8,7 +8,7 @@ from itertools import combinations
 from statistics import fmean, stdev
 
 import torch
-from scipy.stats import ttest_ind
+from scipy.stats import ttest_1samp, ttest_ind
 from torch import Tensor
 
 from robust_ood.errors import UserError
@@ -286,4 +286,83 @@ def _over_seeds(recipes: Mapping[str, Sequence[float]], level: float) -> list[Se
                 name, len(aurocs), fmean(aurocs), stdev(aurocs), p_value, p_value >= 1 - level
             )
         )
+    return standings
+
+
+@dataclass(frozen=True)
+class DetectorStanding:
+    """A detector's AUROC over a recipe's checkpoints, and how it differs from the best detector's.
+
+    difference, low, high: to the best on the same networks, with its interval. p_value: that there
+    is none, by the paired t-test over the checkpoints, adjusted for the number of detectors (Holm).
+    """
+
+    name: str
+    checkpoints: int
+    mean: float
+    deviation: float
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    is_best: bool
+
+
+def detectors_over_seeds(
+    data: ReportData, attacked: str, level: float
+) -> dict[tuple[str, str], list[DetectorStanding]]:
+    """Return the standings of detectors by recipe and group of OOD sets, the best first.
+
+    Each checkpoint counts with the attack that leaves a detector the lowest mean AUROC. Detectors
+    score the same networks, so what differs between networks does not blur their comparison.
+    Detectors that lack numbers of a checkpoint are left out.
+    """
+    found = {}
+    for recipe, models in data.recipes.items():
+        for group in data.groups:
+            values = {}
+            for detector in data.detectors:
+                aurocs = [_lowest(data, model, detector, group, attacked) for model in models]
+                complete = [auroc for auroc in aurocs if auroc is not None]
+                if len(complete) == len(models):
+                    values[detector] = complete
+            if len(values) > 1 and len(models) > 1:
+                found[recipe, group] = _detectors_over_seeds(values, level)
+    return found
+
+
+def _lowest(data: ReportData, model: str, detector: str, group: str, attacked: str) -> float | None:
+    rows = data.means_of(model, detector, group)
+    return min((row.auroc for row in rows if row.attacked == attacked), default=None)
+
+
+def _detectors_over_seeds(
+    values: Mapping[str, Sequence[float]], level: float
+) -> list[DetectorStanding]:
+    ranked = sorted(values, key=lambda detector: -fmean(values[detector]))
+    best = values[ranked[0]]
+    changes = {}
+    p_values = []
+    for detector in ranked[1:]:
+        # In pairs, checkpoint by checkpoint.
+        differences = [own - first for own, first in zip(values[detector], best, strict=True)]
+        change = fmean(differences)
+        low = high = change
+        p_value = 1.0 if change == 0 else 0.0
+        if stdev(differences) > 0:
+            test = ttest_1samp(differences, 0.0)
+            low, high = map(float, test.confidence_interval(level))
+            p_value = float(test.pvalue)
+        changes[detector] = (change, low, high)
+        p_values.append(p_value)
+    standings = []
+    for detector, p_value in zip(ranked, [1.0, *holm(p_values)], strict=True):
+        aurocs = values[detector]
+        change_of = changes.get(detector, (0.0, 0.0, 0.0))
+        standings.append(
+            DetectorStanding(
+                detector, len(aurocs), fmean(aurocs), stdev(aurocs), *change_of, p_value,
+                p_value >= 1 - level,
+            )
+        )  # fmt: skip
     return standings

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from robust_ood.evaluation import Row
 from robust_ood.reporting.accuracy import accuracy_sentences
+from robust_ood.reporting.doubts import is_doubted
 from robust_ood.reporting.numbers import percent, rate
 from robust_ood.reporting.report_data import ReportData
 from robust_ood.texts import radius_text
@@ -155,7 +156,7 @@ def _deployed(data: ReportData, model: str, group: str) -> str:
         before = "" if clean is None else f"{_accepted(clean)}, attacked "
         # Each checkpoint of a recipe has a threshold of its own.
         threshold = "" if row.threshold is None else f" (threshold {row.threshold:.4g})"
-        clauses.append(f"{row.detector}{threshold} {before}{_accepted(row)}")
+        clauses.append(f"{_named(data, row)}{threshold} {before}{_accepted(row)}")
     if len(rows) > MOST_NAMED:
         clauses.append(f"{len(rows) - MOST_NAMED} more in the tables")
     origin = str(rows[0].threshold_set)
@@ -255,8 +256,13 @@ def _moves(data: ReportData, rows: Sequence[Row]) -> str:
 def _moved(data: ReportData, row: Row) -> str:
     clean = data.clean(row)
     if clean is None:
-        return f"{row.detector} {spread(data, row)}"
-    return f"{row.detector} {spread(data, clean)} → {spread(data, row)}"
+        return f"{_named(data, row)} {spread(data, row)}"
+    return f"{_named(data, row)} {spread(data, clean)} → {spread(data, row)}"
+
+
+def _named(data: ReportData, row: Row) -> str:
+    doubt = " (sanity warning)" if is_doubted(data, row.model, row.detector) else ""
+    return f"{row.detector}{doubt}"
 
 
 def spread(data: ReportData, row: Row, metric: str = "auroc") -> str:
@@ -289,15 +295,9 @@ def _best(data: ReportData, group: str) -> str:
     if interval:
         low, high = interval
         text += f" (95 % interval {rate(low)} to {rate(high)})"
-    if _is_doubted(data, best):
+    if is_doubted(data, best.model, best.detector):
         text += ", but a sanity warning casts doubt on it"
     return text + "."
-
-
-def _is_doubted(data: ReportData, row: Row) -> bool:
-    models = data.checkpoints.get(row.model, [row.model])
-    prefixes = tuple(f"{model}, {row.detector}:" for model in models)
-    return any(warning.startswith(prefixes) for warning in data.results.warnings)
 
 
 def _uncertainty(data: ReportData) -> str:

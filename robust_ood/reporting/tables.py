@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from robust_ood.evaluation import Row
 from robust_ood.evaluation.results import METRICS
+from robust_ood.reporting.doubts import is_doubted
 from robust_ood.reporting.numbers import percent, rate, signed
 from robust_ood.reporting.report_data import ReportData
 from robust_ood.reporting.summary import CHANCE, spread
@@ -22,7 +23,7 @@ INTERVALS = "Small numbers: the 95 % interval, where there is one"
 SURVIVAL_LEGEND = (
     "Means over the OOD sets of each group. “Attacked” is the attack with the lowest AUROC, on "
     f"inliers and outliers. {BETTER} {BELOW_CHANCE} {COLOURS} {INTERVALS}, and below the attacked "
-    "AUROC the attack."
+    "AUROC the attack. A sanity warning says that a detector's attacked numbers may be too good."
 )
 ATTACK_LEGEND = (
     "Each line is one OOD set or the mean of a group. The columns say which images were attacked: "
@@ -106,9 +107,14 @@ def survival(data: ReportData) -> Table:
             for group in data.groups:
                 cells += _survival_cells(data, model, detector, group)
             if any(cell.text for cell in cells):  # else it failed on every group
-                rows.append([*names(model, detector), *cells])
+                rows.append([*names(model), _detector(data, model, detector), *cells])
     caption = "Detection, clean and under the strongest attack on inliers and outliers"
     return Table(caption, columns, rows, heads, SURVIVAL_LEGEND + spread_words(data))
+
+
+def _detector(data: ReportData, model: str, detector: str) -> TableCell:
+    note = "sanity warning" if is_doubted(data, model, detector) else ""
+    return TableCell(detector, note=note, name=True)
 
 
 def _survival_cells(data: ReportData, model: str, detector: str, group: str) -> list[TableCell]:

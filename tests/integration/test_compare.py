@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+from shutil import copytree
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import ttest_ind
+from scipy.stats import ttest_ind, ttest_rel
 from torch import nn
 
 from robust_ood import evaluate
@@ -21,7 +22,12 @@ from robust_ood.metrics import delong_test, holm
 from robust_ood.regions import Linf
 from robust_ood.reporting.formats import PlainTable, as_latex, as_markdown
 from robust_ood.reporting.report_data import read_folders
-from robust_ood.reporting.significance import comparisons, over_seeds
+from robust_ood.reporting.significance import (
+    _detectors_over_seeds,
+    comparisons,
+    detectors_over_seeds,
+    over_seeds,
+)
 
 
 class Brightness(nn.Module):
@@ -134,6 +140,65 @@ def test_recipes_are_compared_over_their_checkpoints(folders, capsys):
     assert standings[0].checkpoints == 3
 
 
+def test_detectors_of_one_recipe_are_compared_in_pairs_over_its_checkpoints(folders, capsys):
+    recipe = f"bright={folders}/bright-*"
+    assert main(["compare", "--recipes", recipe, "--attacked", "both"]) == 0
+    text = capsys.readouterr().out
+    title = "Over checkpoints: detectors of bright, far OOD, both sides attacked, each under its"
+    assert text.startswith(title)
+    data = read_folders([folders / "joined"])
+    standings = detectors_over_seeds(data, "both", 0.95)["bright", "far"]
+    aurocs = {}
+    for row in data.means:
+        if row.model.startswith("bright") and row.attacked == "both":
+            aurocs.setdefault(row.detector, []).append(row.auroc)
+    means = [np.mean(aurocs[standing.name]) for standing in standings]
+    assert means == sorted(means, reverse=True)
+    best = aurocs[standings[0].name]
+    p_values = []
+    for standing in standings[1:]:
+        test = ttest_rel(aurocs[standing.name], best)
+        p_values.append(test.pvalue)
+        low, high = test.confidence_interval(0.95)
+        assert (standing.low, standing.high) == pytest.approx((low, high))
+        assert standing.difference == pytest.approx(np.mean(aurocs[standing.name]) - np.mean(best))
+    assert [standing.p_value for standing in standings[1:]] == pytest.approx(holm(p_values))
+    assert all(standing.checkpoints == 3 for standing in standings)
+
+
+def test_detectors_that_score_alike_are_not_told_apart():
+    alike = {"msp": [0.5, 0.6], "twin": [0.5, 0.6], "above": [0.625, 0.725]}
+    first, *others = _detectors_over_seeds(alike, 0.95)
+    assert first.name == "above"
+    assert [standing.is_best for standing in others] == [False, False]
+    first, twin = _detectors_over_seeds({"msp": [0.5, 0.6], "twin": [0.5, 0.6]}, 0.95)
+    assert twin.is_best
+    assert twin.p_value == 1
+
+
+def test_a_detector_with_a_sanity_warning_is_marked_where_it_was_attacked(
+    folders, tmp_path, capsys
+):
+    for seed in range(2):
+        results = Results.read(folders / f"bright-{seed}")
+        results.warnings = [f"bright-{seed}, energy: {90 + seed}% of its gradients are zero"]
+        copytree(folders / f"bright-{seed}", tmp_path / f"b-{seed}")
+        results.write(tmp_path / f"b-{seed}")
+    recipe = f"b={tmp_path}/b-*"
+    assert main(["compare", "--recipes", recipe]) == 0
+    text = capsys.readouterr().out
+    assert "energy (sanity warning)  " in text
+    assert "b-0, energy (sanity warning)  " in text
+    assert "msp (sanity" not in text
+    assert "`robust-ood report` says which signs there are" in text
+    assert main(["compare", "--recipes", recipe, "--detectors", "msp", "twin"]) == 0
+    text = capsys.readouterr().out
+    assert "energy" not in text
+    assert "b-0, msp " in text
+    assert main(["compare", "--recipes", recipe, "--attacked", "none"]) == 0
+    assert "sanity" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("kind", ["markdown", "latex", "csv"])
 def test_tables_for_papers_and_spreadsheets(folders, tmp_path, kind):
     output = tmp_path / "table"
@@ -169,6 +234,7 @@ def test_mistakes_are_one_line(folders, capsys, tmp_path):
         ([one, "--level", "1.5"], "level: 1.5; accepted: a share in (0, 1)"),
         ([str(tmp_path / "none")], "is no folder"),
         ([one, "--format", "word"], "format"),
+        ([one, "--detectors", "enrgy"], "detectors: unknown name 'enrgy'; did you mean 'energy'?"),
         ([one, "--attacked", "left"], "attacked"),
     ):
         assert main(["compare", *arguments]) == 2

@@ -123,6 +123,26 @@ def test_killed_and_resumed_equals_never_stopped(folder):
     assert {"state_dict", "optimizer_states", "lr_schedulers", "loops"} <= set(whole)
 
 
+def test_a_group_told_to_end_writes_a_checkpoint_first(folder):
+    """As torchrun, SLURM and a container's end do: the loader workers get the signal, too."""
+    last = folder / "told" / "last.ckpt"
+    command = [sys.executable, str(ROOT / "train.py"), *arguments(folder, "told")]
+    command += ["--trainer.max_epochs", "100000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True,
+                               start_new_session=True)  # fmt: skip
+    try:
+        deadline = time.monotonic() + 300
+        while not last.exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGTERM)
+        output, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGTERM, error
+    assert "stopped by SIGTERM after step" in output + error
+    assert "Traceback" not in error
+
+
 def test_excluded_images_are_as_if_they_had_never_been(folder):
     """What `data overlap` finds and a config leaves out: the run is that on a file without those
     images.

@@ -1,6 +1,10 @@
 """Batches do not depend on who reads them: this process, worker processes, or the device."""
 
+import multiprocessing
 import pickle
+import signal
+import subprocess
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -92,6 +96,34 @@ def test_an_epoch_that_was_cut_short_is_not_continued(in_files):
     stale = loader(in_files, None)
     stale.load_state_dict({"epoch": 0, "position": 2})
     assert all(map(same, epoch(stale, 1), epoch(loader(in_files, None), 1)))
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="who sent a signal is not known")
+@pytest.mark.parametrize("name", ["TERM", "HUP", "INT"])
+def test_workers_go_on_when_a_launcher_signals_the_whole_group(in_files, name):
+    """torchrun and SLURM do; the run still needs batches to complete its step."""
+    whole = epoch(loader(in_files, in_files), 0)
+    others = set(multiprocessing.active_children())
+    running = iter(loader(in_files, in_files, Reading(2)))
+    before = [next(running), next(running)]  # one of each worker
+    workers = [str(process.pid) for process in set(multiprocessing.active_children()) - others]
+    assert len(workers) == 2
+    subprocess.run(["kill", f"-{name}", *workers], check=True)
+    time.sleep(0.2)
+    assert all(map(same, [*before, *running], whole))
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="who sent a signal is not known")
+def test_a_worker_obeys_its_parent(in_files):
+    others = set(multiprocessing.active_children())
+    running = iter(loader(in_files, in_files, Reading(1)))
+    next(running)
+    (worker,) = set(multiprocessing.active_children()) - others
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        list(running)
 
 
 def test_evaluation_by_workers(in_files):

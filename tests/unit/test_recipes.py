@@ -21,6 +21,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 from robust_ood import reporting
 from robust_ood.reporting import summary, tables
+from robust_ood.reporting.doubts import is_doubted, warnings_of
 from robust_ood.reporting.figures.roc import GRID, mean_roc, roc
 from robust_ood.reporting.formats import PlainTable, as_latex
 from robust_ood.reporting.recipes import (
@@ -33,6 +34,7 @@ from robust_ood.reporting.recipes import (
     words_on_checkpoints,
 )
 from robust_ood.reporting.report_data import ReportData
+from robust_ood.reporting.seed_sentences import detector_sentences
 from robust_ood.reporting.table_files import table_files
 
 AUROCS = {"aloe": (0.8, 0.84, 0.88), "oe": (0.1, 0.2, 0.3)}
@@ -291,3 +293,50 @@ def test_recipes_have_mean_curves_with_deviations():
     assert curve.accepted == pytest.approx(0.5)
     assert curve.deviation == pytest.approx(0.2 / np.sqrt(2))
     assert mean_roc([np.ones(len(GRID))]).deviation is None
+
+
+def test_warnings_of_seeds_are_said_once_with_their_ranges(root, tmp_path):
+    texts = {
+        0: ["net, msp: Square (AUROC 0.41) beats it (0.6)", "my_test: it is sorted"],
+        1: ["net, msp: Square (AUROC 0.38) beats it (0.6)", "net, knn: no gradient"],
+        2: ["net, msp: Square (AUROC 0.40) beats it (0.6)", "my_test: it is sorted"],
+    }
+    for seed, warnings in texts.items():
+        results = results_of(0.5)
+        results.warnings = warnings
+        results.write(tmp_path / f"aloe-{seed}")
+    data = read_recipes(choose_folders([], {"aloe": f"{tmp_path}/aloe-*"}))
+    assert warnings_of(data) == [
+        "aloe (3 of 3 checkpoints), msp: Square (AUROC 0.38 to 0.41) beats it (0.6)",
+        "my_test: it is sorted",
+        "aloe-1, knn: no gradient",
+    ]
+    first = headline(data)
+    assert is_doubted(first, "aloe", "msp")
+    assert is_doubted(data, "aloe-1", "knn")
+    assert not is_doubted(data, "aloe-0", "knn")
+    cells = [row[1] for row in tables.survival(first).rows]
+    assert [(cell.text, cell.note) for cell in cells] == [
+        ("msp", "sanity warning"),
+        ("knn", "sanity warning"),
+    ]
+    assert "msp (sanity warning) 0.950" in " ".join(summary.sentences(first))
+    assert warnings_of(joined(root)) == []
+
+
+def test_findings_say_which_detector_is_better_over_the_seeds_and_by_how_much(tmp_path):
+    for seed, (msp, knn) in enumerate([(0.8, 0.5), (0.7, 0.42), (0.75, 0.43)]):
+        results = results_of(msp)
+        for index, row in enumerate(results.rows):
+            if (row.detector, row.attacked) == ("knn", "both"):
+                results.rows[index] = replace(row, auroc=knn)
+        results.warnings = ["net, msp: gradients of zero"]
+        results.write(tmp_path / f"aloe-{seed}")
+    data = read_recipes(choose_folders([], {"aloe": f"{tmp_path}/aloe-*"}))
+    (sentence,) = detector_sentences(data)
+    assert "detectors over 3 checkpoints: msp has the highest AUROC" in sentence
+    assert (
+        "knn \N{MINUS SIGN}0.300 (\N{MINUS SIGN}0.350 to \N{MINUS SIGN}0.250; p = 0.001)"
+        in sentence
+    )
+    assert "but a sanity warning casts doubt on it." in sentence

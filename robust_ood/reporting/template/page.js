@@ -79,11 +79,12 @@
     const before = box.previousElementSibling;
     if (before?.classList.contains("hint")) { before.remove(); }
     box.classList.toggle("scrolled", overflows && box.scrollLeft > 0);
-    if (!overflows || !table) { return; }
+    if (!overflows) { return; }
     const hint = document.createElement("p");
     hint.className = "hint";
     hint.textContent = table ? "Scroll sideways for more columns" : "Scroll sideways";
     box.before(hint);
+    if (!table) { return; }
     const first = table.tBodies[0].rows[0];
     if (!first) { return; }
     const names = [...first.cells].filter((cell) => cell.tagName === "TH");
