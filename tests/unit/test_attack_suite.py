@@ -454,7 +454,7 @@ def test_every_registered_attack_stays_in_its_budget(trained, name, norm):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda: standard(0.1, norm="L1"), "norm: unknown name 'L1'"),
+        (lambda: standard(0.1, norm="L0"), "norm: unknown name 'L0'"),
         (lambda: standard(0.0), "radius: 0"),
         (lambda: PGD(Linf(0.1), keep="last", restarts=2), "restarts: 2"),
         (lambda: PGD(Linf(0.1), objective="softmx"), "did you mean 'softmax'"),
