@@ -5,26 +5,25 @@ After Carlini et al. 2019 ("On evaluating adversarial robustness") and the check
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from robust_ood.arguments import typed
-from robust_ood.attacks import PGD, ScoreAttack, Square, attack_score
+from robust_ood.attacks import PGD, ScoreAttack, Square
 from robust_ood.attacks.apply import region_of_attack
 from robust_ood.attacks.objectives import Direction
 from robust_ood.attacks.precision import resolve
 from robust_ood.attacks.quantised import suite_of
-from robust_ood.detectors import MSP, AttackSurface, Detector, surface_of
+from robust_ood.detectors import MSP, Detector
 from robust_ood.errors import UserError
+from robust_ood.evaluation.probe import Probe
 from robust_ood.evaluation.records import Row
 from robust_ood.inputs import checked
 from robust_ood.metrics import auroc
-from robust_ood.modes import differentiating, evaluating, ordinary
+from robust_ood.modes import evaluating, ordinary
 from robust_ood.randomness import generators
 from robust_ood.regions import L2, Linf, Region
 
@@ -65,7 +64,7 @@ def check(
             f"outliers: images {tuple(outliers.shape[1:])}, but inliers are "
             f"{tuple(inliers.shape[1:])}"
         )
-    probe = _Probe(detector, inliers, outliers.to(inliers.dtype))
+    probe = Probe(detector, inliers, outliers.to(inliers.dtype))
     budgets: dict[Region, list[ScoreAttack]] = {}
     for attack in attacks:
         budgets.setdefault(region_of_attack(attack), []).append(attack)
@@ -121,86 +120,7 @@ def check_bracket(row: Row, clean: Row | None) -> list[str]:
     return alarms
 
 
-class _BothSides(Detector):
-    """A detector with the scores of outliers, which come last, negated.
-
-    So one attack that lowers its score attacks both sides.
-    """
-
-    signs: Tensor
-
-    def __init__(self, detector: Detector, inliers: int, outliers: int) -> None:
-        super().__init__()
-        self.detector = detector
-        self.register_buffer("signs", torch.tensor([1.0] * inliers + [-1.0] * outliers))
-
-    def forward(self, images: Tensor) -> Tensor:
-        scores: Tensor = self.signs * self.detector(images)
-        return scores
-
-    def attack_surface(self) -> AttackSurface:
-        return surface_of(self.detector).map(lambda surrogate: partial(self._signed, surrogate))
-
-    def _signed(self, surrogate: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        return self.signs * surrogate(images)
-
-
-@dataclass
-class _Probe:
-    """The detector and a few images."""
-
-    detector: Detector
-    inliers: Tensor
-    outliers: Tensor
-
-    def __post_init__(self) -> None:
-        self.images = torch.cat([self.inliers, self.outliers])
-        self._aurocs: dict[PGD | Square, float] = {}
-
-    def scores(self) -> Tensor:
-        with torch.no_grad():
-            scores: Tensor = self.detector(self.images)
-        return scores
-
-    def auroc(self, scores: Tensor) -> float:
-        """Return the AUROC of the scores of all images, inliers first."""
-        return auroc(scores[: len(self.inliers)], scores[len(self.inliers) :])
-
-    def attacked(self, attack: ScoreAttack) -> float:
-        """Return the AUROC under any attack on both sides."""
-        low = attack_score(self.detector, self.inliers, attack, 1).values
-        high = attack_score(self.detector, self.outliers, attack, -1).values
-        return auroc(low, high)
-
-    def probed(self, attack: PGD | Square) -> float:
-        """Return the AUROC under an attack on both sides in one batch; each is run once."""
-        if attack not in self._aurocs:
-            both = _BothSides(self.detector, len(self.inliers), len(self.outliers))
-            both = both.to(self.images.device)
-            indices = torch.cat([torch.arange(len(self.inliers)), torch.arange(len(self.outliers))])
-            attacked = attack_score(both, self.images, attack, 1, indices=indices)
-            self._aurocs[attack] = self.auroc(both.signs * attacked.values)
-        return self._aurocs[attack]
-
-    def gradients(self) -> Tensor:
-        """Return the surrogate's input gradients at all images."""
-        with differentiating():
-            leaf = self.images.clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.detector.surrogate(leaf).sum(), leaf)
-        return ordinary(gradient)
-
-    def differentiable(self) -> bool:
-        """Return whether the surrogate depends on the images, and not on its weights alone."""
-        with differentiating():
-            leaf = self.inliers[:1].clone().requires_grad_()
-            values = self.detector.surrogate(leaf)
-            if not values.requires_grad:
-                return False
-            (gradient,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
-        return gradient is not None
-
-
-def _of_scores(probe: _Probe) -> Iterator[str]:
+def _of_scores(probe: Probe) -> Iterator[str]:
     first = probe.scores()
     second = probe.scores()
     broken = (~first.isfinite()).float().mean().item()
@@ -224,7 +144,7 @@ def _of_scores(probe: _Probe) -> Iterator[str]:
         )
 
 
-def _of_gradients(probe: _Probe, region: Region) -> Iterator[str]:
+def _of_gradients(probe: Probe, region: Region) -> Iterator[str]:
     gradients = probe.gradients()
     flat = gradients.flatten(1)  # (N, C * H * W)
     broken = (~flat.isfinite().all(1)).float().mean().item()
@@ -252,7 +172,7 @@ def _of_gradients(probe: _Probe, region: Region) -> Iterator[str]:
         )
 
 
-def _of_everything(probe: _Probe) -> Iterator[str]:
+def _of_everything(probe: Probe) -> Iterator[str]:
     everything = probe.probed(_exact(Linf(1.0), steps=2 * _STEPS, random_start=False))
     if everything > 0.2:
         yield (
@@ -261,7 +181,7 @@ def _of_everything(probe: _Probe) -> Iterator[str]:
         )
 
 
-def _of_attacks(probe: _Probe, region: Region, attacks: list[ScoreAttack]) -> Iterator[str]:
+def _of_attacks(probe: Probe, region: Region, attacks: list[ScoreAttack]) -> Iterator[str]:
     attacked = probe.probed(_exact(region, steps=_STEPS))
     wider = probe.probed(_exact(region.scaled(2), steps=_STEPS))
     if wider > attacked + _SLACK:
@@ -293,7 +213,7 @@ def _of_attacks(probe: _Probe, region: Region, attacks: list[ScoreAttack]) -> It
     yield from _of_weak_attacks(probe, attacks, attacked)
 
 
-def _of_weak_attacks(probe: _Probe, attacks: list[ScoreAttack], adaptive: float) -> Iterator[str]:
+def _of_weak_attacks(probe: Probe, attacks: list[ScoreAttack], adaptive: float) -> Iterator[str]:
     # Headlines show the strongest attack, so a weak one beside an adaptive one misleads nobody.
     if any(_plain(attack) for attack in attacks):
         return
@@ -322,7 +242,7 @@ def _of_members(detector: Detector, attack: ScoreAttack) -> Iterator[str]:
         )
 
 
-def _rounded(probe: _Probe, attack: ScoreAttack) -> bool:
+def _rounded(probe: Probe, attack: ScoreAttack) -> bool:
     """Return whether an attack's gradients are bfloat16 on this detector and device."""
     setting = attack.precision if isinstance(attack, PGD) else "auto"
     return resolve(setting, probe.images, probe.detector) == "bfloat16"
@@ -340,7 +260,7 @@ def _plain(attack: ScoreAttack) -> bool:
     return attack.steps * attack.step_size >= attack.region.radius
 
 
-def _blind_beats(probe: _Probe, region: Region, attacked: float) -> Iterator[str]:
+def _blind_beats(probe: Probe, region: Region, attacked: float) -> Iterator[str]:
     """Compare with attacks that should be weaker than those through the detector."""
     values = {"random noise": _under_noise(probe, region)}
     if _knows_square(region):
@@ -362,7 +282,7 @@ def _knows_square(region: Region) -> bool:
     return isinstance(region, (Linf, L2))
 
 
-def _of_black_boxes(probe: _Probe, region: Region) -> Iterator[str]:
+def _of_black_boxes(probe: Probe, region: Region) -> Iterator[str]:
     if not _knows_square(region):
         yield f"no black-box attack is known in {region.name}; report Square in Linf or L2, too"
         return
@@ -373,7 +293,7 @@ def _of_black_boxes(probe: _Probe, region: Region) -> Iterator[str]:
     )
 
 
-def _under_noise(probe: _Probe, region: Region) -> float:
+def _under_noise(probe: Probe, region: Region) -> float:
     """Return the AUROC under the worst of five random perturbations."""
 
     def worst(images: Tensor, direction: Direction) -> Tensor:
@@ -387,7 +307,7 @@ def _under_noise(probe: _Probe, region: Region) -> float:
     return auroc(worst(probe.inliers, 1), worst(probe.outliers, -1))
 
 
-def _idle(probe: _Probe, region: Region) -> bool:
+def _idle(probe: Probe, region: Region) -> bool:
     """Return whether the restarts of an attack on inliers all end at the value they began at."""
     objective = probe.detector.surrogate
     attack = _exact(region, steps=2, restarts=2)

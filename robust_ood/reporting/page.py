@@ -364,4 +364,5 @@ def _environments(data: ReportData) -> list[tuple[str, list[Fact]]]:
 
 def resource(name: str) -> str:
     """Return the text of a file of the template."""
-    return files("robust_ood.reporting").joinpath("template", name).read_text(encoding="utf-8")
+    path = files("robust_ood.reporting").joinpath("template").joinpath(name)
+    return path.read_text(encoding="utf-8")

@@ -12,6 +12,7 @@ from robust_ood.data.sources.digits import digits, photograph_patches
 from robust_ood.detectors import MSP, ODIN, PRO, AttackSurface, Detector, OutputsDetector
 from robust_ood.evaluation import Accuracy, sanity
 from robust_ood.evaluation.chance import check_accuracy
+from robust_ood.evaluation.probe import Probe
 from robust_ood.metrics import auroc
 from robust_ood.models import WideResNet
 
@@ -238,7 +239,7 @@ def test_the_checks_are_cheap_shared_and_leave_no_trace(digits_net):
 @pytest.mark.parametrize("attack", [PGD(Linf(8 / 255), steps=5), Square(Linf(8 / 255), queries=20)])
 def test_both_sides_in_one_batch_are_attacked_as_each_by_itself(digits_net, kind, attack):
     net, inliers, outliers = digits_net
-    probe = sanity._Probe(kind(net), inliers[:8], outliers[:16])
+    probe = Probe(kind(net), inliers[:8], outliers[:16])
     low = attack_score(probe.detector, probe.inliers, attack, 1).values
     high = attack_score(probe.detector, probe.outliers, attack, -1).values
     assert probe.probed(attack) == pytest.approx(auroc(low, high))
@@ -248,7 +249,7 @@ def test_both_sides_in_one_batch_are_attacked_as_each_by_itself(digits_net, kind
 def test_the_published_attack_is_tried(digits_net):
     net, inliers, outliers = digits_net
     published, region = aloe_softmax(Linf(8 / 255)), Linf(8 / 255)
-    probe = sanity._Probe(MSP(net), inliers[:16], outliers[:16])
+    probe = Probe(MSP(net), inliers[:16], outliers[:16])
     adaptive = min(probe.probed(PGD(region, steps=steps, precision="float32")) for steps in (5, 15))
     weaker = (
         probe.attacked(published) > adaptive + 0.1
