@@ -84,6 +84,12 @@ def included(path: Path) -> Iterator[dict[str, Any]]:
         yield from included(path.parent / name)
 
 
+def section(path: Path, name: str) -> dict[str, Any]:
+    """Return a section of a config, with what it includes."""
+    parts = [content.get(name, {}) for content in included(path)]
+    return {key: value for part in reversed(parts) for key, value in part.items()}
+
+
 def array_names(path: Path) -> set[str]:
     """Return the names of the array files that a config reads."""
     values = [value for content in included(path) for value in content.get("data", {}).values()]
@@ -271,7 +277,7 @@ def test_model(path, root, capsys):
 @pytest.mark.parametrize("path", files("data"))
 def test_data(path, root, capsys):
     arrays = write_arrays(path, root)
-    classes = str(yaml.safe_load(path.read_text())["data"]["num_classes"])
+    classes = str(section(path, "data")["num_classes"])
     rest = [
         "-c",
         str(path),
@@ -295,12 +301,14 @@ def test_callback(path):
 
 
 NO_CLASSIFIERS = {"digits_flow", "digits_autoencoder"}
+OF_THE_ZOO = {"cifar10_aloe_resnet20"}  # its curve is part of what is known of the network
 
 
 @pytest.mark.parametrize("path", files("experiments"))
 def test_cheap_recipes_validate_robustly(path):
-    parts = [content.get("robust_validation", {}) for content in included(path)]
-    settings = {name: value for part in reversed(parts) for name, value in part.items()}
+    settings = section(path, "robust_validation")
+    if path.stem in OF_THE_ZOO:
+        return
     if not path.stem.startswith("digits_") or path.stem in NO_CLASSIFIERS:
         assert not settings
         return
@@ -318,7 +326,7 @@ def test_robust_validation_can_be_switched_off(capsys):
 
 @pytest.mark.parametrize("path", files("data"))
 def test_validation_sees_no_test_and_no_training_set(path):
-    data = yaml.safe_load(path.read_text())["data"]
+    data = section(path, "data")
     others = [data["train"], *([data["outliers"]] if "outliers" in data else [])]
     others += [*data.get("near", []), *data.get("far", [])]
     assert not [name for name in data.get("validation_ood", []) if name in others]
