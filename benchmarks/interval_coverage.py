@@ -91,9 +91,11 @@ def main() -> None:
     separations = separation_rows(options.runs)
     shares = [float(row[place]) for row in rates for place in (2, 3)]
     shares += [float(row[place]) for row in separations for place in (3, 4)]
+    error = (0.95 * 0.05 / options.runs) ** 0.5
     lines = [
         f"The share of {options.runs:,} intervals of level 0.95 that hold the true value, for n "
-        f"images of each side; wanted: at least 0.93. The smallest is {min(shares):.3f}.",
+        f"images of each side; wanted: at least 0.93. The smallest is {min(shares):.3f} of "
+        f"{len(shares)}; the simulation's standard error is {error:.3f}.",
         "",
         "## Rates",
         "",

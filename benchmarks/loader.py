@@ -313,7 +313,8 @@ def report(
         f"{options.files} JPEG files of 288 x 256 read at {SIDE}. Training: random crop with "
         f"padding 4 and mirror, batches of {BATCH} floats; workers augment what they read, as they "
         "do when training is on the CPU. Evaluation: in order, without augmentation, in batches of "
-        f"{BATCH} and, as scores are computed, in chunks of {CHUNK}. {options.threads} threads; "
+        f"{BATCH} and, as scores are computed, in chunks of {CHUNK}. "
+        f"{options.threads} thread{'s' * (options.threads > 1)}; "
         f"{options.workers} worker processes (in chunks: threads) where it says so, beside as many "
         "worker processes of torchvision's.",
         "",
