@@ -38,10 +38,9 @@ def warnings_of(data: ReportData) -> list[str]:
     shared: dict[tuple[str, str], dict[str, str]] = {}
     for warning in data.results.warnings:
         model, comma, rest = warning.partition(", ")
-        recipe = recipes.get(model) if comma else None
         key = ("", warning)
-        if recipe is not None:
-            key = (recipe, _NUMBER.sub("#", rest))
+        if comma and model in recipes:
+            key = (recipes[model], _NUMBER.sub("#", rest))
         shared.setdefault(key, {}).setdefault(model, rest)
     lines = []
     for (recipe, wording), by_model in shared.items():
