@@ -156,7 +156,7 @@ def _deployed(data: ReportData, model: str, group: str) -> str:
         before = "" if clean is None else f"{_accepted(clean)}, attacked "
         # Each checkpoint of a recipe has a threshold of its own.
         threshold = "" if row.threshold is None else f" (threshold {row.threshold:.4g})"
-        clauses.append(f"{_named(data, row)}{threshold} {before}{_accepted(row)}")
+        clauses.append(f"{row.detector}{threshold} {before}{_accepted(row)}")
     if len(rows) > MOST_NAMED:
         clauses.append(f"{len(rows) - MOST_NAMED} more in the tables")
     origin = str(rows[0].threshold_set)
@@ -256,13 +256,8 @@ def _moves(data: ReportData, rows: Sequence[Row]) -> str:
 def _moved(data: ReportData, row: Row) -> str:
     clean = data.clean(row)
     if clean is None:
-        return f"{_named(data, row)} {spread(data, row)}"
-    return f"{_named(data, row)} {spread(data, clean)} → {spread(data, row)}"
-
-
-def _named(data: ReportData, row: Row) -> str:
-    doubt = " (sanity warning)" if is_doubted(data, row.model, row.detector) else ""
-    return f"{row.detector}{doubt}"
+        return f"{row.detector} {spread(data, row)}"
+    return f"{row.detector} {spread(data, clean)} → {spread(data, row)}"
 
 
 def spread(data: ReportData, row: Row, metric: str = "auroc") -> str:

@@ -149,6 +149,11 @@ def test_names_stay_in_view_on_a_phone_and_a_hint_says_that_there_is_more(tab, p
     tab.run(f"{box}.scrollLeft = 150")
     assert tab.run(f"{box}.scrollLeft") > 100
     assert tab.run(name) == before
+    # A figure says so, too, and titles that sort are high enough for a finger.
+    drawing = "document.querySelector('.drawing')"
+    if tab.run(f"{drawing}.scrollWidth > {drawing}.clientWidth + 1"):
+        assert "sideways" in tab.run(f"{drawing}.previousElementSibling.textContent")
+    assert tab.run("document.querySelector('th button').getBoundingClientRect().height") >= 24
     tab.open(page, 1440, 900)
     assert "sideways" not in tab.run(f"{box}.previousElementSibling.textContent")
 
