@@ -266,7 +266,11 @@ class Watched(nn.Module):
             self.held.append(sum(numbers_held(vars(item.statistic)) for item in passes))
 
 
-@pytest.mark.parametrize("name", NAMES)
+# They keep a sample whose bound is larger than these few images.
+SAMPLED = ("adascale-a", "adascale-l", "mahalanobis-layers")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in SAMPLED])
 def test_fitting_holds_as_much_of_many_images_as_of_few(problem, name):
     net, loader, _ = problem
     bounded = {
