@@ -42,6 +42,11 @@ DISAGREEMENTS = {
     "thresholds of each entry of a map.",
     "rankfeat": "OpenOOD averages the logits of two layers, pytorch-ood takes one; the public "
     "codes can approximate the leading component by power iterations, here it is exact.",
+    "rankweight": "the authors' product is not defined for a 3 x 3 kernel; here it is a matrix of "
+    "one row an output channel.",
+    "openmax": "pytorch-ood's search for the Weibull distribution stops earlier and reads all "
+    "labelled images, OpenOOD and the paper those rightly predicted; OpenOOD lowers 3 logits, the "
+    "others 10.",
     "nac": "the paper's bins are equally wide, pytorch-ood's denser at the ends; the authors' code "
     "has one bin less, and none for a state of exactly 1.",
     "feature-dropout": "OpenOOD averages logits, here softmaxes are averaged.",

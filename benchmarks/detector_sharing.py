@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -37,7 +37,8 @@ LEFT_OUT = ("outlier-class",)
 GROUPS = {
     "sums of features": ("mahalanobis", "relative-mahalanobis", "vim", "residual", "gmm", "pnml",
                          "she", "fdbd", "nci", "cop", "corp"),
-    "sums and histograms": ("msp-t", "kl-matching", "dice", "line", "nac", "weiper"),
+    "sums and histograms": ("msp-t", "kl-matching", "dice", "line", "nac", "weiper",
+                            "openmax"),
     "streamed quantiles": ("react", "vra", "optfs"),
     "banks of features": ("knn", "nnguide", "relation"),
     "feature maps": ("gram", "mahalanobis-layers"),
@@ -56,12 +57,31 @@ class Small(nn.Module):
         self.first = nn.Conv2d(3, 16, 4, stride=4)
         self.second = nn.Conv2d(16, 64, 2, stride=2)
         self.head = nn.Linear(64, 10)
+        # Random weights alone would predict one class.
+        nn.init.normal_(self.head.weight, std=2.0)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits `(N, 10)` of images `(N, 3, H, W)`."""
         maps: Tensor = self.second(self.first(images).relu()).relu()
         logits: Tensor = self.head(maps.mean((2, 3)))
         return logits
+
+
+class OwnLabels:
+    """Batches whose labels are drawn from the network's softmax, so that a temperature fits."""
+
+    def __init__(self, net: nn.Module, images: EvaluationLoader) -> None:
+        self.net = net
+        self.images = images
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images `(N, 3, H, W)` and labels `(N,)`, the same in each pass."""
+        draws = torch.Generator().manual_seed(0)
+        for batch in self.images:
+            pixels = as_input(batch.images, CPU)
+            with torch.no_grad():
+                likely = self.net(pixels).softmax(1)  # (N, 10)
+            yield pixels, torch.multinomial(likely, 1, generator=draws).flatten()
 
 
 def arguments() -> argparse.Namespace:
@@ -113,7 +133,7 @@ def fit_alone(chosen: argparse.Namespace) -> dict[str, float]:
         if chosen.group == "banks of features":
             settings["bank_size"] = BANK
         built.append(detectors.build(name, net, **settings))
-    detectors.fit(built, images)
+    detectors.fit(built, OwnLabels(net, images) if "msp-t" in GROUPS[chosen.group] else images)
     return {"before": before, "after": peak()}
 
 

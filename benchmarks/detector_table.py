@@ -3,9 +3,11 @@
     nice -n 10 python benchmarks/detector_table.py --weights cifar10_resnet20.th \\
         --checkpoint ALOE=last.ckpt --root ARRAYS --folder runs/detector_table
 
-The best detectors are attacked by the standard suite, too. Each detector's scores are saved in
-`--folder`, the cheapest first; the same command continues. `--estimate` times a step of each and
-says how long the rest takes.
+The best detectors are attacked by the standard suite, too. What is most important comes first: all
+detectors at 1/255, the cheapest first, on each network; the suite on the best; then 3/255. Each
+part is saved in `--folder` as soon as it is done; the same command continues. `--page` writes the
+page from the parts that are there, `--estimate` times a step of each detector and says how long the
+rest takes.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from torch import Tensor, nn
 from workbench import Parts, networks, parser
 
 from robust_ood import Linf, detectors
-from robust_ood.attacks import PGD, ScoreAttack, standard
+from robust_ood.attacks import PGD, ScoreAttack, Suite, standard
+from robust_ood.attacks.objectives import Direction
 from robust_ood.data import EvaluationLoader, ImageSet, load_set
 from robust_ood.errors import UserError
 from robust_ood.evaluation.scoring import Scorer
@@ -31,12 +34,21 @@ INLIERS = "cifar10_test"
 OOD = ("cifar100_test", "svhn_test")
 STEPS = 20
 RESTARTS = 2
-ATTACKS: dict[str, ScoreAttack | None] = {
-    "clean": None,
-    "1/255": PGD(Linf("1/255"), steps=STEPS, restarts=RESTARTS),
-    "3/255": PGD(Linf("3/255"), steps=STEPS, restarts=RESTARTS),
-}
 SUITE_RADIUS = "1/255"
+LARGER_RADIUS = "3/255"
+STAGES = (SUITE_RADIUS, "suite", LARGER_RADIUS)  # the most important first
+
+
+def attack_of(stage: str) -> Suite:
+    """Return the attack of a stage; restarts are members, so that settled images are left alone."""
+    if stage == "suite":
+        return standard(SUITE_RADIUS)
+    members: dict[str, ScoreAttack] = {}
+    for seed in range(RESTARTS):
+        members[f"restart {seed + 1}"] = PGD(Linf(stage), steps=STEPS, seed=seed)
+    return Suite(members)
+
+
 SETTINGS: dict[str, dict[str, Any]] = {"safe-spot": {"method": "fgsm", "attack_steps": 5}}
 # Made of several networks; the same as pro-msp; of networks with dropout, with a class of outliers,
 # with words, or of images.
@@ -53,6 +65,7 @@ LEFT_OUT = (
 )
 HELD_OUT = 2000  # the last test images, for the temperature
 TIMED = 16  # images whose attack is timed
+TIMED_STEPS = 4
 
 
 class Sets:
@@ -102,59 +115,93 @@ def fitted(names: list[str], net: nn.Module, sets: Sets) -> dict[str, detectors.
 class Measurement:
     """Detectors of one network, what one step of an attack on each costs, and their scores."""
 
-    def __init__(self, net_name: str, net: nn.Module, sets: Sets, chosen: Any) -> None:
+    def __init__(
+        self, net_name: str, net: nn.Module, sets: Sets, parts: Parts, device: str
+    ) -> None:
         self.net_name = net_name
         self.net = net
         self.sets = sets
-        self.device = torch.device(chosen.device)
-        self.folder: Path = chosen.folder
+        self.parts = parts
+        self.device = torch.device(device)
         self.fits: dict[str, detectors.Detector] = {}
 
-    def prepare(self, names: list[str]) -> None:
-        """Fit, together, those that are still to be measured."""
-        missing = []
+    def part(self, name: str, stage: str) -> str:
+        """Return the name of the part with a detector's scores."""
+        return f"{self.net_name}-{name}-{stage.replace('/', '_of_')}"
+
+    def kept(self, names: list[str], stage: str) -> dict[str, dict[str, Any]]:
+        """Return the scores that are done, by detector."""
+        found = {}
         for name in names:
-            if not (self.folder / f"{self.net_name}-{name}.json").exists():
-                missing.append(name)
-        self.fits.update(fitted(missing, self.net, self.sets))
+            part = self.parts.kept(self.part(name, stage))
+            if part is not None:
+                found[name] = part["scores"]
+        return found
 
-    def detector(self, name: str) -> detectors.Detector:
-        if name not in self.fits:
-            self.fits.update(fitted([name], self.net, self.sets))
-        return self.fits[name].to(self.device)
+    def missing(self, names: list[str], stage: str) -> list[str]:
+        done = self.kept(names, stage)
+        return [name for name in names if name not in done]
 
-    def costs(self) -> dict[str, Any]:
+    def prepare(self, names: list[str]) -> None:
+        """Fit, together, those that are not fitted yet."""
+        new = [name for name in names if name not in self.fits]
+        if new:
+            self.fits.update(fitted(new, self.net, self.sets))
+
+    def costs(self, names: list[str]) -> dict[str, float]:
         """Return the seconds of one step of an attack on one image, by detector."""
         images = self.sets.loader(self.sets.inliers, TIMED)
         seconds = {}
-        for name in self.fits:
+        self.prepare(names)
+        for name in names:
             scorer = Scorer(self.device)
-            step = PGD(Linf("1/255"), steps=2)
-            ready = {"it": self.detector(name)}
-            scorer.score(ready, images, step)  # the first is slower
+            steps = PGD(Linf(SUITE_RADIUS), steps=TIMED_STEPS)
+            ready = {"it": self.fits[name].to(self.device)}
             begin = time.process_time()
-            scorer.score(ready, images, step)
-            seconds[name] = (time.process_time() - begin) / (2 * TIMED)
-        return {"of a step": seconds}
+            scorer.score(ready, images, steps)
+            seconds[name] = (time.process_time() - begin) / (TIMED_STEPS * TIMED)
+        return seconds
 
-    def scores(self, name: str) -> dict[str, Any]:
-        """Return scores by attack and set; each side is attacked through the detector."""
-        scores = {}
-        for label, attack in ATTACKS.items():
-            scores.update(self._under(name, label, attack))
-        return {"scores": scores}
+    def run(self, name: str, stage: str) -> dict[str, Any]:
+        """Return a detector's scores by attack and set; each side is attacked through it."""
+        return self.parts(self.part(name, stage), partial(self.scores, name, stage))
 
-    def under_the_suite(self, name: str) -> dict[str, Any]:
-        return {"scores": self._under(name, "suite", standard(SUITE_RADIUS))}
+    def scores(self, name: str, stage: str) -> dict[str, Any]:
+        first = self.parts.kept(self.part(name, SUITE_RADIUS))
+        found: dict[str, list[float]] = {}
+        if first is None:
+            found = self._under(name, "clean", None, {})
+        else:
+            for label, values in first["scores"].items():
+                if label.startswith("clean "):
+                    found[label] = values
+        return {"scores": {**found, **self._under(name, stage, attack_of(stage), bars(found))}}
 
-    def _under(self, name: str, label: str, attack: ScoreAttack | None) -> dict[str, list[float]]:
-        detector = self.detector(name)
+    def _under(
+        self, name: str, label: str, attack: ScoreAttack | None, enough: dict[int, float]
+    ) -> dict[str, list[float]]:
+        self.prepare([name])
+        detector = self.fits[name].to(self.device)
         scores = {}
         for images, loader in self.sets.sides(self.sets.limit).items():
-            direction = 1 if images == INLIERS else -1
-            scored = Scorer(self.device).score({"it": detector}, loader, attack, direction)
+            direction: Direction = 1 if images == INLIERS else -1
+            scored = Scorer(self.device).score(
+                {"it": detector}, loader, attack, direction, enough.get(direction)
+            )
             scores[f"{label} {images}"] = scored.scores["it"].tolist()
         return scores
+
+
+def bars(scores: dict[str, list[float]]) -> dict[int, float]:
+    """Return, by direction, the score beyond which an image can no longer change an AUROC.
+
+    An attacked inlier below all clean outliers is below all attacked ones, too: see
+    `robust_ood.evaluation.settled`.
+    """
+    outliers: list[float] = []
+    for name in OOD:
+        outliers += scores[f"clean {name}"]
+    return {1: min(outliers), -1: max(scores[f"clean {INLIERS}"])}
 
 
 def area(scores: dict[str, list[float]], inliers: str, outliers: str) -> float:
@@ -165,27 +212,21 @@ def area(scores: dict[str, list[float]], inliers: str, outliers: str) -> float:
     return auroc(Tensor(scores[f"{inliers} {INLIERS}"]), Tensor(below))
 
 
-def columns(scores: dict[str, list[float]]) -> list[float]:
-    """Return AUROCs: clean; then by radius, inliers attacked, outliers attacked, and both."""
-    areas = [area(scores, "clean", "clean")]
-    for label in list(ATTACKS)[1:]:
-        areas += [
-            area(scores, label, "clean"),
-            area(scores, "clean", label),
-            area(scores, label, label),
-        ]
-    return areas
+def clean(scores: dict[str, list[float]]) -> float:
+    return area(scores, "clean", "clean")
 
 
-def attacked(part: dict[str, Any]) -> float:
-    """Return the AUROC with both sides attacked at the suite's radius."""
-    return area(part["scores"], SUITE_RADIUS, SUITE_RADIUS)
+def attacked(scores: dict[str, list[float]], stage: str = SUITE_RADIUS) -> float:
+    """Return the AUROC with both sides attacked."""
+    return area(scores, stage, stage)
 
 
-def hours(costs: dict[str, float], names: list[str], limit: int) -> float:
-    """Return the processor hours of the attacks on the named detectors."""
-    steps = 2 * limit * STEPS * RESTARTS * (len(ATTACKS) - 1)
-    return sum(costs[name] for name in names) * steps / 3600
+def columns(scores: dict[str, list[float]] | None, stage: str) -> list[str]:
+    """Return the AUROCs with inliers, outliers, and both attacked, as text."""
+    if scores is None:
+        return ["-"] * 3
+    sides = ((stage, "clean"), ("clean", stage), (stage, stage))
+    return [f"{area(scores, *side):.3f}" for side in sides]
 
 
 def arguments() -> Any:
@@ -199,80 +240,119 @@ def arguments() -> Any:
     made.add_argument("--fit", type=int, default=10_000, help="training images to fit on")
     made.add_argument("--only", nargs="*", help="detectors; all by default")
     made.add_argument("--best", type=int, default=10, help="how many the suite attacks")
+    made.add_argument("--stages", nargs="*", default=STAGES, choices=STAGES, help="all by default")
     made.add_argument("--estimate", action="store_true", help="only time a step of each")
+    made.add_argument("--page", action="store_true", help="only write the page of what is done")
     return made.parse_args()
 
 
 def main() -> None:
     chosen = arguments()
-    nets = networks(chosen)
     sets = Sets(chosen.root, chosen.limit, chosen.fit)
     names = chosen.only or [name for name in detectors.REGISTRY if name not in LEFT_OUT]
     settings = {"limit": chosen.limit, "fit": chosen.fit, "steps": STEPS, "restarts": RESTARTS}
-    total = len(nets) * (1 + len(names) + chosen.best)
-    parts = Parts(chosen.folder, settings, total)
-    tables = {}
+    nets = networks(chosen)
+    # A part for the costs, and one for each detector and radius; the best have one more.
+    parts = Parts(chosen.folder, settings, len(nets) * (1 + 2 * len(names) + chosen.best))
+    measurements = []
     for net_name, net in nets.items():
-        measurement = Measurement(net_name, net, sets, chosen)
-        measurement.prepare(names)
-        costs = parts(f"{net_name}-costs", measurement.costs)["of a step"]
-        order = sorted(names, key=lambda name: costs.get(name, 0.0))
-        left = [name for name in measurement.fits if name in costs]
-        print(f"{net_name}: about {hours(costs, left, chosen.limit):.1f} h of PGD left", flush=True)
-        if not chosen.estimate:
-            tables[net_name] = tables_of(measurement, order, parts, chosen.best)
-    if not chosen.estimate:
-        write(chosen, tables)
+        measurements.append(Measurement(net_name, net, sets, parts, chosen.device))
+    if chosen.estimate:
+        for measurement in measurements:
+            estimate(measurement, names, chosen)
+        return
+    if not chosen.page:
+        for stage in STAGES:
+            for measurement in measurements:
+                if stage in chosen.stages:
+                    run_stage(measurement, stage, names, chosen.best)
+    write(chosen, measurements, names)
 
 
-def tables_of(
-    measurement: Measurement, names: list[str], parts: Parts, best: int
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return the parts of one network: of all detectors under PGD, of the best under the suite."""
-    found = {}
-    for name in names:
+def run_stage(measurement: Measurement, stage: str, names: list[str], best: int) -> None:
+    """Attack all detectors, the cheapest first, or the best ones by the suite."""
+    missing = measurement.missing(names, stage)
+    if stage == "suite":
+        missing = measurement.missing(best_of(measurement, names, best), stage)
+    if not missing:
+        return
+    print(f"{measurement.net_name}, {stage}: fitting {len(missing)} detectors", flush=True)
+    measurement.prepare(missing)
+    costs = measurement.costs(missing)
+    for name in sorted(missing, key=lambda name: costs[name]):
         try:
-            found[name] = parts(f"{measurement.net_name}-{name}", partial(measurement.scores, name))
+            measurement.run(name, stage)
         except UserError as error:
             # One detector that cannot be attacked leaves hours of others alone.
             print(f"{measurement.net_name}, {name}: {error}", flush=True)
-    ranked = sorted(found, key=lambda name: -attacked(found[name]))[:best]
-    suite = {}
-    for name in ranked:
-        suite[name] = parts(
-            f"{measurement.net_name}-suite-{name}", partial(measurement.under_the_suite, name)
-        )
-    return {"pgd": found, "suite": suite}
 
 
-def finding(net_name: str, found: dict[str, dict[str, Any]]) -> str:
-    """Return the finding on one network in a sentence."""
-    ranked = sorted(found, key=lambda name: -attacked(found[name]))
-    clean = sorted(found, key=lambda name: -columns(found[name]["scores"])[0])
-    below = sum(attacked(part) < 0.5 for part in found.values())
-    return (
-        f"On {net_name}, {below} of {len(found)} detectors are below 0.5 when both sides are "
-        f"attacked at 1/255; the best is {ranked[0]} with {attacked(found[ranked[0]]):.3f}, and "
-        f"{clean[0]}, the best on clean images "
-        f"({columns(found[clean[0]]['scores'])[0]:.3f}), has {attacked(found[clean[0]]):.3f}."
+def best_of(measurement: Measurement, names: list[str], count: int) -> list[str]:
+    """Return the detectors with the largest AUROC, both sides attacked, the best first."""
+    found = measurement.kept(names, SUITE_RADIUS)
+    return sorted(found, key=lambda name: -attacked(found[name]))[:count]
+
+
+def estimate(measurement: Measurement, names: list[str], chosen: Any) -> None:
+    """Print the processor hours of each stage, where no image were settled before the end."""
+    begin = time.process_time()
+    measurement.prepare(names)
+    fitting = time.process_time() - begin
+    costs = measurement.costs(names)
+    hours = {name: 2 * chosen.limit * cost / 3600 for name, cost in costs.items()}  # of a step
+    for name in sorted(costs, key=lambda name: -costs[name]):
+        radius = hours[name] * STEPS * RESTARTS
+        suite = hours[name] * steps_of_the_suite(measurement.fits[name])
+        print(f"{name}: {1000 * costs[name]:.2f} ms, {radius:.2f} h a radius, {suite:.2f} h suite")
+    total = STEPS * RESTARTS * sum(hours.values())
+    typical = sorted(hours.values())[len(hours) // 2]
+    middle = chosen.best * typical * steps_of_the_suite(measurement.fits[names[0]])
+    print(
+        f"{measurement.net_name}: fitting {fitting / 60:.1f} min; {total:.1f} h a radius; about "
+        f"{middle:.1f} h the suite on {chosen.best} detectors of median cost",
+        flush=True,
     )
 
 
-def between(tables: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> list[str]:
-    """Return how much the network counts, and how much the detector, in a sentence."""
-    if len(tables) < 2:
+def steps_of_the_suite(detector: detectors.Detector) -> int:
+    return sum(standard(SUITE_RADIUS).costs(detector).values())
+
+
+def finding(measurement: Measurement, names: list[str]) -> list[str]:
+    """Return the finding on one network, a sentence."""
+    found = measurement.kept(names, SUITE_RADIUS)
+    if not found:
         return []
-    spreads = []
-    for net_name, parts in tables.items():
-        areas = sorted(attacked(part) for part in parts["pgd"].values())
-        spreads.append(f"{areas[len(areas) // 2]:.3f} ({net_name})")
-    return [f"The median detector's AUROC there is {' and '.join(spreads)}."]
+    best = best_of(measurement, names, 1)[0]
+    cleanest = max(found, key=lambda name: clean(found[name]))
+    below = sum(attacked(scores) < 0.5 for scores in found.values())
+    return [
+        f"On {measurement.net_name}, {below} of {len(found)} detectors are below 0.5 when both "
+        f"sides are attacked at {SUITE_RADIUS}; the best is {best} with "
+        f"{attacked(found[best]):.3f}, and {cleanest}, the best on clean images "
+        f"({clean(found[cleanest]):.3f}), has {attacked(found[cleanest]):.3f}."
+    ]
 
 
-def write(chosen: Any, tables: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> None:
-    sentences = [finding(name, parts["pgd"]) for name, parts in tables.items()]
+def between(measurements: list[Measurement], names: list[str]) -> list[str]:
+    """Return how much the network counts, and how much the detector, a sentence."""
+    medians = []
+    for measurement in measurements:
+        areas = sorted(map(attacked, measurement.kept(names, SUITE_RADIUS).values()))
+        if areas:
+            medians.append(f"{areas[len(areas) // 2]:.3f} ({measurement.net_name})")
+    if len(medians) < 2:
+        return []
+    return [f"The median detector's AUROC there is {' and '.join(medians)}."]
+
+
+def write(chosen: Any, measurements: list[Measurement], names: list[str]) -> None:
+    """Write the page of all parts that are done."""
+    sentences: list[str] = []
+    for measurement in measurements:
+        sentences += finding(measurement, names)
     lines = [
-        " ".join([*sentences, *between(tables)]),
+        " ".join([*sentences, *between(measurements, names)]),
         "",
         f"AUROC of the first {chosen.limit} CIFAR-10 test images against {chosen.limit // 2} each "
         f"of {' and '.join(OOD)}. Detectors are fitted on {chosen.fit:,} training images, the "
@@ -280,29 +360,42 @@ def write(chosen: Any, tables: dict[str, dict[str, dict[str, dict[str, Any]]]]) 
         "1,000 auxiliary outliers; other settings are the registry's, but the safe spot is "
         "searched by S-FGSM and attacked in 5 steps. Inliers, outliers, or both are attacked "
         f"through the detector's own score, by PGD in Linf with {STEPS} steps, random start and "
-        f"{RESTARTS} restarts, step 2.5 radius / steps. Sorted by both sides at 1/255.",
+        f"{RESTARTS} restarts, step 2.5 radius / steps. A restart, or a member of the suite, "
+        "leaves images alone that can no longer change an AUROC: inliers below all clean outliers, "
+        "and outliers above all clean inliers. Sorted by both sides at 1/255; a dash is not "
+        "computed.",
         "",
     ]
-    header = ["detector", "clean"]
-    for label in list(ATTACKS)[1:]:
-        header += [f"in, {label}", f"out, {label}", f"both, {label}"]
-    for name, parts in tables.items():
-        found = parts["pgd"]
-        order = sorted(found, key=lambda one: -attacked(found[one]))
-        rows = []
-        for one in order:
-            rows.append([one, *(f"{value:.3f}" for value in columns(found[one]["scores"]))])
-        lines += [f"## {name}", "", *table(header, rows), *suite_lines(parts)]
+    for measurement in measurements:
+        lines += [f"## {measurement.net_name}", "", *rows_of(measurement, names)]
+        lines += suite_lines(measurement, names)
     write_page(chosen.output, "Every detector, clean and attacked through itself", lines)
 
 
-def suite_lines(parts: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
-    """Return the table of the best detectors under the standard suite."""
-    suite = parts["suite"]
-    areas = {name: area(part["scores"], "suite", "suite") for name, part in suite.items()}
+def rows_of(measurement: Measurement, names: list[str]) -> list[str]:
+    """Return the table of one network."""
+    header = ["detector", "clean"]
+    for stage in (SUITE_RADIUS, LARGER_RADIUS):
+        header += [f"in, {stage}", f"out, {stage}", f"both, {stage}"]
+    near = measurement.kept(names, SUITE_RADIUS)
+    far = measurement.kept(names, LARGER_RADIUS)
     rows = []
-    for name in sorted(areas, key=lambda name: -areas[name]):
-        rows.append((name, f"{attacked(parts['pgd'][name]):.3f}", f"{areas[name]:.3f}"))
+    for name in best_of(measurement, names, len(names)):
+        areas = [*columns(near[name], SUITE_RADIUS), *columns(far.get(name), LARGER_RADIUS)]
+        rows.append([name, f"{clean(near[name]):.3f}", *areas])
+    return table(header, rows)
+
+
+def suite_lines(measurement: Measurement, names: list[str]) -> list[str]:
+    """Return the table of the best detectors under the standard suite."""
+    near = measurement.kept(names, SUITE_RADIUS)
+    suite = measurement.kept(names, "suite")
+    if not suite:
+        return []
+    rows = []
+    for name in sorted(suite, key=lambda name: -attacked(suite[name], "suite")):
+        both = attacked(suite[name], "suite")
+        rows.append((name, f"{attacked(near[name]):.3f}", f"{both:.3f}"))
     return [
         f"The best {len(suite)} under the standard suite at {SUITE_RADIUS}, both sides attacked:",
         "",

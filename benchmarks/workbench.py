@@ -94,17 +94,24 @@ class Parts:
             )
         replace_file(path, json.dumps(settings, indent=1))
 
+    def kept(self, name: str) -> dict[str, Any] | None:
+        """Return the part of that name, or None where it is not done."""
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            return None
+        part: dict[str, Any] = json.loads(path.read_text())
+        return part
+
     def __call__(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return the part of that name, with the `seconds` it took; `make` computes it."""
-        path = self.folder / f"{name}.json"
         self.seen += 1
-        if path.exists():
-            kept: dict[str, Any] = json.loads(path.read_text())
+        kept = self.kept(name)
+        if kept is not None:
             return kept
         begin = time.perf_counter()
         part = make()
         part["seconds"] = time.perf_counter() - begin
-        replace_file(path, json.dumps(part))
+        replace_file(self.folder / f"{name}.json", json.dumps(part))
         self.made += 1
         left = (time.perf_counter() - self.begin) / self.made * (self.total - self.seen)
         print(

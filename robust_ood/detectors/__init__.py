@@ -18,9 +18,10 @@ from robust_ood.detectors.kernel_pca import KernelPCA
 from robust_ood.detectors.logits import Energy, MaxLogit, OutlierExposureScore
 from robust_ood.detectors.mahalanobis import LayerNoise, Mahalanobis, RelativeMahalanobis
 from robust_ood.detectors.neighbours import KNN
+from robust_ood.detectors.openmax import OpenMax
 from robust_ood.detectors.outlier_class import OutlierClassScore
 from robust_ood.detectors.perturbed import IODIN, ODIN, PRO, InputNoise
-from robust_ood.detectors.rank_feat import RankFeat
+from robust_ood.detectors.rank_feat import RankFeat, RankWeight
 from robust_ood.detectors.rectified import LTS, VRA, LINe, OptFS
 from robust_ood.detectors.registry import REGISTRY, build, build_all
 from robust_ood.detectors.relations import NNGuide, Relation
@@ -77,11 +78,13 @@ __all__ = [
     "MaxLogit",
     "Mean",
     "NNGuide",
+    "OpenMax",
     "OptFS",
     "OutlierClassScore",
     "OutlierExposureScore",
     "OutputsDetector",
     "RankFeat",
+    "RankWeight",
     "ReAct",
     "ReconstructionError",
     "Relation",

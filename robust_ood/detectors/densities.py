@@ -106,7 +106,9 @@ class PNML(OutputsDetector):
     `-log e`: the same order, and no ties where the softmax is one-hot in float32.
 
     p is the softmax of the head on the feature of unit length, as in pytorch-ood; `normalize=False`
-    takes the network's own softmax.
+    takes the network's own softmax. The authors' code also appends a constant 1 to features, and
+    where a feature's squared length outside the span of the training features is larger than g, it
+    takes that.
 
     Args:
         net: classifier with a linear head.

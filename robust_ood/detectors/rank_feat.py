@@ -1,4 +1,4 @@
-"""The energy of feature maps without their leading singular component: RankFeat."""
+"""The energy without the leading component of feature maps, or of weights: RankFeat, RankWeight."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from robust_ood import losses
 from robust_ood.arguments import typed
@@ -18,6 +19,7 @@ from robust_ood.errors import UserError
 from robust_ood.models.outputs import submodule
 from robust_ood.models.wrap import Network, as_network
 
+_MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _REFINEMENTS = 3
 """Power iterations that carry the gradient; their value is that of the decomposition."""
 
@@ -48,16 +50,21 @@ class RankFeat(Detector):
         self.net = as_network(net)
         if not getattr(self.net, "classifies", True):
             raise UserError(
-                f"net: RankFeat reads the logits of a classifier, and {type(self.net).__name__} "
-                "is none"
+                f"net: {type(self).__name__} reads the logits of a classifier, and "
+                f"{type(self.net).__name__} is none"
             )
         if not temperature > 0:
             raise UserError(f"temperature: expected a number > 0, got {temperature}")
-        names = named(self.net, "all")[-2:] if layers is None else named(self.net, layers)
-        if PENULTIMATE in names:
+        self.layers = self._named(layers)
+        if PENULTIMATE in self.layers:
             raise UserError("layers: 'penultimate' is no feature map; expected names of submodules")
-        self.layers = names
         self.temperature = temperature
+
+    def _named(self, layers: Layers | None) -> tuple[str, ...]:
+        """Return the layers whose maps are changed."""
+        if layers is None:
+            return named(self.net, "all")[-2:]
+        return named(self.net, layers)
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -86,12 +93,98 @@ class RankFeat(Detector):
 
     def _logits(self, images: Tensor, layer: str) -> Tensor:
         """Return the logits `(N, K)` with the layer's maps changed."""
-        net = getattr(self.net, "_orig_mod", self.net)  # compiled code calls no hooks
-        handle = submodule(net, layer).register_forward_hook(_changing(layer))
+        handle = submodule(self._module, layer).register_forward_hook(_changing(layer))
         try:
-            return losses.wide(net(images))
+            return self._run(images)
         finally:
             handle.remove()
+
+    @property
+    def _module(self) -> nn.Module:
+        """The network whose hooks are called; compiled code calls none."""
+        module: nn.Module = getattr(self.net, "_orig_mod", self.net)
+        return module
+
+    def _run(self, images: Tensor) -> Tensor:
+        """Return the logits `(N, K)`, under the hooks that are there."""
+        return losses.wide(self._module(images))
+
+
+class RankWeight(RankFeat):
+    """The free energy of a network whose weights have lost their leading component, unbounded.
+
+    Source: Song et al. 2024 (RankWeight): a weight of the last block as a matrix minus `s_1 u_1
+    v_1'`, its largest singular value and vectors. The kernel of a convolution is taken as `(C_out,
+    C_in k k)`. With `layers`, feature maps lose theirs, too, which is RankFeat and RankWeight
+    together. The authors change the last 1 x 1 convolution of a ResNetV2's last block, and name its
+    3 x 3 one, too, for which their product is not defined; of transformers they change a linear
+    layer of the last block of a stage. The component is found at each call, so that it is always
+    that of the present weights.
+
+    Args:
+        net: classifier, a module whose layers can be named.
+        weights: names of the linear layers and convolutions that are changed; by default the last
+            one that is registered before the network's last, its head.
+        layers: names of submodules whose maps `(N, C, H, W)` are changed; none by default.
+        temperature: T, > 0.
+    """
+
+    @typed
+    def __init__(
+        self,
+        net: Network,
+        weights: Layers | None = None,
+        layers: Layers | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(net, layers, temperature)
+        self.weights = _with_matrices(self._module, weights)
+
+    def _named(self, layers: Layers | None) -> tuple[str, ...]:
+        return () if layers is None else named(self.net, layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the energies `(N,)` of images `(N, C, H, W)`."""
+        if self.layers:
+            return super().forward(images)
+        return self._energy(self._run(images))
+
+    def _run(self, images: Tensor) -> Tensor:
+        net = self._module
+        changed = {}
+        for name in self.weights:
+            weight = submodule(net, name).get_parameter("weight").detach()
+            matrix = losses.wide(weight.flatten(1))[None, :, :, None]  # (1, C_out, C_in k k, 1)
+            with full_precision(weight):
+                pruned = without_leading_component(matrix).view_as(weight)
+            changed[f"{name}.weight"] = pruned.to(weight.dtype)
+        return losses.wide(functional_call(net, changed, (images,)))
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    """Return whether a module multiplies by a weight of its own, not one that is made of others."""
+    return isinstance(module, _MATRICES) and "weight" in module._parameters
+
+
+def _with_matrices(net: nn.Module, names: Layers | None) -> tuple[str, ...]:
+    """Return the names of the layers whose weights are changed."""
+    if names is not None:
+        chosen = (names,) if isinstance(names, str) else tuple(names)
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise UserError(
+                f"weights: expected one or more layers without duplicates, got {list(chosen)}"
+            )
+        for name in chosen:
+            if not _has_matrix(submodule(net, name, "weights")):
+                raise UserError(f"weights: {name} is neither a linear layer nor a convolution")
+        return chosen
+    known = [name for name, module in net.named_modules() if _has_matrix(module)]
+    if len(known) < 2:
+        raise UserError(
+            f"weights: {type(net).__name__} has no linear layer or convolution before its last "
+            "one; expected a network of two or more"
+        )
+    return (known[-2],)
 
 
 def _changing(layer: str) -> Callable[[nn.Module, Any, Any], Tensor]:

@@ -39,10 +39,11 @@ from robust_ood.detectors.mahalanobis import (
     RelativeMahalanobis,
 )
 from robust_ood.detectors.neighbours import KNN
+from robust_ood.detectors.openmax import OpenMax
 from robust_ood.detectors.other_networks import other_network
 from robust_ood.detectors.outlier_class import OutlierClassScore
 from robust_ood.detectors.perturbed import IODIN, ODIN, PRO, InputNoise
-from robust_ood.detectors.rank_feat import RankFeat
+from robust_ood.detectors.rank_feat import RankFeat, RankWeight
 from robust_ood.detectors.rectified import LTS, VRA, LINe, OptFS
 from robust_ood.detectors.relations import NNGuide, Relation
 from robust_ood.detectors.ross import ROSS
@@ -178,6 +179,11 @@ REGISTRY: dict[str, Registered] = {
     "oe-score": Registered(OutlierExposureScore, "Hendrycks et al. 2019"),
     "outlier-class": Registered(OutlierClassScore, "Chen et al. 2021"),
     "discriminator": Registered(DiscriminatorScore, "Azizmalayeri et al. 2022"),
+    "openmax": Registered(
+        OpenMax,
+        "Bendale and Boult 2016",
+        {"tail": (10, 20, 30, 40, 50), "top": (1, 3, 5, 10, 15, 20)},
+    ),
     "kl-matching": Registered(KLMatching, "Hendrycks et al. 2022"),
     # of features
     "mahalanobis": Registered(Mahalanobis, "Lee et al. 2018; ALOE Eq. 8; Fort Eq. 3-4"),
@@ -232,6 +238,7 @@ REGISTRY: dict[str, Registered] = {
         LINe, "Ahn et al. 2023", {"neurons": (10, 90), "weights": (10, 90)}, "energy"
     ),
     "rankfeat": Registered(RankFeat, "Song et al. 2022"),
+    "rankweight": Registered(RankWeight, "Song et al. 2024"),
     "weiper": Registered(WeiPer, "Granz et al. 2024"),
     "mc-dropout": Registered(MCDropout, "Gal and Ghahramani 2016"),
     "feature-dropout": Registered(FeatureDropout, "Gal and Ghahramani 2016"),

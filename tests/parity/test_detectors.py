@@ -687,6 +687,52 @@ def rankfeat(train, test):
     return rankfeat_of_layers(tuple(train.maps)[-2:])(train, test)
 
 
+def rankweight(train, test):
+    """The last weight before the head, through a whole singular-value decomposition."""
+    net = copy.deepcopy(test.net).double()
+    layer = [part for part in net.modules() if isinstance(part, nn.Linear | nn.Conv2d)][-2]
+    u, s, v = np.linalg.svd(layer.weight.detach().flatten(1).numpy(), full_matrices=False)
+    layer.weight.data.sub_(torch.from_numpy(s[0] * np.outer(u[:, 0], v[0])).view_as(layer.weight))
+    with torch.no_grad():
+        logits = torch.cat([net(batch) for batch in test.images.double().split(250)])
+    return logits.logsumexp(1)
+
+
+def openmax(train, test):
+    """Image by image, with scipy's distribution and a root of the likelihood's slope."""
+    from scipy.optimize import brentq
+    from scipy.stats import weibull_min
+
+    logits, labels = train.logits.numpy(), train.labels.numpy()
+    right = logits.argmax(1) == labels
+    centres, fits = [], []
+    for label in range(logits.shape[1]):
+        members = logits[right & (labels == label)]
+        centres.append(members.mean(0))
+        tail = np.sort(np.linalg.norm(members - centres[-1], axis=1))[-20:]
+        moved = 10000 + tail - tail[0]
+        shares = moved / moved.max()
+
+        def slope(k, shares=shares, moved=moved):
+            powers = shares**k
+            return (powers * np.log(moved)).sum() / powers.sum() - 1 / k - np.log(moved).mean()
+
+        k = brentq(slope, 10, 1e7, rtol=1e-13)
+        fits.append((tail[0], k, moved.max() * (shares**k).mean() ** (1 / k)))
+    scores = []
+    for row in test.logits.numpy():
+        known, unknown = row.copy(), 0.0
+        order = (-row).argsort()[:10]
+        for rank, label in enumerate(order):
+            smallest, k, scale = fits[label]
+            far = 10000 + np.linalg.norm(row - centres[label]) - smallest
+            given = row[label] * weibull_min.cdf(far, k, scale=scale) * (1 - rank / len(order))
+            known[label] -= given
+            unknown += given
+        scores.append(-1 / (1 + np.exp(known - unknown).sum()))
+    return torch.tensor(scores)
+
+
 def adascale(variant):
     """One image at a time, sorting everything."""
 
@@ -796,6 +842,8 @@ REFERENCES = {
     "nac": nac,
     "feature-dropout": feature_dropout,
     "rankfeat": rankfeat,
+    "rankweight": rankweight,
+    "openmax": openmax,
     "iodin": in_batches(iodin),
     "adascale-a": adascale("A"),
     "adascale-l": adascale("L"),
@@ -952,6 +1000,17 @@ def test_settings_that_follow_other_codes(problem):
         openood.append(torch.autograd.grad(loss, weight)[0].abs().sum())
     assert difference(summed[:20], torch.stack(openood)) < 1e-4
     assert difference(by_label, gram(train, test, classes=train.labels)) < 1e-4
+
+
+def test_openmax_is_pytorch_oods_up_to_the_precision_of_its_search(problem):
+    train, test = problem
+    right = train.logits.argmax(1) == train.labels
+    theirs = pood.OpenMax(None, tailsize=20, alpha=10)
+    theirs.fit_logits(train.logits[right], train.labels[right])
+    loader = [(train.images, train.labels)]
+    with torch.no_grad():
+        ours = detectors.OpenMax(train.net).fit(loader).published(test.images)
+    assert (ours.double() + theirs.predict_logits(test.logits)).abs().max() < 0.02
 
 
 def test_every_registered_score_has_a_reference():

@@ -306,6 +306,10 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
     "detectors.MCDropout": {"net": NET, "draws": 2, "seed": 0},
     "detectors.NAC": {"net": NET, "alpha": 100.0, "bins": 50, "filled": 50.0},
     "detectors.RankFeat": {"net": NET, "layers": "conv", "temperature": 1.0},
+    "detectors.RankWeight": {
+        "net": NET, "weights": "conv", "layers": "conv", "temperature": 1.0,
+    },
+    "detectors.OpenMax": {"net": NET, "tail": 5, "top": 2},
     "detectors.WeiPer": {
         "net": NET, "repeats": 2, "distance": 2.0, "bins": 10, "smoothing": 3,
         "logit_weight": 1.0, "msp_weight": 1.0, "seed": 0,

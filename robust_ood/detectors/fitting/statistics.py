@@ -229,6 +229,28 @@ class ClassExtremes(Statistic):
         self.high = total(self.high, "max")
 
 
+class LargestOfClasses(Statistic):
+    """The largest values of each class, `(K, size)`, the largest first; -inf where it has fewer."""
+
+    @typed
+    def __init__(self, classes: int, size: int) -> None:
+        self.size = size
+        self.largest = torch.full((classes, size), -torch.inf, dtype=torch.float64)
+
+    def add(self, *values: Tensor) -> None:
+        """See values `(N,)` and their classes `(N,)`."""
+        numbers = double(values[0]).cpu()
+        classes = values[1].cpu()
+        for label in classes.unique().tolist():
+            joined = torch.cat([self.largest[label], numbers[classes == label]])
+            self.largest[label] = joined.topk(self.size).values
+
+    def reduce(self) -> None:
+        """Take the largest over all processes."""
+        rows = gathered(self.largest[None]).transpose(0, 1).flatten(1)  # (K, processes * size)
+        self.largest = rows.topk(self.size).values
+
+
 class BinCounts(Statistic):
     """How often each column of `(N, D)` bin numbers is in each bin, `(D, bins)`."""
 
