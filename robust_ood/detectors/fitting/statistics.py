@@ -241,7 +241,7 @@ class LargestOfClasses(Statistic):
         """See values `(N,)` and their classes `(N,)`."""
         numbers = double(values[0]).cpu()
         classes = values[1].cpu()
-        for label in classes.unique().tolist():
+        for label in sorted(set(classes.tolist())):
             joined = torch.cat([self.largest[label], numbers[classes == label]])
             self.largest[label] = joined.topk(self.size).values
 
