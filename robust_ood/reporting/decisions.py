@@ -105,7 +105,7 @@ def _rejected(data: ReportData, fates: Fates) -> str:
 
 
 def _accepted(data: ReportData, fates: Fates) -> str:
-    clauses = []
+    clauses: list[str] = []
     for clean, attacked in zip(fates.clean, fates.attacked, strict=True):
         verb = "" if clauses else "it accepts "
         clauses.append(
