@@ -10,6 +10,9 @@ from robust_ood.reporting.doubts import is_doubted
 from robust_ood.reporting.numbers import percent
 from robust_ood.reporting.report_data import ReportData
 
+COIN = 1.0  # the sum of both error shares of a detector that accepts at random
+NOTABLE = 0.01  # a smaller difference between sums of error shares is not worth a sentence
+
 
 class Fates(NamedTuple):
     """A detector's mean of each group of OOD sets, clean and under its strongest attack."""
@@ -137,7 +140,7 @@ def _attacks(fates: Fates) -> str:
 
 def _reservations(best: Fates, ranked: Sequence[Fates], trusted: Sequence[Fates]) -> Iterator[str]:
     """Yield what speaks against the choice."""
-    if best.errors >= 1:
+    if best.errors >= COIN:
         yield (
             "Do not rely on it under this attack: it accepts at least as large a share of OOD as "
             "of inliers."
@@ -147,7 +150,7 @@ def _reservations(best: Fates, ranked: Sequence[Fates], trusted: Sequence[Fates]
     elif ranked[0] is not best:
         yield (f"{ranked[0].detector} has a higher AUROC, but a sanity warning casts doubt on it.")
     fewest = min(trusted or ranked, key=lambda fates: fates.errors)
-    if fewest.errors < best.errors:
+    if fewest.errors < min(COIN, best.errors - NOTABLE):
         yield (
             f"At its own threshold, {fewest.detector} errs less under attack: it rejects "
             f"{percent(max(1 - row.tpr_deployed for row in fewest.attacked))} of the inliers and "

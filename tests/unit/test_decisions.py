@@ -128,6 +128,16 @@ def test_a_detector_that_errs_less_at_its_threshold_is_named(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("inliers", "outliers"), [(0.505, 0.4), (0.5, 0.6)], ids=["by half a percent", "a coin"]
+)
+def test_what_errs_hardly_less_is_not_named(tmp_path, inliers, outliers):
+    attacked = 0.4 if outliers < inliers else 0.9
+    rates = {"msp": (0.9, 0.5, attacked), "knn": (0.85, inliers, outliers)}
+    (text,) = sentences_of(results_of(rates), tmp_path)
+    assert "knn" not in text
+
+
 def test_a_threshold_of_the_tested_images_says_what_to_do(tmp_path):
     (text,) = sentences_of(results_of(threshold_set="digits"), tmp_path)
     assert "95 % of digits, the tested images themselves: set it on others, with data.val" in text
