@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from robust_ood.names import digest_of, file_name
 from robust_ood.reporting import summary, tables
+from robust_ood.reporting.decisions import decision_sentences
 from robust_ood.reporting.figures import Figure
 from robust_ood.reporting.report_data import ReportData
 
@@ -80,7 +81,8 @@ def _line(texts: Iterable[str]) -> str:
 
 def _log_texts(writer: SummaryWriter, data: ReportData) -> None:
     warnings = [*summary.caveats(data), *data.results.warnings]
-    writer.add_text("findings", _bullets(summary.sentences(data)))
+    findings = [*decision_sentences(data), *summary.sentences(data)]
+    writer.add_text("findings", _bullets(findings))
     writer.add_text("warnings", _bullets(warnings))
     for table in (tables.survival(data), tables.accuracies(data), *tables.by_attack(data)):
         writer.add_text(f"tables/{table.caption}", f"{table.legend}\n\n{markdown(table)}")

@@ -17,6 +17,7 @@ from robust_ood.errors import UserError
 from robust_ood.evaluation.terminal import describe_failure
 from robust_ood.reporting import gallery, summary, tables
 from robust_ood.reporting.brackets import bracket_figures, bracket_sentences
+from robust_ood.reporting.decisions import decision_sentences
 from robust_ood.reporting.definitions import DEFINITIONS
 from robust_ood.reporting.doubts import warnings_of
 from robust_ood.reporting.facts import Fact, facts_of
@@ -295,6 +296,7 @@ def page(
         **_trust(data),
         **_tables(data, first),
         **_figures(radius, sections, figures_folder),
+        decisions=list(decision_sentences(first)),
         findings=findings,
         comparisons=comparisons(first),
         claims=checked_claims(data.environments),

@@ -190,8 +190,26 @@ def headline(data: ReportData) -> ReportData:
             if record.model not in members:
                 getattr(results, name).append(record)
     return ReportData(
-        results, data.environments, deviations=deviations, checkpoints=dict(data.recipes)
+        results,
+        data.environments,
+        deviations=deviations,
+        checkpoints=dict(data.recipes),
+        thresholds_of_recipes=_thresholds(data),
     )
+
+
+def _thresholds(data: ReportData) -> dict[tuple[str, str], list[float]]:
+    """Return the thresholds of each recipe's checkpoints by recipe and detector, where known."""
+    known: dict[tuple[str, str], float] = {}
+    for row in data.sets:
+        if row.threshold is not None:
+            known.setdefault((row.model, row.detector), row.threshold)
+    thresholds: dict[tuple[str, str], list[float]] = {}
+    for recipe, models in data.recipes.items():
+        for (model, detector), value in known.items():
+            if model in models:
+                thresholds.setdefault((recipe, detector), []).append(value)
+    return thresholds
 
 
 def single_checkpoints(data: ReportData) -> ReportData | None:

@@ -45,6 +45,7 @@ class ReportData:
     recipes: their checkpoints by name, of those with several. models_by_folder: in the order of the
     folders. checkpoints, deviations: where rows are means over the checkpoints of a recipe
     (`robust_ood.reporting.recipes.headline`), these by recipe, and by row its deviations.
+    thresholds_of_recipes: there, those of the checkpoints, by recipe and detector.
     """
 
     results: Results
@@ -55,6 +56,7 @@ class ReportData:
     models_by_folder: list[list[str]] = field(default_factory=list)
     checkpoints: dict[str, list[str]] = field(default_factory=dict)
     deviations: dict[Row | Accuracy, Mapping[str, float]] = field(default_factory=dict)
+    thresholds_of_recipes: dict[tuple[str, str], list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sets, self.means = _split(self.results.rows)

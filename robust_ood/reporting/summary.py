@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from robust_ood.evaluation import Row
 from robust_ood.reporting.accuracy import accuracy_sentences
+from robust_ood.reporting.decisions import threshold_words
 from robust_ood.reporting.doubts import is_doubted
 from robust_ood.reporting.numbers import percent, rate
 from robust_ood.reporting.report_data import ReportData
@@ -155,7 +156,8 @@ def _deployed(data: ReportData, model: str, group: str) -> str:
         clean = data.clean(row)
         before = "" if clean is None else f"{_accepted(clean)}, attacked "
         # Each checkpoint of a recipe has a threshold of its own.
-        threshold = "" if row.threshold is None else f" (threshold {row.threshold:.4g})"
+        words = threshold_words(data, row)
+        threshold = f" ({words})" if words else ""
         clauses.append(f"{row.detector}{threshold} {before}{_accepted(row)}")
     if len(rows) > MOST_NAMED:
         clauses.append(f"{len(rows) - MOST_NAMED} more in the tables")

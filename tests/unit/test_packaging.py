@@ -66,3 +66,34 @@ def test_citation_and_licence_agree():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert {"cff-version", "title", "message", "authors"} <= set(citation)
     assert f'license = "{citation["license"]}"' in PROJECT
+
+
+def torchrun_commands() -> list[tuple[str, str]]:
+    """Return the commands of torchrun in the documentation, each with its page."""
+    commands = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        text = path.read_text().replace("\\\n", " ")
+        for command in re.findall(r"(?:^ *|`)(torchrun --n[^\n`]*)", text, re.MULTILINE):
+            commands.append((path.name, command))
+        for command in re.findall(r"--entrypoint torchrun ([^\n]*)", text):
+            commands.append((path.name, command))
+    return commands
+
+
+def test_torchrun_starts_what_is_installed():
+    """Images and `pip install` have no train.py or evaluate.py: what a page says works there."""
+    commands = torchrun_commands()
+    assert len(commands) > 5
+    for page, command in commands:
+        assert re.search(r"--no-python robust-ood (train fit|evaluate) ", command), (page, command)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docker").glob("*.Dockerfile")), ids=lambda path: path.name
+)
+def test_images_have_the_installed_package_alone(path):
+    """What containers.md says of them."""
+    text = path.read_text()
+    assert 'ENTRYPOINT ["robust-ood"]' in text
+    assert not re.search(r"^COPY .*(train|evaluate)\.py", text, re.MULTILINE)
+    assert 'robust-ood = "robust_ood.cli:main"' in PROJECT
