@@ -23,6 +23,7 @@ def test_the_package_s_own_config_is_found_from_another_folder(tmp_path, monkeyp
         "digits.yaml",
         "digits.yaml",
         "wrn_10_1.yaml",
+        "robust_validation_small.yaml",
         "digits_aloe.yaml",
     ]
     assert all(file.is_file() for file in files)

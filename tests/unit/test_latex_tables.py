@@ -62,7 +62,8 @@ def compared_tables() -> list[PlainTable]:
     standings = dict(zip(names, against, strict=True))
     means = dict.fromkeys(ATTACKED, standings)
     study = study_tables._table(comparison, means)
-    return [_ranking(ranking), _matrix(ranking), reference_table(comparison), study]
+    data = ReportData(results_of(0.8))
+    return [_ranking(data, ranking), _matrix(ranking), reference_table(comparison), study]
 
 
 @pytest.fixture(scope="module")

@@ -130,7 +130,7 @@ def chain(parser: ArgumentParser, arguments: list[str]) -> list[BaseException]:
         ),
         (
             [BUDGET, "--budget.region", "L3"],
-            "budget.region: unknown name 'L3'; did you mean 'L2'? known: L2, Linf, Unbounded",
+            "budget.region: unknown name 'L3'; did you mean 'L2'? known: L1, L2, Linf, Unbounded",
         ),
         (
             [BUDGET, "--budget.region", "Linf", "--budget.region.radius", "x"],
