@@ -19,6 +19,7 @@ from robust_ood.reporting.formats import PlainTable, as_latex
 from robust_ood.reporting.recipes import choose_folders, read_recipes
 from robust_ood.reporting.reference import AgainstReference, reference_table
 from robust_ood.reporting.reference import Standing as ToReference
+from robust_ood.reporting.report_data import ReportData
 from robust_ood.reporting.significance import ATTACKED, Comparison, Standing
 from robust_ood.reporting.study_tables import budget_table
 from robust_ood.reporting.table_files import table_files
@@ -47,7 +48,7 @@ def results_of(auroc: float) -> Results:
     return results
 
 
-def compared_tables() -> list[PlainTable]:
+def compared_tables(data: ReportData) -> list[PlainTable]:
     """Return the tables of tests: between detectors, and against a reference."""
     names = (f"[A_1] & {NASTY}, {DETECTOR}", "B%, msp")
     ranked = []
@@ -62,7 +63,6 @@ def compared_tables() -> list[PlainTable]:
     standings = dict(zip(names, against, strict=True))
     means = dict.fromkeys(ATTACKED, standings)
     study = study_tables._table(comparison, means)
-    data = ReportData(results_of(0.8))
     return [_ranking(data, ranking), _matrix(ranking), reference_table(comparison), study]
 
 
@@ -78,7 +78,7 @@ def texts(tmp_path_factory) -> dict[str, str]:
     texts = table_files(data, "latex")
     tables = [budget_table(data, {"B%": ("1,000", "2")})]
     tables += _tables(data, Namespace(reference=None, attacked="both", level=0.95, matrix=True))
-    tables += compared_tables()
+    tables += compared_tables(data)
     for number, table in enumerate(tables):
         texts[f"table-compared-{number}.tex"] = as_latex(table)
     return texts
