@@ -234,6 +234,9 @@ class LargestOfClasses(Statistic):
 
     @typed
     def __init__(self, classes: int, size: int) -> None:
+        for name, number in (("classes", classes), ("size", size)):
+            if number < 1:
+                raise UserError(f"{name}: expected a whole number >= 1, got {number}")
         self.size = size
         self.largest = torch.full((classes, size), -torch.inf, dtype=torch.float64)
 
