@@ -54,7 +54,7 @@ def main() -> int:
         for group, methods in _standings(folder, study).items():
             standings[group, minutes] = methods
     picture = options.output.with_suffix(".svg")
-    _draw(standings, options.minutes, picture)
+    _draw(list(study.methods), standings, options.minutes, picture)
     write_page(options.output, "Cheaper attacks in training", _lines(study, standings, lengths,
                                                                      picture.name))  # fmt: skip
     return 0
@@ -125,13 +125,14 @@ def _cell(standing: Standing) -> str:
     return marks.get(standing.verdict, text)
 
 
-def _draw(standings: Standings, minutes: list[float], path: Path) -> None:
+def _draw(names: list[str], standings: Standings, minutes: list[float], path: Path) -> None:
+    # Standings are ranked, each group in its own order; the look is of the method.
     groups = list(dict.fromkeys(group for group, _ in standings))
     seconds = [60 * number for number in minutes]
     with style():
         drawing, axes = panels(1, len(groups), height=3.0)
         for axis, group in zip(axes[0], groups, strict=True):
-            for index, name in enumerate(standings[group, minutes[0]]):
+            for index, name in enumerate(names):
                 rows = [standings[group, number][name] for number in minutes]
                 axis.errorbar(
                     seconds,
