@@ -13,7 +13,7 @@ from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import OutputsDetector
 from robust_ood.detectors.fitting.passes import Rounds, SeenBatch, read_features
-from robust_ood.detectors.fitting.statistics import Average, ClassMeans, require_all
+from robust_ood.detectors.fitting.statistics import Average, RightMeans
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs
 from robust_ood.models.wrap import Network
@@ -55,22 +55,13 @@ class SHE(OutputsDetector):
     def learn(self) -> Rounds:
         """Average the features of each class by one pass over labelled images."""
         classes = self.num_classes
-        # Rows 0..K-1 are of images that are wrongly predicted, the others of those that are not.
-        means = ClassMeans(2 * classes)
+        means = RightMeans(classes)
 
         def read(seen: SeenBatch) -> tuple[Tensor, Tensor]:
-            labels = seen.classes(classes)
-            right = (seen.out.logits.argmax(1) == labels).long()
-            return seen.out.features, labels + classes * right
+            return seen.out.features, means.rows(seen.out.logits, seen.classes(classes))
 
         yield [self.reading(means, read)]
-        wrong_counts, right_counts = means.counts.chunk(2)  # (K,) each
-        wrong_sums, right_sums = means.sums.chunk(2)  # (K, D) each
-        require_all(wrong_counts + right_counts)
-        has_right = (right_counts > 0)[:, None]
-        sums = torch.where(has_right, right_sums, wrong_sums)
-        counts = torch.where(has_right, right_counts[:, None], wrong_counts[:, None])
-        self.keep(patterns=sums / counts)
+        self.keep(patterns=means.means)
 
     def score(self, out: Outputs) -> Tensor:
         """Return the product with the predicted class's pattern."""

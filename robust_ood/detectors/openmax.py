@@ -10,12 +10,7 @@ from robust_ood.arguments import typed
 from robust_ood.detectors.attack_surface import AttackSurface
 from robust_ood.detectors.contract import OutputsDetector
 from robust_ood.detectors.fitting.passes import Rounds, SeenBatch
-from robust_ood.detectors.fitting.statistics import (
-    ClassMeans,
-    LargestOfClasses,
-    double,
-    require_all,
-)
+from robust_ood.detectors.fitting.statistics import LargestOfClasses, RightMeans, double
 from robust_ood.errors import UserError
 from robust_ood.models import Outputs
 from robust_ood.models.wrap import Network
@@ -64,29 +59,24 @@ class OpenMax(OutputsDetector):
     def learn(self) -> Rounds:
         """Find the centres by one pass, and the tails of the distances by a second one."""
         classes = self.num_classes
-        # Rows 0..K-1 are of images that are wrongly predicted, the others of those that are not.
-        means = ClassMeans(2 * classes)
+        means = RightMeans(classes)
 
         def read_logits(seen: SeenBatch) -> tuple[Tensor, Tensor]:
-            labels = seen.classes(classes)
-            right = (seen.out.logits.argmax(1) == labels).long()
-            return seen.out.logits, labels + classes * right
+            return seen.out.logits, means.rows(seen.out.logits, seen.classes(classes))
 
         yield [self.reading(means, read_logits)]
-        wrong, right = means.counts.chunk(2)  # (K,) each
-        require_all(wrong + right)
-        chosen = torch.arange(classes) + classes * (right > 0).cpu()  # the row of each class
-        centres = (means.sums / means.counts[:, None])[chosen.to(means.sums.device)]  # (K, K)
+        centres = means.means  # (K, K)
+        has_right = means.has_right
         tails = LargestOfClasses(classes, self.tail)
 
         def read_distances(seen: SeenBatch) -> tuple[Tensor, Tensor]:
-            logits, rows = read_logits(seen)
+            logits = seen.out.logits
             labels = seen.classes(classes)
-            kept = rows == chosen.to(rows.device)[labels]
-            distances = torch.linalg.vector_norm(
-                double(logits) - centres.to(logits.device)[labels], dim=1
-            )
-            return distances[kept], labels[kept]
+            right = logits.argmax(1) == labels
+            of_centre = right | ~has_right.to(logits.device)[labels]
+            offsets = double(logits) - centres.to(logits.device)[labels]
+            distances = torch.linalg.vector_norm(offsets, dim=1)
+            return distances.masked_fill(~of_centre, -torch.inf), labels
 
         yield [self.reading(tails, read_distances)]
         smallest, exponents, log_scales = fit_weibull(tails.largest)

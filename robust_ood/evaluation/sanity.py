@@ -214,7 +214,7 @@ def _of_attacks(probe: Probe, region: Region, attacks: list[ScoreAttack]) -> Ite
 
 
 def _of_weak_attacks(probe: Probe, attacks: list[ScoreAttack], adaptive: float) -> Iterator[str]:
-    # Headlines show the strongest attack, so a weak one beside an adaptive one misleads nobody.
+    # Headlines show the strongest attack, so a weak one beside an adaptive one does no harm.
     if any(_plain(attack) for attack in attacks):
         return
     for attack in attacks:

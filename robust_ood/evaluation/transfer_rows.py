@@ -1,7 +1,7 @@
 """Rows of transfer: images attacked through one detector, scored by the others.
 
 The images are those of the source's own rows, which the store keeps, so nothing is attacked twice.
-An attacker who knows another network, and not the one that is deployed, can do no more.
+An attacker does this who knows another network, and not the one that is deployed.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def check_sources(
     detectors: Mapping[str, Mapping[str, Detector]],
     attacks: Mapping[str, Attack],
 ) -> None:
-    """Refuse sources that the evaluation does not have, and those with nobody to transfer to.
+    """Refuse sources that the evaluation does not have, and those without a target.
 
     Args:
         sources: "all", or networks or `network/detector`.

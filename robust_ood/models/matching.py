@@ -105,7 +105,7 @@ def matches(expected: Mapping[str, Tensor], tensors: dict[str, Tensor]) -> Itera
 
 
 def _laid_out(value: Tensor, wanted: Tensor | None) -> Tensor:
-    """Return the weights of a 1 x 1 convolution as those of the linear layer that is wanted."""
+    """Return the weights of a 1 x 1 convolution as those of the linear layer in its place."""
     if wanted is not None and value.shape == (*wanted.shape, 1, 1):
         return value.flatten(1)
     return value

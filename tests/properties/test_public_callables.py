@@ -403,6 +403,7 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
     "statistics.ClassExtremes": {"classes": 3},
     "statistics.ClassMeans": {"classes": 3},
     "statistics.ClassMoments": {"classes": 3},
+    "statistics.RightMeans": {"classes": 3},
     "statistics.LargestOfClasses": {"classes": 3, "size": 2},
     "statistics.Sample": {"size": 3},
     "statistics.double": {"tensor": IMAGES},

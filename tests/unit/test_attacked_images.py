@@ -168,7 +168,7 @@ def test_what_is_saved_is_not_written_again_and_follows_the_limit(
         assert len(os.listdir(place / "test")) == 4
 
 
-def test_an_interrupted_run_goes_on_and_two_share_the_work(tmp_path, arrays, net, monkeypatch):
+def test_an_interrupted_run_continues(tmp_path, arrays, net, monkeypatch):
     whole = tmp_path / "whole"
     data = data_of(arrays)
     arguments = ({"net": net}, data, {"pgd": PGD_ATTACK})

@@ -8,17 +8,7 @@ import torch.nn.functional as F
 
 from robust_ood import detectors, safe_spots
 from robust_ood.errors import Notice, UserError
-
-OF_OTHER_NETWORKS = (
-    "complexity",
-    "deep-ensemble",
-    "likelihood",
-    "discriminator",
-    "outlier-class",
-    "reconstruction",
-    "zero-shot",
-    "neglabel",
-)
+from tests.unit.test_detectors_fitting import OF_OTHER_NETWORKS
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from robust_ood.detectors.fitting import heap
 from robust_ood.detectors.fitting.passes import Pass
 from robust_ood.detectors.fitting.statistics import Average
 from robust_ood.evaluation.scoring import Batches
+from tests.unit.test_detectors_fitting import OF_OTHER_NETWORKS
 
 SMALL = {
     "knn": {"neighbours": 5, "bank_size": 16},
@@ -26,16 +27,6 @@ SMALL = {
     "mahalanobis-layers": {"layers": ["conv", "norm"]},
     "safe-spot": {"method": "fgsm", "attack_steps": 2},
 }
-OF_OTHER_NETWORKS = (
-    "complexity",
-    "deep-ensemble",
-    "likelihood",
-    "discriminator",
-    "outlier-class",
-    "reconstruction",
-    "zero-shot",
-    "neglabel",
-)
 NAMES = [name for name in detectors.REGISTRY if name not in OF_OTHER_NETWORKS]
 MIB = 2**20
 

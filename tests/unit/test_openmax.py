@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from robust_ood import Linf, attacks, detectors
+from robust_ood.detectors.fitting.statistics import LargestOfClasses
 from robust_ood.detectors.openmax import fit_weibull
 from robust_ood.errors import UserError
 
@@ -41,6 +42,24 @@ def test_places_that_are_empty_do_not_count():
     padded = torch.cat([tail, torch.full((1, 4), -torch.inf)], dim=1)
     for full, part in zip(fit_weibull(tail), fit_weibull(padded), strict=True):
         assert torch.allclose(full, part)
+
+
+@pytest.mark.parametrize("size", [1, 3, 50])
+def test_the_largest_of_each_class_are_kept_whatever_the_batches(size):
+    values = torch.randn(60, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    values[::7] = values[0]  # ties
+    values[3] = -torch.inf  # no value
+    classes = torch.randint(4, (60,), generator=torch.Generator().manual_seed(2))
+    classes[classes == 2] = 1  # a class without images
+    for batch in (1, 7, 60):
+        found = LargestOfClasses(4, size)
+        for start in range(0, 60, batch):
+            found.add(values[start : start + batch], classes[start : start + batch])
+        for label in range(4):
+            expected = torch.full((size,), -torch.inf, dtype=torch.float64)
+            largest = values[classes == label].sort(descending=True).values[:size]
+            expected[: len(largest)] = largest
+            assert torch.equal(found.largest[label], expected)
 
 
 def test_classes_that_are_never_right_and_tails_without_spread_are_finite():

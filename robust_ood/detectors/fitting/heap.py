@@ -1,10 +1,10 @@
 """Memory that is free, and that the C library keeps.
 
 A pass over images of 224 pixels makes and frees tensors of megabytes, of the same sizes in each
-batch. glibc takes those of up to 32 MiB from its heap. torch asks for aligned memory, for which
-glibc before 2.38 needs a gap that is a little wider than the tensor (its bug 14581). So the gap
-that 50 images have left does not hold the next 50, and the heap grows although what is in use does
-not (`docs/results/fitting_memory_resnet18.md`). Its free pages can be given back.
+batch. glibc takes those of up to 32 MiB from its heap, which grows by a batch at a time although
+what is in use does not (`docs/results/fitting_memory_resnet18.md`). Most likely this is its bug
+14581: before 2.38, aligned memory needs a gap that is a little wider than the tensor, so the gap
+that 50 images have left does not hold the next 50. The heap's free pages can be given back.
 """
 
 from __future__ import annotations

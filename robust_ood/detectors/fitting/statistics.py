@@ -102,6 +102,39 @@ class ClassMeans(Statistic):
         return self.sums / self.counts[:, None]
 
 
+class RightMeans(ClassMeans):
+    """Means `(K, D)` of each class's rightly predicted images; of all, where none of them is."""
+
+    @typed
+    def __init__(self, classes: int) -> None:
+        # Rows 0..K-1 are of images that are wrongly predicted, the others of those that are not.
+        super().__init__(2 * classes)
+
+    @staticmethod
+    def rows(logits: Tensor, labels: Tensor) -> Tensor:
+        """Return what `add` takes as classes `(N,)`, of logits `(N, K)` and labels `(N,)`."""
+        right = (logits.argmax(1) == labels).long()
+        return labels + logits.shape[1] * right
+
+    @property
+    def has_right(self) -> Tensor:
+        """Whether some image of each class `(K,)` is rightly predicted."""
+        return self.counts.chunk(2)[1] > 0
+
+    @property
+    def means(self) -> Tensor:
+        """The means `(K, D)`, float64.
+
+        Raises: `UserError` for a class without images.
+        """
+        wrong, right = self.counts.chunk(2)  # (K,) each
+        require_all(wrong + right)
+        wrong_sums, right_sums = self.sums.chunk(2)  # (K, D) each
+        counts = torch.where(self.has_right, right, wrong)
+        sums = torch.where(self.has_right[:, None], right_sums, wrong_sums)
+        return sums / counts[:, None]
+
+
 class ClassMoments(ClassMeans):
     """Class means, covariances around them (`within`) and around the common mean (`overall`)."""
 
@@ -241,12 +274,21 @@ class LargestOfClasses(Statistic):
         self.largest = torch.full((classes, size), -torch.inf, dtype=torch.float64)
 
     def add(self, *values: Tensor) -> None:
-        """See values `(N,)` and their classes `(N,)`."""
-        numbers = double(values[0]).cpu()
-        classes = values[1].cpu()
-        for label in sorted(set(classes.tolist())):
-            joined = torch.cat([self.largest[label], numbers[classes == label]])
-            self.largest[label] = joined.topk(self.size).values
+        """See values `(N,)` and their classes `(N,)`; -inf counts as no value."""
+        numbers = double(values[0])
+        known = self.largest.to(numbers.device)
+        classes = values[1].to(numbers.device)
+        number_of_classes = len(known)
+        kept = torch.arange(number_of_classes, device=numbers.device).repeat_interleave(self.size)
+        numbers = torch.cat([known.flatten(), numbers])
+        classes = torch.cat([kept, classes])
+        # By class, and the largest first within it: each class has `size` entries at least.
+        order = numbers.argsort(descending=True, stable=True)
+        order = order[classes[order].argsort(stable=True)]
+        counts = F.one_hot(classes, number_of_classes).sum(0)
+        first = counts.cumsum(0) - counts  # (K,), where each class begins
+        places = first[:, None] + torch.arange(self.size, device=numbers.device)
+        self.largest = numbers[order][places]
 
     def reduce(self) -> None:
         """Take the largest over all processes."""
