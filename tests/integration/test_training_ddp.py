@@ -21,18 +21,24 @@ from torch.nn.utils.rnn import pad_sequence
 import robust_ood
 from robust_ood import L2, Linf
 from robust_ood.attacks import PGD, fgsm
-from robust_ood.callbacks import RobustValidation
+from robust_ood.callbacks import HardOutliers, RobustValidation
 from robust_ood.data import OODData
-from robust_ood.models import ConvNet, Discriminated, WideResNet
+from robust_ood.models import ConvNet, Discriminated, OutlierClass, WideResNet
 from robust_ood.randomness import generator, generators
 from robust_ood.training import (
+    ACET,
     ADV,
     ALOE,
     AOE,
     ATD,
+    ATOM,
     CCU,
     GOOD,
+    HALO,
+    NTOM,
     OE,
+    RATIO,
+    EnergyMargin,
     GaussianNoise,
     Optimization,
     ProoD,
@@ -71,6 +77,13 @@ METHODS = {
     "S-FGSM+ADV, outliers": spots(
         fgsm(Linf(RADIUS)), pgd(2), outlier_weight=0.5, safe_spot_weight=0.1
     ),
+    "NTOM": lambda net: NTOM(OutlierClass(net)),
+    "ATOM": lambda net: ATOM(OutlierClass(net), pgd(2)),
+    "ACET": lambda net: ACET(net, pgd(2)),
+    "RATIO": lambda net: RATIO(net, pgd(2, L2(0.5)), pgd(2, L2(1.0))),
+    "EnergyMargin": lambda net: EnergyMargin(net, inlier_margin=-5.0, outlier_margin=-1.0),
+    # From a random start: the divergence from the clean image's own answer is flat at the image.
+    "HALO": lambda net: HALO(net, PGD(Linf(RADIUS), steps=2, step_size=RADIUS / 4)),
     "ATD": lambda net: ATD(Discriminated(net, (8,)), pgd(2)),
     "GaussianNoise": lambda net: GaussianNoise(net, 0.1),
     "GaussianNoise, outliers": lambda net: GaussianNoise(net, 0.1, outlier_weight=0.5),
@@ -110,7 +123,10 @@ def draws_by_image(method):
 
     def draws(purpose, batch):
         if not purpose.startswith("gaussian noise"):
-            return generators(0, purpose, indices=batch.indices.tolist())
+            indices = batch.indices.tolist()
+            if purpose == "attack both":
+                indices += [1000 + index for index in indices]  # of the outliers beside them
+            return generators(0, purpose, indices=indices)
         shared = generator(0, purpose)
         for _ in range(method.global_rank):  # go on where the process before stopped
             torch.randn(batch.images.shape, generator=shared)
@@ -155,6 +171,14 @@ def gradient(name, folder, devices, size, **options):
     return still.gradient
 
 
+def mined(folder, devices, size):
+    """Return the outliers that an epoch of two steps would train with."""
+    mining = HardOutliers(pool=1.5, skip=0.125)
+    run = trainer(devices, [mining], max_steps=1, limit_val_batches=0)
+    run.fit(METHODS["ATOM"](network()), data(folder, size))
+    return mining.chosen
+
+
 def validation(size=16):
     attacks = {"pgd": PGD(Linf(RADIUS), steps=2), "pgd-l2": PGD(L2(0.5), steps=2)}
     return RobustValidation(["msp", "pro-gen"], attacks, limit=size)
@@ -170,7 +194,7 @@ def run_process(folder):
         "weights": method.net.state_dict(),
         "rows": {k: float(v) for k, v in run.callback_metrics.items()},
     }
-    found |= {"draw": torch.rand(4, generator=attacked)}
+    found |= {"draw": torch.rand(4, generator=attacked), "mined": mined(folder, 2, 8)}
     torch.save(found, folder / f"found-{run.global_rank}.pt")
 
 
@@ -224,6 +248,14 @@ def test_gradients_of_different_methods_differ(found):
     gradients = pad_sequence([found[0][name] for name in METHODS], batch_first=True)
     distances = torch.cdist(gradients, gradients) + torch.eye(len(METHODS))
     assert distances.min() > 1e-3
+
+
+def test_two_processes_mine_the_outliers_that_one_does(found, folder):
+    """Each scores a share of the pool, whose order decides who is chosen."""
+    whole = mined(folder, 1, 16)
+    assert len(set(whole.tolist())) > 16
+    for half in found:
+        assert torch.equal(half["mined"], whole)
 
 
 def test_processes_draw_differently(found):

@@ -13,6 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 OF_IMAGES = ("jem", "confidence_gan", "flow", "autoencoder")
 """Recipes of methods that model images: chains in a buffer, several networks, no classifier."""
+WITH_STATE = ("atom", "atd")
+"""Recipes that keep more than weights: a pool's hard outliers, the Gaussians of features."""
 
 
 def killed_runs(folder, kills, *settings):
@@ -39,5 +41,15 @@ def test_killed_runs_of_methods_that_model_images(tmp_path, recipe):
     said = killed_runs(
         tmp_path, 1, "--config", config, "--no-robust-validation",
         "--data.outlier_batch_size", "0", "--trainer.limit_train_batches", "6",
+    )  # fmt: skip
+    assert "1 kills in 1 runs, 0 run(s) that ended differently" in said
+
+
+@pytest.mark.parametrize("recipe", WITH_STATE)
+def test_killed_runs_of_methods_with_a_state_of_their_own(tmp_path, recipe):
+    config = f"configs/experiments/digits_{recipe}.yaml"
+    said = killed_runs(
+        tmp_path, 1, "--config", config, "--no-robust-validation",
+        "--trainer.limit_train_batches", "5",
     )  # fmt: skip
     assert "1 kills in 1 runs, 0 run(s) that ended differently" in said

@@ -202,6 +202,37 @@ def test_halo_is_its_four_terms(make_net, net, batch, helped):
     assert not any(name.startswith("helper") for name in method.state_dict())
 
 
+MADE = {
+    "NTOM": lambda net: NTOM(OutlierClass(net)),
+    "ATOM": lambda net: ATOM(OutlierClass(net), ATTACK),
+    "ACET": lambda net: ACET(net, ATTACK),
+    "RATIO": lambda net: RATIO(net, ROUND, ROUND),
+    "EnergyMargin": lambda net: EnergyMargin(net, -3.0, -1.0, 0.3, ATTACK, ATTACK),
+    "HALO": lambda net: HALO(net, STARTED),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_half_precision_has_the_objective_of_full(make_net, make_images, name):
+    """Within a tenth, because rounding turns the sign of some pixels' steps: a term that was lost,
+    or the log of a rounded 0, would be seen.
+    """
+    labels = torch.tensor([0, 1, 2, 3, 1, 2])
+    images = make_images(6, dtype=torch.float32)
+    outliers = make_images(4, seed=1, dtype=torch.float32)
+    batch = Batch(images, labels, outliers, torch.arange(6), epoch=2, step=5)
+    values = []
+    for half in (False, True):
+        method = MADE[name](make_net(dtype=torch.float32))
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            value = method.objective(batch)
+        value.backward()
+        trained = [parameter.grad for parameter in method.parameters() if parameter.requires_grad]
+        assert all(gradient is None or gradient.isfinite().all() for gradient in trained)
+        values.append(value.detach().float())
+    torch.testing.assert_close(values[1], values[0], rtol=0.1, atol=0.05)
+
+
 # The network and its score
 # ---------------------------------------------------------------------------------------------
 
