@@ -43,6 +43,8 @@ class BudgetConfig:
             the image: 2 in N-FGSM. Of training alone; see `TrainingBudget`.
         early_steps: fewer steps until a share of the run, as in `[[0.3, 1], [0.6, 3]]`. Of training
             alone.
+        replays: times in a row that a batch is trained, whose own gradient takes the attack's
+            steps: "free" adversarial training. Of training alone.
     """
 
     name: str = "pgd"
@@ -55,6 +57,7 @@ class BudgetConfig:
     rule: str | dict[str, Any] | None = None
     start_noise: float | None = None
     early_steps: list[tuple[float, int]] | None = None
+    replays: int | None = None
 
     @staticmethod
     def can_be(value: object) -> bool:
@@ -81,7 +84,7 @@ IN_LOOP_NAMES = ("pgd", "fgsm", "apgd")
 """The registered attacks that are a budget and nothing else."""
 
 BUDGET_SETTINGS = tuple(field.name for field in fields(BudgetConfig))
-_OF_TRAINING = ("start_noise", "early_steps")
+_OF_TRAINING = ("start_noise", "early_steps", "replays")
 """Those that an evaluation's attack has not."""
 _OF_BUDGET = {field.name for field in fields(Budget)}
 _PGD_DEFAULTS = {

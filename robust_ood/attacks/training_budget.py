@@ -1,4 +1,4 @@
-"""Cheaper forms of an attack in training: noise before a single step, and few steps early."""
+"""Cheaper attacks in training: noise before a single step, few steps early, reused gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from robust_ood.arguments import typed
 from robust_ood.attacks.budget import Budget, Steps, check_count
 from robust_ood.errors import UserError
 from robust_ood.regions import Fraction, Generators, Region
-from robust_ood.rules import Rule
+from robust_ood.rules import Rule, Steepest
 from robust_ood.texts import shown
 
 _LONGEST = 1.25
@@ -26,27 +26,34 @@ EarlySteps = Sequence[tuple[float, int]]
 class TrainingBudget(Budget):
     """A budget that only training may have, because it leaves its region or changes with the run.
 
-    Images are `(N, C, H, W)` in [0, 1]. With neither of its two settings it is a `Budget`.
+    Images are `(N, C, H, W)` in [0, 1]. Without its own settings it is a `Budget`.
 
     Source: N-FGSM, de Jorge et al. 2022, "Make some noise: reliable and efficient single-step
     adversarial training", Alg. 1, with k = 2 there; for single steps from a random start, Wong et
-    al. 2020, "Fast is better than free".
+    al. 2020, "Fast is better than free"; for replays, Shafahi et al. 2019, "Adversarial training
+    for free!", Alg. 1.
 
     Args:
-        region, steps, step_size, random_start, rule: as in `Budget`.
+        region, steps, step_size, random_start, rule: as in `Budget`; with replays, a random start
+            is that of the run's first batch.
         start_noise: k >= 0; a single step begins at noise within k radii, and what it gives is
             clipped to [0, 1] alone, not to the radius around the image. Searches of several steps
             stay within the radius.
         early_steps: pairs (share of the run in (0, 1], steps >= 1), shares rising: until that share
             the search has that many steps, fewer than `steps`. Its steps are longer, to reach as
             far as all of them would, up to 1.25 radii each.
+        replays: m >= 2; a batch is trained m times in a row, and the gradient that trains the
+            weights also takes the step of the images, so that attacks cost no passes of their own.
+            For a single step, of the radius in the paper, which is the default.
 
     Raises:
-        UserError: noise where no search has a single step, or pairs that are not as described.
+        UserError: noise where no search has a single step, pairs that are not as described, or
+            replays beside several steps, either of the others, or a rule that is not `Steepest`.
     """
 
     start_noise: float | None
     early: tuple[tuple[float, Budget], ...]
+    replays: int | None
 
     @typed
     def __init__(
@@ -58,8 +65,12 @@ class TrainingBudget(Budget):
         rule: Rule | None = None,
         start_noise: float | None = None,
         early_steps: EarlySteps = (),
+        replays: int | None = None,
     ) -> None:
         super().__init__(region, steps, step_size, random_start, rule)
+        if replays is not None:
+            self._check_replays("replays", replays, start_noise, early_steps)
+        self._set(replays=replays)
         _check_early("early_steps", early_steps, self.steps)
         counts = [self.steps] + [int(count) for _, count in early_steps]
         if start_noise is not None:
@@ -93,6 +104,36 @@ class TrainingBudget(Budget):
         # A hair more, so that the last digit of a step at the border is not cut.
         reach = self.start_noise + self.step_size / self.region.radius
         return self.region.scaled(reach * (1 + 1e-6))
+
+    def warn_if_short(self, field: str) -> None:
+        """Warn where all steps together are shorter than the radius, unless replays add more."""
+        if self.replays is None:
+            super().warn_if_short(field)
+
+    def _check_replays(
+        self, field: str, replays: int, start_noise: float | None, early_steps: EarlySteps
+    ) -> None:
+        if not isinstance(replays, int) or replays < 2:
+            raise UserError(
+                f"{field}: {replays} is not a whole number >= 2; a batch that is trained once is "
+                "gone when its gradient is known"
+            )
+        if self.steps != 1:
+            raise UserError(
+                f"{field}: each pass of training gives one step, and this search has {self.steps}; "
+                "expected steps: 1"
+            )
+        if start_noise is not None or early_steps:
+            other = "early_steps" if start_noise is None else "start_noise"
+            raise UserError(
+                f"{field}: {other} is of searches with passes of their own, and replays have none; "
+                "give one of the two"
+            )
+        if self.rule is not None and not isinstance(self.rule, Steepest):
+            raise UserError(
+                f"{field}: each step follows the sign or direction of one gradient, and "
+                f"{type(self.rule).__name__} reads more than that; expected rule: steepest"
+            )
 
     def _shortened(self, count: int, start_noise: float | None) -> Budget:
         """Return the same search with fewer steps, each as much longer as may be."""

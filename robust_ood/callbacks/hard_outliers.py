@@ -93,7 +93,7 @@ class HardOutliers(Callback):
     ) -> Tensor:
         assert loader.stream is not None
         assert self.pool is not None
-        taken = len(loader) * loader.outlier_batch_size * loader.world
+        taken = loader.different_batches * loader.outlier_batch_size * loader.world
         draws = generator(module.seed, "outlier pool", epoch)
         pool = loader.stream.pool(math.ceil(self.pool * taken), draws)
         skipped = math.floor(self.skip * len(pool))

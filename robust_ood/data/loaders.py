@@ -28,6 +28,10 @@ class TrainingLoader:
     sets' sizes; of several sources, each as often as its weight says (`OutlierStream`). Ranks get
     disjoint shards of both. Unreadable images are missing from their batch.
 
+    With `replays` m, each batch comes m times in a row, under the epoch and step of its first time.
+    An epoch has as many steps as ever, of an m-th of the batches; inliers are shuffled again when
+    all have been used. The last batch of an epoch comes less often where m does not divide it.
+
     Args:
         inliers: labelled in-distribution images.
         outliers: auxiliary outliers, or None.
@@ -71,6 +75,8 @@ class TrainingLoader:
         self.stream: OutlierStream | None = None
         if self.outliers is not None:
             self.stream = OutlierStream(self.outliers, seed)
+        self.replays = 1
+        """How often in a row each batch is handed out, >= 1."""
         self.choose_outliers: Callable[[int], Tensor] | None = None
         """An epoch to the indices of its outliers, asked before its first batch; None for all."""
         self._chosen: Tensor | None = None
@@ -84,18 +90,26 @@ class TrainingLoader:
     def __len__(self) -> int:
         return len(self.inliers) // (self.batch_size * self.world)
 
+    @property
+    def different_batches(self) -> int:
+        """How many different batches an epoch has."""
+        return math.ceil(len(self) / self.replays)
+
     def set_epoch(self, epoch: int) -> None:
         """Set which epoch the next iteration is."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Batch]:
         self.position = self._take_resumed_position()
-        for batch in self._reader.batches(self._plans(self.epoch, self.position)):
-            self.position = batch.step + 1
+        first, replay = divmod(self.position, self.replays)
+        for batch in self._reader.batches(self._plans(self.epoch, first)):
             no_outliers = self.outliers is not None and not len(batch.outliers)
             if no_outliers or not len(batch.images):
                 raise UserError(f"{self.inliers.name}: no image of batch {batch.step} can be read")
-            yield batch
+            for again in range(replay, min(self.replays, len(self) - batch.step)):
+                self.position = batch.step + again + 1
+                yield batch._replace(replay=again)
+            replay = 0
 
     def state_dict(self) -> dict[str, int]:
         """Return which epoch it is and how many of its batches have been handed out."""
@@ -119,26 +133,35 @@ class TrainingLoader:
     def _plans(self, epoch: int, start: int) -> Iterator[BatchPlan]:
         if self.outliers is not None and self.choose_outliers is not None:
             self._chosen = self.choose_outliers(epoch)
-        source = generator(self.seed, "inlier order", epoch)
-        order = torch.randperm(len(self.inliers), generator=source)
-        for step in range(start, len(self)):
-            first = (step * self.world + self.rank) * self.batch_size
+        shuffle = -1
+        for place in range(start, self.different_batches):
+            count = epoch * self.different_batches + place  # over all epochs
+            if shuffle != count // len(self):
+                shuffle = count // len(self)
+                order = self._order(shuffle)
+            first = (count % len(self) * self.world + self.rank) * self.batch_size
             inliers = order[first : first + self.batch_size]
-            outliers = self._outlier_indices(epoch * len(self) + step)
-            yield BatchPlan(epoch, step, inliers.numpy(), outliers.numpy())
+            outliers = self._outlier_indices(count, place)
+            yield BatchPlan(epoch, place * self.replays, inliers.numpy(), outliers.numpy())
 
-    def _outlier_indices(self, batch: int) -> Tensor:
-        """Return the outliers of a batch, counted over all epochs: a piece of the stream."""
+    def _order(self, shuffle: int) -> Tensor:
+        source = generator(self.seed, "inlier order", shuffle)
+        return torch.randperm(len(self.inliers), generator=source)
+
+    def _outlier_indices(self, count: int, place: int) -> Tensor:
+        """Return the outliers of a batch, counted over all epochs and within its own: a piece of
+        the stream, or of what was chosen for the epoch.
+        """
         if self.stream is None:
             return torch.empty(0, dtype=torch.int64)
         if self._chosen is not None:
-            return self._chosen_indices(batch % len(self), self._chosen)
-        first = (batch * self.world + self.rank) * self.outlier_batch_size
+            return self._chosen_indices(place, self._chosen)
+        first = (count * self.world + self.rank) * self.outlier_batch_size
         return self.stream.indices(torch.arange(first, first + self.outlier_batch_size))
 
-    def _chosen_indices(self, step: int, chosen: Tensor) -> Tensor:
-        """Return this process's piece of the chosen outliers at a step, from the start again."""
-        first = (step * self.world + self.rank) * self.outlier_batch_size
+    def _chosen_indices(self, place: int, chosen: Tensor) -> Tensor:
+        """Return this process's piece of the chosen outliers at a place, from the start again."""
+        first = (place * self.world + self.rank) * self.outlier_batch_size
         places = torch.arange(first, first + self.outlier_batch_size)
         return chosen[places % len(chosen)]
 

@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     images: `(N, C, H, W)`, uint8 from the loader and float in [0, 1] once on its device. labels:
     `(N,)`, -1 where there are none. outliers: `(M, C, H, W)` like images; M = 0 without auxiliary
     outliers. indices: `(N,)` places in the set. epoch, step: which batch this is; they key every
-    random draw made for it.
+    random draw made for it. replay: how often in a row it was handed out before.
     """
 
     images: Tensor
@@ -41,6 +41,7 @@ class Batch(NamedTuple):
     indices: Tensor
     epoch: int
     step: int
+    replay: int = 0
 
 
 class BatchPlan(NamedTuple):

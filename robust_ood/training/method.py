@@ -27,10 +27,12 @@ from robust_ood.models.jax_weights import is_jax_file, load_jax_weights
 from robust_ood.modes import mode
 from robust_ood.perturb import Objective
 from robust_ood.randomness import generator, seed_torch
+from robust_ood.training import goals
 from robust_ood.training.freezing import frozen
 from robust_ood.training.inspection import Finding, Watch
 from robust_ood.training.optimization import Optimization
 from robust_ood.training.optimized import OptimizedModule
+from robust_ood.training.replays import Replays, is_replayed
 from robust_ood.training.weight_perturbation import WeightPerturbation
 
 
@@ -93,6 +95,7 @@ class Method(OptimizedModule):
         self.compiled = compile
         self.seed = seed
         self.weight_perturbation = WeightPerturbation(self.net, weight_perturbation)
+        self.replays = Replays()
         # Past `nn.Module`'s registry: the weights are `net`'s, and a checkpoint must hold them
         # once.
         run = self.trained_outputs()
@@ -150,7 +153,7 @@ class Method(OptimizedModule):
             # In eval mode images do not influence one another, so one batch attacks both at once.
             size = len(batch.images)
             both = torch.cat([batch.images, batch.outliers])
-            goal = _joint(inlier_goal, outlier_goal, size)
+            goal = goals.joint(inlier_goal, outlier_goal, size)
             joint = self.run_attack(self.inlier_attack, goal, both, batch, "attack both")
             return joint[:size], joint[size:]
         inliers = batch.images
@@ -167,7 +170,7 @@ class Method(OptimizedModule):
 
     def inlier_goal(self, batch: Batch) -> Objective:
         """Return what the attack on inliers minimises, a function of their logits."""
-        return lambda logits: -_cross_entropy(logits, batch.labels)
+        return lambda logits: -goals.cross_entropy(logits, batch.labels)
 
     def outlier_goal(self, batch: Batch) -> Objective:
         """Return what the attack on outliers minimises, a function of their logits."""
@@ -217,6 +220,8 @@ class Method(OptimizedModule):
         """
 
         def attacked() -> Tensor:
+            if is_replayed(attack):
+                return self.replays.attacked(attack, images, purpose, self.draws(purpose, batch))
             return self._attacked(attack.at(self.progress), goal, images, batch, purpose)
 
         return self.weight_perturbation.once(purpose, attacked)
@@ -276,7 +281,7 @@ class Method(OptimizedModule):
 
     def inlier_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of the labels; log it, and the accuracy."""
-        loss = _cross_entropy(logits, batch.labels).mean()
+        loss = goals.cross_entropy(logits, batch.labels).mean()
         self.log("train/inlier_loss", loss.detach())
         labels = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(1)
         self.log(
@@ -304,6 +309,11 @@ class Method(OptimizedModule):
 
     # What Lightning calls
     # ---------------------------------------------------------------------------------------------
+
+    def configure_callbacks(self) -> list[Any]:
+        """Return what moves images by the gradient of a training pass, where an attack says so."""
+        self.replays.prepare(self, Method)
+        return [self.replays] if self.replays.count > 1 else []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
@@ -338,7 +348,7 @@ class Method(OptimizedModule):
     def _seeded_objective(self, batch: Batch) -> Tensor:
         # Dropout draws from torch's own generator: keyed by the step, its draws survive a
         # resumption too.
-        keys = ("dropout", batch.epoch, batch.step, self.global_rank)
+        keys = ("dropout", batch.epoch, batch.step + batch.replay, self.global_rank)
         seed_torch(self.seed, *keys, device=batch.images.device)
         return self.objective(batch)
 
@@ -381,19 +391,3 @@ class Method(OptimizedModule):
             assert isinstance(mean, MeanMetric)
             mean.update(values)
             self.log(name, mean, prog_bar=name.endswith("accuracy"))
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy `(N,)` of classes `(N,)`, or of mixed images' shares `(N, K)`."""
-    if labels.ndim == 1:
-        return losses.cross_entropy(logits, labels)
-    return -(labels * losses.finite_logs(logits.float().log_softmax(1))).sum(1)
-
-
-def _joint(first: Objective, second: Objective, size: int) -> Objective:
-    """Return the objective of joint logits: `first` for the first `size` images, then `second`."""
-
-    def joint(logits: Tensor) -> Tensor:
-        return torch.cat([first(logits[:size]), second(logits[size:])])  # (N,)
-
-    return joint

@@ -40,6 +40,7 @@ VALUES = {
     "rule": {"name": "auto", "inertia": 0.5},
     "start_noise": 2.0,
     "early_steps": [[0.3, 1], [0.6, 3]],
+    "replays": 4,
     "restarts": 3,
     "objective": "msp",
     "loss": "margin",
@@ -50,7 +51,7 @@ VALUES = {
     "precision": "float32",
     "label": "mine",
 }
-NEEDED = {"start_noise": {"steps": 1}}
+NEEDED = {"start_noise": {"steps": 1}, "replays": {"steps": 1}}
 """What a setting needs beside it."""
 SHORT = "{name: pgd, radius: 8/255, steps: 10, step_size: 2/255}"
 BASE = ["configs/methods/aloe.yaml", "configs/models/wrn_10_1.yaml", "configs/data/digits.yaml"]
@@ -306,7 +307,7 @@ def test_a_written_config_names_the_defaults_that_were_taken():
     taken = {"norm": "Linf", "radius": 8 / 255, "random_start": True, "step_size": None}
     assert written["inlier_attack"] == {
         "name": "pgd", "region": None, "steps": 10, "rule": None, "start_noise": None,
-        "early_steps": None, **taken
+        "early_steps": None, "replays": None, **taken
     }  # fmt: skip
     assert written["spot_search"]["random_start"] is False
     assert written["spot_search"]["steps"] is None  # it has none to set

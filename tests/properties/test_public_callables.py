@@ -486,11 +486,11 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
     },
     "attacks.BudgetConfig": {
         "name": "pgd", "norm": "Linf", "radius": 0.1, "steps": 1, "step_size": 0.01,
-        "random_start": True, "start_noise": 2.0, "early_steps": [],
+        "random_start": True, "start_noise": 2.0, "early_steps": [], "replays": None,
     },
     "attacks.TrainingBudget": {
         "region": REGION, "steps": 1, "step_size": 0.01, "random_start": True, "rule": None,
-        "start_noise": 2.0, "early_steps": [],
+        "start_noise": 2.0, "early_steps": [], "replays": None,
     },
     "attacks.EncoderAttack": {
         "region": REGION, "steps": 1, "learning_rate": 0.1, "random_start": True, "seed": 0,

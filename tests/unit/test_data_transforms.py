@@ -12,7 +12,7 @@ from robust_ood.data.augment import crop_and_flip
 from robust_ood.data.transforms import Augmentation, as_float
 from robust_ood.errors import UserError
 from robust_ood.randomness import generator
-from robust_ood.training.method import _cross_entropy
+from robust_ood.training.goals import cross_entropy
 
 KEYS = (3, 7, 0)  # epoch, step, rank
 NAMED = [
@@ -81,7 +81,7 @@ def test_mixing_gives_shares_of_classes(name):
     assert torch.allclose(shares.sum(1), torch.ones(8))
     logits = torch.randn(8, 4, generator=generator(0, "logits"))
     expected = F.cross_entropy(logits, shares, reduction="none")
-    assert torch.allclose(_cross_entropy(logits, shares), expected, atol=1e-6)
+    assert torch.allclose(cross_entropy(logits, shares), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -93,7 +93,7 @@ def test_label_smoothing_is_torchs_and_leaves_images(dtype):
     assert torch.equal(same, images)
     logits = torch.randn(8, 5, generator=generator(0, "logits"), dtype=dtype)
     expected = F.cross_entropy(logits, labels, reduction="none", label_smoothing=0.2)
-    assert torch.allclose(_cross_entropy(logits, shares.float()), expected.float(), atol=1e-6)
+    assert torch.allclose(cross_entropy(logits, shares.float()), expected.float(), atol=1e-6)
 
 
 def test_labels_of_mixed_images_are_smoothed():
