@@ -112,7 +112,7 @@ class CombOOD(KNN):
         """Return minus the logarithm of one distance, and minus the square of the other."""
         features = self._prepared(out)
         squared = squared_lengths(features - self._kth_nearest(features))  # (N,)
-        nearness = -(features.shape[1] ** 0.5) * squared.clamp_min(_SMALLEST).log()
+        nearness: Tensor = -(features.shape[1] ** 0.5) * squared.clamp_min(_SMALLEST).log()
         return nearness - self._squared_distance(out)
 
     def surrogate_score(self, out: Outputs) -> Tensor:
