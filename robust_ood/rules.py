@@ -23,6 +23,9 @@ from robust_ood.regions import L1, Region
 
 Stepper = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+# Up to so many units in the last place of 1, a pixel's change is rounding: 1e-6 in float32.
+_ROUNDING = 8.0
+
 
 class Rule(ABC):
     """How images move along a gradient; see `Steepest` for the usual one."""
@@ -259,7 +262,8 @@ class _SparseStepper:
     Source: Croce and Hein 2021, Alg. 1, with the constants of the authors' code. At each checkpoint
     the share of changed values becomes that of the best image / 1.5. Where that image became
     sparser, the step is as long as in the beginning and goes on from there; elsewhere it shrinks.
-    One deviation: pixels that cannot move are not counted among those of the largest gradient.
+    Two deviations: pixels that cannot move are not counted among those of the largest gradient, and
+    what a projection leaves of a pixel by rounding does not count as a change.
     """
 
     SHARE = 0.2
@@ -298,7 +302,10 @@ class _SparseStepper:
     def _check(self, images: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Adapt share and size, and go back to the best image where it became sparser."""
         assert self.best is not None
-        changed = (self.best != self.center).flatten(1).sum(1).to(self.shares)  # (N,)
+        changes = (self.best - self.center).abs()
+        # What a projection takes back may be left as rounding, which is no change.
+        rounding = _ROUNDING * torch.finfo(changes.dtype).eps
+        changed = (changes > rounding).flatten(1).sum(1).to(self.shares)  # (N,)
         is_sparser = _wide(changed / self.changed.clamp_min(1) < 0.95)
         self.shares = changed / self.count / self.SPARSER
         shorter = torch.maximum(self.size / self.SHORTER, self.longest / self.SHORTEST)

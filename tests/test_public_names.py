@@ -138,6 +138,22 @@ def test_the_names_for_configs_are_those_of_the_page():
     )
 
 
+def test_the_page_s_ranges_are_those_that_are_searched():
+    page = (Path(__file__).parents[1] / "docs" / "reference" / "names.md").read_text()
+    detector_rows = page.split("## Attacks")[0]
+    listed = dict(
+        re.findall(r"^\| `([\w-]+)` \| [^|]+ \| ([^|]+) \|$", detector_rows, re.MULTILINE)
+    )
+    for name, entry in detectors.REGISTRY.items():
+        said = []
+        for setting, values in entry.ranges.items():
+            shown = ", ".join(map(str, values))
+            if len(values) > 10:
+                shown = f"{len(values)} values in {values[0]:g}..{values[-1]:g}"
+            said.append(f"`{setting}` {shown}")
+        assert listed[name] == ("; ".join(said) or "-"), name
+
+
 def classes(module: ModuleType, kind: type) -> list[type]:
     found = [getattr(module, name) for name in module.__all__]
     return [

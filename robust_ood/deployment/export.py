@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from robust_ood.arguments import typed
 from robust_ood.data import EMBEDDED
 from robust_ood.deployment.guard import Guard
-from robust_ood.detectors import PRO, Detector, GradNorm, InputNoise, SafeSpot, Smoothed
+from robust_ood.detectors import (
+    PRO,
+    Detector,
+    GradNorm,
+    GradUncertainty,
+    InputNoise,
+    SafeSpot,
+    Smoothed,
+)
 from robust_ood.errors import UserError
 from robust_ood.texts import first_sentence
 from robust_ood.writing import replace_file
@@ -40,6 +48,7 @@ _REASONS: dict[type[Detector], str] = {
     SafeSpot: "it searches with gradients, which a graph of forward operations does not have",
     Smoothed: "it draws noise for each image, which no exchange format reproduces",
     GradNorm: "it is defined by a gradient, and not offered in exchange formats",
+    GradUncertainty: "it is defined by a gradient, and not offered in exchange formats",
 }
 
 

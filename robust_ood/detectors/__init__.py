@@ -9,10 +9,11 @@ from robust_ood.detectors.coverage import NAC
 from robust_ood.detectors.densities import GMM, PNML
 from robust_ood.detectors.discriminator import DiscriminatorScore
 from robust_ood.detectors.dropout import FeatureDropout, MCDropout
+from robust_ood.detectors.extremes import CombOOD
 from robust_ood.detectors.fitting.passes import fit
 from robust_ood.detectors.generative import Complexity, Likelihood, ReconstructionError
 from robust_ood.detectors.geometry import FDBD, NCI, SHE
-from robust_ood.detectors.gradients import GradientNorm, GradNorm
+from robust_ood.detectors.gradients import GradientNorm, GradNorm, GradUncertainty
 from robust_ood.detectors.gram import Gram
 from robust_ood.detectors.kernel_pca import KernelPCA
 from robust_ood.detectors.logits import Energy, MaxLogit, OutlierExposureScore
@@ -57,6 +58,7 @@ __all__ = [
     "VRA",
     "AdaScale",
     "AttackSurface",
+    "CombOOD",
     "Complexity",
     "DeepEnsemble",
     "Detector",
@@ -65,6 +67,7 @@ __all__ = [
     "Entropy",
     "FeatureDropout",
     "GradNorm",
+    "GradUncertainty",
     "GradientNorm",
     "Gram",
     "InputNoise",

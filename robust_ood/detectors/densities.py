@@ -101,9 +101,10 @@ class PNML(OutputsDetector):
 
     The regret is `log sum over i of p_i / (p_i + (1 - p_i) p_i^g)` with `g = k / (1 + k)` and `k =
     x' (X' X)^+ x`, where x is the feature of unit length and X has those of the training images.
-    Source: Bibas et al. 2021 (single-layer pNML), Eq. 20. The published value is minus the regret
-    over log K, in [-1, 0], which `published` gives. With e the sum's excess over one, the score is
-    `-log e`: the same order, and no ties where the softmax is one-hot in float32.
+    Source: Bibas et al. 2021 (single-layer pNML): the regret of a single layer, applied to the last
+    one of a deep network. The published value is minus the regret over log K, in [-1, 0], which
+    `published` gives. With e the sum's excess over one, the score is `-log e`: the same order, and
+    no ties where the softmax is one-hot in float32.
 
     p is the softmax of the head on the feature of unit length, as in pytorch-ood; `normalize=False`
     takes the network's own softmax. The authors' code also appends a constant 1 to features, and

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,7 +24,38 @@ from robust_ood.randomness import generator
 _SHARE = 0.05
 
 
-class GradNorm(OutputsDetector):
+class _HeadGradient(OutputsDetector):
+    """The size of the head's gradient, for which the feature and the softmax give a factor each.
+
+    The second factor is constant once the softmax saturates in float32. Attackers also get the
+    log-odds of the predicted class, whose gradients do not vanish there.
+    """
+
+    needs = "head"
+    temperature = 1.0
+
+    def surrogate_score(self, out: Outputs) -> Tensor:
+        """Return the log of the score plus a small share of the predicted class's log-odds."""
+        logits = losses.wide(out.logits) / self.temperature
+        log_odds = losses.log_odds(logits)
+        product = self._feature_size(out) * self._peakedness(out)
+        # The product can be 0, whose logarithm is infinite.
+        return product.clamp_min(1e-30).log() + _SHARE * log_odds
+
+    def attack_surface(self) -> AttackSurface:
+        """Return the surrogate, the score itself, then the log-odds of the predicted class."""
+        return AttackSurface((self.surrogate, self, self.confidence))
+
+    @abstractmethod
+    def _feature_size(self, out: Outputs) -> Tensor:
+        """Return the feature's factor `(N,)`."""
+
+    @abstractmethod
+    def _peakedness(self, out: Outputs) -> Tensor:
+        """Return the softmax's factor `(N,)`, 0 where it is uniform."""
+
+
+class GradNorm(_HeadGradient):
     """The L1 norm of the head's weight gradient of the divergence from uniform to softmax, >= 0.
 
     Source: Huang et al. 2021, Eq. 3 and 5: for a linear head the gradient is `(p - 1/K) f' / T`, so
@@ -30,16 +63,11 @@ class GradNorm(OutputsDetector):
     code and OpenOOD sum over classes where the paper averages, and so give K times the norm
     (`reference`).
 
-    The second factor is constant once the softmax saturates in float32. Attackers also get the
-    log-odds of the predicted class, whose gradients do not vanish there.
-
     Args:
         net: classifier with a linear head.
         temperature: T, > 0.
         reference: K times the norm, as the public codes give. The order of images is the same.
     """
-
-    needs = "head"
 
     @typed
     def __init__(self, net: Network, temperature: float = 1.0, *, reference: bool = False) -> None:
@@ -54,27 +82,47 @@ class GradNorm(OutputsDetector):
         factor = 1
         if self.reference:
             factor = out.logits.shape[1]
-        return self._feature_norm(out) * self._peakedness(out) * factor / self.temperature
+        return self._feature_size(out) * self._peakedness(out) * factor / self.temperature
 
-    def surrogate_score(self, out: Outputs) -> Tensor:
-        """Return the log of the score plus a small share of the predicted class's log-odds."""
-        logits = losses.wide(out.logits) / self.temperature
-        log_odds = losses.log_odds(logits)
-        product = self._feature_norm(out) * self._peakedness(out)
-        # The product can be 0, whose logarithm is infinite.
-        return product.clamp_min(1e-30).log() + _SHARE * log_odds
-
-    def attack_surface(self) -> AttackSurface:
-        """Return the surrogate, the score itself, then the log-odds of the predicted class."""
-        return AttackSurface((self.surrogate, self, self.confidence))
-
-    def _feature_norm(self, out: Outputs) -> Tensor:
+    def _feature_size(self, out: Outputs) -> Tensor:
         return losses.wide(out.features).abs().sum(1)
 
     def _peakedness(self, out: Outputs) -> Tensor:
         """Return the L1 distance `(N,)` of the softmax from uniform."""
         p = F.softmax(losses.wide(out.logits) / self.temperature, dim=1)  # (N, K)
         return (p - 1 / p.shape[1]).abs().sum(1)
+
+
+class GradUncertainty(_HeadGradient):
+    """The squared L2 norm of the head's gradient of a loss with all labels at once, >= 0.
+
+    The loss is the binary cross-entropy of the softmax with a label of ones; its gradient by the
+    logits is `K p - 1`, so that the squared norm over the head's weights and bias is `|K p - 1|^2
+    (|f|^2 + 1)`, and no backward pass is needed.
+
+    Source: Lee and AlRegib 2020 (gradients as a measure of uncertainty), as pytorch-ood reads it,
+    with the head's parameters alone (its `param_filter`). The paper trains a classifier on such
+    norms of every layer, with outliers; here nothing is trained.
+
+    Args:
+        net: classifier with a linear head.
+    """
+
+    @typed
+    def __init__(self, net: Network) -> None:
+        super().__init__(net)
+
+    def score(self, out: Outputs) -> Tensor:
+        """Return the squared norm of each image's gradient."""
+        return self._feature_size(out) * self._peakedness(out)
+
+    def _feature_size(self, out: Outputs) -> Tensor:
+        bias = 0 if out.head.bias is None else 1
+        return losses.wide(out.features).square().sum(1) + bias
+
+    def _peakedness(self, out: Outputs) -> Tensor:
+        p = F.softmax(losses.wide(out.logits), dim=1)  # (N, K)
+        return (p.shape[1] * p - 1).square().sum(1)
 
 
 class GradientNorm(Detector):

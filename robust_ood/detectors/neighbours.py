@@ -90,12 +90,16 @@ class KNN(OutputsDetector):
             return self._prepared(seen.out), image_keys(seen.images)
 
         yield [self.reading(sample, read)]
-        if len(sample.rows) < self.neighbours:
+        self.require_enough(len(sample.rows))
+        self.keep(bank=sample.rows)
+
+    def require_enough(self, images: int) -> None:
+        """Raise `UserError` where there are fewer images than neighbours."""
+        if images < self.neighbours:
             raise UserError(
                 f"neighbours: expected at most the number of the loader's images "
-                f"({len(sample.rows)}), got {self.neighbours}"
+                f"({images}), got {self.neighbours}"
             )
-        self.keep(bank=sample.rows)
 
     def score(self, out: Outputs) -> Tensor:
         """Return minus the distance to the k-th neighbour."""

@@ -26,9 +26,10 @@ from robust_ood.detectors.coverage import NAC
 from robust_ood.detectors.densities import GMM, PNML
 from robust_ood.detectors.discriminator import DiscriminatorScore
 from robust_ood.detectors.dropout import FeatureDropout, MCDropout
+from robust_ood.detectors.extremes import CombOOD
 from robust_ood.detectors.generative import Complexity, Likelihood, ReconstructionError
 from robust_ood.detectors.geometry import FDBD, NCI, SHE
-from robust_ood.detectors.gradients import GradientNorm, GradNorm
+from robust_ood.detectors.gradients import GradientNorm, GradNorm, GradUncertainty
 from robust_ood.detectors.gram import Gram
 from robust_ood.detectors.kernel_pca import KernelPCA
 from robust_ood.detectors.logits import Energy, MaxLogit, OutlierExposureScore
@@ -220,6 +221,7 @@ REGISTRY: dict[str, Registered] = {
         {"explained": (0.5, 0.7, 0.8), "gamma": (1.0, 2.0, 3.0)},
     ),
     "nac": Registered(NAC, "Liu et al. 2024"),
+    "combood": Registered(CombOOD, "Rajasekaran et al. 2024"),
     # of changed features or weights
     "react": Registered(ReAct, "Sun et al. 2021", {"percentile": (85, 90, 95, 99)}, "energy"),
     "ash-p": Registered(ASH, "Djurisic et al. 2023", _PERCENTILES, "energy", {"variant": "P"}),
@@ -248,6 +250,7 @@ REGISTRY: dict[str, Registered] = {
     "reconstruction": Registered(ReconstructionError, "Liang et al., Sec. 2.4"),
     # of gradients
     "gradnorm": Registered(GradNorm, "Huang et al. 2021"),
+    "grad-uncertainty": Registered(GradUncertainty, "Lee and AlRegib 2020"),
     "gradient-norm": Registered(GradientNorm, "Grathwohl et al. 2020"),
     # of moved images
     "odin": Registered(ODIN, "Liang et al. 2018; ALOE Eq. 6-7", _ODIN),

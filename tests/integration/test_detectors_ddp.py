@@ -22,6 +22,7 @@ NAMES = (
     "mahalanobis",
     "relative-mahalanobis",
     "knn",
+    "combood",
     "vim",
     "residual",
     "react",
@@ -30,6 +31,11 @@ NAMES = (
     "msp-t",
     "gram",
 )
+SETTINGS = {
+    "knn": {"neighbours": 3, "bank_size": 100},
+    "combood": {"neighbours": 3, "bank_size": 100, "layers": "conv"},
+    "gram": {"layers": "conv"},
+}
 COUNTS = (90, 150)  # images of each process
 
 
@@ -59,9 +65,7 @@ def problem():
         detectors.build(
             name,
             net,
-            **{"knn": {"neighbours": 3, "bank_size": 100}, "gram": {"layers": "conv"}}.get(
-                name, {}
-            ),
+            **SETTINGS.get(name, {}),
         )
         for name in NAMES
     ]

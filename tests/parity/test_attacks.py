@@ -147,13 +147,23 @@ def test_l1_projection_is_autoattacks(radius):
         torch.testing.assert_close(L1(radius).project(moved, images), expected, rtol=0, atol=2e-4)
 
 
+def beyond_rounding(changes):
+    """How many pixels of each image changed: AutoAttack's own count takes rounding for changes."""
+    return (changes.abs() > 1e-6).flatten(1).sum(1)
+
+
 @pytest.mark.parametrize("radius", [1.0, 6.0])
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 @pytest.mark.parametrize("steps", [20, 100])
-def test_auto_pgd_in_l1_finds_what_autoattack_finds(problem, radius, loss, steps, monkeypatch):
+@pytest.mark.parametrize("counts_rounding", [False, True])
+def test_auto_pgd_in_l1_finds_what_autoattack_finds(
+    problem, radius, loss, steps, counts_rounding, monkeypatch
+):
     # Their steps count pixels that cannot move.
     monkeypatch.setattr(rules, "_followed", lambda images, gradient: gradient)
     theirs = pytest.importorskip("pyautoattack.autopgd_base")
+    if not counts_rounding:
+        monkeypatch.setattr(theirs, "L0_norm", beyond_rounding)
     net, images, labels = problem
     attack = theirs.APGDAttack(
         net, n_iter=steps, norm="L1", eps=radius, loss=loss, device="cpu", rho=0.75
@@ -178,12 +188,11 @@ def test_auto_pgd_in_l1_finds_what_autoattack_finds(problem, radius, loss, steps
         rule=AutoPGD(),
         start=start,
     )
-    close = torch.isclose(-ours.values, their_loss, rtol=0, atol=2e-3)
-    # Theirs counts rounding as changed pixels, of which a later step depends.
-    assert close.float().mean() > 0.7
-    torch.testing.assert_close(-ours.values.mean(), their_loss.mean(), rtol=0.01, atol=0.005)
-    same = torch.isclose(ours.images, their_best, atol=1e-3).flatten(1).all(1)
-    assert same.float().mean() > 0.7
+    assert (-ours.values >= their_loss - 2e-3).all()
+    if counts_rounding:  # the share of pixels that a later step changes depends on it
+        return
+    torch.testing.assert_close(-ours.values, their_loss, rtol=0, atol=2e-3)
+    torch.testing.assert_close(ours.images, their_best, rtol=0, atol=1e-3)
 
 
 def test_auto_pgd_in_l1_is_stronger_than_autoattack_where_pixels_saturate(problem):

@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.spatial import distance as spatial
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PowerTransformer, StandardScaler
 from torch import Tensor, nn
 
 from robust_ood import detectors, metrics
@@ -162,6 +165,30 @@ def knn(train, test):
     return -fitted.predict_features(test.features)
 
 
+def extremes(data):
+    """The largest value and minus the smallest of each layer's map and of the logits, `(N, F)`."""
+    columns = []
+    for values in (*data.maps.values(), data.logits):
+        flat = values.flatten(1).numpy()
+        columns += [flat.max(1), -flat.min(1)]
+    return np.stack(columns, axis=1)
+
+
+def combood(train, test):
+    """The authors' pipeline written out: scikit-learn's scalers, SciPy's distances."""
+    features = [F.normalize(data.features, dim=1).numpy() for data in (test, train)]
+    kth = np.sort(spatial.cdist(*features, "sqeuclidean"), axis=1)[:, 49]
+    normal = make_pipeline(StandardScaler(), PowerTransformer())
+    covariance = np.cov(normal.fit_transform(extremes(train)), rowvar=False)
+    inverse = np.linalg.inv(covariance + np.identity(len(covariance)))
+    origin = np.zeros(len(covariance))
+    distances = [
+        spatial.mahalanobis(row, origin, inverse) for row in normal.transform(extremes(test))
+    ]
+    scores = -np.sqrt(features[0].shape[1]) * np.log(kth) - np.square(distances)
+    return torch.from_numpy(scores)
+
+
 def vim(train, test):  # pytorch-ood computes the subspace in float32
     on_train, on_test = -residual(train, train), -residual(train, test)
     alpha = train.logits.amax(1).mean() / on_train.mean()
@@ -264,6 +291,12 @@ def gradnorm(train, test):
     head = nn.Linear(train.weight.shape[1], len(train.weight)).double()
     head.load_state_dict({"weight": train.weight, "bias": train.bias})
     return -pood.GradNorm(head, param_filter=lambda name: name == "weight").predict(test.features)
+
+
+def grad_uncertainty(train, test):
+    head = nn.Linear(train.weight.shape[1], len(train.weight)).double()
+    head.load_state_dict({"weight": train.weight, "bias": train.bias})
+    return -pood.GradUncertainty(head).predict(test.features)
 
 
 # Signs of gradients, and bins of histograms: in float32, those of the smallest entries, and of values
@@ -801,6 +834,7 @@ REFERENCES = {
     "mahalanobis over layers": layered_mahalanobis,
     "relative-mahalanobis": relative_mahalanobis,
     "knn": knn,
+    "combood": combood,
     "vim": vim,
     "residual": residual,
     "gram": gram,
@@ -811,6 +845,7 @@ REFERENCES = {
     "scale": scale,
     "dice": dice,
     "gradnorm": gradnorm,
+    "grad-uncertainty": grad_uncertainty,
     "odin": odin,
     "input-noise": noisy_mahalanobis,
     "mahalanobis-layers": layered_with_noise,
@@ -858,6 +893,7 @@ def make(name, net, layers):
             [net, net], "msp" if "msp" in name else "entropy", sizes=[None, 24]
         )
     settings = {
+        "combood": {"layers": layers},
         "gram": {"layers": layers},
         "mahalanobis-layers": {"layers": layers},
         "scale": {"percentile": 85},

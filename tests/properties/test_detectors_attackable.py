@@ -92,6 +92,7 @@ REFUSE = {
     "gram",
     "gradient-norm",
     "knn",
+    "combood",
     "mahalanobis-layers",
     "nac",
     "adascale-a",
@@ -102,6 +103,7 @@ REFUSE = {
 ENERGIES = {"gradient-norm"}
 SETTINGS = {
     "knn": {"neighbours": 5},
+    "combood": {"neighbours": 5},
     "safe-spot": {"method": "fgsm", "attack_steps": 3},
     "mean": {"scores": ["msp", "mahalanobis", "gradnorm"]},
     "ross": {"draws": 16, "gradient_draws": 8},

@@ -320,6 +320,10 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
         "net": NET, "kernel": "cosine", "explained": 0.8, "gamma": 1.0, "random_features": 8,
         "seed": 0,
     },
+    "detectors.CombOOD": {
+        "net": NET, "layers": "conv", "neighbours": 2, "bank_size": 10, "regularisation": 1.0,
+        "index": "exact", "probes": 2,
+    },
     "detectors.LINe": {"scored": NET, "neurons": 10.0, "weights": 10.0, "threshold": 1.0},
     "detectors.LTS": {"scored": NET, "percentile": 95.0},
     "detectors.NCI": {"net": NET, "alpha": 0.1},
@@ -332,6 +336,7 @@ VALID: dict[str, Arguments | Callable[[Path], Arguments]] = {
         "scored": NET, "low": 10.0, "high": 90.0, "below": "zero", "shift": 0.1,
     },
     "detectors.GEN": {"net": NET, "gamma": 0.1, "top": 100},
+    "detectors.GradUncertainty": {"net": NET},
     "detectors.GradientNorm": {"net": NET, "reach": 0.02, "probes": 2},
     "detectors.GradNorm": {"net": NET, "temperature": 1.0, "reference": False},
     "detectors.Gram": {

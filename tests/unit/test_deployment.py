@@ -43,6 +43,7 @@ PLAIN = [
     "mahalanobis",
     "relative-mahalanobis",
     {"name": "knn", "neighbours": 5},
+    {"name": "combood", "neighbours": 5},
     {"name": "vim", "dimensions": 4},
     {"name": "residual", "dimensions": 4},
     "react",
@@ -53,7 +54,16 @@ PLAIN = [
     "dice",
 ]
 GRADIENTS = ["odin"]
-REFUSED = ["odin", "pro-msp", "input-noise", "safe-spot", "ross", "smoothed", "gradnorm"]
+REFUSED = [
+    "odin",
+    "pro-msp",
+    "input-noise",
+    "safe-spot",
+    "ross",
+    "smoothed",
+    "gradnorm",
+    "grad-uncertainty",
+]
 
 
 def digits(**changed) -> OODData:

@@ -30,6 +30,7 @@ from robust_ood.models import ThinResNet
 
 SMALL = {
     "knn": {"neighbours": 5},
+    "combood": {"neighbours": 5, "layers": "norm"},
     "gram": {"layers": "norm"},
     "rankfeat": {"layers": "norm"},
     "weiper": {"repeats": 5},
@@ -275,6 +276,7 @@ def test_fitting_holds_as_much_of_many_images_as_of_few(problem, name):
     net, loader, _ = problem
     bounded = {
         "knn": {"neighbours": 5, "bank_size": 60},
+        "combood": {"neighbours": 5, "bank_size": 60, "layers": "norm"},
         "nnguide": {"bank_size": 60},
         "relation": {"bank_size": 60},
     }

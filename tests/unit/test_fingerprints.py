@@ -28,6 +28,7 @@ SETTINGS = {
     "corp": {"random_features": 64},
     "mahalanobis-layers": {"layers": "conv"},
     "knn": {"neighbours": 2},
+    "combood": {"neighbours": 2, "layers": "conv"},
 }
 NAMES = sorted(
     set(detectors.REGISTRY)

@@ -20,6 +20,7 @@ from tests.unit.test_detectors_fitting import OF_OTHER_NETWORKS
 
 SMALL = {
     "knn": {"neighbours": 5, "bank_size": 16},
+    "combood": {"neighbours": 5, "bank_size": 16, "layers": "norm"},
     "gram": {"layers": "norm"},
     "rankfeat": {"layers": "norm"},
     "weiper": {"repeats": 5},

@@ -1,0 +1,197 @@
+"""What detectors withstand besides Linf: L1, L2, patches, one perturbation for all, transfer, PNG.
+
+    nice -n 5 python benchmarks/attack_modes.py --weights cifar10_resnet20.th \\
+        --checkpoint ALOE=zoo:cifar10-aloe-resnet20 --root ARRAYS --folder runs/attack_modes
+
+Each mode attacks both sides of each detector of each network; the transferred images are those of
+the same detector on the other network. Each part is kept in `--folder` when it is done, and the
+same command continues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from detector_table import Sets, fitted
+from page import table, write_page
+from torch import Tensor
+from workbench import Parts, images_of, networks, parser
+
+from robust_ood.attacks import Universal, attack_score, build
+from robust_ood.attacks.objectives import Direction
+from robust_ood.detectors import Detector
+from robust_ood.metrics import auroc
+from robust_ood.regions import Linf
+
+INLIERS = "cifar10_test"
+OOD = {"near": "cifar100_test", "far": "svhn_test"}
+REFERENCE = "Linf 1/255"
+STEPS = 20
+LONGER = 30  # of Auto-PGD in L1 and of a patch, which PGD reaches more slowly
+# By label: what a config says. A sum of 12 over all pixels is the usual radius in L1 for images of
+# 32 x 32 in [0, 1], and .5 in L2; Auto-PGD, because steepest steps in L1 move one pixel each.
+MODES: dict[str, dict[str, Any]] = {
+    REFERENCE: {"name": "pgd", "radius": "1/255", "steps": STEPS},
+    "Linf 1/255, 8 bits": {"name": "pgd", "radius": "1/255", "steps": STEPS, "quantise": True},
+    "L2 0.5": {"name": "pgd", "norm": "L2", "radius": 0.5, "steps": STEPS},
+    "L1 12": {"name": "apgd", "norm": "L1", "radius": 12, "steps": LONGER},
+    "patch, 6 x 6 px": {"name": "patch", "side": 6, "steps": LONGER},
+}
+UNIVERSAL = "universal, Linf 8/255"
+TRANSFER = "transferred, Linf 8/255"
+LARGE = {"name": "pgd", "radius": "8/255", "steps": STEPS}
+ALL = ("clean", *MODES, UNIVERSAL, TRANSFER)
+FITTING = 512  # images of each side that the universal perturbation is found on
+UNIVERSAL_STEPS = 100
+CHANCE = 0.5
+
+
+class Measurement:
+    """Detectors of all networks, and the images that are attacked through them."""
+
+    def __init__(self, options: Any) -> None:
+        self.nets = networks(options)
+        self.detectors: dict[str, dict[str, Detector]] = {}
+        sets = Sets(options.root, options.limit, options.fit)
+        for name, net in self.nets.items():
+            self.detectors[name] = fitted(options.only, net, sets)
+        read = partial(images_of, root=options.root, device=options.device)
+        self.images: dict[str, Tensor] = {"in": read(INLIERS, limit=options.limit)[0]}
+        for kind, spec in OOD.items():
+            self.images[kind] = read(spec, limit=options.limit // len(OOD))[0]
+        self.fitting = [
+            read(spec, limit=FITTING)[0] for spec in ("cifar10_train", "outliers_tinyimagenet")
+        ]
+
+    def areas(self, net: str, name: str, mode: str) -> dict[str, float]:
+        """Return the AUROC of each OOD set, with both sides attacked in a mode."""
+        scores = {}
+        for kind, images in self.images.items():
+            direction: Direction = 1 if kind == "in" else -1
+            scores[kind] = self.scores(net, name, mode, images, direction)
+        return {kind: auroc(scores["in"], scores[kind]) for kind in OOD}
+
+    def scores(
+        self, net: str, name: str, mode: str, images: Tensor, direction: Direction
+    ) -> Tensor:
+        """Return the scores `(N,)` of images `(N, C, H, W)` that a mode has attacked."""
+        detector = self.detectors[net][name]
+        if mode == "clean":
+            with torch.no_grad():
+                return detector(images)
+        if mode == TRANSFER:
+            (other,) = set(self.nets) - {net}
+            source = self.detectors[other][name]
+            moved = attack_score(source, images, precise(LARGE), direction).images
+            with torch.no_grad():
+                return detector(moved)
+        attack = precise(MODES[mode]) if mode in MODES else self.universal(net, name)
+        return attack_score(detector, images, attack, direction).values
+
+    def universal(self, net: str, name: str) -> Universal:
+        """Return the perturbations for a detector, found on images that are not scored."""
+        attack = Universal(
+            Linf(8 / 255), steps=UNIVERSAL_STEPS, images=FITTING, precision="float32"
+        )
+        return attack.fit(self.detectors[net][name], *self.fitting)
+
+
+def precise(settings: Mapping[str, Any]) -> Any:
+    """Return an attack with float32 gradients, so that no mode is weaker by rounding."""
+    return build(dict(settings), precision="float32")
+
+
+Areas = dict[tuple[str, str, str], dict[str, float]]
+"""AUROC by OOD set, of each network, detector and mode."""
+
+
+def rows_of(found: Areas, net: str, names: list[str]) -> list[list[str]]:
+    """Return the table's row of each mode."""
+    rows = []
+    for mode in ALL:
+        cells = [mode]
+        for name in names:
+            cells.extend(f"{found[net, name, mode][kind]:.3f}" for kind in OOD)
+        rows.append(cells)
+    return rows
+
+
+def withstood(found: Areas, net: str, names: list[str]) -> str:
+    """Return in words which detectors stay above chance on both OOD sets, and in which modes."""
+    said = []
+    for mode in ALL[1:]:
+        above = [name for name in names if min(found[net, name, mode].values()) > CHANCE]
+        if above:
+            said.append(f"{mode} ({', '.join(above)})")
+    return "; ".join(said) or "none of them"
+
+
+def findings(found: Areas, nets: list[str], names: list[str]) -> list[str]:
+    """Return what the tables say, in a sentence a network and one of rounding."""
+    lines = []
+    for net in nets:
+        lines.append(f"- {net} keeps an AUROC above .5 on both sets under: ")
+        lines[-1] += f"{withstood(found, net, names)}."
+    changes = []
+    for net in nets:
+        for name in names:
+            plain = found[net, name, REFERENCE]
+            rounded = found[net, name, f"{REFERENCE}, 8 bits"]
+            changes.extend(rounded[kind] - plain[kind] for kind in OOD)
+    lines.append(
+        f"- Images that an 8-bit file can hold are no weaker an attack: they change the AUROC by "
+        f"{min(changes):+.3f} to {max(changes):+.3f}."
+    )
+    return [*lines, ""]
+
+
+INTRODUCTION = f"""{{limit}} CIFAR-10 test images against {{half}} each of CIFAR-100 (near) and SVHN
+(far). Both sides are attacked through the detector: outliers to look like inliers, and inliers like
+outliers. AUROC after the attack; gradients are float32.
+
+- *Linf 1/255* is PGD with {STEPS} steps, the reference. *8 bits*: it chooses among images that a
+  file of 8 bits can hold (`quantise`).
+- *L2 0.5*: PGD with {STEPS} steps. *L1 12*: Auto-PGD with {LONGER} steps. Both radii are usual for
+  images of 32 x 32 in [0, 1]. The sum of 12 over all pixels is that of AutoAttack in L1, an eighth
+  of the sum of 8/255 over all pixels.
+- *patch*: the pixels of one square are free, at a random place of each image, {LONGER} steps.
+- *universal*: one perturbation for all inliers and one for all outliers, found in
+  {UNIVERSAL_STEPS} steps on {FITTING} training images of CIFAR-10 and {FITTING} outliers of
+  TinyImageNet.
+- *transferred*: PGD with {STEPS} steps through the same detector on the other network. It never
+  sees the network that is scored.
+"""
+
+
+def main() -> None:
+    arguments = parser(__doc__, limit=128, output="docs/results/attack_modes.md")
+    arguments.add_argument("--checkpoint", nargs="+", help="NAME=PATH, one other network")
+    arguments.add_argument("--only", nargs="+", default=["msp", "energy", "knn"], help="detectors")
+    arguments.add_argument("--fit", type=int, default=10_000, help="training images to fit on")
+    options = arguments.parse_args()
+    measurement = Measurement(options)
+    nets = list(measurement.nets)
+    if len(nets) != 2:
+        raise SystemExit("--checkpoint: expected one network besides --weights, to transfer from")
+    total = len(nets) * len(options.only) * len(ALL)
+    parts = Parts(options.folder, {"limit": options.limit, "fit": options.fit}, total)
+    found: Areas = {}
+    for mode in ALL:  # whole modes first, so that a killed run has comparable ones
+        for net in nets:
+            for name in options.only:
+                made: Callable[[], dict[str, Any]] = partial(measurement.areas, net, name, mode)
+                file = "".join(c if c.isalnum() else "_" for c in f"{net}-{name}-{mode}")
+                found[net, name, mode] = parts(file, made)
+    lines = INTRODUCTION.format(limit=options.limit, half=options.limit // len(OOD)).splitlines()
+    lines += ["", *findings(found, nets, options.only)]
+    header = ["attack", *(f"{name}, {kind}" for name in options.only for kind in OOD)]
+    for net in nets:
+        lines += [f"## {net}", "", *table(header, rows_of(found, net, options.only))]
+    write_page(options.output, "Attack modes", lines)
+
+
+if __name__ == "__main__":
+    main()
