@@ -41,8 +41,8 @@ class Standing:
     of the sets that it is the mean of. form: how images were made, where the evaluation says so:
     "8 x 8 pixels, grey"; "" for images as they are. accuracy: under the same norm
     and radius, clean where nothing is attacked. certified: what no attack makes worse (far).
-    sanity: what the checks of the evaluation said. attack: what was run. images: the fewest of the
-    in-distribution set and an OOD group.
+    sanity: what the checks of the evaluation said. attack: what was run, steps x restarts. images:
+    the fewest of the in-distribution set and an OOD group.
     """
 
     network: str
@@ -277,7 +277,7 @@ def _standing(
     attack = "none"
     if first.attacked != "none":
         threat = f"{radius_text(first.norm, first.radius)}, {_WORDS[first.attacked]}"
-        attack = f"{first.attack}, {first.steps} steps x {first.restarts}"
+        attack = f"{first.attack}, {first.steps} x {first.restarts}"
     certified = None
     if far is not None:
         certified = far.lower

@@ -51,12 +51,13 @@ class Line:
         return next(self.sides[side] for side in SIDES if side in self.sides)
 
     def auroc(self, group: str, side: str) -> TableCell:
-        """Return the AUROC of near or far sets with a side attacked, and its interval."""
+        """Return the AUROC of near or far sets with a side attacked; of both, its interval, too."""
         standing = self.sides.get(side)
         if standing is None:
             # Clean scores belong to each attacked row.
             return _rate(getattr(self.strongest, f"clean_{group}") if side == "none" else None)
-        return _rate(getattr(standing, group), getattr(standing, f"{group}_interval"))
+        interval = getattr(standing, f"{group}_interval") if side == "both" else None
+        return _rate(getattr(standing, group), interval)
 
     def accuracy(self, *, attacked: bool) -> TableCell:
         """Return the accuracy of the classifier, clean or under the same norm and radius."""
@@ -125,15 +126,14 @@ def markdown(rows: Sequence[Standing]) -> str:
 
 
 def _plain(table: Table, columns: Sequence[int]) -> PlainTable:
-    """Return some columns as text, with the intervals of both sides attacked."""
+    """Return some columns as text, with the intervals in brackets."""
     titles = table.full_titles()
     lines = []
     for row in table.rows:
         texts = []
         for column in columns:
             cell = row[column]
-            noted = cell.note and _TITLES["both"] in titles[column]
-            texts.append(f"{cell.text} ({cell.note})" if noted else cell.text)
+            texts.append(f"{cell.text} ({cell.note})" if cell.note else cell.text)
         lines.append(tuple(texts))
     chosen = tuple(titles[column] for column in columns)
     return PlainTable(table.caption, chosen, tuple(lines), names=_NAMES)
