@@ -70,11 +70,12 @@ def accuracy(results: Results, model: str) -> dict[str, Any] | None:
     return {"clean": clean[0].accuracy, "n": clean[0].n, "attacked": attacked}
 
 
-def sanity(results: Results) -> dict[str, Any]:
-    """Return what the sanity checks said."""
+def sanity(results: Results, model: str) -> dict[str, Any]:
+    """Return what the sanity checks said of a network, beside other warnings of the evaluation."""
     if not results.environment.get("sanity"):
         return {"verdict": "not checked", "warnings": []}
-    verdict = "alarms" if results.warnings else "no alarm"
+    alarms = [warning for warning in results.warnings if warning.startswith(f"{model}, ")]
+    verdict = "alarms" if alarms else "no alarm"
     return {"verdict": verdict, "warnings": results.warnings}
 
 
@@ -126,7 +127,7 @@ def card(options: argparse.Namespace, net: torch.nn.Module, content: Mapping[str
         "epochs": content["epoch"],
         "accuracy": accuracy(results, names[0]),
         "detection": detection(read_folders([options.results]), names[0]),
-        "sanity": sanity(results),
+        "sanity": sanity(results, names[0]),
         "evaluation": {"date": environment["date"], "versions": environment["versions"]},
         "probe": probe(net, settings),
     }

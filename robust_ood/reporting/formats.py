@@ -63,10 +63,10 @@ def as_text(table: PlainTable) -> str:
 
 def as_markdown(table: PlainTable) -> str:
     """Return a table as GitHub writes them."""
-    text = [f"**{_markdown(table.title)}**", "", _bars(map(_markdown, table.full_titles()))]
+    text = [f"**{markdown_text(table.title)}**", "", _bars(map(markdown_text, table.full_titles()))]
     text.append(_bars(["---", *["---:"] * (len(table.columns) - 1)]))
     for number, line in enumerate(table.lines):
-        cells = list(map(_markdown, line))
+        cells = list(map(markdown_text, line))
         if number in table.bold:
             cells = [f"**{cell}**" if cell else cell for cell in cells]
         text.append(_bars(cells))
@@ -175,7 +175,8 @@ def _latex(text: str) -> str:
     return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
-def _markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """Return a text in which nothing is Markdown."""
     for letter in "\\`*_{}[]<>|#~":
         text = text.replace(letter, f"\\{letter}")
     return text

@@ -28,6 +28,8 @@ RESULTS = "results.json"
 SCHEMA = 1
 TOLERANCE = 1e-6
 """Of an AUROC that is computed again from the stored scores."""
+SIDES = ("both", "in", "out", "none")
+"""Which side is attacked, in the order of the rows."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,21 @@ class Standing:
     """A row of the leaderboard; AUROC and accuracy in [0, 1].
 
     weights: fingerprint of the network. attacked: "none", "in", "out" or "both". near, far: the
-    lowest AUROC that is known, with its interval, and the clean one. accuracy: under the same norm
+    lowest AUROC that is known, with its interval, and the clean one; near_sets, far_sets: the names
+    of the sets that it is the mean of. form: how images were made, where the evaluation says so:
+    "8 x 8 pixels, grey"; "" for images as they are. accuracy: under the same norm
     and radius, clean where nothing is attacked. certified: what no attack makes worse (far).
-    sanity: what the checks of the evaluation said. attack: what was run. images: the fewest of the
-    in-distribution set and an OOD group.
+    sanity: what the checks of the evaluation said. attack: what was run, steps x restarts. images:
+    the fewest of the in-distribution set and an OOD group.
     """
 
     network: str
     weights: str
     detector: str
     id: str
+    form: str
+    near_sets: tuple[str, ...]
+    far_sets: tuple[str, ...]
     threat: str
     norm: str
     radius: float
@@ -66,7 +73,12 @@ class Standing:
     @property
     def subject(self) -> tuple[object, ...]:
         """What the row is about: a stronger attack on the same replaces it."""
-        return (self.weights, self.detector, self.id, self.norm, self.radius, self.attacked)
+        return (self.weights, self.detector, self.images_of, self.norm, self.radius, self.attacked)
+
+    @property
+    def images_of(self) -> tuple[object, ...]:
+        """Which images the row is about: only rows of the same ones compare."""
+        return (self.id, self.form, self.near_sets, self.far_sets)
 
     @property
     def lowest(self) -> float:
@@ -94,6 +106,9 @@ def seal(folder: Path) -> Path:
 def standings(folders: Sequence[Path], weights: Mapping[str, str] | None = None) -> list[Standing]:
     """Return the rows of folders, re-checked, the strongest attack of each subject, best first.
 
+    Those of the same images are together, then those of a norm and radius; rows with both sides
+    attacked come first, and clean ones last.
+
     Args:
         folders: with a `results.json`, its store and its `hashes.json` each.
         weights: fingerprints of networks that are at hand, such as those of the zoo, by name. A
@@ -109,11 +124,17 @@ def standings(folders: Sequence[Path], weights: Mapping[str, str] | None = None)
             before = kept.get(standing.subject)
             if before is None or replaces(standing, before):
                 kept[standing.subject] = standing
-    threats = {"none": 0, "in": 1, "out": 1, "both": 2}
 
     def position(standing: Standing) -> tuple[Any, ...]:
-        threat = (threats[standing.attacked], standing.norm, standing.radius, standing.attacked)
-        return (*threat, -standing.lowest, standing.network, standing.detector)
+        side = SIDES.index(standing.attacked)
+        threat = (standing.attacked == "none", standing.norm, standing.radius, side)
+        return (
+            standing.images_of,
+            *threat,
+            -standing.lowest,
+            standing.network,
+            standing.detector,
+        )
 
     return sorted(kept.values(), key=position)
 
@@ -237,9 +258,12 @@ def _by_subject(means: Sequence[Row]) -> dict[tuple[object, ...], list[Row]]:
     """Return the means of near and far sets that belong to one row of the leaderboard."""
     lines: dict[tuple[object, ...], list[Row]] = {}
     for row in means:
-        subject = (row.model, row.detector, row.id, row.attack, row.attacked)
-        lines.setdefault(subject, []).append(row)
+        lines.setdefault(_subject(row), []).append(row)
     return lines
+
+
+def _subject(row: Row) -> tuple[str, ...]:
+    return (row.model, row.detector, row.id, row.attack, row.attacked)
 
 
 def _standing(
@@ -252,8 +276,8 @@ def _standing(
     threat = "none"
     attack = "none"
     if first.attacked != "none":
-        threat = f"{radius_text(first.norm, first.radius)}, {_SIDES[first.attacked]}"
-        attack = f"{first.attack}, {first.steps} steps x {first.restarts}"
+        threat = f"{radius_text(first.norm, first.radius)}, {_WORDS[first.attacked]}"
+        attack = f"{first.attack}, {first.steps} x {first.restarts}"
     certified = None
     if far is not None:
         certified = far.lower
@@ -265,6 +289,9 @@ def _standing(
         weights=networks[first.model],
         detector=first.detector,
         id=first.id,
+        form=_form(data),
+        near_sets=_sets(data, near),
+        far_sets=_sets(data, far),
         threat=threat,
         norm=first.norm,
         radius=first.radius,
@@ -285,7 +312,31 @@ def _standing(
     )
 
 
-_SIDES = {"in": "inliers", "out": "outliers", "both": "both sides"}
+_WORDS = {"in": "inliers", "out": "outliers", "both": "both sides"}
+
+
+def _form(data: ReportData) -> str:
+    """Return the size and colours that the evaluation's settings give to its images."""
+    config = data.results.environment.get("config") or {}
+    settings = config.get("data") or {}
+    words = []
+    if settings.get("size") is not None:
+        words.append(f"{settings['size']} x {settings['size']} pixels")
+    if settings.get("channels") == 1:
+        words.append("grey")
+    return ", ".join(words)
+
+
+def _sets(data: ReportData, mean: Row | None) -> tuple[str, ...]:
+    """Return the names of the OOD sets that a mean is of, sorted."""
+    if mean is None:
+        return ()
+    subject = _subject(mean)
+    names = set()
+    for row in data.sets:
+        if row.group == mean.group and _subject(row) == subject:
+            names.add(row.ood)
+    return tuple(sorted(names))
 
 
 def _value(row: Row | None) -> float | None:

@@ -16,9 +16,18 @@ from robust_ood.detectors import build_all as build_detectors
 from robust_ood.errors import UserError
 from robust_ood.evaluation import evaluate
 from robust_ood.models import pretrained, zoo_names
-from robust_ood.reporting.leaderboard import HASHES, Standing, replaces, seal, standings
+from robust_ood.reporting.leaderboard import (
+    HASHES,
+    SIDES,
+    Standing,
+    replaces,
+    seal,
+    standings,
+)
 
 pytest.importorskip("jinja2")
+from robust_ood.reporting.leaderboard_page import tables, write  # needs Jinja2
+
 NETWORK = zoo_names()[0]
 
 
@@ -69,15 +78,21 @@ def test_the_command_writes_a_page_tables_and_json(evaluated, tmp_path, capsys):
     assert cli.main(["leaderboard", str(folder), "--seal", "true", "--output", str(output)]) == 0
     page = (output / "leaderboard.html").read_text()
     assert "http" not in page.replace('http-equiv="Content-Security-Policy"', "")
-    assert page.count('class="sortable"') == 4
+    assert page.count('class="sortable"') == 1
     rows = json.loads((output / "leaderboard.json").read_text())["rows"]
-    assert [row["attacked"] for row in rows] == ["none", "in", "out", "both"]
-    assert rows[-1]["threat"] == "Linf 16/255, both sides"
-    assert rows[-1]["sanity"] == "not checked"
-    assert rows[-1]["far"] <= rows[-1]["clean_far"]
+    assert [row["attacked"] for row in rows] == ["both", "in", "out", "none"]
+    assert rows[0]["threat"] == "Linf 16/255, both sides"
+    assert rows[0]["sanity"] == "not checked"
+    assert rows[0]["far"] <= rows[0]["clean_far"]
+    assert rows[0]["far_sets"] == ["gaussian-noise"]
     table = (output / "leaderboard.md").read_text()
-    assert NETWORK in table
-    assert "**Attacked: Linf 16/255, both sides**" in table
+    assert "**digits: Linf 16/255**" in table
+    line = next(line for line in table.splitlines() if f"| {NETWORK} | msp |" in line)
+    for row in rows:
+        assert f"{row['far']:.3f}" in line
+    low, high = rows[0]["far_interval"]
+    assert f"({low:.3f} to {high:.3f})" in line
+    assert "Far: gaussian-noise. Sanity: not checked. Attack, steps x restarts: pgd" in table
 
 
 def test_a_row_without_hashes_is_refused_in_one_line(evaluated, tmp_path, capsys):
@@ -132,7 +147,7 @@ def test_hashes_that_are_none_are_refused(sent, hashes, words):
 
 
 def test_a_stronger_attack_replaces_a_row(sent):
-    row = standings([sent])[-1]
+    row = standings([sent])[0]
     assert row.attacked == "both"
     assert row.far is not None
     stronger = replace(row, far=row.far - 0.01, far_interval=(0.0, row.far))
@@ -160,3 +175,73 @@ def test_every_file_of_scores_needs_a_hash(sent):
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=f"has no hash of {scores[0]}"):
         standings([sent])
+
+
+@pytest.fixture
+def row(sent) -> Standing:
+    """The row with both sides attacked."""
+    return standings([sent])[0]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"far_sets": ("svhn",)}, {"form": "8 x 8 pixels"}, {"id": "cifar10"}]
+)
+def test_rows_of_other_images_do_not_compare(row, changes):
+    other = replace(row, **changes)
+    assert other.subject != row.subject
+    assert len(tables([row, other])) == 2
+    assert len(tables([row, replace(row, detector="energy")])) == 1
+
+
+def test_the_size_of_images_stands_in_the_row(evaluated, tmp_path):
+    folder = tmp_path / "small"
+    shutil.copytree(evaluated, folder)
+    path = folder / "results.json"
+    content = json.loads(path.read_text())
+    content["environment"]["config"] = {"data": {"size": 8, "channels": 1}}
+    path.write_text(json.dumps(content))
+    seal(folder)
+    assert {row.form for row in standings([folder])} == {"8 x 8 pixels, grey"}
+
+
+def test_a_network_without_an_attack_has_a_table_of_its_own(row):
+    clean = replace(row, weights="other", attacked="none", norm="none", radius=0.0, threat="none")
+    attacked, quiet = tables([row, clean])
+    assert (attacked.caption, quiet.caption) == ("digits: Linf 16/255", "digits: clean")
+    assert attacked.full_titles()[2:4] == ["Far both sides", "Far clean"]
+    assert "Far clean" in quiet.full_titles()
+    assert "Far both sides" not in quiet.full_titles()
+
+
+def many(row: Standing) -> list[Standing]:
+    """Rows of sixteen networks, near and far, each side attacked."""
+    rows = []
+    for side in SIDES:
+        for number in range(16):
+            far = 0.95 - 0.05 * number
+            name = f"a-network-with-a-rather-long-name-{number}"
+            changes = {"network": name, "weights": name, "attacked": side, "far": far}
+            rows.append(replace(row, **changes, near=far / 2, near_interval=(0.0, far)))
+    return rows
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1440, 900)])
+def test_the_page_fits_a_browser_sorts_and_filters(tab, row, tmp_path, width, height):
+    page = write(many(row), tmp_path)[0]
+    tab.open(page, width, height, phone=width < 500)
+    said = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
+    assert [event for event in tab.events if event["method"] in said] == []
+    assert tab.run("document.documentElement.scrollWidth") <= width
+    column = (
+        "[...document.querySelectorAll('tbody tr')].map(row => Number(row.cells[2].dataset.value))"
+    )
+    best_first = tab.run(column)
+    assert best_first == sorted(best_first, reverse=True)
+    tab.run("document.querySelectorAll('thead tr:last-child th button')[2].click()")
+    assert tab.run(column) == sorted(best_first)
+    tab.run(
+        "(() => { const input = document.querySelector('.tools input');"
+        "input.value = 'name-7'; input.dispatchEvent(new Event('input')); })()"
+    )
+    shown = "[...document.querySelectorAll('tbody tr')].filter(row => !row.hidden).length"
+    assert tab.run(shown) == 1
