@@ -43,6 +43,7 @@ STATE = (
     "epoch",
     "global_step",
     "replay",
+    "perturbations",
 )
 SHORT = [
     *(

@@ -1,5 +1,5 @@
-"""Two processes (DDP over gloo) train energy-based and GAN-calibrated classifiers, and continue them
-bit for bit.
+"""Two processes (DDP over gloo) train methods that keep more than weights, and continue them bit for
+bit: chains of samples, several networks, perturbations that are reused.
 
 Run as a script, this file is one of the two processes.
 """
@@ -23,14 +23,19 @@ from robust_ood.callbacks import Checkpoints
 from robust_ood.data import OODData
 from robust_ood.errors import UserError
 from robust_ood.models import ConvNet
-from robust_ood.training import JEM, ConfidenceGAN
+from robust_ood.training import ADV, JEM, ConfidenceGAN
 
-STATES = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "replay")
+STATES = (
+    *("state_dict", "optimizer_states", "lr_schedulers", "global_step"),
+    *("replay", "perturbations"),
+)
+FREE = {"name": "pgd", "radius": "16/255", "steps": 1, "replays": 3}
 METHODS = {
     "JEM": lambda net: JEM(net, steps=2, buffer_size=24, restart_probability=0.3),
     "ConfidenceGAN": lambda net: ConfidenceGAN(net, 1.0, 8, 5, 4),
+    "replays": lambda net: ADV(net, FREE, attack_mode="train"),
 }
-STRATEGIES = {"JEM": "ddp", "ConfidenceGAN": "ddp_find_unused_parameters_true"}
+STRATEGIES = {"JEM": "ddp", "ConfidenceGAN": "ddp_find_unused_parameters_true", "replays": "ddp"}
 
 
 def train(name, arrays, folder, strategy, resume=None):
@@ -130,6 +135,13 @@ def test_the_checkpoint_holds_the_chains_of_both_processes(folder, found):
     assert replay.shape == (24, 3, 8, 8)
     assert torch.equal(replay, torch.cat([half["replay"] for half in found]))
     assert differing(found[0]["replay"], found[1]["replay"])
+
+
+def test_the_checkpoint_holds_the_perturbations_of_both_processes(folder):
+    kept = torch.load(folder / "replays" / "step-2.ckpt", weights_only=True)["perturbations"]
+    first, second = (half["attack inliers"] for half in kept)
+    assert first.shape == second.shape == (8, 3, 8, 8)
+    assert differing(first, second)
 
 
 def test_plain_ddp_is_refused_for_several_networks(found):

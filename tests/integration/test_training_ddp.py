@@ -55,6 +55,11 @@ def pgd(steps, region=None):
     return PGD(region, steps=steps, step_size=region.radius / 4, random_start=False)
 
 
+def replayed(net):
+    attack = {"name": "pgd", "radius": RADIUS, "steps": 1, "replays": 2, "random_start": False}
+    return ALOE(net, attack, attack_mode="train")
+
+
 def spots(search, attack, **weights):
     return lambda net: SafeSpotAware(net, search, attack, **weights)
 
@@ -93,11 +98,14 @@ METHODS = {
     ),
     "ProoD, classifier": lambda net: ProoD(net, discriminator(), part="classifier"),
     "CCU": lambda net: CCU(net, 16, 2, mixture_images=12),
+    "ALOE, replays": replayed,
 }
+# The gradient at images that the first step's has moved, in an epoch of two steps.
+STEPS = {"ALOE, replays": 2}
 
 
 class Still(Callback):
-    """Keeps BatchNorm's running statistics in use, and notes the gradient of the first optimiser
+    """Keeps BatchNorm's running statistics in use, and notes the gradient of the last optimiser
     step.
     """
 
@@ -164,10 +172,11 @@ def gradient(name, folder, devices, size, **options):
     # difference in images.
     still = Still()
     method = draws_by_image(METHODS[name](network()))
+    steps = STEPS.get(name, 1)
     run = trainer(
-        devices, [still], max_steps=1, limit_val_batches=0, precision="64-true", **options
+        devices, [still], max_steps=steps, limit_val_batches=0, precision="64-true", **options
     )
-    run.fit(method, data(folder, size))
+    run.fit(method, data(folder, size // steps))
     return still.gradient
 
 

@@ -35,6 +35,17 @@ def test_run_killed_twice_ends_as_the_run_never_killed(tmp_path):
     assert "2 kills in 1 runs, 0 run(s) that ended differently" in said
 
 
+def test_a_run_killed_among_the_replays_of_a_batch(tmp_path):
+    """Checkpoints every third step, batches trained four times in a row."""
+    attack = "--model.init_args.inlier_attack"
+    said = killed_runs(
+        tmp_path, 1, f"{attack}.steps", "1", f"{attack}.replays", "4", f"{attack}.step_size",
+        "16/255", "--model.init_args.attack_mode", "train", "--no-robust-validation",
+        "--trainer.limit_train_batches", "10",
+    )  # fmt: skip
+    assert "1 kills in 1 runs, 0 run(s) that ended differently" in said
+
+
 @pytest.mark.parametrize("recipe", OF_IMAGES)
 def test_killed_runs_of_methods_that_model_images(tmp_path, recipe):
     config = f"configs/experiments/digits_{recipe}.yaml"

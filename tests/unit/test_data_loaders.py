@@ -40,7 +40,7 @@ def epoch(loader, number):
 
 
 def same(a: Batch, b: Batch):
-    return (a.epoch, a.step) == (b.epoch, b.step) and all(
+    return (a.epoch, a.step, a.replay) == (b.epoch, b.step, b.replay) and all(
         torch.equal(x, y) for x, y in zip(a[:4], b[:4], strict=True)
     )
 
@@ -136,16 +136,17 @@ def test_an_image_set_too_large_for_one_byte_is_shuffled_evenly():
     assert ((counts - 400) ** 2 / 400).sum() < 27.9  # chi-square, 9 degrees of freedom, p = .001
 
 
+@pytest.mark.parametrize("replays", [1, 2, 4])
 @pytest.mark.parametrize("stop", range(1, 7))
-def test_resuming_after_any_batch_equals_never_stopping(stop):
-    whole = [*epoch(loader(), 3), *epoch(loader(), 4)]
-    source = loader()
+def test_resuming_after_any_batch_equals_never_stopping(stop, replays):
+    whole = [*epoch(repeating(replays), 3), *epoch(repeating(replays), 4)]
+    source = repeating(replays)
     source.set_epoch(3)
     running = iter(source)
     before = [next(running) for _ in range(stop)]
     state = source.state_dict()
 
-    resumed = loader()
+    resumed = repeating(replays)
     resumed.load_state_dict(state)
     resumed.set_epoch(3 if stop < 6 else 4)
     after = list(resumed)
@@ -153,6 +154,49 @@ def test_resuming_after_any_batch_equals_never_stopping(stop):
     after += list(resumed) if stop < 6 else []
     assert len(before) + len(after) == len(whole)
     assert all(map(same, [*before, *after], whole))
+
+
+def repeating(replays, **settings):
+    source = loader(**settings)
+    source.replays = replays
+    return source
+
+
+@pytest.mark.parametrize("replays", [2, 3, 4, 9])
+def test_replays_are_batches_in_a_row_and_all_images_have_their_turn(replays):
+    """Of 6 steps an epoch, whatever m; distinct batches are those of the loader without replays."""
+    source = repeating(replays)
+    different = -(-6 // replays)
+    batches = []
+    for number in range(2 * replays):
+        steps = epoch(source, number)
+        assert len(steps) == len(source) == 6
+        for place, batch in enumerate(steps):
+            assert (batch.epoch, batch.step + batch.replay) == (number, place)
+            assert batch.replay == place % replays
+            assert same(batch, steps[batch.step]._replace(replay=batch.replay))
+        batches += [batch for batch in steps if batch.replay == 0]
+    assert len(batches) == 2 * replays * different
+    plain = loader()
+    expected = [batch for number in range(2 * replays) for batch in epoch(plain, number)]
+    for batch, other in zip(batches, expected, strict=False):
+        assert batch.indices.tolist() == other.indices.tolist()
+        assert indices_of(batch.outliers) == indices_of(other.outliers)
+
+
+def test_replays_of_two_ranks_and_of_chosen_outliers():
+    alone = repeating(3, count=64, outliers=24, batch=16, outlier_batch=12)
+    halves = []
+    for rank in (0, 1):
+        half = repeating(3, count=64, outliers=24, outlier_batch=6, rank=rank, world=2)
+        half.choose_outliers = lambda number: torch.arange(20)
+        halves.append(half)
+    chosen = []
+    for whole, first, second in zip(epoch(alone, 1), *(epoch(h, 1) for h in halves), strict=True):
+        assert whole.indices.tolist() == [*first.indices.tolist(), *second.indices.tolist()]
+        chosen.append([*indices_of(first.outliers), *indices_of(second.outliers)])
+    assert chosen[0] == chosen[1] == chosen[2] == list(range(12))
+    assert chosen[3] == [*range(12, 20), *range(4)]
 
 
 def test_without_outliers_their_tensor_is_empty():
