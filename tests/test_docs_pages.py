@@ -157,7 +157,7 @@ def test_code_of_the_readme_runs(workspace, monkeypatch):
 
 
 def test_readme_shows_the_numbers_of_its_run():
-    """Its table and its picture are from the same file, `docs/figures/quickstart.json`."""
+    """Those of its table are kept in `docs/figures/quickstart.json`."""
     run = json.loads((DOCS / "figures" / "quickstart.json").read_text())
     rows = {(row["model"], row["detector"], row["attacked"]): row for row in run["rows"]}
     readme = (ROOT / "README.md").read_text()

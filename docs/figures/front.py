@@ -1,7 +1,6 @@
-"""Draw the front page's picture: AUROC of two networks, clean and attacked, from one quickstart.
+"""Draw the front page's picture: AUROC of the zoo's networks, clean and attacked, from their cards.
 
-python docs/figures/front.py [FOLDER]                  # draw from quickstart.json
-python docs/figures/front.py --results runs/quickstart # first take the numbers of another run
+python docs/figures/front.py [FOLDER]
 """
 
 from __future__ import annotations
@@ -12,51 +11,74 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-NUMBERS = HERE / "quickstart.json"
+ZOO = HERE.parents[1] / "robust_ood" / "zoo"
+DIGITS = "digits-"
 
-THREADS = 1  # of the run whose numbers are kept: OMP_NUM_THREADS=1
+# What a method's training shows the network, from which what survives can be understood. A network
+# of the digits that none of them names must be added here.
+KINDS = {
+    "trained with attacked or bounded outliers": "acet aloe atd atom good halo prood ratio",
+    "trained with outliers, not attacked": "aoe ccu energy-margin gaussian-oe ntom oe",
+    "trained without outliers": "adv gaussian safe-spot-fgsm standard",
+}
+COLOURS = ("#00796b", "#b26a00", "#c62828")
+# Their images have 8 x 8 pixels, so that their numbers do not compare.
+SMALL_IMAGES = "autoencoder confidence-gan flow jem"
 
 # Narrow, with large letters, so that it can be read on a phone.
 WIDTH = 600
-HEIGHT = 444
 MARGIN = 22
-LEFT = 84  # x of AUROC 0
-RIGHT = 518  # x of AUROC 1
-ROW = 36
-TOP = 112  # y of the first network's name
-GAP = 14  # between the two networks
+LEFT = 196  # x of AUROC 0
+RIGHT = 440  # x of AUROC 1
+ATTACKED = 512  # right end of the numbers under attack
+CLEAN = 574
+ROW = 23
+TOP = 122  # y of the first section's title
+GAP = 12  # between sections
 
 INK = "#24292f"
 GREY = "#6e7781"
 PALE = "#d8dee4"
-COLOURS = {"OE": "#c62828", "ALOE": "#00796b"}
-SUBTITLES = {"OE": "trained on clean images", "ALOE": "trained under attack"}
-DETECTORS = {"msp": "MSP", "odin": "ODIN", "pro-msp": "PRO"}
 
 
-def extract(results: dict[str, Any]) -> dict[str, Any]:
-    """Return the rows that the front page shows, with the run they are from."""
-    rows = []
-    for row in results["rows"]:
-        if row["ood"] == "flower-patches":
-            shown = ("model", "detector", "attack", "attacked", "n_id", "n_ood", "auroc", "fpr95")
-            rows.append({name: row[name] for name in shown})
-    environment = results["environment"]
-    provenance = {
-        "command": "make quickstart",
-        "date": environment["date"][:10],
-        "machine": f"{environment['machine']}, {THREADS} thread",
-        "torch": environment["versions"]["torch"],
-    }
-    return {"provenance": provenance, "rows": rows}
+def read_cards() -> dict[str, dict[str, Any]]:
+    """Return the cards of the zoo by the networks' names."""
+    cards = {}
+    for path in sorted(ZOO.glob("*/card.json")):
+        cards[path.parent.name] = json.loads(path.read_text())
+    return cards
 
 
-def auroc(numbers: dict[str, Any], model: str, detector: str, attacked: str) -> float:
-    """Return one number of the run."""
-    for row in numbers["rows"]:
-        if (row["model"], row["detector"], row["attacked"]) == (model, detector, attacked):
+def auroc(card: dict[str, Any], group: str, attacked: str) -> float:
+    """Return an AUROC of a card, that of the network's own score."""
+    for row in card["detection"]:
+        if (row["group"], row["attacked"]) == (group, attacked):
             return float(row["auroc"])
-    raise LookupError(f"no row of {model}, {detector}, attacked: {attacked}")
+    raise LookupError(f"{card['name']} has no AUROC of {group}, attacked: {attacked}")
+
+
+def sections(cards: dict[str, Any]) -> list[tuple[str, str, list[tuple[str, float, float]]]]:
+    """Return title, colour and lines of each section: a name, its attacked and its clean AUROC."""
+    parts = []
+    kind_of = dict.fromkeys(SMALL_IMAGES.split(), "")
+    for kind, names in KINDS.items():
+        kind_of.update(dict.fromkeys(names.split(), kind))
+    for kind, colour in zip(KINDS, COLOURS, strict=True):
+        lines = []
+        for name, card in cards.items():
+            short = name.removeprefix(DIGITS)
+            if name.startswith(DIGITS) and kind_of[short] == kind:
+                lines.append((short, auroc(card, "far", "both"), auroc(card, "far", "none")))
+        parts.append((f"Digits, {kind}", colour, sorted(lines, key=lambda line: -line[1])))
+    lines = []
+    for name, card in cards.items():
+        if not name.startswith(DIGITS):
+            short = name.removeprefix("cifar10-")
+            for group in ("far", "near"):
+                numbers = (auroc(card, group, "both"), auroc(card, group, "none"))
+                lines.append((f"{short}, {group}", *numbers))
+    parts.append(("CIFAR-10, trained with attacked outliers", COLOURS[0], lines))
+    return parts
 
 
 def across(value: float) -> float:
@@ -64,7 +86,7 @@ def across(value: float) -> float:
     return round(LEFT + value * (RIGHT - LEFT), 1)
 
 
-def text(x: float, y: float, words: str, size: int = 18, colour: str = INK, rest: str = "") -> str:
+def text(x: float, y: float, words: str, size: int = 16, colour: str = INK, rest: str = "") -> str:
     """Return words at a point."""
     return f'<text x="{x}" y="{y}" font-size="{size}" fill="{colour}"{rest}>{words}</text>'
 
@@ -77,73 +99,74 @@ def line(x1: float, y1: float, x2: float, y2: float, colour: str, rest: str = ""
 def axis(top: float, bottom: float) -> list[str]:
     """Draw the scale, and the line of a detector that guesses."""
     shapes = []
-    for tick in (0.0, 0.2, 0.8, 1.0):
+    for tick in (0.0, 1.0):
         x = across(tick)
         shapes.append(line(x, top, x, bottom, PALE))
-        shapes.append(text(x, bottom + 20, f"{tick:.1f}", 16, GREY, ' text-anchor="middle"'))
+        shapes.append(text(x, bottom + 20, f"{tick:.0f}", 16, GREY, ' text-anchor="middle"'))
     chance = across(0.5)
     shapes.append(line(chance, top, chance, bottom, INK, ' stroke-dasharray="4 4"'))
     shapes.append(text(chance, bottom + 20, "0.5 = chance", 16, INK, ' text-anchor="middle"'))
-    middle = (LEFT + RIGHT) / 2
-    words = "AUROC, digits against patches of a photograph"
-    shapes.append(text(middle, bottom + 44, words, 16, GREY, ' text-anchor="middle"'))
     return shapes
 
 
 def legend(y: float) -> list[str]:
-    """Name the two kinds of points."""
+    """Name the two kinds of points, and head the columns of numbers."""
+    end = ' text-anchor="end"'
     return [
-        f'<circle cx="{MARGIN + 8}" cy="{y - 5}" r="7" fill="#fff" stroke="{GREY}" '
-        'stroke-width="2.5"/>',
-        text(MARGIN + 24, y, "clean images", 17),
-        f'<circle cx="{MARGIN + 170}" cy="{y - 5}" r="8" fill="{GREY}"/>',
-        text(MARGIN + 186, y, "inliers and outliers attacked, 16/255", 17),
+        f'<circle cx="{MARGIN + 8}" cy="{y - 5}" r="6" fill="{GREY}"/>',
+        text(MARGIN + 22, y, "both sides attacked: 16/255, CIFAR-10 1/255"),
+        f'<circle cx="{MARGIN + 8}" cy="{y + 18}" r="5" fill="#fff" stroke="{GREY}" '
+        'stroke-width="2"/>',
+        text(MARGIN + 22, y + 23, "clean images"),
+        text(ATTACKED, y + 23, "attacked", 15, GREY, end),
+        text(CLEAN, y + 23, "clean", 15, GREY, end),
     ]
 
 
-def comparison(y: float, name: str, clean: float, attacked: float, colour: str) -> list[str]:
-    """Draw one detector: where it was, and where the attack takes it."""
+def comparison(y: float, name: str, attacked: float, clean: float, colour: str) -> list[str]:
+    """Draw one network: where it was, and where the attack takes it."""
     left = across(attacked)
     right = across(clean)
-    bold = ' font-weight="bold" text-anchor="end"'
+    end = ' text-anchor="end"'
     return [
-        text(LEFT - 12, y + 6, name, 18, INK, ' text-anchor="end"'),
+        text(LEFT - 14, y + 5, name, 16, INK, end),
         line(left, y, right, y, colour, ' stroke-width="4" stroke-opacity="0.35"'),
-        f'<circle cx="{right}" cy="{y}" r="7" fill="#fff" stroke="{colour}" stroke-width="2.5"/>',
-        f'<circle cx="{left}" cy="{y}" r="8" fill="{colour}"/>',
-        text(left - 14, y + 6, f"{attacked:.2f}", 18, colour, bold),
-        text(RIGHT + 18, y + 6, f"{clean:.2f}", 18, GREY),
+        f'<circle cx="{right}" cy="{y}" r="5" fill="#fff" stroke="{colour}" stroke-width="2"/>',
+        f'<circle cx="{left}" cy="{y}" r="6" fill="{colour}"/>',
+        text(ATTACKED, y + 5, f"{attacked:.2f}", 16, colour, f' font-weight="bold"{end}'),
+        text(CLEAN, y + 5, f"{clean:.2f}", 16, GREY, end),
     ]
 
 
-def picture(numbers: dict[str, Any]) -> str:
+def picture(cards: dict[str, Any]) -> str:
     """Return the whole drawing."""
-    bottom = TOP + 8 * ROW + GAP - 22
-    shapes = axis(TOP + 16, bottom)
+    shapes = []
     y = float(TOP)
-    for model, colour in COLOURS.items():
-        subtitle = f'<tspan font-weight="normal" fill="{GREY}">, {SUBTITLES[model]}</tspan>'
-        shapes.append(text(MARGIN, y + 6, model + subtitle, 18, colour, ' font-weight="bold"'))
+    for title, colour, lines in sections(cards):
+        rest = ' font-weight="bold" paint-order="stroke" stroke="#fff" stroke-width="6"'
+        shapes.append(text(MARGIN, y + 5, title, 16, colour, rest))  # in front of the scale
         y += ROW
-        for detector, name in DETECTORS.items():
-            clean = auroc(numbers, model, detector, "none")
-            attacked = auroc(numbers, model, detector, "both")
-            shapes += comparison(y, name, clean, attacked, colour)
+        for name, attacked, clean in lines:
+            shapes += comparison(y, name, attacked, clean, colour)
             y += ROW
         y += GAP
-    title = "One attack, two networks, three detectors"
-    provenance = numbers["provenance"]
-    source = "{command}, {date}, {machine}, torch {torch}".format(**provenance)
+    bottom = y - GAP - ROW / 2 + 4
+    height = round(bottom + 60)
+    middle = MARGIN + (CLEAN - MARGIN) / 2
+    words = "AUROC through each network's own score; digits against far sets"
+    title = "What an attack leaves of the networks that ship"
     return (
         "\n".join(
             [
-                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
                 f'width="{WIDTH}" role="img" font-family="Helvetica, Arial, sans-serif">',
                 f"<title>{title}</title>",
-                f"<desc>{source}</desc>",
-                f'<rect width="{WIDTH}" height="{HEIGHT}" rx="6" fill="#fff"/>',
+                "<desc>robust-ood zoo list; PGD, 20 steps, 2 restarts</desc>",
+                f'<rect width="{WIDTH}" height="{height}" rx="6" fill="#fff"/>',
                 text(MARGIN, 38, title, 20, INK, ' font-weight="bold"'),
-                *legend(74),
+                *legend(68),
+                *axis(TOP + 14, bottom),
+                text(middle, bottom + 44, words, 15, GREY, ' text-anchor="middle"'),
                 *shapes,
                 "</svg>",
             ]
@@ -152,17 +175,6 @@ def picture(numbers: dict[str, Any]) -> str:
     )
 
 
-def main(arguments: list[str]) -> None:
-    """Take a run's numbers if asked to, and draw."""
-    folder = HERE
-    if arguments[:1] == ["--results"]:
-        results = json.loads((Path(arguments[1]) / "results.json").read_text())
-        NUMBERS.write_text(json.dumps(extract(results), indent=1) + "\n")
-    elif arguments:
-        folder = Path(arguments[0])
-    numbers = json.loads(NUMBERS.read_text())
-    (folder / "front.svg").write_text(picture(numbers))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE
+    (folder / "front.svg").write_text(picture(read_cards()))
