@@ -36,7 +36,8 @@ class Replays(Callback):
     another size, begins as `random_start` says (there, at the images).
 
     The loader repeats the batches (`TrainingLoader.replays`). An epoch has as many steps as ever,
-    and m epochs go through the images once.
+    and m epochs go through the images once. Where m does not divide an epoch's steps, its last
+    batch is trained less often.
 
     The loss is a mean of weighted terms, so only the sign or the direction of its gradient is used.
     Gradients that are not finite move nothing.
@@ -122,6 +123,11 @@ class Replays(Callback):
             raise UserError(
                 "replays: batches are repeated by robust_ood.data.TrainingLoader, as OODData has "
                 f"it, and this run reads a {type(loader).__name__}"
+            )
+        if len(loader) < self.count:
+            raise UserError(
+                f"replays: {self.count} are more than the {len(loader)} steps of an epoch, at "
+                "whose end batches change; give fewer, or a smaller data.batch_size"
             )
         loader.replays = self.count
 

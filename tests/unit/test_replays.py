@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -374,6 +375,12 @@ def test_a_loader_that_does_not_repeat_is_refused(make_net, arrays):
         trainer.fit(free(ADV)(make_net()), DataLoader([1, 2]))
 
 
+def test_more_replays_than_an_epoch_has_steps_are_refused(make_net, arrays, tmp_path):
+    method = free(ADV, {**FREE, "replays": 8})(make_net())
+    with pytest.raises(UserError, match=r"replays: 8 are more than the 7 steps of an epoch"):
+        fit(method, arrays, tmp_path)
+
+
 # Resuming
 # ---------------------------------------------------------------------------------------------
 
@@ -402,6 +409,14 @@ def test_resuming_within_the_replays_is_exact(make_net, arrays, tmp_path, precis
         for purpose, value in kept.items():
             assert value.abs().max() > 0
             assert torch.equal(value, again["perturbations"][0][purpose])
+
+
+def test_a_process_that_the_run_did_not_have_begins_anew(make_net):
+    replays = free(ADV)(make_net()).replays
+    checkpoint = {"perturbations": [{"attack": torch.ones(1)}, {"attack": torch.zeros(1)}]}
+    for rank, count in ((1, 1), (2, 0)):
+        replays.on_load_checkpoint(SimpleNamespace(global_rank=rank), None, checkpoint)
+        assert len(replays.perturbations) == count
 
 
 def test_another_run_begins_anew(make_net, arrays, tmp_path):
