@@ -148,22 +148,25 @@ def findings(found: Areas, nets: list[str], names: list[str]) -> list[str]:
     return [*lines, ""]
 
 
-INTRODUCTION = f"""{{limit}} CIFAR-10 test images against {{half}} each of CIFAR-100 (near) and SVHN
+INTRODUCTION = """{limit} CIFAR-10 test images against {half} each of CIFAR-100 (near) and SVHN
 (far). Both sides are attacked through the detector: outliers to look like inliers, and inliers like
 outliers. AUROC after the attack.
-
-- *Linf 1/255* is PGD with {STEPS} steps, the reference. *8 bits*: it chooses among images that a
-  file of 8 bits can hold (`quantise`).
-- *L2 0.5*: PGD with {STEPS} steps. *L1 12*: Auto-PGD with {LONGER} steps. Both radii are usual for
-  images of 32 x 32 in [0, 1]. The sum of 12 over all pixels is that of AutoAttack in L1, an eighth
-  of the sum of 8/255 over all pixels.
-- *patch*: the pixels of one square are free, at a random place of each image, {LONGER} steps.
-- *universal*: one perturbation for all inliers and one for all outliers, found in
-  {UNIVERSAL_STEPS} steps on {FITTING} training images of CIFAR-10 and {FITTING} outliers of
-  TinyImageNet.
-- *transferred*: PGD with {STEPS} steps through the same detector on the other network. It never
-  sees the network that is scored.
 """
+EXPLAINED = {
+    REFERENCE: f"PGD with {STEPS} steps, the reference.",
+    "L2 0.5": f"PGD with {STEPS} steps; a usual radius for images of 32 x 32 in [0, 1].",
+    "L1 12": f"Auto-PGD with {LONGER} steps. 12 is AutoAttack's radius in L1, a sum over all pixels: "
+    "an eighth of the sum of 8/255, or twelve values moved from 0 to 1.",
+    "patch, 6 x 6 px": "the pixels of one square are free, at a random place of each image; PGD "
+    f"with {LONGER} steps.",
+    ROUNDED: f"PGD with {STEPS} steps chooses among images that a file of 8 bits can hold "
+    "(`quantise`).",
+    UNIVERSAL: "one perturbation for all inliers and one for all outliers, found in "
+    f"{UNIVERSAL_STEPS} steps on {FITTING} training images of CIFAR-10 and {FITTING} outliers of "
+    "TinyImageNet.",
+    TRANSFER: f"PGD with {STEPS} steps through the same detector on the other network; it never "
+    "sees the network that is scored.",
+}
 
 
 def measured(options: Any, nets: list[str]) -> Areas:
@@ -202,7 +205,9 @@ def main() -> None:
         raise SystemExit("--checkpoint: expected one network besides --weights, to transfer from")
     found = measured(options, nets)
     text = INTRODUCTION.format(limit=options.limit, half=options.limit // len(OOD))
-    lines = [*text.splitlines(), "", *findings(found, nets, options.only)]
+    lines = [*text.splitlines(), ""]
+    lines += [f"- *{mode}*: {EXPLAINED[mode]}" for mode in done(found)[1:]]
+    lines += ["", *findings(found, nets, options.only)]
     header = ["attack", *(f"{name}, {kind}" for name in options.only for kind in OOD)]
     for net in nets:
         lines += [f"## {net}", "", *table(header, rows_of(found, net, options.only))]
