@@ -56,6 +56,7 @@ class Measurement:
     def __init__(self, options: Any) -> None:
         self.nets = networks(options)
         self.detectors: dict[str, dict[str, Detector]] = {}
+        self.universals: dict[tuple[str, str], Universal] = {}  # by network and detector
         sets = Sets(options.root, options.limit, options.fit)
         for name, net in self.nets.items():
             self.detectors[name] = fitted(options.only, net, sets)
@@ -94,8 +95,10 @@ class Measurement:
 
     def universal(self, net: str, name: str) -> Universal:
         """Return the perturbations for a detector, found on images that are not scored."""
-        attack = Universal(Linf(8 / 255), steps=UNIVERSAL_STEPS, images=FITTING)
-        return attack.fit(self.detectors[net][name], *self.fitting)
+        if (net, name) not in self.universals:
+            attack = Universal(Linf(8 / 255), steps=UNIVERSAL_STEPS, images=FITTING)
+            self.universals[net, name] = attack.fit(self.detectors[net][name], *self.fitting)
+        return self.universals[net, name]
 
 
 Areas = dict[tuple[str, str, str], dict[str, float]]
@@ -155,7 +158,7 @@ outliers. AUROC after the attack.
 EXPLAINED = {
     REFERENCE: f"PGD with {STEPS} steps, the reference.",
     "L2 0.5": f"PGD with {STEPS} steps; a usual radius for images of 32 x 32 in [0, 1].",
-    "L1 12": f"Auto-PGD with {LONGER} steps. 12 is AutoAttack's radius in L1, a sum over all pixels: "
+    "L1 12": f"Auto-PGD with {LONGER} steps. 12 is AutoAttack's radius in L1, a sum over pixels: "
     "an eighth of the sum of 8/255, or twelve values moved from 0 to 1.",
     "patch, 6 x 6 px": "the pixels of one square are free, at a random place of each image; PGD "
     f"with {LONGER} steps.",
