@@ -31,6 +31,9 @@ DISAGREEMENTS = {
     "gram": "OpenOOD has one range a class and sums over channels, the authors' code deviations of "
     "each row; the authors' is the default, `definition: openood` the other.",
     "gradnorm": "OpenOOD sums over classes, here it is their mean: the same order.",
+    "grad-uncertainty": "pytorch-ood's gradient vanishes for probabilities below 1e-12, where "
+    "torch cuts that of the binary cross-entropy off: with it, the AUROC below would be .692; here "
+    "the loss is in logarithms.",
     "odin": "where a gradient is 0, public codes step up; `reference: true` does so, too.",
     "she": "a class of which no image is rightly predicted is NaN in OpenOOD and refused by "
     "pytorch-ood; here it has the mean of all its images.",

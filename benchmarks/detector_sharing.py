@@ -40,7 +40,7 @@ GROUPS = {
     "sums and histograms": ("msp-t", "kl-matching", "dice", "line", "nac", "weiper",
                             "openmax"),
     "streamed quantiles": ("react", "vra", "optfs"),
-    "banks of features": ("knn", "nnguide", "relation"),
+    "banks of features": ("knn", "nnguide", "relation", "combood"),
     "feature maps": ("gram", "mahalanobis-layers"),
 }  # fmt: skip
 BANK = 10_000  # features of each bank, whatever the number of images

@@ -294,9 +294,15 @@ def gradnorm(train, test):
 
 
 def grad_uncertainty(train, test):
+    """One backward pass an image, of the cross-entropy with a label of ones in logarithms."""
     head = nn.Linear(train.weight.shape[1], len(train.weight)).double()
     head.load_state_dict({"weight": train.weight, "bias": train.bias})
-    return -pood.GradUncertainty(head).predict(test.features)
+    scores = []
+    for feature in test.features:
+        loss = -head(feature).log_softmax(0).sum()
+        gradients = torch.autograd.grad(loss, list(head.parameters()))
+        scores.append(sum(gradient.square().sum() for gradient in gradients))
+    return torch.stack(scores)
 
 
 # Signs of gradients, and bins of histograms: in float32, those of the smallest entries, and of values
@@ -1036,6 +1042,17 @@ def test_settings_that_follow_other_codes(problem):
         openood.append(torch.autograd.grad(loss, weight)[0].abs().sum())
     assert difference(summed[:20], torch.stack(openood)) < 1e-4
     assert difference(by_label, gram(train, test, classes=train.labels)) < 1e-4
+
+
+def test_grad_uncertainty_is_pytorch_oods_where_no_probability_is_tiny(problem):
+    train, test = problem
+    theirs = pood.GradUncertainty(test.net.head.double()).predict(test.features)
+    test.net.head.float()
+    ours = grad_uncertainty(train, test)
+    # Below it, torch's binary cross-entropy cuts gradients off.
+    ordinary = test.logits.softmax(1).amin(1) > 1e-12
+    assert ordinary.sum() > 100
+    assert difference(ours[ordinary], -theirs.detach()[ordinary]) < 1e-6
 
 
 def test_openmax_is_pytorch_oods_up_to_the_precision_of_its_search(problem):
