@@ -117,7 +117,7 @@ def card(options: argparse.Namespace, net: torch.nn.Module, content: Mapping[str
         "name": options.name,
         "method": content["method"],
         "data": {key: settings[key] for key in SETS if settings.get(key) is not None},
-        "recipe": recipe,
+        "recipe": " ".join(recipe.split()),
         "minutes": minutes,
         "machine": options.machine or machine(),
         "seed": content["config"]["seed_everything"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
 ZOO = HERE.parents[1] / "robust_ood" / "zoo"
@@ -57,8 +57,23 @@ def auroc(card: dict[str, Any], group: str, attacked: str) -> float:
     raise LookupError(f"{card['name']} has no AUROC of {group}, attacked: {attacked}")
 
 
-def sections(cards: dict[str, Any]) -> list[tuple[str, str, list[tuple[str, float, float]]]]:
-    """Return title, colour and lines of each section: a name, its attacked and its clean AUROC."""
+class Line(NamedTuple):
+    """A network against a group of sets: its AUROC, and whether a sanity check raised an alarm."""
+
+    name: str
+    attacked: float
+    clean: float
+    alarm: bool
+
+
+def read_line(card: dict[str, Any], name: str, group: str) -> Line:
+    """Return what a card says of a group of sets."""
+    alarm = card["sanity"]["verdict"] != "no alarm"
+    return Line(name, auroc(card, group, "both"), auroc(card, group, "none"), alarm)
+
+
+def sections(cards: dict[str, Any]) -> list[tuple[str, str, list[Line]]]:
+    """Return title, colour and lines of each section."""
     parts = []
     kind_of = dict.fromkeys(SMALL_IMAGES.split(), "")
     for kind, names in KINDS.items():
@@ -68,15 +83,14 @@ def sections(cards: dict[str, Any]) -> list[tuple[str, str, list[tuple[str, floa
         for name, card in cards.items():
             short = name.removeprefix(DIGITS)
             if name.startswith(DIGITS) and kind_of[short] == kind:
-                lines.append((short, auroc(card, "far", "both"), auroc(card, "far", "none")))
-        parts.append((f"Digits, {kind}", colour, sorted(lines, key=lambda line: -line[1])))
+                lines.append(read_line(card, short, "far"))
+        parts.append((f"Digits, {kind}", colour, sorted(lines, key=lambda line: -line.attacked)))
     lines = []
     for name, card in cards.items():
         if not name.startswith(DIGITS):
             short = name.removeprefix("cifar10-")
             for group in ("far", "near"):
-                numbers = (auroc(card, group, "both"), auroc(card, group, "none"))
-                lines.append((f"{short}, {group}", *numbers))
+                lines.append(read_line(card, f"{short}, {group}", group))
     parts.append(("CIFAR-10, trained with attacked outliers", COLOURS[0], lines))
     return parts
 
@@ -123,19 +137,23 @@ def legend(y: float) -> list[str]:
     ]
 
 
-def comparison(y: float, name: str, attacked: float, clean: float, colour: str) -> list[str]:
+def comparison(y: float, network: Line, colour: str) -> list[str]:
     """Draw one network: where it was, and where the attack takes it."""
-    left = across(attacked)
-    right = across(clean)
+    left = across(network.attacked)
+    right = across(network.clean)
     end = ' text-anchor="end"'
-    return [
-        text(LEFT - 14, y + 5, name, 16, INK, end),
+    bold = f' font-weight="bold"{end}'
+    shapes = [
+        text(LEFT - 14, y + 5, network.name, 16, INK, end),
         line(left, y, right, y, colour, ' stroke-width="4" stroke-opacity="0.35"'),
         f'<circle cx="{right}" cy="{y}" r="5" fill="#fff" stroke="{colour}" stroke-width="2"/>',
         f'<circle cx="{left}" cy="{y}" r="6" fill="{colour}"/>',
-        text(ATTACKED, y + 5, f"{attacked:.2f}", 16, colour, f' font-weight="bold"{end}'),
-        text(CLEAN, y + 5, f"{clean:.2f}", 16, GREY, end),
+        text(ATTACKED, y + 5, f"{network.attacked:.2f}", 16, colour, bold),
+        text(CLEAN, y + 5, f"{network.clean:.2f}", 16, GREY, end),
     ]
+    if network.alarm:
+        shapes.append(text(ATTACKED + 3, y + 5, "*", 16, colour))
+    return shapes
 
 
 def picture(cards: dict[str, Any]) -> str:
@@ -146,14 +164,15 @@ def picture(cards: dict[str, Any]) -> str:
         rest = ' font-weight="bold" paint-order="stroke" stroke="#fff" stroke-width="6"'
         shapes.append(text(MARGIN, y + 5, title, 16, colour, rest))  # in front of the scale
         y += ROW
-        for name, attacked, clean in lines:
-            shapes += comparison(y, name, attacked, clean, colour)
+        for network in lines:
+            shapes += comparison(y, network, colour)
             y += ROW
         y += GAP
     bottom = y - GAP - ROW / 2 + 4
-    height = round(bottom + 60)
+    height = round(bottom + 82)
     middle = MARGIN + (CLEAN - MARGIN) / 2
     words = "AUROC through each network's own score; digits against far sets"
+    alarm = "* a sanity check raises an alarm: a better attack may leave less"
     title = "What an attack leaves of the networks that ship"
     return (
         "\n".join(
@@ -167,6 +186,7 @@ def picture(cards: dict[str, Any]) -> str:
                 *legend(68),
                 *axis(TOP + 14, bottom),
                 text(middle, bottom + 44, words, 15, GREY, ' text-anchor="middle"'),
+                text(middle, bottom + 66, alarm, 15, GREY, ' text-anchor="middle"'),
                 *shapes,
                 "</svg>",
             ]
