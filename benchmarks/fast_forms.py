@@ -2,16 +2,18 @@
 
     python benchmarks/fast_forms.py --folder runs/fast_forms
 
-Runs `configs/studies/fast_forms.yaml` once for each number of minutes and writes a page with the
-frontier. What is trained or evaluated is kept in `--folder`; the same command continues.
+Runs `configs/studies/fast_forms_16.yaml` and `fast_forms_32.yaml` once for each number of minutes
+and writes a page with the frontiers. What is trained or evaluated is kept in `--folder`; the same
+command continues.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from page import ROOT, table, write_page
@@ -24,11 +26,29 @@ from robust_ood.reporting.numbers import rate
 from robust_ood.reporting.recipes import choose_folders, read_recipes
 from robust_ood.reporting.reference import Standing, against_reference
 
-STUDY = ROOT / "configs/studies/fast_forms.yaml"
+STUDIES = ROOT / "configs/studies"
 LEVEL = 0.95
 
 Standings = dict[tuple[str, float], dict[str, Standing]]
 """By group of OOD sets and minutes, each method's."""
+
+
+@dataclass
+class Frontier:
+    """What was measured at one radius.
+
+    lengths: steps of each method, by minutes.
+    """
+
+    radius: int
+    study: Study
+    standings: Standings = field(default_factory=dict)
+    lengths: dict[float, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups of OOD sets."""
+        return list(dict.fromkeys(group for group, _ in self.standings))
 
 
 def main() -> int:
@@ -38,31 +58,41 @@ def main() -> int:
     parser.add_argument(
         "--folder", type=Path, required=True, help="of all runs; the same command continues"
     )
-    parser.add_argument("--minutes", type=float, nargs="+", default=[0.1, 0.2, 0.4, 0.8])
+    parser.add_argument("--radii", type=int, nargs="+", default=[16, 32], help="times 255")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[0.1, 0.2, 0.4])
     parser.add_argument("--output", type=Path, default=Path("docs/results/fast_forms.md"))
     options = parser.parse_args()
-    standings: Standings = {}
-    lengths = {}
-    study = read_study(STUDY)
-    for minutes in options.minutes:
-        folder = options.folder / f"{minutes:g}"
-        code = robust_ood(["study", str(_written(minutes, options.folder)), "--report", "false",
-                           "--output", str(folder)])  # fmt: skip
-        if code:
-            return code
-        lengths[minutes] = dict(_lengths(folder, study, minutes))
-        for group, methods in _standings(folder, study).items():
-            standings[group, minutes] = methods
+    frontiers = []
+    for radius in options.radii:
+        path = STUDIES / f"fast_forms_{radius}.yaml"
+        frontier = Frontier(radius, read_study(path))
+        for minutes in options.minutes:
+            code = _measure(frontier, path, minutes, options.folder / str(radius))
+            if code:
+                return code
+        frontiers.append(frontier)
     picture = options.output.with_suffix(".svg")
-    _draw(list(study.methods), standings, options.minutes, picture)
-    write_page(options.output, "Cheaper attacks in training", _lines(study, standings, lengths,
-                                                                     picture.name))  # fmt: skip
+    _draw(frontiers, options.minutes, picture)
+    write_page(options.output, "Cheaper attacks in training", _lines(frontiers, picture.name))
     return 0
 
 
-def _written(minutes: float, folder: Path) -> Path:
+def _measure(frontier: Frontier, path: Path, minutes: float, folder: Path) -> int:
+    """Run a study under one budget, note what came out, and return the exit code."""
+    runs = folder / f"{minutes:g}"
+    code = robust_ood(["study", str(_written(path, minutes, folder)), "--report", "false",
+                       "--output", str(runs)])  # fmt: skip
+    if code:
+        return code
+    frontier.lengths[minutes] = dict(_lengths(runs, frontier.study, minutes))
+    for group, methods in _standings(runs, frontier.study).items():
+        frontier.standings[group, minutes] = methods
+    return 0
+
+
+def _written(study: Path, minutes: float, folder: Path) -> Path:
     """Write the study with another budget; return its file."""
-    settings = yaml.safe_load(STUDY.read_text())
+    settings = yaml.safe_load(study.read_text())
     settings["budget"]["minutes"] = minutes
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{minutes:g}.yaml"
@@ -90,31 +120,37 @@ def _standings(folder: Path, study: Study) -> dict[str, dict[str, Standing]]:
     return standings
 
 
-def _lines(
-    study: Study, standings: Standings, lengths: dict[float, dict[str, str]], picture: str
-) -> Iterator[str]:
-    seeds = len(study.seeds)
+def _lines(frontiers: list[Frontier], picture: str) -> Iterator[str]:
+    study = frontiers[0].study
+    radii = " and ".join(f"{frontier.radius}/255" for frontier in frontiers)
     yield (
-        f"AUROC of MSP at Linf 32/255 with both sides attacked, mean and deviation of {seeds} "
-        f"seeds, against the seconds of one core that a network was trained for. {study.reference} "
-        "is the reference; bold is better than it, and an asterisk worse, with Holm's correction "
-        "within a column."
+        f"AUROC of MSP at Linf {radii} with both sides attacked, mean and deviation of "
+        f"{len(study.seeds)} seeds, against the seconds of one core that a network was trained "
+        f"for. {study.reference} is the reference; bold is better than it, and an asterisk worse, "
+        "with Holm's correction within a column. OE is what each of the others begins with."
     )
     yield ""
     yield f"![Attacked AUROC against training seconds]({picture})"
     yield ""
-    header = ["attack in training", *(f"{60 * minutes:g} s" for minutes in lengths)]
-    for group in dict.fromkeys(group for group, _ in standings):
-        yield f"## {group.capitalize()} OOD"
+    for frontier in frontiers:
+        yield from _tables(frontier)
+
+
+def _tables(frontier: Frontier) -> Iterator[str]:
+    budgets = list(frontier.lengths)
+    header = ["attack in training", *(f"{60 * minutes:g} s" for minutes in budgets)]
+    names = list(frontier.study.methods)
+    for group in frontier.groups:
+        yield f"## {group.capitalize()} OOD, {frontier.radius}/255"
         yield ""
         rows = []
-        for name in study.methods:
-            cells = [_cell(standings[group, minutes][name]) for minutes in lengths]
+        for name in names:
+            cells = [_cell(frontier.standings[group, minutes][name]) for minutes in budgets]
             rows.append([name, *cells])
         yield from table(header, rows)
-    yield "## Steps"
+    yield f"## Steps, {frontier.radius}/255"
     yield ""
-    rows = [[name, *(lengths[minutes][name] for minutes in lengths)] for name in study.methods]
+    rows = [[name, *(frontier.lengths[minutes][name] for minutes in budgets)] for name in names]
     yield from table(header, rows)
 
 
@@ -125,33 +161,32 @@ def _cell(standing: Standing) -> str:
     return marks.get(standing.verdict, text)
 
 
-def _draw(names: list[str], standings: Standings, minutes: list[float], path: Path) -> None:
-    # Standings are ranked, each group in its own order; the look is of the method.
-    groups = list(dict.fromkeys(group for group, _ in standings))
-    seconds = [60 * number for number in minutes]
+def _draw(frontiers: list[Frontier], minutes: list[float], path: Path) -> None:
     with style():
-        drawing, axes = panels(1, len(groups), height=3.0)
-        for axis, group in zip(axes[0], groups, strict=True):
-            for index, name in enumerate(names):
-                rows = [standings[group, number][name] for number in minutes]
-                axis.errorbar(
-                    seconds,
-                    [row.mean for row in rows],
-                    [row.deviation or 0 for row in rows],
-                    label=name,
-                    capsize=2,
-                    **look(index),
-                )
-            axis.set_title(f"{group} OOD")
-            axis.set_xscale("log", base=2)
-            axis.set_xticks(seconds, [f"{number:g}" for number in seconds])
-            axis.set_xlabel("seconds of training on one core")
-            axis.set_ylabel("AUROC, both sides attacked")
-            axis.set_ylim(0, 1)
-            gridlines(axis)
+        drawing, axes = panels(len(frontiers), len(frontiers[0].groups), height=3.0)
+        for row, frontier in zip(axes, frontiers, strict=True):
+            for axis, group in zip(row, frontier.groups, strict=True):
+                _draw_group(axis, frontier, group, minutes)
         legend(drawing, axes[0, 0], columns=4)
         path.parent.mkdir(parents=True, exist_ok=True)
         drawing.savefig(path, format="svg", metadata={"Date": None})
+
+
+def _draw_group(axis: Any, frontier: Frontier, group: str, minutes: list[float]) -> None:
+    seconds = [60 * number for number in minutes]
+    # Standings are ranked, each group in its own order; the look is of the method.
+    for index, name in enumerate(frontier.study.methods):
+        rows = [frontier.standings[group, number][name] for number in minutes]
+        means = [row.mean for row in rows]
+        deviations = [row.deviation or 0 for row in rows]
+        axis.errorbar(seconds, means, deviations, label=name, capsize=2, **look(index))
+    axis.set_title(f"{group} OOD, {frontier.radius}/255")
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(seconds, [f"{number:g}" for number in seconds])
+    axis.set_xlabel("seconds of training on one core")
+    axis.set_ylabel("AUROC, both sides attacked")
+    axis.set_ylim(0, 1)
+    gridlines(axis)
 
 
 if __name__ == "__main__":
