@@ -490,7 +490,7 @@ def ross_msp(train, test):
     threshold = torch.quantile(noisy(train.images).sort(0).values[12], 0.05)
     scores = noisy(test.images)
     median = scores.sort(0).values[12]
-    spread = (scores - median).abs().mean(0)
+    spread = (scores - median).abs().mean(0).clamp(min=1e-12)  # saturated ones do not vary
     above = (median - threshold).clamp(min=0)
     return median.minimum(threshold) + above * (1 + 0.05 / spread)
 
