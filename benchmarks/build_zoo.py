@@ -87,6 +87,15 @@ def probe(net: torch.nn.Module, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**chosen, "outputs": [[round(value, 6) for value in row] for row in outputs.tolist()]}
 
 
+def data_of(settings: Mapping[str, Any], run: Path) -> dict[str, Any]:
+    """Return the sets of a run; outliers only where it had a loss of them."""
+    sets = {key: settings[key] for key in SETS if settings.get(key) is not None}
+    titles = (run / "metrics.csv").read_text().splitlines()[0]
+    if "outlier_loss" not in titles:
+        sets.pop("outliers", None)
+    return sets
+
+
 def text_of(run: Path, name: str) -> str | None:
     """Return the only line of a run's file, such as its command; None where there is none."""
     path = run / name
@@ -116,7 +125,7 @@ def card(options: argparse.Namespace, net: torch.nn.Module, content: Mapping[str
         "schema": zoo.SCHEMA,
         "name": options.name,
         "method": content["method"],
-        "data": {key: settings[key] for key in SETS if settings.get(key) is not None},
+        "data": data_of(settings, options.run),
         "recipe": " ".join(recipe.split()),
         "minutes": minutes,
         "machine": options.machine or machine(),

@@ -96,7 +96,7 @@ def probe_outputs(net: torch.nn.Module, probe: Mapping[str, Any]) -> torch.Tenso
     images = load_set(probe["set"], ".", size=probe["size"], channels=probe["channels"])
     batch = to_float(images.read(torch.arange(probe["n"])))  # (N, C, H, W)
     outputs: torch.Tensor = net(batch)
-    return outputs.flatten(1)[:, :10].float()
+    return outputs.reshape(len(outputs), -1)[:, :10].float()  # a flow gives one value an image
 
 
 def _line(card: Mapping[str, Any]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,11 @@ from robust_ood.models import (
 from robust_ood.models.description import describe
 
 NAMES = zoo_names()
+ROOT = Path(__file__).parents[2]
 MEGABYTES = 40
+WITHOUT_OUTLIERS = (
+    "ADV", "AutoEncoder", "ConfidenceGAN", "Flow", "GaussianNoise", "JEM", "SafeSpotAware", "Standard",
+)  # fmt: skip
 ONE = NAMES[0]
 
 
@@ -56,9 +62,43 @@ def test_a_network_is_what_its_card_says(name):
     assert card["name"] == name
     assert card["recipe"].startswith("python train.py fit ")
     assert {"none", "both"} <= {row["attacked"] for row in card["detection"]}
+    assert ("outliers" in card["data"]) == (card["method"] not in WITHOUT_OUTLIERS or "-oe" in name)
+    alarms = [text for text in card["sanity"]["warnings"] if text.startswith(f"{name}, ")]
+    assert card["sanity"]["verdict"] == ("alarms" if alarms else "no alarm")
     assert all(
         row["interval"][0] <= row["auroc"] <= row["interval"][1] for row in card["detection"]
     )
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("digits-")])
+def test_the_digits_networks_are_measured_alike(name):
+    """So that their rows compare."""
+    rows = {row["attacked"]: row for row in read_card(name)["detection"]}
+    assert sorted(rows) == ["both", "in", "none", "out"]
+    assert {row["group"] for row in rows.values()} == {"far"}
+    assert {row["n_id"] for row in rows.values()} == {449}
+    for attacked in ("both", "in", "out"):
+        row = rows[attacked]
+        attack = (row["attack"], row["norm"], row["radius"], row["steps"], row["restarts"])
+        assert attack == ("pgd-16/255", "Linf", pytest.approx(16 / 255), 20, 2)
+        assert rows["both"]["auroc"] <= row["auroc"] <= rows["none"]["auroc"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_names_configs_and_networks_that_are_there(name):
+    words = shlex.split(read_card(name)["recipe"])
+    configs = [path for option, path in pairwise(words) if option == "-c"]
+    assert configs
+    assert [path for path in configs if not (ROOT / path).is_file()] == []
+    starts = [path for option, path in pairwise(words) if option == "--init_from"]
+    assert all(start.removeprefix("zoo:") in {*NAMES, "WEIGHTS"} for start in starts)
+
+
+def test_each_method_with_a_recipe_of_the_digits_is_in_the_zoo():
+    for path in (ROOT / "configs" / "experiments").glob("digits_*.yaml"):
+        name = path.stem.replace("_", "-")
+        if "-vit" not in name:  # the same methods on another network
+            assert name in NAMES, f"train {path.name} and add it with benchmarks/build_zoo.py"
 
 
 @pytest.mark.parametrize("name", NAMES)
