@@ -79,8 +79,11 @@ class Stopwatch(Callback):
         self._last = _now()
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Write the file."""
+        """Count what came after the last step."""
         self._lap()
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Write the file, also where a resumed run had no step left to train."""
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         measured = {

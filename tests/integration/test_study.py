@@ -60,6 +60,14 @@ def written(folder: Path, study) -> str:
     return str(path)
 
 
+def check_a_run_without_its_stopwatch(command, path):
+    """A run that was stopped after its last step has its checkpoint, and nothing left to train."""
+    seconds = json.loads(path.read_text())["wall"]["seconds"]
+    path.unlink()
+    assert cli.study(command) == 0
+    assert json.loads(path.read_text())["wall"]["seconds"] == pytest.approx(seconds, abs=0.5)
+
+
 def test_a_killed_study_goes_on_to_its_comparison(tmp_path, capfd):
     output = tmp_path / "study"
     command = [written(tmp_path, SMALL), "--output", str(output), "--report", "false"]
@@ -85,10 +93,12 @@ def test_a_killed_study_goes_on_to_its_comparison(tmp_path, capfd):
         for seed in (0, 1):
             watch = json.loads((output / method / f"seed-{seed}" / "stopwatch.json").read_text())
             assert watch["steps"] == steps
-            assert watch["wall"]["seconds"] >= watch["wall"]["step"] > 0
+            assert watch["wall"]["seconds"] > 0
+            assert watch["wall"]["seconds"] >= watch["wall"]["step"]
     text = (output / "comparison.md").read_text()
     assert "both sides attacked" in text
     assert "minus ALOE" in text
+    check_a_run_without_its_stopwatch(command, output / "ALOE" / "seed-0" / "stopwatch.json")
     # Other settings would mix networks of two studies.
     other = written(tmp_path, changed(budget={"steps": 9}))
     assert cli.study([other, "--output", str(output)]) == 2

@@ -188,6 +188,7 @@ def test_every_setting_of_every_detector_is_checked(name, make_net):
         "neglabel": {"words": words_of(net), "groups": 1},
         "mahalanobis-layers": {"layers": "conv"},
         "gram": {"layers": "conv"},
+        "combood": {"layers": "conv"},
         "rankfeat": {"layers": "conv"},
     }
     given = needed.get(name, {})
