@@ -156,6 +156,16 @@ def comparison(y: float, network: Line, colour: str) -> list[str]:
     return shapes
 
 
+def provenance(cards: dict[str, Any]) -> str:
+    """Return what measured the numbers, where and when."""
+    machines = sorted({card["machine"] for card in cards.values()})
+    dates = sorted(card["evaluation"]["date"][:10] for card in cards.values())
+    return (
+        f"python docs/figures/front.py, from the zoo's cards; PGD, 20 steps, 2 restarts; evaluated "
+        f"{dates[0]} to {dates[-1]}; trained on {' and '.join(machines)}"
+    )
+
+
 def picture(cards: dict[str, Any]) -> str:
     """Return the whole drawing."""
     shapes = []
@@ -171,7 +181,7 @@ def picture(cards: dict[str, Any]) -> str:
     bottom = y - GAP - ROW / 2 + 4
     height = round(bottom + 82)
     middle = MARGIN + (CLEAN - MARGIN) / 2
-    words = "AUROC through each network's own score; digits against far sets"
+    words = "AUROC through each network's own score; digits: 32 px, far sets"
     alarm = "* a sanity check raises an alarm: a better attack may leave less"
     title = "What an attack leaves of the networks that ship"
     return (
@@ -180,7 +190,7 @@ def picture(cards: dict[str, Any]) -> str:
                 f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
                 f'width="{WIDTH}" role="img" font-family="Helvetica, Arial, sans-serif">',
                 f"<title>{title}</title>",
-                "<desc>robust-ood zoo list; PGD, 20 steps, 2 restarts</desc>",
+                f"<desc>{provenance(cards)}</desc>",
                 f'<rect width="{WIDTH}" height="{height}" rx="6" fill="#fff"/>',
                 text(MARGIN, 38, title, 20, INK, ' font-weight="bold"'),
                 *legend(68),

@@ -117,6 +117,7 @@ class ATD(Method):
         self.register_buffer("feature_means", like.new_zeros(classes, width))
         self.register_buffer("feature_factor", like.new_zeros(width, width))
         self.register_buffer("fitted", torch.tensor(False))
+        self._ready = False
 
     @property
     def discriminated(self) -> Discriminated:
@@ -156,7 +157,9 @@ class ATD(Method):
 
     def fakes(self, labels: Tensor, generators: Generators) -> Tensor:
         """Return an unlikely feature `(N, D)` of each class `(N,)`."""
-        if not bool(self.fitted):
+        if not self._ready:
+            self._ready = bool(self.fitted)  # once: each step would wait for the device
+        if not self._ready:
             raise UserError("fake_weight: call fit_features(images, labels) before training")
         means = self.feature_means[labels]  # (N, D)
         draws = _normal((self.candidates, means.shape[1]), generators, means)

@@ -117,7 +117,7 @@ class Replays(Callback):
         self.perturbations = {}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Have the loader repeat its batches, also where a run goes on within an epoch."""
+        """Have the loader repeat its batches, before a resumed run reads the rest of its epoch."""
         loader = trainer.train_dataloader
         if not isinstance(loader, TrainingLoader):
             raise UserError(
@@ -132,7 +132,7 @@ class Replays(Callback):
         loader.replays = self.count
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Do the same for a loader made anew; callbacks may have turned accumulation on."""
+        """Check again: Lightning may have a new loader, and a callback may accumulate gradients."""
         self.on_train_start(trainer, module)
         _refuse_accumulation(trainer)
 
@@ -159,7 +159,7 @@ class Replays(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Go on with this process's perturbations; one that the run did not have begins anew."""
+        """Restore this process's perturbations; a process without any starts from none."""
         gathered = checkpoint.get(_KEY, [])
         rank = trainer.global_rank
         self.perturbations = dict(gathered[rank]) if rank < len(gathered) else {}

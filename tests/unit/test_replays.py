@@ -253,7 +253,7 @@ def test_a_step_costs_one_pass(make_net, arrays, tmp_path):
 
 
 def test_the_loader_repeats_and_an_attack_of_its_own_goes_on(make_net, arrays, tmp_path):
-    """Only one side has replays: the other is attacked anew each time."""
+    """Only one side has replays; the other side's attack starts again at each step."""
     seen = Seen()
     attacks = {"inlier_attack": FREE, "outlier_attack": PLAIN}
     method = ALOE(make_net(), attack_mode="train", optimization=SGD, **attacks)
@@ -280,7 +280,7 @@ def test_gradients_that_are_not_finite_move_nothing(make_net, make_images):
     assert moved[:2].abs().max() == 0
     torch.testing.assert_close(moved[2:], (images[2:] + RADIUS).clamp(0, 1) - images[2:])
     other = method.replays.attacked(attack, images[:3], "attack", draws)
-    assert torch.equal(other.detach(), images[:3])  # of another size: begun anew
+    assert torch.equal(other.detach(), images[:3])  # a batch of another size starts at its images
 
 
 def test_a_random_start_is_that_of_the_first_batch(make_net, make_images):
