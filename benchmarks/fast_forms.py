@@ -21,6 +21,7 @@ from page import ROOT, table, write_page
 from robust_ood.cli import main as robust_ood
 from robust_ood.cli.study_file import Study, read_study
 from robust_ood.cli.study_runs import StudyFolder
+from robust_ood.evaluation import Results
 from robust_ood.reporting.figures.canvas import gridlines, legend, look, panels, style
 from robust_ood.reporting.numbers import rate
 from robust_ood.reporting.recipes import choose_folders, read_recipes
@@ -37,13 +38,15 @@ Standings = dict[tuple[str, float], dict[str, Standing]]
 class Frontier:
     """What was measured at one radius.
 
-    lengths: steps of each method, by minutes.
+    lengths: steps of each method, by minutes. accuracies: the smallest clean one of its networks;
+    one that only guesses has an AUROC of about .5, whatever the attack.
     """
 
     radius: int
     study: Study
     standings: Standings = field(default_factory=dict)
     lengths: dict[float, dict[str, str]] = field(default_factory=dict)
+    accuracies: dict[float, dict[str, float]] = field(default_factory=dict)
 
     @property
     def groups(self) -> list[str]:
@@ -85,6 +88,9 @@ def _measure(frontier: Frontier, path: Path, minutes: float, folder: Path) -> in
     if code:
         return code
     frontier.lengths[minutes] = dict(_lengths(runs, frontier.study, minutes))
+    frontier.accuracies[minutes] = {
+        name: _smallest_accuracy(runs / name / "results") for name in frontier.study.methods
+    }
     for group, methods in _standings(runs, frontier.study).items():
         frontier.standings[group, minutes] = methods
     return 0
@@ -111,6 +117,12 @@ def _lengths(folder: Path, study: Study, minutes: float) -> Iterator[tuple[str, 
         yield name, f"{warm}{length.steps:,}"
 
 
+def _smallest_accuracy(folder: Path) -> float:
+    """Return the smallest clean accuracy of a method's networks."""
+    rows = Results.read(folder).classification
+    return min(row.accuracy for row in rows if row.attack == "none")
+
+
 def _standings(folder: Path, study: Study) -> dict[str, dict[str, Standing]]:
     results = [folder / name / "results" for name in study.methods]
     data = read_recipes(choose_folders(results, {}))
@@ -127,7 +139,9 @@ def _lines(frontiers: list[Frontier], picture: str) -> Iterator[str]:
         f"AUROC of MSP at Linf {radii} with both sides attacked, mean and deviation of "
         f"{len(study.seeds)} seeds, against the seconds of one core that a network was trained "
         f"for. {study.reference} is the reference; bold is better than it, and an asterisk worse, "
-        "with Holm's correction within a column. OE is what each of the others begins with."
+        "with Holm's correction within a column. OE is what each of the others begins with. A "
+        "network that only guesses, as its accuracy shows, has an AUROC of about .5 whatever the "
+        "attack."
     )
     yield ""
     yield f"![Attacked AUROC against training seconds]({picture})"
@@ -148,6 +162,12 @@ def _tables(frontier: Frontier) -> Iterator[str]:
             cells = [_cell(frontier.standings[group, minutes][name]) for minutes in budgets]
             rows.append([name, *cells])
         yield from table(header, rows)
+    yield f"## Smallest clean accuracy of the seeds, {frontier.radius}/255"
+    yield ""
+    rows = []
+    for name in names:
+        rows.append([name, *(rate(frontier.accuracies[minutes][name]) for minutes in budgets)])
+    yield from table(header, rows)
     yield f"## Steps, {frontier.radius}/255"
     yield ""
     rows = [[name, *(frontier.lengths[minutes][name] for minutes in budgets)] for name in names]
